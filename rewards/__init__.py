@@ -1,0 +1,73 @@
+"""Reward functions by name. A reward is a file of this package and a line of ``REWARDS``; see README.md."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+
+REWARDS: dict[str, str] = {
+    "math_correctness": "rewards.math:math_correctness",
+    "think_format": "rewards.format:think_format",
+}
+"""Name of a reward -> where it lives, as ``module:attribute``. A module is imported when its reward is asked for."""
+
+
+def get_reward(name: str, **kwargs: Any) -> Callable:
+    """The reward behind a name of ``REWARDS`` or a ``pkg.mod:attr`` path.
+
+    Without ``kwargs`` the object itself: a function, or a class as it is. With ``kwargs`` a class is instantiated with
+    them and any other callable is bound to them with ``functools.partial``.
+
+    Raises:
+        ValueError: nothing callable by that name; the message has the nearest name and all names.
+        ImportError: the module exists and one of its own imports does not.
+    """
+    reward = _resolve(REWARDS.get(name, name) if isinstance(name, str) else "", name)
+    if not kwargs:
+        return reward
+    return reward(**kwargs) if isinstance(reward, type) else partial(reward, **kwargs)
+
+
+def _resolve(path: str, name: Any) -> Callable:
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise _unknown(name, "it is neither a registered name nor a 'pkg.mod:attr' path")
+    try:
+        reward = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A dependency that is missing inside an existing module is another problem, with its own message.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise _unknown(name, f"there is no module {error.name!r}") from error
+    for part in attribute.split("."):
+        if not hasattr(reward, part):
+            raise _unknown(name, f"{module_name!r} has no attribute {attribute!r}", dir(reward))
+        reward = getattr(reward, part)
+    if not callable(reward):
+        raise _unknown(name, f"it is a {type(reward).__name__}, which cannot be called")
+    return reward
+
+
+def _unknown(name: Any, reason: str, nearby: list[str] | None = None) -> ValueError:
+    """The error for a name that leads nowhere; ``nearby`` are attribute names of the module that was found."""
+    text = str(name)
+    nearest = difflib.get_close_matches(text, REWARDS, n=1, cutoff=0.5)
+    if not nearest and nearby:
+        module_name, _, attribute = text.partition(":")
+        nearest = [f"{module_name}:{near}" for near in difflib.get_close_matches(attribute, nearby, n=1)]
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return ValueError(f"unknown reward {name!r}: {reason}.{hint} Registered names: {', '.join(sorted(REWARDS))}.")
+
+
+def __getattr__(name: str) -> Callable:
+    if name in REWARDS:
+        return get_reward(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *REWARDS})

@@ -1,0 +1,117 @@
+"""The process that compares expressions with math-verify. Run by path; imports nothing of this package.
+
+Requests and replies are JSON lines: after ``{"ready": true}`` or ``{"error": text}``, each request
+``{"gold": latex, "prediction": latex, "seconds": bound}`` is answered by ``{"gold": bool}`` (can it be parsed) and,
+if it can, ``{"equal": bool}``. The process ends when its input closes, and when a request outlives its bound.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from functools import lru_cache
+
+
+MEMORY = 2 * 1024**3
+"""Address space in bytes that comparisons may use on top of what the imports take."""
+
+GRACE = 1.0
+"""Seconds past its bound after which a comparison ends the process. Normally the parent has ended it by then."""
+
+
+def main() -> int:
+    """Serves requests until the input closes; exit status 1 where math-verify does not work."""
+    send = _take_over_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may want to finish its step.
+    logging.disable(logging.CRITICAL)
+    try:
+        parse, verify = _load()
+        _limit_memory()
+    except BaseException as error:
+        send({"error": f"{type(error).__name__}: {error}"})
+        return 1
+    send({"ready": True})
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        _set_alarm(request["seconds"] + GRACE)
+        _answer(request, parse, verify, send)
+        _set_alarm(0.0)
+    return 0
+
+
+def _take_over_stdout():
+    """A function that writes a JSON line to the real stdout; whatever libraries print goes nowhere."""
+    channel = os.fdopen(os.dup(1), "wb", buffering=0)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    return lambda message: channel.write(json.dumps(message).encode() + b"\n")
+
+
+def _load():
+    """``parse(expression) -> list`` and ``verify(gold, prediction) -> bool``, warmed up: the first parse is slow."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    config = (LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False),)
+
+    def parse_expression(expression: str) -> list:
+        # The boxed form is read whole; anything less would let math-verify search the text for some number.
+        return parse(f"\\boxed{{{expression}}}", config, parsing_timeout=None)
+
+    def verify_parsed(gold: list, prediction: list) -> bool:
+        return bool(verify(gold, prediction, timeout_seconds=None))
+
+    if not verify_parsed(parse_expression("x^2+2x+1"), parse_expression("(x+1)^2")):
+        raise RuntimeError("math-verify does not find that x^2+2x+1 equals (x+1)^2")
+    return lru_cache(maxsize=64)(parse_expression), verify_parsed
+
+
+def _answer(request: dict, parse, verify, send) -> None:
+    gold = _guarded(parse, request["gold"]) or []
+    # A parse that fails leaves only the text, and equality of texts is no proof that the gold is mathematics.
+    known = any(not isinstance(item, str) for item in gold)
+    send({"gold": known})
+    if known:
+        prediction = _guarded(parse, request["prediction"]) if request["prediction"] else None
+        send({"equal": bool(prediction and _guarded(verify, gold, prediction))})
+
+
+def _guarded(function, *arguments):
+    """The result, or None for any error: running out of stack or memory says that there is no answer."""
+    try:
+        return function(*arguments)
+    except Exception:
+        return None
+
+
+def _limit_memory() -> None:
+    """Bounds the address space, where the system can: Linux has both the count and the limit."""
+    try:
+        import resource
+
+        with open("/proc/self/statm") as statm:
+            used = int(statm.read().split()[0]) * resource.getpagesize()
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        bound = used + MEMORY if hard == resource.RLIM_INFINITY else min(used + MEMORY, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    except (ImportError, OSError, ValueError):
+        return
+
+
+def _set_alarm(seconds: float) -> None:
+    """The kernel ends the process after that time; 0 calls it off.
+
+    The default action needs no Python code to run, so it works inside a big-integer operation that holds the
+    interpreter, and after the parent is gone.
+    """
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

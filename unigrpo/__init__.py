@@ -1,0 +1,27 @@
+"""Reinforcement-learning post-training for multimodal masked-diffusion language models.
+
+UniGRPO here is MMaDA's (arXiv 2505.15809), not the algorithm of the same name in arXiv 2603.23500.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "UniGRPOConfig": "unigrpo.config",
+    "UniGRPOTrainer": "unigrpo.trainer",
+    "load_policy": "unigrpo.generation",
+}
+
+__all__ = ["UniGRPOConfig", "UniGRPOTrainer", "__version__", "load_policy"]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded on first use, so that ``import unigrpo`` stays instant."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'unigrpo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -1,0 +1,82 @@
+"""Group-relative advantages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+EPSILON = 1e-4
+"""Added to every standard deviation, as in TRL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advantages:
+    """Result of ``group_advantages``, all ``[B]``.
+
+    Attributes:
+        values: advantage; 0 for a row without a reward.
+        rewards: weighted sum of the rewards that applied, NaN where none did.
+        group_std: std of ``rewards`` in the row's group, Bessel-corrected; 0 where fewer than two rows were scored.
+        equal: True in groups whose scored rewards are all equal: they say nothing about the policy.
+    """
+
+    values: Tensor
+    rewards: Tensor
+    group_std: Tensor
+    equal: Tensor
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """NaN-aware mean and Bessel std over the last dimension, kept; std 0 with fewer than two values."""
+    count = (~values.isnan()).sum(dim=-1, keepdim=True)
+    mean = values.nanmean(dim=-1, keepdim=True)
+    variance = ((values - mean) ** 2).nansum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)
+    return mean, torch.where(count > 1, variance, 0.0).sqrt()
+
+
+def group_advantages(
+    rewards_per_func: Float[Tensor, "B F"],
+    weights: Float[Tensor, " F"],
+    num_generations: int,
+    scale_rewards: str = "group",
+    aggregation: str = "sum_then_normalize",
+) -> Advantages:
+    """A = (r - group mean) / (std + 1e-4), UniGRPO Eq. 15 (arXiv 2505.15809).
+
+    Args:
+        rewards_per_func: raw rewards, NaN = the reward does not apply to the row. Rows of a group are adjacent.
+        weights: one a reward.
+        num_generations: G, rows in a group.
+        scale_rewards: std of the ``"group"``, of the ``"batch"``, or ``"none"``.
+        aggregation: ``"sum_then_normalize"``, or ``"normalize_then_sum"``: each reward is normalised in its group, the
+            weighted sum is whitened over the batch.
+    """
+    applies = ~rewards_per_func.isnan()
+    weighted = rewards_per_func * weights
+    rewards = torch.where(applies.any(dim=1), weighted.nansum(dim=1), torch.nan)
+    groups = rewards.view(-1, num_generations)
+    mean, std = _moments(groups)
+    if aggregation == "normalize_then_sum":
+        per_func = rewards_per_func.T.reshape(-1, len(groups), num_generations)
+        func_mean, func_std = _moments(per_func)
+        normalised = ((per_func - func_mean) / (func_std + EPSILON)).reshape(len(weights), -1).T
+        total = torch.where(applies.any(dim=1), (normalised * weights).nansum(dim=1), torch.nan)
+        batch_mean, batch_std = _moments(total)
+        values = (total - batch_mean) / (batch_std + EPSILON)
+    else:
+        values = groups - mean
+        if scale_rewards == "group":
+            values = values / (std + EPSILON)
+        elif scale_rewards == "batch":
+            values = values / (_moments(rewards)[1] + EPSILON)
+    spread = groups.nan_to_num(-torch.inf).amax(dim=1) - groups.nan_to_num(torch.inf).amin(dim=1)
+    return Advantages(
+        values=values.reshape(-1).nan_to_num(0.0),
+        rewards=rewards,
+        group_std=std.expand_as(groups).reshape(-1),
+        equal=(spread <= 0).repeat_interleave(num_generations),
+    )

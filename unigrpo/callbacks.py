@@ -1,0 +1,87 @@
+"""What a person watches while a run goes on: the progress bar, the metrics file, the completions table."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import ProgressCallback, TrainerCallback
+
+
+BAR = {
+    "reward": "reward",
+    "kl": "kl",
+    "clip": "clip_ratio/region_mean",
+    "tok/s": "tokens_per_second",
+    "rollout_s": "time/rollout",
+    "reward_s": "time/reward",
+    "update_s": "time/update",
+}
+"""What the bar shows, and the metric it comes from."""
+
+
+class UniGRPOProgress(ProgressCallback):
+    """The training bar with reward, KL, clip fraction, tokens/s and the seconds spent in each stage since the last log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        shown = {label: f"{logs[name]:.3g}" for label, name in BAR.items() if name in logs}
+        if shown:
+            self.training_bar.set_postfix(shown)
+        held_out = {name: round(value, 4) for name, value in logs.items() if name.startswith("eval_reward")}
+        if held_out:
+            self.training_bar.write(f"step {state.global_step}: {held_out}")
+
+    def on_rollout(self, done: int, total: int) -> None:
+        """Progress inside a rollout, which at 8B takes most of a step."""
+        if self.training_bar is not None:
+            self.training_bar.set_description_str("" if done == total else f"rollout {done}/{total}")
+
+
+class JsonLines(TrainerCallback):
+    """Every log as one line of JSON, with the step, in ``path``; lines after a resumed step are dropped first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines() if state.global_step and self.path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            record = {"step": state.global_step, **{name: _finite(value) for name, value in logs.items()}}
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show_completions(table: dict[str, list], step: int, limit: int | None) -> None:
+    """A rich table of sampled answers on standard output; long texts are cut."""
+    rows = len(table["prompt"]) if limit is None else min(limit, len(table["prompt"]))
+    view = Table(title=f"Completions at step {step}", show_lines=True)
+    for name in table:
+        view.add_column(name)
+    for index in range(rows):
+        view.add_row(*(Text(_cell(column[index])) for column in table.values()))
+    Console().print(view)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= 400 else text[:400] + " …"

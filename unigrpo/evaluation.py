@@ -1,0 +1,85 @@
+"""Held-out generation, and accuracy with an interval."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from .algorithms import build_sampler
+from .experience import Pipeline, Sample, sample_answers
+from .metrics import Metrics, completion_metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """A mean of 0/1 outcomes with its 95 % percentile-bootstrap interval over ``count`` problems."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] on {self.count}"
+
+
+def bootstrap(outcomes: list[bool] | list[float], draws: int = 2000, seed: int = 0) -> Accuracy:
+    """Mean and 95 % percentile-bootstrap interval of per-problem outcomes."""
+    if not len(outcomes):
+        raise ValueError("no outcomes to average: the evaluation set is empty")
+    values = np.asarray(outcomes, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(values), size=(draws, len(values)))
+    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+    return Accuracy(mean=float(values.mean()), low=float(low), high=float(high), count=len(values))
+
+
+def integer_match(completion: str, solution: str | int) -> bool:
+    """Does the last integer after ``</think>`` equal the last integer of the solution? Shares no code with rewards."""
+    answer = str(completion).rpartition("</think>")[2]
+    found, wanted = (re.findall(r"-?\d+", text.replace(",", "")) for text in (answer, str(solution)))
+    return bool(found and wanted) and int(found[-1][:40]) == int(wanted[-1][:40])
+
+
+def eval_pipeline(pipe: Pipeline) -> Pipeline:
+    """The pipeline with held-out sampling: ``eval_temperature`` instead of the rollouts'."""
+    temperature = pipe.args.eval_temperature
+    algorithms = {
+        task: replace(algorithm, sampler=build_sampler(algorithm.settings, temperature=temperature))
+        for task, algorithm in pipe.algorithms.items()
+    }
+    return replace(pipe, algorithms=algorithms)
+
+
+def held_out_answers(
+    pipe: Pipeline, rows: list[dict[str, Any]], generations: int, batch_size: int, on_batch: Callable | None = None
+) -> list[Sample]:
+    """``generations`` answers to each row, in order. Streams depend on the run's seed and the row, not on the step."""
+    pipe = eval_pipeline(pipe)
+    repeated = [(number, row) for number, row in enumerate(rows) for _ in range(generations)]
+    samples = []
+    for start in range(0, len(repeated), batch_size):
+        batch = repeated[start : start + batch_size]
+        indices = list(range(start, start + len(batch)))
+        samples += sample_answers(pipe, [row for _, row in batch], 0, indices=indices, stream="eval")
+        if on_batch is not None:
+            on_batch(len(samples), len(repeated))
+    return samples
+
+
+def reward_summary(pipe: Pipeline, samples: list[Sample], prefix: str) -> dict[str, float]:
+    """``<prefix>_reward``, ``<prefix>_rewards/<name>/mean`` and completion lengths of held-out answers."""
+    metrics = Metrics()
+    scores = pipe.rewards.score([sample.answer for sample in samples], pipe.trainer_state)
+    for name, column in zip(pipe.rewards.names, scores.T, strict=True):
+        if not bool(column.isnan().all()):
+            metrics.add(f"rewards/{name}/mean", column.nanmean())
+    applies = ~scores.isnan()
+    weighted = (scores * torch.tensor(pipe.rewards.weights)).nansum(dim=1)
+    metrics.add("reward", weighted[applies.any(dim=1)].mean())
+    completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
+    return {f"{prefix}_{name}": value for name, value in metrics.flush().items()}

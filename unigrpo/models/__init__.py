@@ -1,0 +1,71 @@
+"""Model families. ``POLICIES`` is the one place to add a new one; names are the ``model_type`` of their config."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from transformers import AutoConfig, AutoModel
+
+from .base import DiffusionPolicy
+from .door import MaskedDiffusionMixin, MaskedDiffusionOutput
+from .llada import LLaDAConfig, LLaDAForMaskedDiffusion
+from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+
+
+POLICIES: dict[str, str] = {
+    "mmada": "unigrpo.models.mmada:MMaDAPolicy",
+    "llada": "unigrpo.models.llada.policy:LLaDAPolicy",
+}
+
+for _config, _model in ((LLaDAConfig, LLaDAForMaskedDiffusion), (MMaDAConfig, MMaDAForMaskedDiffusion)):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+
+
+def resolve_policy(name: str) -> type[DiffusionPolicy]:
+    """The policy class of a name in ``POLICIES`` or an import path ``pkg.mod:attr``.
+
+    Raises:
+        ValueError: the name is unknown, or the path does not import.
+    """
+    path = POLICIES.get(name, name)
+    if ":" not in path:
+        raise ValueError(f"policy={name!r} is unknown: choose one of {sorted(POLICIES)} or give 'pkg.mod:attr'")
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"policy={name!r} cannot be imported: {error}") from error
+
+
+def policy_class_of(model: Any, name: str | None = None) -> type[DiffusionPolicy]:
+    """``name`` if given, else the ``policy_class`` of the model's class, else the entry of its ``model_type``."""
+    if name is not None:
+        return resolve_policy(name)
+    own = getattr(model, "policy_class", None)
+    if own is not None:
+        return own
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in POLICIES:
+        raise ValueError(
+            f"no policy is known for {type(model).__name__} (model_type={model_type!r}): choose one of "
+            f"{sorted(POLICIES)}, or set `policy` to 'pkg.mod:attr'"
+        )
+    return resolve_policy(model_type)
+
+
+__all__ = [
+    "POLICIES",
+    "DiffusionPolicy",
+    "LLaDAConfig",
+    "LLaDAForMaskedDiffusion",
+    "MMaDAConfig",
+    "MMaDAForMaskedDiffusion",
+    "MMaDAPolicy",
+    "MMaDAProcessor",
+    "MaskedDiffusionMixin",
+    "MaskedDiffusionOutput",
+    "policy_class_of",
+    "resolve_policy",
+]

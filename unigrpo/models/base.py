@@ -1,0 +1,116 @@
+"""What a model family must say about itself to be sampled from, scored and trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..types import Canvas, TokenSpace
+
+
+class DiffusionPolicy(ABC):
+    """A family's description of itself. Stateless; it never owns the module.
+
+    Attributes:
+        model_class: the ``PreTrainedModel`` whose ``forward`` is the one door (see ``models/door.py``).
+        processor_class: tokenizer or processor class with ``from_pretrained``.
+        mask_token_id: the id that stands for "not written yet"; None for families without one.
+        pad_token_id: id of padding, and of the tail after a stop token.
+        stop_token_ids: ids that end an answer; empty where an answer always fills its canvas.
+        logit_shift: 1 when the logits at position i predict token i + 1, else 0.
+        linear_head: True when guidance may be combined before the head.
+        processor: the tokenizer or processor of this instance, saved with checkpoints.
+        attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.
+    """
+
+    model_class: ClassVar[Any] = None
+    processor_class: ClassVar[Any] = None
+    processor: Any
+    mask_token_id: int | None
+    pad_token_id: int
+    stop_token_ids: tuple[int, ...] = ()
+    logit_shift: int = 0
+    linear_head: bool = False
+    attends_padding: bool = False
+
+    @classmethod
+    def load_model(cls, path: str, **kwargs: Any):
+        """The module from a hub id or a path; ``kwargs`` go to ``from_pretrained``."""
+        return cls.model_class.from_pretrained(path, **kwargs)
+
+    @classmethod
+    def from_model(cls, model, processing_class=None) -> DiffusionPolicy:
+        """The policy of a loaded module; without a processor, the one saved beside the weights is used."""
+        if processing_class is None:
+            if not model.config.name_or_path:
+                raise ValueError("processing_class=None needs a model loaded from a path or id; pass the processor")
+            processing_class = cls.processor_class.from_pretrained(model.config.name_or_path)
+        return cls(model.config, processing_class)
+
+    @abstractmethod
+    def token_space(self, task: str) -> TokenSpace:
+        """What ``task`` may write."""
+
+    @abstractmethod
+    def encode(self, rows: list[dict[str, Any]], task: str = "text", **lengths: Any) -> Canvas:
+        """Dataset rows of one task as a canvas; ``lengths`` as in ``MMaDAPolicy.encode``."""
+
+    @abstractmethod
+    def decode(self, canvas: Canvas, completion_mask: Tensor) -> list[Any]:
+        """One completion a row from a filled canvas; ``completion_mask [B, L]`` marks the tokens that count."""
+
+    def guidance_canvas(self, canvas: Canvas) -> Canvas:
+        """The unconditional twin: every prompt token hidden, as in the public text sampler."""
+        prompt = canvas.attention_mask & ~canvas.fill_mask
+        return replace(canvas, ids=canvas.ids.masked_fill(prompt, self.mask_token_id))
+
+    def inputs(self, canvas: Canvas, hidden: Tensor | None = None, noisy_ids: Tensor | None = None) -> dict[str, Any]:
+        """Arguments of ``model.forward`` for a canvas, with ``hidden [B, L]`` positions corrupted.
+
+        ``noisy_ids [B, L]``, where given, is the corrupted canvas itself (families without a mask id).
+        """
+        ids = canvas.ids
+        if noisy_ids is not None:
+            ids = noisy_ids
+        elif hidden is not None:
+            ids = ids.masked_fill(hidden, self.mask_token_id)
+        inputs = {"input_ids": ids, "attention_mask": canvas.attention_mask, **canvas.extra}
+        if canvas.position_ids is not None:
+            inputs["position_ids"] = canvas.position_ids
+        return inputs
+
+    def rows(self, mask: Tensor) -> Tensor:
+        """The output rows ``[B, L]`` bool whose logits predict the tokens marked by ``mask [B, L]``."""
+        if not self.logit_shift:
+            return mask
+        if bool(mask[:, : self.logit_shift].any()):
+            raise ValueError("the first position of a row cannot be predicted by a model with shifted logits")
+        return torch.nn.functional.pad(mask[:, self.logit_shift :], (0, self.logit_shift))
+
+
+def fit_prompt(tokens: list[int], limit: int, truncation: str, prompt: Any) -> list[int]:
+    """``tokens`` if they fit, else an error or their last ``limit`` ids.
+
+    Raises:
+        ValueError: too long with ``truncation="error"``.
+    """
+    if len(tokens) <= limit:
+        return tokens
+    if truncation == "left":
+        return tokens[-limit:]
+    raise ValueError(
+        f"prompt of {len(tokens)} tokens is longer than the {limit} that fit: {str(prompt)[:80]!r}. Raise "
+        "max_prompt_length, lower max_completion_length, or set prompt_truncation='left'"
+    )
+
+
+def left_pad(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and bool mask ``[B, longest]``, padding on the left."""
+    length = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], dtype=torch.int64)
+    mask = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
+    return ids, mask

@@ -1,0 +1,208 @@
+"""The LLaDA backbone, shared by MMaDA: a bidirectional Llama-style transformer that predicts masked tokens.
+
+Module names are the published checkpoint's key names (``model.transformer.blocks.N.q_proj`` ...), so weights and
+adapters need no renaming. LLaDA: arXiv 2502.09992. MMaDA: arXiv 2505.15809.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel, initialization
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ...types import TokenSpace
+from ..door import MaskedDiffusionOutput, combine_guidance
+from ..head import VocabularyHead
+from .configuration import LLaDAConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: statistics in fp32, cast back first, weight applied after, as the checkpoints expect."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = hidden.float()
+            values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * values.to(hidden.dtype)
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin ``[..., 1, L, head_dim]`` fp32 of rotate-half RoPE for ``positions [..., L]``."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = positions.float()[..., None] * (1.0 / theta**exponents)
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-3)
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate ``[B, heads, L, head_dim]`` in fp32 and cast back."""
+    with torch.autocast(states.device.type, enabled=False):
+        values = states.float()
+        first, second = values.chunk(2, dim=-1)
+        return (values * cos + torch.cat([-second, first], dim=-1) * sin).to(states.dtype)
+
+
+class LLaDABlock(GradientCheckpointingLayer):
+    """Pre-norm attention and gated MLP. Attention is bidirectional, always."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        size, head_dim = config.d_model, config.d_model // config.n_heads
+        self.head_dim, self.grouped = head_dim, config.n_kv_heads != config.n_heads
+        self.attn_norm = RMSNorm(size, config.rms_norm_eps)
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, config.n_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(size, config.n_kv_heads * head_dim, bias=False)
+        self.attn_out = nn.Linear(size, size, bias=False)
+        self.ff_norm = RMSNorm(size, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(size, config.mlp_hidden_size, bias=False)
+        self.up_proj = nn.Linear(size, config.mlp_hidden_size, bias=False)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, size, bias=False)
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
+        """``hidden [B, L, d]``; ``key_mask [B, 1, 1, L]`` bool, True = attended, or None."""
+        normed = self.attn_norm(hidden)
+        query = apply_rotary(self._heads(self.q_proj(normed)), cos, sin)
+        key = apply_rotary(self._heads(self.k_proj(normed)), cos, sin)
+        attended = F.scaled_dot_product_attention(
+            query, key, self._heads(self.v_proj(normed)), attn_mask=key_mask, enable_gqa=self.grouped
+        )
+        hidden = hidden + self.attn_out(attended.transpose(1, 2).flatten(2))
+        normed = self.ff_norm(hidden)
+        return hidden + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+
+
+class LLaDATrunk(nn.Module):
+    """Embeddings, blocks and final norm. Holds the head too, because the checkpoint keeps it under this prefix."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.d_model),
+                "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
+                "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+                "ff_out": VocabularyHead(config.d_model, config.vocab_size, bias=False),
+            }
+        )
+
+    def forward(
+        self, embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, keep_states: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Final hidden states ``[B, L, d]`` and, when asked, the embeddings and every block's output but the last's."""
+        if position_ids is None:
+            position_ids = torch.arange(embeds.shape[1], device=embeds.device)
+        cos, sin = rotary_angles(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
+        key_mask = self._key_mask(attention_mask)
+        hidden, states = embeds, []
+        for block in self.transformer["blocks"]:
+            if keep_states:
+                states.append(hidden)
+            hidden = block(hidden, cos, sin, key_mask)
+        hidden = self.transformer["ln_f"](hidden)
+        return hidden, (*states, hidden) if keep_states else None
+
+    def _key_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Without padding there is no mask at all, so that the fastest attention kernels stay available."""
+        if attention_mask is None or self.config.attn_mask_mode == "none" or bool(attention_mask.all()):
+            return None
+        return attention_mask.bool()[:, None, None, :]
+
+
+class LLaDAForMaskedDiffusion(PreTrainedModel):
+    """LLaDA with the one door for compute: trunk, row selection, head and log-softmax inside ``forward``."""
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LLaDABlock"]
+    _supports_sdpa = True
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
+        self.model = LLaDATrunk(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.transformer["wte"]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.transformer["wte"] = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.transformer["ff_out"]
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.model.transformer["ff_out"] = value
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Scaled normal ("mitchell") without truncation: truncating costs minutes at 8B and changes nothing here."""
+        if isinstance(module, RMSNorm):
+            initialization.ones_(module.weight)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            std = self.config.init_std
+            if self.config.init_fn == "mitchell":
+                std = 1.0 / math.sqrt(self.config.d_model)
+                if isinstance(module, nn.Linear):
+                    std = 1.0 / math.sqrt(module.in_features)
+            initialization.normal_(module.weight, mean=0.0, std=std)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        select: Tensor | None = None,
+        targets: Tensor | None = None,
+        token_space: TokenSpace | None = None,
+        temperature: float = 1.0,
+        guidance_scale: float | None = None,
+        output_hidden_states: bool = False,
+        **kwargs,
+    ) -> MaskedDiffusionOutput:
+        """Logits, or log-probabilities, of chosen rows over a chosen vocabulary range.
+
+        Args:
+            input_ids: ``[B, L]`` int64 (or ``inputs_embeds [B, L, d]``).
+            attention_mask: ``[B, L]``, 1 = real token. Padding keys are never attended in ``attn_mask_mode="bool"``
+                and attended like text in ``"none"``; no value turns the model causal.
+            position_ids: ``[B, L]`` int64; default 0..L-1 from the left edge, left padding included.
+            select: ``[B, L]`` bool, the n rows to run the head on, row-major; None = all.
+            targets: ``[n]`` int64, tokens whose log-probability is wanted; needs ``select``.
+            token_space: the vocabulary range of logits and normalisation; None = the whole vocabulary.
+            temperature: divides the logits.
+            guidance_scale: s of classifier-free guidance; the batch is then ``[conditional; unconditional]`` with equal
+                ``select`` counts, rows are combined as ``u + (s + 1)(c - u)`` before the linear head, and n halves.
+
+        Returns:
+            ``MaskedDiffusionOutput`` with fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``), or with
+            ``logps [n]`` and ``entropy [n]`` when ``targets`` are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if targets is not None and select is None:
+            raise ValueError("targets need select, the [B, L] mask of the rows they belong to")
+        embeds = self.model.transformer["wte"](input_ids) if inputs_embeds is None else inputs_embeds
+        hidden, states = self.model(embeds, attention_mask, position_ids, output_hidden_states)
+        rows = hidden if select is None else hidden[select]
+        if guidance_scale is not None:
+            rows = combine_guidance(rows, guidance_scale)
+        scores = self.model.transformer["ff_out"](rows, targets, token_space, temperature)
+        if targets is None:
+            return MaskedDiffusionOutput(logits=scores, hidden_states=states)
+        return MaskedDiffusionOutput(logps=scores[0], entropy=scores[1], hidden_states=states)

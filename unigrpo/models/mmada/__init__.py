@@ -1,0 +1,7 @@
+from .configuration import MMaDAConfig
+from .modeling import MMaDAForMaskedDiffusion
+from .policy import MMaDAPolicy
+from .processing import MMaDAProcessor
+
+
+__all__ = ["MMaDAConfig", "MMaDAForMaskedDiffusion", "MMaDAPolicy", "MMaDAProcessor"]

@@ -1,0 +1,81 @@
+"""MMaDA's processor: tokenizer, chat template and the optional instruction to think first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.processing_utils import ProcessorMixin
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n{{ message['content'] | trim }}<|eot_id|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n{% endif %}"
+)
+"""One newline after each header. The template stored with LLaDA's tokenizer has two, so it is never relied on."""
+
+THINK_PROMPT = (
+    "Reason about the question step by step before you answer. Write the reasoning between <think> and </think>, "
+    "then write the final answer after it.\n"
+)
+"""Default instruction of ``think_prompt=True``; pass the text itself to use the one a checkpoint was tuned on."""
+
+CHAT_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+Prompt = str | list[dict[str, str]]
+
+
+class MMaDAProcessor(ProcessorMixin):
+    """Turns prompts into token ids.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer.
+        chat_template: Jinja template; None = the library's one-newline template.
+        think_prompt: None or False = nothing, True = ``THINK_PROMPT``, or a text; placed before the last user message.
+    """
+
+    def __init__(
+        self, tokenizer=None, chat_template: str | None = None, think_prompt: str | bool | None = None, **kwargs: Any
+    ) -> None:
+        self.think_prompt = THINK_PROMPT if think_prompt is True else (think_prompt or None)
+        super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any) -> MMaDAProcessor:
+        """Loads a saved processor, or builds one around a published checkpoint's bare tokenizer.
+
+        The tokenizer of LLaDA-8B-Base lacks the three chat tokens, which follow its last id; they are added.
+        """
+        think_prompt = kwargs.pop("think_prompt", None)
+        saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
+        if missing:
+            tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+        return cls(
+            tokenizer,
+            chat_template=saved.get("chat_template"),
+            think_prompt=saved.get("think_prompt") if think_prompt is None else think_prompt,
+        )
+
+    def chat_text(self, prompt: Prompt) -> str:
+        """The prompt through the chat template, ready for the assistant's answer. A string is one user message."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        if not messages:
+            raise ValueError("prompt=[] holds no message; give a string or at least one message")
+        if self.think_prompt:
+            last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
+            if last is None:
+                raise ValueError(
+                    f"think_prompt needs a user message, the prompt has roles {[m['role'] for m in messages]}"
+                )
+            messages[last]["content"] = self.think_prompt + messages[last]["content"]
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+        )
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Token ids of ``chat_text``."""
+        return self.tokenizer(self.chat_text(prompt), add_special_tokens=False)["input_ids"]

@@ -1,0 +1,241 @@
+"""Semi-autoregressive denoising of text: block after block, the most confident tokens first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..models.base import DiffusionPolicy
+from ..types import Canvas, Rollout, TokenSpace
+from .draw import draw_tokens
+
+
+REMASKING = ("low_confidence", "random")
+STOPS = ("first", "block_end", "never")
+
+
+def split_evenly(total: int, parts: int) -> list[int]:
+    """``total`` in ``parts`` near-equal integers, the remainder on the first ones."""
+    return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+def transfer_counts(masked: Tensor, steps: int) -> Tensor:
+    """Tokens to commit at each step, ``[B, steps]``: ``masked [B]`` split evenly, the remainder on the first steps."""
+    step = torch.arange(steps, device=masked.device)
+    return masked[:, None] // steps + (step[None, :] < (masked % steps)[:, None]).long()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SemiAutoregressive:
+    """LLaDA's and MMaDA's text sampler (``generate``, ``mmu_generate``).
+
+    A canvas is cut into blocks of ``block_length`` written positions. Each step runs the model, draws a token for every
+    masked position of the active block and commits the most confident ones. Steps that would commit nothing run nothing.
+
+    Args:
+        steps: denoising steps for the whole canvas, at least one a block; they need not divide evenly.
+        block_length: written positions in a block.
+        temperature: 0 = argmax, else tokens are drawn from softmax(logits / temperature). Confidence and the recorded
+            log-probabilities use the same temperature (1 at temperature 0).
+        remasking: ``"low_confidence"`` keeps the tokens of highest probability, ``"random"`` keeps random ones.
+        guidance_scale: s of classifier-free guidance, logits u + (s + 1)(c - u); 0 = off.
+        stop: ``"first"``: after a row's first stop token its tail becomes padding and is no longer denoised;
+            ``"block_end"``: return once every row's block ends with a stop token (``mmu_generate_fast``);
+            ``"never"``: fill everything.
+        reference: parity with the public code: tokens from the whole vocabulary, mask id included (a position that
+            draws it stays masked), confidence without temperature.
+    """
+
+    steps: int = 128
+    block_length: int = 32
+    temperature: float = 1.0
+    remasking: str = "low_confidence"
+    guidance_scale: float = 0.0
+    stop: str = "first"
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "block_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("temperature", "guidance_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.remasking not in REMASKING:
+            raise ValueError(f"remasking={self.remasking!r}: choose one of {REMASKING}")
+        if self.stop not in STOPS:
+            raise ValueError(f"stop={self.stop!r}: choose one of {STOPS}")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model,
+        policy: DiffusionPolicy,
+        canvas: Canvas,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        generators: list[torch.Generator],
+    ) -> Rollout:
+        """Fill ``canvas``.
+
+        Args:
+            model: the module (wrapped or not), in eval mode.
+            policy: its description.
+            canvas: B rows of one task.
+            on_step: called as ``on_step(done, total)`` after each step.
+            generators: one CPU generator a row; a row's result does not depend on its neighbours.
+
+        Raises:
+            ValueError: fewer steps than blocks, or a generator count other than B.
+        """
+        if len(generators) != len(canvas.ids):
+            raise ValueError(f"{len(generators)} generators for {len(canvas.ids)} rows; give one a row")
+        state = _State(canvas, policy, self)
+        schedule = split_evenly(self.steps, state.blocks)
+        if schedule[-1] == 0:
+            raise ValueError(
+                f"steps={self.steps} is less than the {state.blocks} blocks of block_length={self.block_length}: "
+                "raise steps or block_length"
+            )
+        done = 0
+        for block, steps in enumerate(schedule):
+            counts = transfer_counts(state.masked_in(block), steps)
+            for k in counts.unbind(dim=1):
+                state.reveal(model, block, k, done, generators)
+                done += 1
+                if on_step is not None:
+                    on_step(done, self.steps)
+            if self.stop == "block_end" and state.all_end_with_stop(block):
+                break
+        return state.rollout()
+
+
+class _State:
+    """The canvas while it is being written."""
+
+    def __init__(self, canvas: Canvas, policy: DiffusionPolicy, sampler: SemiAutoregressive) -> None:
+        self.canvas, self.policy, self.sampler = canvas, policy, sampler
+        fill = canvas.fill_mask
+        self.ids = canvas.ids.clone()
+        self.hidden = fill.clone()
+        self.step_map = torch.full_like(canvas.ids, -1)
+        self.logps = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
+        self.block_of = torch.where(fill, (fill.cumsum(1) - 1) // sampler.block_length, -1)
+        self.blocks = int(self.block_of.max()) + 1
+        self.stops = torch.tensor(policy.stop_token_ids, dtype=torch.int64, device=canvas.ids.device)
+        self.unconditional = policy.guidance_canvas(canvas) if sampler.guidance_scale else None
+        self.space = canvas.token_space
+        if sampler.reference:
+            self.space = None
+
+    def masked_in(self, block: int) -> Tensor:
+        return (self.hidden & (self.block_of == block)).sum(dim=1)
+
+    def reveal(self, model, block: int, k: Tensor, step: int, generators: list[torch.Generator]) -> None:
+        """Commit ``k [B]`` tokens a row, in one forward of the rows that have something to commit."""
+        candidates = self.hidden & (self.block_of <= block) & (self.block_of >= 0)
+        active = ((k > 0) & candidates.any(dim=1)).nonzero().squeeze(1)
+        if not len(active):
+            return
+        candidates, k = candidates[active], k[active]
+        logits, space = self._logits(model, active, candidates)
+        streams = [generators[row] for row in active.tolist()]
+        tokens, logps = self._draw(logits, candidates, streams, space)
+        confidence = logps
+        if self.sampler.remasking == "random":
+            confidence = _uniforms(candidates, streams).float()
+        commit = _most_confident(confidence, candidates, k)
+        self._write(active, commit, _scatter(candidates, tokens), _scatter(candidates, logps), step)
+
+    def _logits(self, model, active: Tensor, candidates: Tensor) -> tuple[Tensor, TokenSpace]:
+        scale = self.sampler.temperature or 1.0
+        if self.sampler.reference:
+            scale = 1.0
+        canvas = replace(self.canvas, ids=self.ids).take(active)
+        hidden = self.hidden[active]
+        inputs, select = self.policy.inputs(canvas, hidden), self.policy.rows(candidates)
+        guidance = None
+        if self.unconditional is not None:
+            twin = self.unconditional.take(active)
+            twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
+            other = self.policy.inputs(twin, hidden)
+            inputs = {key: torch.cat([value, other[key]]) for key, value in inputs.items()}
+            select, guidance = torch.cat([select, select]), self.sampler.guidance_scale
+        logits = model(
+            **inputs, select=select, token_space=self.space, temperature=scale, guidance_scale=guidance
+        ).logits
+        return logits, self.space or TokenSpace(start=0, stop=logits.shape[1])
+
+    def _draw(self, logits, candidates, streams, space) -> tuple[Tensor, Tensor]:
+        """Token ids and their log-probabilities ``[n]`` for the n candidate positions, row-major."""
+        temperature = self.sampler.temperature
+        if temperature == 0:
+            columns = logits.argmax(dim=1)
+        else:
+            sharpened = logits / temperature if self.sampler.reference else logits
+            columns = draw_tokens(sharpened, _uniforms(candidates, streams))
+        logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+        return columns + space.start, logps
+
+    def _write(self, active: Tensor, commit: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
+        self.ids[active] = torch.where(commit, tokens, self.ids[active])
+        self.logps[active] = torch.where(commit, logps, self.logps[active])
+        self.step_map[active] = self.step_map[active].masked_fill(commit, step)
+        if self.policy.mask_token_id is not None:
+            commit = commit & (tokens != self.policy.mask_token_id)
+        self.hidden[active] &= ~commit
+        if self.sampler.stop == "first":
+            self._fill_tail()
+
+    def _is_stop(self) -> Tensor:
+        return torch.isin(self.ids, self.stops) & self.canvas.fill_mask & ~self.hidden
+
+    def _fill_tail(self) -> None:
+        """Nothing after a row's first stop token counts, so it becomes padding at once and costs no more steps."""
+        is_stop = self._is_stop()
+        tail = (is_stop.cumsum(1) - is_stop.long() > 0) & self.canvas.fill_mask
+        self.ids.masked_fill_(tail, self.policy.pad_token_id)
+        self.step_map.masked_fill_(tail, -1)
+        self.logps.masked_fill_(tail, 0.0)
+        self.hidden &= ~tail
+
+    def all_end_with_stop(self, block: int) -> bool:
+        inside = self.block_of == block
+        last = inside & (inside.flip(1).cumsum(1).flip(1) == 1)
+        return bool((self._is_stop() & last).any(dim=1).all())
+
+    def rollout(self) -> Rollout:
+        is_stop = self._is_stop().long()
+        completion_mask = self.canvas.fill_mask & ~self.hidden & (is_stop.cumsum(1) - is_stop == 0)
+        canvas = replace(self.canvas, ids=self.ids)
+        return Rollout(
+            canvas=canvas,
+            completion_mask=completion_mask,
+            step_map=self.step_map,
+            sampling_logps=self.logps,
+            completions=self.policy.decode(canvas, completion_mask),
+        )
+
+
+def _uniforms(candidates: Tensor, streams: list[torch.Generator]) -> Tensor:
+    """One fp64 uniform a candidate, row-major ``[n]``; each row draws from its own stream."""
+    counts = candidates.sum(dim=1).tolist()
+    draws = [
+        torch.rand(count, dtype=torch.float64, generator=stream) for count, stream in zip(counts, streams, strict=True)
+    ]
+    return torch.cat(draws).to(candidates.device)
+
+
+def _scatter(candidates: Tensor, values: Tensor) -> Tensor:
+    """``values [n]`` at the True positions of ``candidates [b, L]``, 0 elsewhere."""
+    return torch.zeros(candidates.shape, dtype=values.dtype, device=values.device).masked_scatter(candidates, values)
+
+
+def _most_confident(confidence: Tensor, candidates: Tensor, k: Tensor) -> Tensor:
+    """The ``k [b]`` candidates of highest confidence in each row, bool ``[b, L]``; ties go to the left."""
+    scores = _scatter(candidates, confidence).masked_fill(~candidates, -torch.inf)
+    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (rank < k[:, None]) & candidates

@@ -1,0 +1,380 @@
+"""``UniGRPOTrainer``: the reinforcement-learning loop on ``transformers.Trainer``."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from . import evaluation
+from .adapters import add_adapter
+from .algorithms import build_algorithms
+from .buffer import load_window, save_window
+from .callbacks import UniGRPOProgress, show_completions
+from .config import UniGRPOConfig
+from .data import WindowLoader, WindowSampler, check_dataset
+from .experience import Pipeline, make_experience, rebuild_window
+from .likelihood import score_tokens
+from .metrics import Metrics, loss_metrics
+from .models import DiffusionPolicy, policy_class_of, resolve_policy
+from .reference import freeze_adapter_copy, frozen_copy, reference_context
+from .rewarding import RewardSet, resolve_reward
+from .rng import keyed_generator
+from .units import Batch, Unit, collate
+
+
+REFERENCE_FILE = "reference_model.safetensors"
+
+
+def window_file(checkpoint: str | Path, rank: int) -> Path:
+    """Where a checkpoint keeps the rollout buffer of one rank."""
+    return Path(checkpoint) / f"rollout_window_{rank}.safetensors"
+
+
+def load_trainable(model: str, policy: str | None, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
+    """A policy's module from a hub id or path, in the checkpoint's dtype unless ``init_kwargs`` says otherwise."""
+    name = policy or AutoConfig.from_pretrained(model).model_type
+    return resolve_policy(name).load_model(model, **{"dtype": "auto", **(init_kwargs or {})})
+
+
+class UniGRPOTrainer(Trainer):
+    """Trains a masked-diffusion policy with MMaDA's UniGRPO (arXiv 2505.15809) or another algorithm of ``PRESETS``.
+
+    Args:
+        model: hub id, path, ``PreTrainedModel`` or ``PeftModel``.
+        reward_funcs: one or a list of registry names, ``pkg.mod:attr``, sequence-classification models (id, path or
+            module) or callables with TRL's protocol.
+        args: the run's arguments.
+        train_dataset: rows with ``prompt`` and any columns that rewards ask for.
+        eval_dataset: the same, or a dict of such sets.
+        processing_class: the policy's tokenizer or processor; None = the one saved beside the model.
+        reward_processing_classes: tokenizers of reward models, one entry a reward, None for functions.
+        callbacks, optimizers: as in ``transformers.Trainer``.
+        peft_config: adapter to train instead of the whole model.
+        policy: name in ``POLICIES`` or ``pkg.mod:attr``; None = found from the model.
+
+    Raises:
+        ValueError: a configuration that cannot train, before anything runs.
+    """
+
+    _tag_names = ["trl", "unigrpo", "diffusion-language-model"]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: Any,
+        args: UniGRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        peft_config: PeftConfig | None = None,
+        policy: str | None = None,
+    ) -> None:
+        args = UniGRPOConfig("unigrpo-output") if args is None else copy.copy(args)
+        if args.n_gpu > 1:
+            raise ValueError(f"{args.n_gpu} GPUs are visible to one process; start with `accelerate launch`")
+        if args.ignore_data_skip:
+            raise ValueError(
+                "ignore_data_skip=True would resume a window with another window's prompts; leave it False"
+            )
+        if isinstance(model, str):
+            model = load_trainable(model, policy, args.model_init_kwargs)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        if args.attn_mask_mode is not None:
+            base.config.attn_mask_mode = args.attn_mask_mode
+        self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
+        self.algorithms = build_algorithms(args)
+        self.rewards = _reward_set(reward_funcs, reward_processing_classes, args.reward_weights)
+        if train_dataset is not None:
+            check_dataset(train_dataset, "train_dataset")
+        was_adapted = isinstance(model, PeftModel)
+        model = add_adapter(model, peft_config)
+        args.learning_rate = _learning_rate(args, isinstance(model, PeftModel))
+        with_reference = any(algorithm.settings.beta > 0 for algorithm in self.algorithms.values())
+        if was_adapted and with_reference:
+            freeze_adapter_copy(model)
+        if args.gradient_checkpointing and isinstance(model, PeftModel):
+            model.enable_input_require_grads()
+        if args.disable_dropout:
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        self._twin = frozen_copy(model) if with_reference and not isinstance(model, PeftModel) else None
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=list,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=self.policy.processor,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._micro_step, self._window, self._metrics = 0, None, Metrics()
+        if self._twin is not None:
+            self._twin = self.accelerator.prepare_model(self._twin, evaluation_mode=True)
+        self._reference = reference_context(model, lambda: self.model_wrapped, self._twin)
+        self._add_callbacks()
+        if hasattr(model, "add_model_tags"):
+            model.add_model_tags(self._tag_names)
+
+    def _add_callbacks(self) -> None:
+        if self.args.sync_ref_model:
+            if self._twin is None:
+                raise ValueError(
+                    "sync_ref_model=True does nothing with adapters: the reference is the model without them. Set it "
+                    "to False, or train the whole model"
+                )
+            from trl import SyncRefModelCallback
+
+            self.add_callback(SyncRefModelCallback(ref_model=self._twin, accelerator=self.accelerator))
+        self._progress = None
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.remove_callback(PrinterCallback)
+            self._progress = UniGRPOProgress()
+            self.add_callback(self._progress)
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> WindowLoader:
+        """Prompts of whole windows for this rank; accelerate must not shard them a second time."""
+        if self.train_dataset is None:
+            raise ValueError("train_dataset is None: give one to train")
+        sampler = WindowSampler(len(self.train_dataset), self.args, self.accelerator.process_index)
+        return WindowLoader(self.train_dataset, sampler)
+
+    def _new_prompt(self, window: int, attempt: int, group: int) -> dict[str, Any]:
+        generator = keyed_generator("refill", self.args.seed, window, attempt, group)
+        return self.train_dataset[int(torch.randint(len(self.train_dataset), (), generator=generator))]
+
+    def pipeline(self) -> Pipeline:
+        """What ``make_experience`` and evaluation need of this trainer."""
+        progress = self._progress
+        return Pipeline(
+            model=self.model_wrapped,
+            policy=self.policy,
+            args=self.args,
+            rewards=self.rewards,
+            algorithms=self.algorithms,
+            reference=self._reference,
+            gather=self.accelerator.gather,
+            new_prompt=self._new_prompt,
+            rank=self.accelerator.process_index,
+            device=self.accelerator.device,
+            on_step=progress.on_rollout if progress is not None else None,
+            trainer_state=self.state,
+        )
+
+    # ---- one micro-step ----
+
+    @property
+    def _window_length(self) -> int:
+        return self.args.steps_per_generation * self.args.num_iterations
+
+    def training_step(self, model: nn.Module, inputs: list[dict], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-step: units of the current inner update, forward and backward each.
+
+        The first micro-step of a window samples it. Gradients synchronise on the last unit only.
+        """
+        position = self._micro_step % self._window_length
+        if position == 0:
+            number = self._micro_step // self._window_length
+            self._window = make_experience(self.pipeline(), inputs, number, self._metrics)
+            self._show_window()
+        k, step = divmod(position, self.args.steps_per_generation)
+        units = self._window.micro_batches[step]
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        with self._metrics.timed("time/update"):
+            for number, unit in enumerate(units, start=1):
+                last = number == len(units)
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                    total += self._backward(model, unit, k)
+        self._micro_step += 1
+        return total
+
+    def _backward(self, model: nn.Module, unit: Unit, k: int) -> Tensor:
+        batch = collate(self._window.rows, unit, k, self.policy, self.args.device)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, batch)
+        # Engines divide by accumulation and by ranks; the loss is already the step's own share of the mean.
+        engine = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(loss, **engine)
+        return loss.detach()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor | tuple[Tensor, dict]:
+        """The unit's share of the optimizer step's loss: a sum over rows / (nominal rows of the step), times ranks."""
+        algorithm = self.algorithms[inputs.canvas.task]
+        scores = score_tokens(
+            model,
+            self.policy,
+            inputs.canvas,
+            inputs.hidden,
+            inputs.target,
+            inputs.noisy_ids,
+            algorithm.settings.temperature,
+        )
+        old_logps = scores.logps.detach() if inputs.old_logps is None else inputs.old_logps
+        terms = algorithm.loss(
+            scores.logps,
+            old_logps,
+            inputs.ref_logps,
+            inputs.advantages,
+            inputs.target,
+            inputs.weight,
+            inputs.completion_length,
+        )
+        if bool(inputs.scale.any()):
+            with_kl = inputs.ref_logps is not None
+            loss_metrics(self._metrics, terms, scores.entropy, inputs.target, with_kl)
+        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        loss = (terms.rows * inputs.scale).sum() / rows_per_step
+        return (loss, {"scores": scores, "terms": terms}) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated: the batch of a micro-step is a list of prompts or empty."""
+        return 0
+
+    # ---- logs ----
+
+    def _show_window(self) -> None:
+        """The completions of a fresh window, as a table and as a parquet file."""
+        if not self.args.log_completions or not self.is_world_process_zero():
+            return
+        from datasets import Dataset
+
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / "completions"
+        folder.mkdir(parents=True, exist_ok=True)
+        show_completions(self._window.table, step, self.args.num_completions_to_print)
+        columns = {name: _as_text(values) for name, values in self._window.table.items()}
+        Dataset.from_dict(columns).to_parquet(folder / f"completions_{step:05d}.parquet")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the metrics collected since the last training log, averaged over ranks."""
+        if "loss" in logs:
+            collected = self._metrics.flush()
+            if self.accelerator.num_processes > 1:
+                collected = self._mean_over_ranks(collected)
+            tokens, seconds = collected.get("num_completion_tokens"), collected.get("time/rollout")
+            if tokens and seconds:
+                collected["tokens_per_second"] = tokens / seconds
+            logs = {**logs, **collected}
+        super().log(logs, start_time)
+
+    def _mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
+        from accelerate.utils import gather_object
+
+        ranks = gather_object([values])
+        names = sorted({name for rank in ranks for name in rank})
+        return {name: _mean([rank[name] for rank in ranks if name in rank]) for name in names}
+
+    # ---- held-out generation ----
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Answers to held-out prompts at ``eval_temperature``, scored with the run's rewards; logged and returned."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            results = {}
+            for name, part in dataset.items():
+                results |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return results
+        if dataset is None:
+            raise ValueError("evaluate needs eval_dataset: give it to the trainer or to evaluate()")
+        check_dataset(dataset, "eval_dataset")
+        start = time.perf_counter()
+        pipe = self.pipeline()
+        rows = [dataset[index] for index in range(len(dataset))]
+        samples = evaluation.held_out_answers(
+            pipe, rows, self.args.num_generations_eval, self.args.per_device_eval_batch_size
+        )
+        metrics = evaluation.reward_summary(pipe, samples, metric_key_prefix)
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def prediction_step(self, *args: Any, **kwargs: Any):
+        """Not used: ``evaluate`` generates and scores answers instead of predicting labels."""
+        raise ValueError("predict() has no meaning for a policy; use evaluate(), or policy.generate() for answers")
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's checkpoint plus this rank's rollout buffer and micro-step counter."""
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        inside = self._window is not None and self._micro_step % self._window_length > 0
+        rows, order = (self._window.rows, self._window.order) if inside else ([], [])
+        save_window(window_file(folder, self.accelerator.process_index), rows, order, self._micro_step)
+        if self.args.sync_ref_model and self.args.should_save:
+            twin = self.accelerator.unwrap_model(self._twin)
+            save_file({name: value.contiguous() for name, value in twin.state_dict().items()}, folder / REFERENCE_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also restores the place inside the window, which the weights alone cannot give back."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._micro_step, self._window = 0, None
+        if checkpoint is None:
+            return
+        path = window_file(checkpoint, self.accelerator.process_index)
+        if not path.exists():
+            raise ValueError(f"{checkpoint} has no {path.name}: it was not written by this trainer with as many ranks")
+        rows, order, self._micro_step = load_window(path)
+        if rows:
+            self._check_same_window(order, checkpoint)
+            self._window = rebuild_window(self.pipeline(), rows, order)
+        reference = Path(checkpoint) / REFERENCE_FILE
+        if self.args.sync_ref_model and reference.exists():
+            self.accelerator.unwrap_model(self._twin).load_state_dict(load_file(reference))
+
+    def _check_same_window(self, order: list[int], checkpoint: str) -> None:
+        expected = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        if len(order) != expected:
+            raise ValueError(
+                f"{checkpoint} was written inside a window of {len(order)} rows a rank, the arguments give {expected}; "
+                "resume with the same batch size and steps_per_generation"
+            )
+
+
+def _reward_set(functions: Any, processing_classes: Any, weights: list[float] | None) -> RewardSet:
+    functions = list(functions) if isinstance(functions, list | tuple) else [functions]
+    classes = processing_classes
+    if not isinstance(classes, list | tuple):
+        classes = [classes] * len(functions)
+    if len(classes) != len(functions):
+        raise ValueError(f"reward_processing_classes has {len(classes)} entries for {len(functions)} rewards")
+    resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
+    return RewardSet(functions=resolved, weights=weights)
+
+
+def _learning_rate(args: UniGRPOConfig, adapters: bool) -> float:
+    """1e-6 for the whole model, 5e-6 for adapters, unless set."""
+    if args.learning_rate is not None:
+        return args.learning_rate
+    return 5e-6 if adapters else 1e-6
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _as_text(values: list) -> list:
+    return [value if isinstance(value, str | int | float | None) else str(value) for value in values]

@@ -1,0 +1,195 @@
+"""The records that stages exchange, and the legend for every shape in this library.
+
+Legend
+------
+N prompts · G generations per prompt · B = N·G rows · L positions · K = ``num_iterations`` (inner updates) ·
+S = noise draws per inner update · V vocabulary · W width of a token space · n selected rows of a forward.
+
+Masks are ``bool`` and say what they mark by their name: ``attention_mask`` True = real token, ``fill_mask`` True = the
+policy writes here, ``hidden`` True = corrupted, ``target`` True = scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+TASKS = ("text", "mmu", "t2i")
+"""Text reasoning, image understanding (image in, text out) and text-to-image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSpace:
+    """A contiguous range ``[start, stop)`` of vocabulary ids minus ``exclude``: what one task may write.
+
+    Sampler, confidence and likelihood all use the same space, so a log-probability is always normalised over it.
+    """
+
+    start: int
+    stop: int
+    exclude: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"TokenSpace needs 0 <= start < stop, got start={self.start}, stop={self.stop}")
+        outside = [token for token in self.exclude if not self.start <= token < self.stop]
+        if outside:
+            raise ValueError(f"TokenSpace.exclude holds {outside}, outside [{self.start}, {self.stop})")
+
+    @property
+    def width(self) -> int:
+        return self.stop - self.start
+
+    def contains(self, ids: Tensor) -> Tensor:
+        """Elementwise membership, same shape as ``ids``."""
+        inside = (ids >= self.start) & (ids < self.stop)
+        for token in self.exclude:
+            inside &= ids != token
+        return inside
+
+
+def _take(value: Any, rows: Tensor) -> Any:
+    """Rows of one record field: tensors and lists are row-first, dictionaries hold either, the rest is shared."""
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)]
+    if isinstance(value, _RowFirst):
+        return value.take(rows)
+    if isinstance(value, dict):
+        return {key: _take(item, rows) for key, item in value.items()}
+    if isinstance(value, list):
+        return [value[row] for row in rows.tolist()]
+    return value
+
+
+class _RowFirst:
+    """Row selection and device moves shared by the batched records."""
+
+    __slots__ = ()
+
+    def take(self, rows: Tensor):
+        """The record restricted to ``rows`` (int64 indices ``[b]``), in that order."""
+        return replace(self, **{item.name: _take(getattr(self, item.name), rows) for item in fields(self)})
+
+    def to(self, device: torch.device | str):
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor) or hasattr(value, "to"):
+                return value.to(device)
+            if isinstance(value, dict):
+                return {key: move(item) for key, item in value.items()}
+            return value
+
+        return replace(self, **{item.name: move(getattr(self, item.name)) for item in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas(_RowFirst):
+    """What a policy reads and where it writes. All rows belong to one task.
+
+    Attributes:
+        ids: ``[B, L]`` int64; the mask id (or any id, for models without one) at ``fill_mask``.
+        fill_mask: ``[B, L]`` bool, True where the policy must write.
+        attention_mask: ``[B, L]`` bool, True = real token.
+        task: one of ``TASKS``.
+        token_space: what may be written.
+        position_ids: ``[B, L]`` int64, or None for 0..L-1 from the left edge.
+        extra: further row-first model inputs.
+    """
+
+    ids: Tensor
+    fill_mask: Tensor
+    attention_mask: Tensor
+    task: str
+    token_space: TokenSpace
+    position_ids: Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout(_RowFirst):
+    """A canvas that a sampler has filled.
+
+    Attributes:
+        canvas: the filled canvas; after a row's first stop token the tail holds the pad id.
+        completion_mask: ``[B, L]`` bool, the written tokens that count: up to and including the first stop token.
+        step_map: ``[B, L]`` int64, the denoising step that wrote each token, -1 elsewhere.
+        sampling_logps: ``[B, L]`` fp32, log-probability of each written token when it was drawn (nats), 0 elsewhere.
+        completions: decoded answers, ``str`` or ``PIL.Image``, one a row.
+    """
+
+    canvas: Canvas
+    completion_mask: Tensor
+    step_map: Tensor
+    sampling_logps: Tensor
+    completions: list[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise(_RowFirst):
+    """Corruption as data: drawn once, used alike for the new, old and reference policy.
+
+    Attributes:
+        hidden: ``[B, K, S, L]`` bool, positions corrupted.
+        target: ``[B, K, S, L]`` bool, positions scored; draws a row does not have are all False.
+        weight: ``[B, K, S, L]`` fp32, coefficient of each scored log-probability.
+        mask_ratio: ``[B, K, S]`` fp32, the ratio asked for, for the log.
+        input_ids: ``[B, K, S, L]`` int64, for corruption that is not a mask id.
+    """
+
+    hidden: Tensor
+    target: Tensor
+    weight: Tensor
+    mask_ratio: Tensor
+    input_ids: Tensor | None = None
+
+    def at(self, k: int) -> Noise:
+        """Inner update ``k``: the same record with K = 1."""
+        return Noise(
+            hidden=self.hidden[:, k : k + 1],
+            target=self.target[:, k : k + 1],
+            weight=self.weight[:, k : k + 1],
+            mask_ratio=self.mask_ratio[:, k : k + 1],
+            input_ids=None if self.input_ids is None else self.input_ids[:, k : k + 1],
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Experience:
+    """One row of training data, unpadded, with everything that travels with it.
+
+    Attributes:
+        ids, attention_mask, fill_mask, completion_mask: ``[L]``; position_ids ``[L]`` or None.
+        hidden, target: ``[K, S, L]`` bool; weight ``[K, S, L]`` fp32; input_ids ``[K, S, L]`` or None.
+        old_logps, ref_logps: ``[K, S, L]`` fp32, 0 outside ``target``; None while nothing was computed.
+        old_known: ``[K]`` bool, False where the policy has not moved since the rollout, so that old = new.
+        sampling_logps: ``[L]`` fp32.
+        step_map: ``[L]`` int64.
+        advantage: the group-relative advantage of the row.
+        active: False for a row that must not move the policy (no reward applied to it); its loss is 0.
+        extra: row-first model inputs of this row, batch dimension kept (size 1).
+        index: the row's place in the global window, before any shuffling.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    fill_mask: Tensor
+    completion_mask: Tensor
+    hidden: Tensor
+    target: Tensor
+    weight: Tensor
+    sampling_logps: Tensor
+    step_map: Tensor
+    advantage: float
+    active: bool
+    task: str
+    token_space: TokenSpace
+    index: int
+    position_ids: Tensor | None = None
+    input_ids: Tensor | None = None
+    old_logps: Tensor | None = None
+    old_known: Tensor | None = None
+    ref_logps: Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
