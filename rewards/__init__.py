@@ -54,11 +54,9 @@ def _resolve(path: str, name: Any) -> Callable:
 
 def _unknown(name: Any, reason: str, nearby: list[str] | None = None) -> ValueError:
     """The error for a name that leads nowhere; ``nearby`` are attribute names of the module that was found."""
-    text = str(name)
-    nearest = difflib.get_close_matches(text, REWARDS, n=1, cutoff=0.5)
-    if not nearest and nearby:
-        module_name, _, attribute = text.partition(":")
-        nearest = [f"{module_name}:{near}" for near in difflib.get_close_matches(attribute, nearby, n=1)]
+    module_name, _, attribute = str(name).partition(":")
+    nearest = [f"{module_name}:{near}" for near in difflib.get_close_matches(attribute, nearby or [], n=1)]
+    nearest = nearest or difflib.get_close_matches(str(name), REWARDS, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return ValueError(f"unknown reward {name!r}: {reason}.{hint} Registered names: {', '.join(sorted(REWARDS))}.")
 

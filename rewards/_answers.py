@@ -25,7 +25,7 @@ def predicted_answer(text: str) -> str | None:
     """The expression that a completion gives as its answer, or None where it gives none.
 
     In this order: the last closed ``\\boxed{}``; the last ``<answer></answer>``, of which the last number where it is
-    prose; the last number after ``</think>``; the last number.
+    prose; the last number, so one after ``</think>`` before one inside the reasoning.
     """
     text = text[-MAX_TEXT:]
     answer = _last_boxed(text)
@@ -34,8 +34,8 @@ def predicted_answer(text: str) -> str | None:
         if answer is not None and _is_prose(answer):
             answer = last_number(answer) or answer
     if answer is None:
-        answer = last_number(text.rpartition("</think>")[2]) or last_number(text)
-    return answer and _usable(answer)
+        answer = last_number(text)
+    return None if answer is None else _usable(answer)
 
 
 def gold_answer(solution: Any) -> str | None:

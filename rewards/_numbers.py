@@ -30,7 +30,7 @@ _TOKEN = re.compile(
 _PERCENT = re.compile(r"\s?\\?%|\s?percent\b")
 
 _TEXT_GROUP = re.compile(r"\\(?:text|textrm|mathrm|mbox)\s*\{([^{}\\]*)\}")
-_UNIT_POWER = re.compile(r"\^(?:[23]|\{[23]\})|[²³]")
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])(?:\^(?:[23]|\{[23]\})|[²³])")
 _DEGREES = re.compile(r"°|\^\{?\\circ\}?|\\degree")
 _UNIT_WORD = re.compile(r"[^\W\d_]+(?:/[^\W\d_]+)*\.?")
 _SHORT_UNITS = {"mm", "cm", "km", "mg", "kg", "ml", "ft", "in", "oz", "lb", "mi", "hr", "am", "pm", "yd", "sq", "of"}

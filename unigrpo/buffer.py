@@ -18,8 +18,8 @@ TENSORS = [item.name for item in fields(Experience) if "Tensor" in str(item.type
 SCALARS = ["advantage", "active", "task", "index"]
 
 
-def save_window(path: Path, rows: list[Experience], order: list[int], step: int) -> None:
-    """Write ``rows``, their ``order`` and the micro-step counter to one safetensors file."""
+def save_window(path: Path, rows: list[Experience], order: list[int], step: int, sizes: dict[str, int]) -> None:
+    """Write ``rows``, their ``order``, the micro-step counter and the ``sizes`` it counts in to one safetensors file."""
     tensors: dict[str, Tensor] = {}
     described = []
     for number, row in enumerate(rows):
@@ -30,11 +30,12 @@ def save_window(path: Path, rows: list[Experience], order: list[int], step: int)
             tensors[f"{number}.extra.{key}"] = value.contiguous()
         described.append({**{name: getattr(row, name) for name in SCALARS}, "token_space": asdict(row.token_space)})
     tensors = tensors or {"empty": torch.zeros(1)}
-    save_file(tensors, path, metadata={"window": json.dumps({"step": step, "order": order, "rows": described})})
+    window = {"step": step, "sizes": sizes, "order": order, "rows": described}
+    save_file(tensors, path, metadata={"window": json.dumps(window)})
 
 
-def load_window(path: Path) -> tuple[list[Experience], list[int], int]:
-    """Rows, order and micro-step counter written by ``save_window``."""
+def load_window(path: Path) -> tuple[list[Experience], list[int], int, dict[str, int]]:
+    """Rows, order, micro-step counter and sizes written by ``save_window``."""
     with safe_open(path, framework="pt") as file:
         meta = json.loads(file.metadata()["window"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -46,4 +47,4 @@ def load_window(path: Path) -> tuple[list[Experience], list[int], int]:
         extra = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         space = TokenSpace(start=space["start"], stop=space["stop"], exclude=tuple(space["exclude"]))
         rows.append(Experience(**own, **scalars, token_space=space, extra=extra))
-    return rows, meta["order"], meta["step"]
+    return rows, meta["order"], meta["step"], meta["sizes"]

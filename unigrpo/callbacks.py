@@ -26,14 +26,20 @@ BAR = {
 
 
 class UniGRPOProgress(ProgressCallback):
-    """The training bar with reward, KL, clip fraction, tokens/s and the seconds spent in each stage since the last log."""
+    """The training bar with reward, KL, clip fraction, tokens/s and the seconds spent in each stage since the last log.
+
+    A value stays until the next one: rewards come once a window, losses at every step.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shown: dict[str, str] = {}
 
     def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
         if self.training_bar is None or not logs:
             return
-        shown = {label: f"{logs[name]:.3g}" for label, name in BAR.items() if name in logs}
-        if shown:
-            self.training_bar.set_postfix(shown)
+        self.shown |= {label: f"{logs[name]:.3g}" for label, name in BAR.items() if name in logs}
+        self.training_bar.set_postfix(self.shown)
         held_out = {name: round(value, 4) for name, value in logs.items() if name.startswith("eval_reward")}
         if held_out:
             self.training_bar.write(f"step {state.global_step}: {held_out}")

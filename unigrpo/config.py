@@ -112,6 +112,8 @@ class UniGRPOConfig(TrainingArguments):
         ValueError: a value, or a combination, that cannot train; the message names the cure.
     """
 
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "task_overrides"]
+
     algorithm: str = "unigrpo"
     model_init_kwargs: dict[str, Any] | str | None = None
     attn_mask_mode: str | None = None
@@ -204,28 +206,16 @@ class UniGRPOConfig(TrainingArguments):
     def _check_values(self) -> None:
         for key, choices in CHOICES.items():
             check_choice(key, getattr(self, key), choices)
-        minimum = {
-            "num_generations": 2,
-            "num_generations_eval": 1,
-            "num_iterations": 1,
-            "num_noise_samples": 1,
-            "max_completion_length": 1,
-            "steps": 1,
-            "block_length": 1,
-            "num_timesteps": 1,
-            "ref_model_sync_steps": 1,
-        }
-        for key, least in minimum.items():
+        minimum = {"num_generations": 2, "num_generations_eval": 1, "num_iterations": 1, "num_timesteps": 1}
+        for key, least in {**minimum, "ref_model_sync_steps": 1}.items():
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
-        for key in ("beta", "temperature", "eval_temperature", "guidance_scale", "refill_rounds"):
+        for key in ("eval_temperature", "refill_rounds"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)} must not be negative")
-        if self.temperature == 0:
-            raise ValueError("temperature=0 makes every answer of a group equal, so nothing is learned; use e.g. 1.0")
-        _check_epsilon("", self.epsilon, self.epsilon_high)
-        if self.timestep_start is not None and not 1 <= self.timestep_start <= self.num_timesteps:
-            raise ValueError(f"timestep_start={self.timestep_start} must lie in 1..num_timesteps={self.num_timesteps}")
+        if self.attn_mask_mode is not None:
+            check_choice("attn_mask_mode", self.attn_mask_mode, ("bool", "none"))
+        _check_ranges("", self, self.num_timesteps)
         if self.sync_ref_model and self.beta == 0:
             raise ValueError("sync_ref_model=True with beta=0 updates a reference that is never used; set beta > 0")
 
@@ -266,8 +256,7 @@ class UniGRPOConfig(TrainingArguments):
                     raise ValueError(f"task_overrides.{task}.{key} is not allowed: {hint}keys are {list(TASK_KEYS)}")
                 if key in CHOICES:
                     check_choice(f"task_overrides.{task}.{key}", value, CHOICES[key])
-            settings = self.for_task(task)
-            _check_epsilon(f"task_overrides.{task}: ", settings.epsilon, settings.epsilon_high)
+            _check_ranges(f"task_overrides.{task}.", self.for_task(task), self.num_timesteps)
 
     def for_task(self, task: str) -> TaskSettings:
         """The settings of ``task``; an overridden ratio level brings its own default clip range."""
@@ -291,8 +280,21 @@ def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     raise ValueError(f"{key}={value!r} is not valid: {hint}choose one of {list(choices)}")
 
 
-def _check_epsilon(where: str, epsilon: float, epsilon_high: float | None) -> None:
-    if not 0 < epsilon < 1:
-        raise ValueError(f"{where}epsilon={epsilon} must lie in (0, 1)")
-    if epsilon_high is not None and epsilon_high <= 0:
-        raise ValueError(f"{where}epsilon_high={epsilon_high} must be positive")
+def _check_ranges(where: str, values: TaskSettings | UniGRPOConfig, num_timesteps: int) -> None:
+    """Raises ``ValueError`` for a number of one task's settings that cannot train; ``where`` prefixes its name."""
+    for key in ("num_noise_samples", "max_completion_length", "steps", "block_length"):
+        if getattr(values, key) < 1:
+            raise ValueError(f"{where}{key}={getattr(values, key)} must be at least 1")
+    for key in ("beta", "temperature", "guidance_scale"):
+        if getattr(values, key) < 0:
+            raise ValueError(f"{where}{key}={getattr(values, key)} must not be negative")
+    if values.temperature == 0:
+        raise ValueError(
+            f"{where}temperature=0 makes every answer of a group equal, so nothing is learned; use e.g. 1.0"
+        )
+    if not 0 < values.epsilon < 1:
+        raise ValueError(f"{where}epsilon={values.epsilon} must lie in (0, 1)")
+    if values.epsilon_high is not None and values.epsilon_high <= 0:
+        raise ValueError(f"{where}epsilon_high={values.epsilon_high} must be positive")
+    if values.timestep_start is not None and not 1 <= values.timestep_start <= num_timesteps:
+        raise ValueError(f"{where}timestep_start={values.timestep_start} must lie in 1..num_timesteps={num_timesteps}")

@@ -63,10 +63,20 @@ class WindowLoader(DataLoader):
     """A data loader over windows that passes the epoch on to its sampler."""
 
     def __init__(self, dataset: Dataset, sampler: WindowSampler) -> None:
-        super().__init__(dataset, batch_sampler=sampler, collate_fn=list)
+        # Without its own generator a loader draws a seed for its workers from the global one.
+        super().__init__(
+            dataset, batch_sampler=sampler, collate_fn=list, generator=keyed_generator("loader", sampler.args.seed)
+        )
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
+
+
+def task_of(row: dict[str, Any]) -> str:
+    """The row's ``task``, or ``mmu`` when it has an image, else ``text``."""
+    if row.get("task"):
+        return row["task"]
+    return "mmu" if row.get("image") is not None or row.get("images") is not None else "text"
 
 
 def check_dataset(dataset: Any, name: str) -> None:
@@ -80,7 +90,7 @@ def check_dataset(dataset: Any, name: str) -> None:
         )
     for index in range(len(dataset)):
         row = dataset[index]
-        prompt, task = row["prompt"], row.get("task") or "text"
+        prompt, task = row["prompt"], task_of(row)
         if not prompt or not isinstance(prompt, str | list):
             raise ValueError(f"{name}[{index}]['prompt'] must be text or chat messages, got {prompt!r}")
         if isinstance(prompt, list) and not all(

@@ -42,7 +42,13 @@ def integer_match(completion: str, solution: str | int) -> bool:
     """Does the last integer after ``</think>`` equal the last integer of the solution? Shares no code with rewards."""
     answer = str(completion).rpartition("</think>")[2]
     found, wanted = (re.findall(r"-?\d+", text.replace(",", "")) for text in (answer, str(solution)))
-    return bool(found and wanted) and int(found[-1][:40]) == int(wanted[-1][:40])
+    return bool(found and wanted) and _plain(found[-1]) == _plain(wanted[-1])
+
+
+def _plain(number: str) -> str:
+    """Digits without leading zeros: comparing them as text is exact at any length and cannot be made slow."""
+    digits = number.lstrip("-").lstrip("0") or "0"
+    return f"-{digits}" if number.startswith("-") and digits != "0" else digits
 
 
 def eval_pipeline(pipe: Pipeline) -> Pipeline:

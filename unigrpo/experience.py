@@ -13,6 +13,7 @@ from torch import Tensor
 from .advantages import Advantages, group_advantages
 from .algorithms import Algorithm
 from .config import UniGRPOConfig
+from .data import task_of
 from .likelihood import score_tokens
 from .metrics import Metrics, completion_metrics, reward_metrics
 from .models.base import DiffusionPolicy
@@ -30,9 +31,9 @@ class Pipeline:
         model: the module to call (wrapped or not).
         policy, args, rewards: its description, the run's arguments, the rewards.
         algorithms: the algorithm of each task.
-        reference: context that yields the module to call as the reference policy.
+        reference: context that yields the module to call as the reference policy; needed where beta > 0.
         gather: concatenates a ``[n, ...]`` tensor over ranks.
-        new_prompt: dataset row for (window, round, group), for refills.
+        new_prompt: dataset row for (window, round, group); needed for refills.
         rank, device: this process.
         on_step: progress of sampling, ``on_step(done, total)``.
     """
@@ -42,9 +43,9 @@ class Pipeline:
     args: UniGRPOConfig
     rewards: RewardSet
     algorithms: dict[str, Algorithm]
-    reference: Callable[[], AbstractContextManager]
-    gather: Callable[[Tensor], Tensor]
-    new_prompt: Callable[[int, int, int], dict[str, Any]]
+    reference: Callable[[], AbstractContextManager] | None = None
+    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    new_prompt: Callable[[int, int, int], dict[str, Any]] | None = None
     rank: int = 0
     device: torch.device | str = "cpu"
     on_step: Callable[[int, int], None] | None = None
@@ -132,15 +133,8 @@ def sample_answers(
         members = [i for i, row in enumerate(prompts) if task_of(row) == task]
         if not members:
             continue
-        settings = pipe.args.for_task(task)
         algorithm = pipe.algorithms[task]
-        canvas = pipe.policy.encode(
-            [prompts[i] for i in members],
-            task,
-            max_completion_length=settings.max_completion_length,
-            max_prompt_length=settings.max_prompt_length,
-            prompt_truncation=pipe.args.prompt_truncation,
-        )
+        canvas = pipe.policy.encode([prompts[i] for i in members], task, **canvas_lengths(pipe.args, task))
         generators = [keyed_generator(stream, pipe.args.seed, window, indices[i]) for i in members]
         with evaluating(pipe.model):
             rollout = algorithm.sampler(
@@ -151,11 +145,30 @@ def sample_answers(
     return samples
 
 
-def task_of(row: dict[str, Any]) -> str:
-    """The row's ``task``, or ``mmu`` when it has an image, else ``text``."""
-    if row.get("task"):
-        return row["task"]
-    return "mmu" if row.get("image") is not None or row.get("images") is not None else "text"
+def canvas_lengths(args: UniGRPOConfig, task: str) -> dict[str, Any]:
+    """The length arguments of ``policy.encode`` for ``task``."""
+    settings = args.for_task(task)
+    return {
+        "max_completion_length": settings.max_completion_length,
+        "max_prompt_length": settings.max_prompt_length,
+        "prompt_truncation": args.prompt_truncation,
+    }
+
+
+def check_prompts(policy: DiffusionPolicy, args: UniGRPOConfig, dataset: Any, name: str) -> None:
+    """Encodes every text prompt once, so that one that does not fit is found now and not hours into a run.
+
+    Raises:
+        ValueError: naming the row.
+    """
+    for index in range(len(dataset)):
+        row = dataset[index]
+        if task_of(row) != "text":
+            continue
+        try:
+            policy.encode([row], "text", **canvas_lengths(args, "text"))
+        except ValueError as error:
+            raise ValueError(f"{name}[{index}]: {error}") from error
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class LoadedPolicy:
         prompts: Any,
         *,
         task: str = "text",
-        max_completion_length: int = 256,
+        max_completion_length: int | None = None,
         steps: int | None = None,
         block_length: int | None = None,
         temperature: float = 0.0,
@@ -55,16 +55,19 @@ class LoadedPolicy:
 
         Args:
             prompts: a string, or a list of strings or chat message lists.
-            max_completion_length: positions the policy may write.
+            max_completion_length: positions the policy may write; default 256.
             steps: denoising steps; default one a position.
             block_length: default 32, or the whole answer if that is shorter.
+                A checkpoint's ``config.sampling_defaults`` replaces these three defaults.
             temperature: 0 = greedy.
             options: further fields of the sampler (``remasking``, ``guidance_scale``, ``stop`` ...).
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        usual = getattr(self.model.config, "sampling_defaults", None) or {}
+        length = max_completion_length or usual.get("max_completion_length", 256)
         settings = {
-            "steps": steps or max_completion_length,
-            "block_length": block_length or min(32, max_completion_length),
+            "steps": steps or usual.get("steps", length),
+            "block_length": block_length or usual.get("block_length", min(32, length)),
             "temperature": temperature,
             **options,
         }
@@ -73,7 +76,7 @@ class LoadedPolicy:
         self.model.eval()
         for start in range(0, len(prompts), batch_size):
             rows = [{"prompt": prompt} for prompt in prompts[start : start + batch_size]]
-            canvas = self.policy.encode(rows, task, max_completion_length=max_completion_length)
+            canvas = self.policy.encode(rows, task, max_completion_length=length)
             streams = [keyed_generator("generate", seed, start + row) for row in range(len(rows))]
             answers += fill(self.model, self.policy, canvas.to(self.model.device), generators=streams).completions
         return answers

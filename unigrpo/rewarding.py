@@ -55,7 +55,7 @@ class ModelReward:
 
     @torch.no_grad()
     def __call__(self, prompts: list, completions: list, **_: Any) -> list[float | None]:
-        is_text = [isinstance(c, str) or isinstance(c, list) for c in completions]
+        is_text = [isinstance(c, str | list) for c in completions]
         texts = [self._text(p, c) for p, c, ok in zip(prompts, completions, is_text, strict=True) if ok]
         if not texts:
             return [None] * len(completions)
@@ -120,9 +120,12 @@ class RewardSet:
             raise ValueError(f"reward_weights has {len(self.weights)} values for {len(self.functions)} rewards")
         self.names = []
         for function in self.functions:
-            name = reward_name(function)
-            repeat = sum(other == name or other.startswith(f"{name}_") for other in self.names)
-            self.names.append(f"{name}_{repeat + 1}" if repeat else name)
+            base = name = reward_name(function)
+            number = 1
+            while name in self.names:
+                number += 1
+                name = f"{base}_{number}"
+            self.names.append(name)
 
     def score(self, answers: list[Answer], trainer_state: Any = None) -> Tensor:
         """Raw rewards ``[B, F]`` fp32, NaN where a reward returned None.
@@ -161,7 +164,12 @@ class RewardSet:
         self.metrics.setdefault(name, []).append(float(value))
 
     def _column(self, name: str, result: Any, expected: int) -> list[float]:
-        scores = result.tolist() if isinstance(result, Tensor) else list(result)
+        try:
+            scores = result.tolist() if isinstance(result, Tensor) else list(result)
+        except TypeError as error:
+            raise ValueError(
+                f"reward {name!r} must return a list of {expected} scores, got {type(result).__name__}"
+            ) from error
         if len(scores) != expected:
             raise ValueError(f"reward {name!r} returned {len(scores)} scores for {expected} completions")
         try:

@@ -22,7 +22,7 @@ from .buffer import load_window, save_window
 from .callbacks import UniGRPOProgress, show_completions
 from .config import UniGRPOConfig
 from .data import WindowLoader, WindowSampler, check_dataset
-from .experience import Pipeline, make_experience, rebuild_window
+from .experience import Pipeline, check_prompts, make_experience, rebuild_window
 from .likelihood import score_tokens
 from .metrics import Metrics, loss_metrics
 from .models import DiffusionPolicy, policy_class_of, resolve_policy
@@ -99,6 +99,7 @@ class UniGRPOTrainer(Trainer):
         self.rewards = _reward_set(reward_funcs, reward_processing_classes, args.reward_weights)
         if train_dataset is not None:
             check_dataset(train_dataset, "train_dataset")
+            check_prompts(self.policy, args, train_dataset, "train_dataset")
         was_adapted = isinstance(model, PeftModel)
         model = add_adapter(model, peft_config)
         args.learning_rate = _learning_rate(args, isinstance(model, PeftModel))
@@ -323,7 +324,8 @@ class UniGRPOTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         inside = self._window is not None and self._micro_step % self._window_length > 0
         rows, order = (self._window.rows, self._window.order) if inside else ([], [])
-        save_window(window_file(folder, self.accelerator.process_index), rows, order, self._micro_step)
+        path = window_file(folder, self.accelerator.process_index)
+        save_window(path, rows, order, self._micro_step, self._window_sizes())
         if self.args.sync_ref_model and self.args.should_save:
             twin = self.accelerator.unwrap_model(self._twin)
             save_file({name: value.contiguous() for name, value in twin.state_dict().items()}, folder / REFERENCE_FILE)
@@ -337,20 +339,27 @@ class UniGRPOTrainer(Trainer):
         path = window_file(checkpoint, self.accelerator.process_index)
         if not path.exists():
             raise ValueError(f"{checkpoint} has no {path.name}: it was not written by this trainer with as many ranks")
-        rows, order, self._micro_step = load_window(path)
+        rows, order, self._micro_step, sizes = load_window(path)
+        self._check_same_window(sizes, checkpoint)
         if rows:
-            self._check_same_window(order, checkpoint)
             self._window = rebuild_window(self.pipeline(), rows, order)
         reference = Path(checkpoint) / REFERENCE_FILE
         if self.args.sync_ref_model and reference.exists():
             self.accelerator.unwrap_model(self._twin).load_state_dict(load_file(reference))
 
-    def _check_same_window(self, order: list[int], checkpoint: str) -> None:
-        expected = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        if len(order) != expected:
+    def _window_sizes(self) -> dict[str, int]:
+        """What the micro-step counter of a checkpoint counts in; a resumed run must agree."""
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+        names += ("num_generations", "num_iterations", "world_size")
+        return {name: getattr(self.args, name) for name in names}
+
+    def _check_same_window(self, sizes: dict[str, int], checkpoint: str) -> None:
+        own = self._window_sizes()
+        changed = {name: f"{value} there, {own[name]} here" for name, value in sizes.items() if value != own[name]}
+        if changed:
             raise ValueError(
-                f"{checkpoint} was written inside a window of {len(order)} rows a rank, the arguments give {expected}; "
-                "resume with the same batch size and steps_per_generation"
+                f"{checkpoint} counts rollouts of another size: {changed}; resume with the same batch sizes, or start a "
+                "new run from its weights"
             )
 
 

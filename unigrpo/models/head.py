@@ -84,8 +84,7 @@ class _SelectedLogProbs(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.frozen:
                 (jacobian,) = ctx.saved_tensors
-                grad_hidden = (grad[:, None] * jacobian.float()).to(jacobian.dtype) if jacobian.numel() else None
-                return grad_hidden, None, None, None, None
+                return (grad[:, None] * jacobian.float()).to(jacobian.dtype), None, None, None, None
             return _recompute_gradients(ctx, grad)
 
 

@@ -117,6 +117,12 @@ class LLaDAConfig(PretrainedConfig):
         )
         self._check()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """Overrides given to ``from_pretrained`` are constructor arguments here, so that they are checked like fields."""
+        overrides = {name: value for name, value in kwargs.items() if name in cls().to_dict() and name != "dtype"}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
     def _check(self) -> None:
         for name, value in FIXED_FIELDS.items():
             if getattr(self, name) != value:

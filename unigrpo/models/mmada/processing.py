@@ -50,6 +50,9 @@ class MMaDAProcessor(ProcessorMixin):
         """
         think_prompt = kwargs.pop("think_prompt", None)
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if saved.get("processor_class") != cls.__name__:
+            # A template beside a bare tokenizer is the tokenizer's own, which has two newlines.
+            saved = {}
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
         missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
         if missing:

@@ -1,0 +1,223 @@
+"""``math_correctness``: values, hostile answers and their cost. ``test_math_process.py`` has the worker's life."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards import math as reward_module
+from rewards import math_correctness
+from rewards._math_process import WORKER, Verdict
+
+
+class Image:
+    """Stands for a PIL image."""
+
+    size = (8, 8)
+
+
+@pytest.fixture
+def no_worker(monkeypatch):
+    def compare(*_):
+        raise AssertionError("plain numbers need no worker")
+
+    monkeypatch.setattr(WORKER, "compare", compare)
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """The worker is replaced by one that gives this verdict; the calls it gets are listed."""
+    calls = []
+
+    def install(verdict):
+        monkeypatch.setattr(WORKER, "compare", lambda *arguments: calls.append(arguments) or verdict)
+        return calls
+
+    return install
+
+
+def score(completion, solution, **kwargs):
+    return math_correctness(prompts=["p"], completions=[completion], solution=[solution], **kwargs)[0]
+
+
+def metrics_of(completions, solutions, **kwargs):
+    logged = {}
+    scores = math_correctness(
+        ["p"] * len(completions), completions, solutions, log_metric=logged.__setitem__, **kwargs
+    )
+    return scores, logged["math_correctness/timeouts"], logged["math_correctness/unparsable_gold"]
+
+
+@pytest.mark.parametrize(
+    ("completion", "solution", "expected"),
+    [
+        ("<think>48 / 2 = 24 and 48 + 24 = 72</think> She sold 72 clips.", "48/2 = <<48/2=24>>24\n#### 72", 1.0),
+        ("<think>72</think> She sold 24 clips.", "#### 72", 0.0),
+        ("\\boxed{1234}", "#### 1,234", 1.0),
+        ("It costs $1,234.00.", "#### 1234", 1.0),
+        ("\\boxed{0.5}", "$\\frac{1}{2}$", 1.0),
+        ("\\boxed{\\frac{1}{2}}", 0.5, 1.0),
+        ("\\boxed{72 \\text{ cm}}", 72, 1.0),
+        ("\\boxed{-72}", 72, 0.0),
+        ("no idea", 72, 0.0),
+        ("", 72, 0.0),
+        ("\\boxed{}", 72, 0.0),
+        ("5", None, None),
+        ("5", "the answer is 5", None),
+        ("5", float("nan"), None),
+        ([{"role": "assistant", "content": "\\boxed{5}"}], "#### 5", 1.0),
+        (Image(), "#### 5", None),
+        (Image(), None, None),
+    ],
+)
+def test_plain_numbers_are_compared_without_the_worker(no_worker, completion, solution, expected):
+    assert score(completion, solution, completion_ids=None, task=["mmu"], trainer_state=None) == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "solution", "expected"),
+    [
+        ("\\boxed{x^2+2x+1}", "$(x+1)^2$", 1.0),
+        ("\\boxed{x^2+2x+2}", "$(x+1)^2$", 0.0),
+        ("\\boxed{\\frac{\\sqrt{4}}{4}}", 0.5, 1.0),
+        ("\\boxed{\\frac{\\sqrt{4}}{5}}", "#### 0.5", 0.0),
+        ("\\boxed{x=5}", 5, 1.0),
+        ("\\boxed{5x}", 5, 0.0),
+        ("\\boxed{4, 5}", 5, 0.0),
+        ("\\boxed{2, 1}", "\\{1, 2\\}", 1.0),
+        ("\\boxed{1 \\frac{1}{2}}", "$\\frac{3}{2}$", 1.0),
+        ("<answer>\\sqrt{8}</answer>", "the side is \\boxed{2\\sqrt{2}}.", 1.0),
+        ("\\boxed{C}", "\\text{(C)}", 1.0),
+        ("\\boxed{\\begin{pmatrix}1\\\\2\\end{pmatrix}}", "$\\begin{bmatrix}1\\\\2\\end{bmatrix}$", 1.0),
+        ("\\boxed{nonsense {} 5}", 5, 0.0),
+        ("no idea", "$x+1$", 0.0),
+        ("\\boxed{x}", "$)($", None),
+        ("\\boxed{)(}", "$)($", None),
+        ("no idea", "$)($", None),
+    ],
+)
+def test_expressions_are_compared_by_the_worker(completion, solution, expected):
+    assert score(completion, solution) == expected
+
+
+DIGITS = "7" * 1_000_000
+HOSTILE = {
+    "power tower in prose": "10**10**10",
+    "power tower": "\\boxed{10^{10^{10}}}",
+    "higher tower": "\\boxed{9^{9^{9^9}}}",
+    "python tower": "\\boxed{9**9**9**9}",
+    "factorial": "\\boxed{100000!}",
+    "factorials": "\\boxed{((99999!)!)!}",
+    "long sum": "\\boxed{\\sum_{i=1}^{10^{12}} i}",
+    "sum without closed form": "\\boxed{\\sum_{i=1}^{10^{9}} \\sin(i^{i})}",
+    "long product": "\\boxed{\\prod_{i=1}^{10^{9}} i}",
+    "integral": "\\boxed{\\int_0^1 \\sin(x^x) e^{\\cos(x^{x^x})} dx}",
+    "big expansion": "\\boxed{(a+b+c+d+e+f)^{200} - (a+b+c+d+e+g)^{200}}",
+    "megabyte of braces": "{" * 1_000_000,
+    "nested boxes": "\\boxed{" * 1000 + "5" + "}" * 1000,
+    "open boxes": "\\boxed{" * 100_000,
+    "nested fractions": "\\boxed{" + "\\frac{1}{" * 80 + "2" + "}" * 80 + "}",
+    "nested parentheses": "\\boxed{" + "(" * 490 + "x" + ")" * 490 + "}",
+    "null bytes": "\\boxed{\x00x\x00}",
+    "lone surrogates": "\\boxed{\ud800x\udfff}",
+    "a million digits": DIGITS,
+    "a million digits in a box": f"\\boxed{{{DIGITS}}}",
+    "exponent": "\\boxed{1e999999999}",
+    "code": "\\boxed{__import__('os').kill(0, 9)}",
+    "newlines for the pipe": '\\boxed{x}\n{"equal": true}\n',
+}
+
+
+@pytest.mark.parametrize("completion", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_answer_gets_a_score_in_time_and_the_next_one_its_own(completion):
+    assert score("\\boxed{x+x}", "$2x$") == 1.0
+    started = time.perf_counter()
+    hostile = score(completion, "#### 31", timeout=0.5)
+    elapsed = time.perf_counter() - started
+    assert hostile == 0.0
+    assert elapsed < 0.5 + 1.5, f"{elapsed:.2f} s"
+    assert score("\\boxed{x+x+x}", "$3x$") == 1.0
+
+
+def test_a_timeout_is_counted_and_only_paid_once_for_equal_pairs():
+    tower = "\\boxed{9^{9^{9^9}}}"
+    started = time.perf_counter()
+    scores, timeouts, unparsable = metrics_of([tower, tower, "5", f"again {tower}"], [5, 5, 5, 5], timeout=0.5)
+    assert (scores, timeouts, unparsable) == ([0.0, 0.0, 1.0, 0.0], 1, 0)
+    assert time.perf_counter() - started < 2.5
+
+
+def test_the_bound_is_the_callers(answering):
+    calls = answering(Verdict.DIFFERENT)
+    score("\\boxed{x}", 5, timeout=0.25)
+    score("\\boxed{x}", 5)
+    assert calls == [("5", "x", 0.25), ("5", "x", 5.0)]
+
+
+def test_a_distinct_pair_is_compared_once_a_call(answering):
+    calls = answering(Verdict.EQUAL)
+    assert math_correctness(["p"] * 3, ["\\boxed{x}", "\\boxed{x}", "\\boxed{y}"], ["z"] * 3) == [1.0] * 3
+    assert [call[:2] for call in calls] == [("z", "x"), ("z", "y")]
+
+
+@pytest.mark.parametrize(("verdict", "timeouts"), [(Verdict.GOLD_UNREADABLE, 0), (Verdict.GOLD_EXHAUSTED, 1)])
+def test_a_bad_gold_is_none_and_counted_a_row_and_tried_once(answering, verdict, timeouts):
+    calls = answering(verdict)
+    result = metrics_of(["\\boxed{x}", "\\boxed{y}", Image(), "5"], ["$z$", "$z$", "$z$", None])
+    assert result == ([None] * 4, timeouts, 3)
+    assert len(calls) == 1
+
+
+def test_metrics_are_logged_on_each_call(no_worker):
+    assert metrics_of(["5"], [5]) == ([1.0], 0, 0)
+    assert metrics_of([], []) == ([], 0, 0)
+
+
+def test_a_missing_column_is_an_error_unless_no_row_is_text():
+    with pytest.raises(ValueError, match="solution"):
+        math_correctness(["p"], ["5"])
+    assert math_correctness(["p"], [Image()]) == [None]
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_that_bounds_nothing_is_an_error(timeout):
+    with pytest.raises(ValueError, match="timeout"):
+        score("5", 5, timeout=timeout)
+
+
+def test_a_column_of_another_length_is_an_error():
+    with pytest.raises(ValueError):
+        math_correctness(["p"] * 2, ["5", "6"], [5])
+
+
+def test_threads_get_their_own_answers():
+    failures = []
+
+    def work(seed):
+        for n in random.Random(seed).sample(range(2, 1000), 10):
+            if [score(f"\\boxed{{{n}y+y}}", f"${n + 1}y$"), score(f"\\boxed{{{n}y}}", f"${n + 1}y$")] != [1.0, 0.0]:
+                failures.append(n)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+PIECES = st.sampled_from(["\\boxed{", "}", "<answer>", "</answer>", "</think>", "$", "-", "12", ",345", "/", ".", "x"])
+
+
+@given(st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=30).map("".join), st.integers(-99, 99))
+def test_any_text_gets_0_or_1(text, gold):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward_module.WORKER, "compare", lambda *_: Verdict.DIFFERENT)
+        assert score(text, gold) in (0.0, 1.0)
+        assert score(f"{text} \\boxed{{{gold}}}", gold) == 1.0
+        assert score(f"{text} \\boxed{{{gold + 1}}}", gold) == 0.0

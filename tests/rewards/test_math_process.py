@@ -1,0 +1,187 @@
+"""The life of the worker: lazy, restarted, bounded, not shared with forks, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rewards import math_correctness
+from rewards._math_process import WORKER, MathProcess, Verdict
+
+
+ROOT = Path(__file__).parents[2]
+PARENT = """
+import os, sys, threading, time
+from rewards import math_correctness
+from rewards._math_process import WORKER
+def score(answer, **kwargs):
+    return math_correctness(["p"], [f"\\\\boxed{{{answer}}}"], ["$2x$"], **kwargs)[0]
+assert WORKER.pid is None
+assert score("x+x") == 1.0
+"""
+
+
+@pytest.fixture
+def worker():
+    process = MathProcess()
+    yield process
+    process.stop()
+
+
+def state(pid):
+    """State letter of a process, Z for one that is dead and not yet reaped, None for none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def wait_until_gone(pid, seconds):
+    deadline = time.monotonic() + seconds
+    while state(pid) not in (None, "Z"):
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+def run_parent(code):
+    """A Python process that uses the reward; it prints the worker's pid on a line of its own."""
+    return subprocess.Popen([sys.executable, "-c", PARENT + code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_started_when_needed_and_kept(worker):
+    assert worker.pid is None
+    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+    pid = worker.pid
+    assert worker.compare("2x", "x", 5.0) is Verdict.DIFFERENT
+    assert worker.compare(")(", "x", 5.0) is Verdict.GOLD_UNREADABLE
+    assert worker.compare("2x", "", 5.0) is Verdict.DIFFERENT
+    assert worker.pid == pid
+
+
+def test_killed_and_reaped_after_a_timeout_and_replaced(worker):
+    worker.compare("2x", "x", 5.0)
+    pid = worker.pid
+    assert worker.compare("5", "9^{9^{9^9}}", 0.3) is Verdict.EXHAUSTED
+    assert worker.pid is None and state(pid) is None
+    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+
+
+def test_a_gold_that_does_not_end_says_nothing_about_the_prediction(worker):
+    worker.compare("2x", "x", 5.0)
+    os.kill(worker.pid, signal.SIGSTOP)
+    assert worker.compare("2x", "x+x", 0.2) is Verdict.GOLD_EXHAUSTED
+
+
+def test_replaced_after_it_died_between_two_comparisons(worker):
+    worker.compare("2x", "x", 5.0)
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_until_gone(worker.pid, 5)
+    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+
+
+def test_an_interrupted_exchange_leaves_no_reply_behind(worker, monkeypatch):
+    worker.compare("2x", "x", 5.0)
+    pid = worker.pid
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(worker, "_receive", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        worker.compare("2x", "x+x", 5.0)
+    assert state(pid) is None
+    assert worker.compare("2x", "x", 5.0) is Verdict.DIFFERENT
+
+
+def test_ctrl_c_reaches_only_the_parent(worker):
+    worker.compare("2x", "x", 5.0)
+    os.kill(worker.pid, signal.SIGINT)
+    pid = worker.pid
+    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+    assert worker.pid == pid
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on address space is Linux's")
+def test_its_memory_is_bounded(worker):
+    worker.compare("2x", "x", 5.0)
+    line = next(
+        line for line in Path(f"/proc/{worker.pid}/limits").read_text().splitlines() if "address space" in line
+    )
+    used = int(Path(f"/proc/{worker.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
+    assert 1 * 1024**3 < int(line.split()[3]) - used < 2.1 * 1024**3
+
+
+@pytest.mark.parametrize("interpreter", ["/bin/false", "/no/such/python", ""])
+def test_a_worker_that_does_not_start_is_an_error_with_the_cure(worker, monkeypatch, interpreter):
+    monkeypatch.setattr(sys, "executable", interpreter)
+    with pytest.raises(RuntimeError, match="pip install"):
+        worker.compare("2x", "x+x", 5.0)
+    assert worker.pid is None
+
+
+def test_a_missing_math_verify_is_an_error_with_its_name(worker, monkeypatch, tmp_path):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('half installed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError, match=r"half installed.*math-verify"):
+        worker.compare("2x", "x+x", 5.0)
+
+
+def test_modules_in_the_working_directory_are_not_picked_up(worker, monkeypatch, tmp_path):
+    (tmp_path / "sympy.py").write_text("raise ImportError('a stranger')\n")
+    monkeypatch.chdir(tmp_path)
+    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+
+
+def test_a_fork_starts_its_own():
+    assert math_correctness(["p"], ["\\boxed{x+x}"], ["$2x$"]) == [1.0]
+    pid = WORKER.pid
+    child = os.fork()
+    if child == 0:
+        right = WORKER.pid is None and math_correctness(["p"], ["\\boxed{x+x}"], ["$2x$"]) == [1.0]
+        own = WORKER.pid not in (None, pid)
+        WORKER.stop()
+        os._exit(0 if right and own else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert math_correctness(["p"], ["\\boxed{x}"], ["$2x$"]) == [0.0]
+    assert WORKER.pid == pid
+
+
+def test_gone_after_a_normal_exit():
+    parent = run_parent("print(WORKER.pid)")
+    output, _ = parent.communicate(timeout=60)
+    assert parent.returncode == 0
+    assert state(int(output)) in (None, "Z")
+
+
+def test_gone_after_the_parent_was_killed_while_it_was_idle():
+    parent = run_parent("print(WORKER.pid, flush=True); time.sleep(60)")
+    pid = int(parent.stdout.readline())
+    assert state(pid) not in (None, "Z")
+    parent.kill()
+    parent.communicate()
+    wait_until_gone(pid, 2)
+
+
+def test_gone_after_the_parent_was_killed_although_a_fork_of_it_lives():
+    code = "child = os.fork()\nif child: print(WORKER.pid, child, flush=True)\ntime.sleep(60)"
+    parent = run_parent(code)
+    pid, fork = map(int, parent.stdout.readline().split())
+    parent.kill()
+    parent.wait()
+    wait_until_gone(pid, 2)
+    assert state(fork) not in (None, "Z")
+    os.kill(fork, signal.SIGKILL)
+    parent.stdout.close()
+
+
+def test_gone_after_the_parent_was_killed_while_it_was_busy():
+    parent = run_parent("print(WORKER.pid, flush=True); score('9^{9^{9^9}}', timeout=1.5)")
+    pid = int(parent.stdout.readline())
+    time.sleep(0.3)
+    parent.kill()
+    parent.communicate()
+    time.sleep(0.2)
+    assert state(pid) not in (None, "Z"), "it was idle"
+    wait_until_gone(pid, 1.5 + 1.0 + 1.0)

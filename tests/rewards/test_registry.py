@@ -1,0 +1,111 @@
+"""Finding rewards by name, and what a text reward reads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import rewards
+from rewards import REWARDS, get_reward
+from rewards.text import completion_text
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_every_registered_name_leads_to_the_function_of_that_name(name):
+    reward = get_reward(name)
+    assert reward.__name__ == name
+    assert getattr(rewards, name) is reward
+    assert name in dir(rewards)
+
+
+def test_no_registered_name_hides_a_module_of_the_package():
+    modules = {path.stem for path in Path(rewards.__file__).parent.glob("*.py")}
+    assert not modules & set(REWARDS)
+
+
+def test_a_path_leads_to_any_callable():
+    assert get_reward("os.path:join").__name__ == "join"
+    assert get_reward("rewards.format:think_format") is rewards.think_format
+
+
+def test_a_class_is_returned_as_it_is_and_instantiated_with_arguments():
+    assert get_reward("fractions:Fraction") is __import__("fractions").Fraction
+    assert get_reward("fractions:Fraction", numerator=1, denominator=2) == 0.5
+
+
+def test_arguments_are_bound_to_a_function():
+    bound = get_reward("math_correctness", timeout=2.0)
+    assert isinstance(bound, partial) and bound.func is rewards.math_correctness
+    assert bound(["p"], ["5"], solution=[5]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("math_corectness", ["'math_corectness'", "Did you mean 'math_correctness'?", "think_format"]),
+        ("nonsense", ["'nonsense'", "math_correctness, think_format"]),
+        ("", ["''", "math_correctness"]),
+        (None, ["None", "math_correctness"]),
+        ("no_such_pkg.mod:attr", ["no module 'no_such_pkg'", "math_correctness"]),
+        ("rewards.format:think_fromat", ["Did you mean 'rewards.format:think_format'?", "math_correctness"]),
+        ("rewards.format:OPEN", ["str, which cannot be called", "math_correctness"]),
+        (".format:think_format", ["neither", "math_correctness"]),
+        ("rewards.format:", ["neither", "math_correctness"]),
+    ],
+)
+def test_an_unknown_name_is_an_error_that_names_the_valid_ones(name, parts):
+    with pytest.raises(ValueError) as error:
+        get_reward(name)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_missing_dependency_of_an_existing_module_keeps_its_own_error(tmp_path, monkeypatch):
+    (tmp_path / "reward_with_dependency.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        get_reward("reward_with_dependency:score")
+
+
+def test_other_attributes_do_not_exist():
+    with pytest.raises(AttributeError, match="aesthetics"):
+        _ = rewards.aesthetics
+
+
+def test_the_package_and_its_text_rewards_are_light():
+    code = """
+import sys, rewards
+assert not any(name.startswith("rewards.") for name in sys.modules), "importing the package imports no reward"
+rewards.think_format(["p"], ["a"]); rewards.math_correctness(["p"], ["5"], [5])
+heavy = {"torch", "transformers", "trl", "unigrpo", "math_verify", "sympy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ("plain", "plain"),
+        ("", ""),
+        ([{"role": "assistant", "content": "chat"}], "chat"),
+        (({"role": "assistant", "content": "chat"},), "chat"),
+        ([{"role": "assistant", "content": None}], None),
+        ([{"role": "assistant"}], None),
+        ([{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}], None),
+        ([], None),
+        (["a"], None),
+        (object(), None),
+        (None, None),
+        (b"bytes", None),
+    ],
+)
+def test_completion_text(completion, text):
+    assert completion_text(completion) == text

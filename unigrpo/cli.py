@@ -1,0 +1,165 @@
+"""The ``unigrpo`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from . import __version__
+
+
+EPILOG = """examples:
+  unigrpo train recipes/quickstart.yaml                 train the shipped toy policy
+  unigrpo train recipes/quickstart.yaml lora.r=16       the same with LoRA
+  unigrpo train recipes/quickstart.yaml seed=1 output_dir=runs/seed1
+  accelerate launch -m unigrpo train RECIPE             several GPUs
+  unigrpo check --offline recipes/*.yaml                find mistakes before any GPU time
+  unigrpo sample builtin:arithmetic "Tom has 12 cups and gets 30. Total?"
+  unigrpo evaluate recipes/quickstart.yaml --model runs/quickstart
+  unigrpo merge runs/math merged/                       adapter into full weights
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0 done, 1 a check failed, 2 a mistake in what was asked for."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"unigrpo: error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="unigrpo",
+        description="Reinforcement-learning post-training of masked-diffusion language models (MMaDA's UniGRPO).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"unigrpo {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = _command(commands, "train", run_train, "train a policy as a recipe says")
+    _recipe_arguments(train)
+
+    check = _command(commands, "check", run_check, "check recipes without training")
+    check.add_argument("recipes", nargs="+", metavar="RECIPE_OR_KEY=VALUE", help="YAML files, and overrides for all")
+    check.add_argument("--offline", action="store_true", help="accept hub ids that cannot be reached from here")
+
+    sample = _command(commands, "sample", run_sample, "print answers of a policy")
+    sample.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
+    sample.add_argument("prompts", nargs="+", metavar="PROMPT", help="one or more questions")
+    sample.add_argument(
+        "--max-completion-length", type=int, help="positions the policy may write (default: 256, or the checkpoint's)"
+    )
+    sample.add_argument("--steps", type=int, help="denoising steps (default: one a position, or the checkpoint's)")
+    sample.add_argument("--block-length", type=int, help="positions in a block (default: 32, or the checkpoint's)")
+    sample.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (default)")
+    sample.add_argument("--remasking", choices=("low_confidence", "random"), default="low_confidence")
+    sample.add_argument(
+        "--guidance-scale", type=float, default=0.0, help="classifier-free guidance, 0 = off (default)"
+    )
+    sample.add_argument("--num", type=int, default=1, help="answers a prompt (default: 1)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--dtype", default="auto", help="e.g. bfloat16 (default: the checkpoint's)")
+    sample.add_argument("--policy", help="name or pkg.mod:attr (default: found from the model)")
+
+    evaluate = _command(commands, "evaluate", run_evaluate, "held-out accuracy with an interval, base or adapter")
+    _recipe_arguments(evaluate)
+    evaluate.add_argument("--model", help="another model or adapter folder than the recipe's")
+
+    merge = _command(commands, "merge", run_merge, "merge an adapter into full weights of the published layout")
+    merge.add_argument("adapter", help="adapter folder")
+    merge.add_argument("output", help="folder to write")
+    merge.add_argument("--dtype", default="auto", help="dtype of the merged weights (default: the base model's)")
+    return parser
+
+
+def _command(commands, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys, YAML values: lora.r=16 seed=1")
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """``unigrpo train RECIPE [key=value ...]``."""
+    from .recipe import load_recipe
+    from .run import run_recipe
+
+    run_recipe(load_recipe(arguments.recipe, arguments.overrides))
+    return 0
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """``unigrpo check RECIPE ... [key=value ...]``: every recipe is checked, one failure is enough for status 1."""
+    from .check import check_recipe
+    from .recipe import load_recipe
+
+    files = [item for item in arguments.recipes if "=" not in item]
+    overrides = [item for item in arguments.recipes if "=" in item]
+    if not files:
+        raise ValueError(f"no recipe among {arguments.recipes}")
+    failed = 0
+    for file in files:
+        try:
+            notes = check_recipe(load_recipe(file, overrides), arguments.offline)
+        except ValueError as error:
+            failed += 1
+            print(f"{file}: FAILED\n  {error}")
+            continue
+        print(f"{file}: ok")
+        for note in notes:
+            print(f"  {note}")
+    return 1 if failed else 0
+
+
+def run_sample(arguments: argparse.Namespace) -> int:
+    """``unigrpo sample MODEL PROMPT ...``."""
+    from .generation import load_policy
+
+    policy = load_policy(arguments.model, policy=arguments.policy, dtype=arguments.dtype)
+    repeated = [prompt for prompt in arguments.prompts for _ in range(arguments.num)]
+    answers = policy.generate(
+        repeated,
+        max_completion_length=arguments.max_completion_length,
+        steps=arguments.steps,
+        block_length=arguments.block_length,
+        temperature=arguments.temperature,
+        remasking=arguments.remasking,
+        guidance_scale=arguments.guidance_scale,
+        seed=arguments.seed,
+    )
+    for prompt, answer in zip(repeated, answers, strict=True):
+        print(f"> {prompt}\n{answer}\n")
+    return 0
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """``unigrpo evaluate RECIPE [--model PATH] [key=value ...]``."""
+    from .recipe import load_recipe
+    from .run import evaluate_recipe
+
+    evaluate_recipe(load_recipe(arguments.recipe, arguments.overrides), arguments.model)
+    return 0
+
+
+def run_merge(arguments: argparse.Namespace) -> int:
+    """``unigrpo merge ADAPTER OUTPUT``."""
+    from .generation import load_policy
+
+    loaded = load_policy(arguments.adapter, dtype=arguments.dtype, device="cpu")
+    if not hasattr(loaded.model, "merge_and_unload"):
+        raise ValueError(f"{arguments.adapter!r} holds no adapter (no adapter_config.json); nothing to merge")
+    merged = loaded.model.merge_and_unload()
+    merged.save_pretrained(arguments.output)
+    loaded.policy.processor.save_pretrained(arguments.output)
+    print(f"wrote {arguments.output}")
+    return 0

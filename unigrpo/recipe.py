@@ -1,0 +1,344 @@
+"""Recipes: one YAML file describes a run, strictly. Unknown keys are errors that name the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import LoraConfig
+from torch.utils.data import ConcatDataset
+
+from rewards import get_reward
+
+from .config import UniGRPOConfig
+from .generation import BUILTIN
+from .models import resolve_policy
+from .types import TASKS
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the key, the value and the cure."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with two surprises removed: ``5e-6`` is a number, and a key written twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise RecipeError(f"key {key!r} is given twice (line {key_node.start_mark.line + 1})")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Safe YAML.
+
+    Raises:
+        RecipeError: text that is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: not valid YAML: {error}") from error
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelSpec:
+    """``path`` is a hub id, a folder or ``builtin:NAME``; ``think_prompt`` as in ``MMaDAProcessor``."""
+
+    path: str
+    dtype: str = "auto"
+    revision: str | None = None
+    device_map: str | dict | None = None
+    think_prompt: bool | str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class DatasetSpec:
+    """``path`` is a hub id, a ``.jsonl``/``.json``/``.parquet`` file or ``builtin:NAME``.
+
+    ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    task: str | None = None
+    column_map: dict[str, str] = field(default_factory=dict)
+    limit: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RewardSpec:
+    """``name`` is a registry name, ``pkg.mod:attr`` or a model path; ``task`` limits it to rows of one task."""
+
+    name: str
+    weight: float = 1.0
+    task: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Recipe:
+    """A parsed recipe. ``config`` holds the flat ``UniGRPOConfig`` keys."""
+
+    source: str
+    model: ModelSpec
+    datasets: list[DatasetSpec]
+    rewards: list[RewardSpec]
+    policy: str | None = None
+    eval_datasets: list[DatasetSpec] = field(default_factory=list)
+    accuracy: str = "unigrpo.evaluation:integer_match"
+    lora: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+SECTIONS = ("model", "policy", "datasets", "eval_datasets", "accuracy", "rewards", "lora")
+CONFIG_KEYS = tuple(item.name for item in fields(UniGRPOConfig) if item.init)
+LORA_KEYS = tuple(item.name for item in fields(LoraConfig) if item.init)
+
+
+def load_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
+    """A recipe file with ``key=value`` overrides (dotted keys, YAML values).
+
+    Raises:
+        RecipeError: a file that is missing or not YAML, an unknown key, a wrong type.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise RecipeError(f"recipe {path!r} is not a file")
+    data = parse_yaml(file.read_text(encoding="utf-8"), path)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(data).__name__}")
+    for override in overrides or []:
+        _override(data, override)
+    return parse_recipe(data, path)
+
+
+def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
+    """A recipe from its mapping."""
+    for key in data:
+        _known(key, (*SECTIONS, *CONFIG_KEYS), source)
+    for key in ("model", "datasets", "rewards"):
+        if not data.get(key):
+            raise RecipeError(f"{source}: '{key}' is missing; every recipe needs model, datasets and rewards")
+    recipe = Recipe(
+        source=source,
+        model=_section(ModelSpec, data["model"], f"{source}: model"),
+        policy=data.get("policy"),
+        datasets=_sections(DatasetSpec, data["datasets"], f"{source}: datasets"),
+        eval_datasets=_sections(DatasetSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
+        rewards=_sections(RewardSpec, data["rewards"], f"{source}: rewards"),
+        accuracy=data.get("accuracy") or Recipe.__dataclass_fields__["accuracy"].default,
+        lora=data.get("lora") or None,
+        config={key: value for key, value in data.items() if key not in SECTIONS},
+    )
+    if recipe.lora is not None:
+        if not isinstance(recipe.lora, dict):
+            raise RecipeError(f"{source}: lora must be a mapping of LoraConfig keys, or null, got {recipe.lora!r}")
+        for key in recipe.lora:
+            _known(key, LORA_KEYS, f"{source}: lora")
+    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.rewards):
+        if spec.task is not None and spec.task not in TASKS:
+            raise RecipeError(f"{source}: task={spec.task!r}: choose one of {list(TASKS)}")
+    return recipe
+
+
+def _known(key: str, valid: tuple[str, ...], where: str) -> None:
+    if key in valid:
+        return
+    near = difflib.get_close_matches(str(key), valid, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys are {sorted(valid)}"
+    raise RecipeError(f"{where}: unknown key {key!r}{hint}")
+
+
+def _section(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where} must be a mapping with keys {[f.name for f in fields(kind)]}, got {value!r}")
+    for key in value:
+        _known(key, tuple(item.name for item in fields(kind)), where)
+    required = "name" if kind is RewardSpec else "path"
+    if not isinstance(value.get(required), str):
+        raise RecipeError(f"{where}: '{required}' must be a string, got {value.get(required)!r}")
+    return kind(**value)
+
+
+def _sections(kind: type, values: Any, where: str) -> list[Any]:
+    if not isinstance(values, list):
+        raise RecipeError(f"{where} must be a list, got {values!r}")
+    return [_section(kind, value, f"{where}[{index}]") for index, value in enumerate(values)]
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Sets ``a.b.0.c=value`` in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not of the form key=value")
+    value = parse_yaml(text, f"override {key}")
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = node[_place(node, part, override)]
+    node[_place(node, last, override)] = value
+
+
+def _place(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, dict):
+        return part
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return int(part)
+    raise RecipeError(f"override {override!r}: {part!r} is not a place in the recipe")
+
+
+# ---- from specs to objects ----
+
+
+def build_config(recipe: Recipe) -> UniGRPOConfig:
+    """The run's arguments. Reward weights come from the rewards.
+
+    Raises:
+        RecipeError: what ``UniGRPOConfig`` refuses, with the recipe's name.
+    """
+    values = {"report_to": "none", **recipe.config}
+    if values.get("reward_weights") is not None:
+        raise RecipeError(f"{recipe.source}: reward_weights belongs to the rewards: give each a 'weight'")
+    values["reward_weights"] = [float(reward.weight) for reward in recipe.rewards]
+    try:
+        return UniGRPOConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{recipe.source}: {error}") from error
+
+
+def build_lora(recipe: Recipe) -> LoraConfig | None:
+    """The adapter of the recipe."""
+    if recipe.lora is None:
+        return None
+    try:
+        return LoraConfig(**recipe.lora)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{recipe.source}: lora: {error}") from error
+
+
+class ForTask:
+    """A reward that applies to rows of one task only; other rows get None."""
+
+    def __init__(self, reward: Any, task: str) -> None:
+        self.reward, self.task, self.__name__ = reward, task, getattr(reward, "__name__", type(reward).__name__)
+
+    def __call__(self, *, task: list[str], **columns: Any) -> list[float | None]:
+        mine = [index for index, own in enumerate(task) if own == self.task]
+        if not mine:
+            return [None] * len(task)
+        part = {
+            key: [value[i] for i in mine] if isinstance(value, list) and len(value) == len(task) else value
+            for key, value in columns.items()
+        }
+        scores = dict(zip(mine, self.reward(task=[self.task] * len(mine), **part), strict=True))
+        return [scores.get(index) for index in range(len(task))]
+
+
+def build_rewards(recipe: Recipe) -> list[Any]:
+    """Callables, or model paths for the trainer to load."""
+    built = []
+    for spec in recipe.rewards:
+        is_model = "/" in spec.name and ":" not in spec.name
+        reward = spec.name if is_model else get_reward(spec.name, **spec.args)
+        if spec.task is not None:
+            from .rewarding import resolve_reward
+
+            reward = ForTask(resolve_reward(reward), spec.task)
+        built.append(reward)
+    return built
+
+
+def build_dataset(specs: list[DatasetSpec]) -> Any:
+    """The rows of all ``specs``, one after the other; None for an empty list.
+
+    Raises:
+        RecipeError: an unknown shipped set or a column that is not there.
+    """
+    parts = [load_rows(spec) for spec in specs]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+
+
+def load_rows(spec: DatasetSpec) -> Any:
+    """One dataset with our column names."""
+    if spec.path.startswith(BUILTIN):
+        rows = _builtin_rows(spec)
+    else:
+        rows = _hub_or_file(spec)
+        if spec.limit is not None:
+            rows = rows.select(range(min(spec.limit, len(rows))))
+    return _rename(rows, spec)
+
+
+def _builtin_rows(spec: DatasetSpec) -> Any:
+    from datasets import Dataset
+
+    from .toy import arithmetic
+
+    if spec.path != BUILTIN + "arithmetic":
+        raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are ['{BUILTIN}arithmetic']")
+    return Dataset.from_list(arithmetic.problems(spec.split, spec.limit))
+
+
+def _hub_or_file(spec: DatasetSpec) -> Any:
+    from datasets import load_dataset
+
+    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+    suffix = Path(spec.path).suffix
+    if suffix in kinds:
+        if not Path(spec.path).is_file():
+            raise RecipeError(f"dataset file {spec.path!r} does not exist")
+        return load_dataset(kinds[suffix], data_files=spec.path, split="train")
+    return load_dataset(spec.path, spec.name, split=spec.split)
+
+
+def _rename(rows: Any, spec: DatasetSpec) -> Any:
+    missing = [theirs for theirs in spec.column_map.values() if theirs not in rows.column_names]
+    if missing:
+        raise RecipeError(f"dataset {spec.path!r}: column_map names {missing}, its columns are {rows.column_names}")
+    for ours, theirs in spec.column_map.items():
+        if ours != theirs:
+            if ours in rows.column_names:
+                rows = rows.remove_columns(ours)
+            rows = rows.rename_column(theirs, ours)
+    if spec.task is not None:
+        if "task" in rows.column_names:
+            rows = rows.remove_columns("task")
+        rows = rows.add_column("task", [spec.task] * len(rows))
+    return rows
+
+
+def import_paths(recipe: Recipe) -> list[str]:
+    """Every piece of code the recipe names by import path: the only code a recipe can run."""
+    named = [recipe.policy, recipe.accuracy, *(reward.name for reward in recipe.rewards)]
+    return [path for path in named if path and ":" in path and not path.startswith(BUILTIN)]
+
+
+def resolve_names(recipe: Recipe) -> None:
+    """Imports everything the recipe names.
+
+    Raises:
+        ValueError: a name that leads nowhere.
+    """
+    if recipe.policy is not None:
+        resolve_policy(recipe.policy)
+    build_rewards(recipe)
+    get_reward(recipe.accuracy)
