@@ -1,0 +1,198 @@
+"""Laws that every ``DiffusionPolicy`` must satisfy together with its model: ``check_policy(model, policy, rows)``.
+
+``rows`` are dataset rows whose prompts differ in length. Each law is a function of its own and raises AssertionError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigrpo.likelihood import score_tokens
+from unigrpo.models import DiffusionPolicy
+from unigrpo.rng import keyed_generator
+from unigrpo.samplers import SemiAutoregressive
+from unigrpo.types import Canvas, Rollout
+
+
+LENGTH = 8
+TOLERANCE = 1e-5
+
+
+def check_policy(model, policy: DiffusionPolicy, rows: list[dict[str, Any]], task: str = "text") -> None:
+    """Every law below."""
+    model.eval()
+    check_encode(policy, rows, task)
+    rollout = check_rollout(model, policy, rows, task)
+    check_scores_are_the_models(model, policy, rollout)
+    check_padding_changes_nothing(model, policy, rollout)
+    check_hidden_ids_do_not_leak(model, policy, rollout)
+    check_visible_ids_count(model, policy, rollout)
+    check_gradient(model, policy, rollout)
+    check_sampling_logps(model, policy, rollout)
+
+
+def streams(count: int) -> list[torch.Generator]:
+    return [keyed_generator("conformance", row) for row in range(count)]
+
+
+def some_hidden(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """About half of the counted tokens hidden, and half of those scored; at least one a row."""
+    generator = torch.Generator().manual_seed(3)
+    draw = torch.rand(rollout.completion_mask.shape, generator=generator)
+    draw = draw.masked_fill(~rollout.completion_mask, 2.0)
+    first = draw == draw.amin(1, keepdim=True)
+    return (draw < 0.5) | first, (draw < 0.25) | first
+
+
+def score(model, policy, canvas: Canvas, hidden: Tensor, target: Tensor) -> Tensor:
+    with torch.no_grad():
+        return score_tokens(model, policy, canvas, hidden, target).logps
+
+
+def worst(difference: Tensor) -> float:
+    return float(difference.detach().abs().max())
+
+
+def check_encode(policy: DiffusionPolicy, rows: list[dict], task: str) -> None:
+    """Exactly the answer is to be written, it holds the mask id, and the prompt does not depend on the other rows."""
+    canvas = policy.encode(rows, task, max_completion_length=LENGTH)
+    assert canvas.task == task and canvas.token_space == policy.token_space(task)
+    assert canvas.fill_mask.sum(1).tolist() == [LENGTH] * len(rows)
+    assert canvas.attention_mask[canvas.fill_mask].all()
+    if policy.mask_token_id is not None:
+        assert (canvas.ids[canvas.fill_mask] == policy.mask_token_id).all()
+        assert not canvas.token_space.contains(torch.tensor(policy.mask_token_id))
+    lengths = canvas.attention_mask.sum(1)
+    assert lengths.unique().numel() > 1, "give prompts of several lengths"
+    assert (canvas.ids[~canvas.attention_mask] == policy.pad_token_id).all()
+    for row, own in enumerate(rows):
+        alone = policy.encode([own], task, max_completion_length=LENGTH)
+        assert alone.attention_mask.all()
+        assert torch.equal(alone.ids[0], canvas.ids[row][canvas.attention_mask[row]])
+        assert torch.equal(alone.fill_mask[0], canvas.fill_mask[row][canvas.attention_mask[row]])
+
+
+def check_rollout(model, policy: DiffusionPolicy, rows: list[dict], task: str) -> Rollout:
+    """No hole is left, every token lies in the token space, and nothing else is touched; greedy and drawn."""
+    canvas = policy.encode(rows, task, max_completion_length=LENGTH)
+    before = canvas.ids.clone()
+    for temperature in (0.0, 1.0):
+        fill = SemiAutoregressive(steps=4, block_length=4, temperature=temperature, stop="never")
+        rollout = fill(model, policy, canvas, generators=streams(len(rows)))
+        ids, fill_mask = rollout.canvas.ids, canvas.fill_mask
+        assert canvas.token_space.contains(ids[fill_mask]).all()
+        assert torch.equal(ids[~fill_mask], before[~fill_mask]) and torch.equal(canvas.ids, before)
+        assert torch.equal(rollout.step_map >= 0, fill_mask)
+        assert (rollout.sampling_logps[fill_mask] <= 0).all() and not rollout.sampling_logps[~fill_mask].any()
+        assert rollout.completion_mask[fill_mask].any() and not rollout.completion_mask[~fill_mask].any()
+        assert len(rollout.completions) == len(rows)
+        assert rollout.completions == policy.decode(rollout.canvas, rollout.completion_mask)
+    return rollout
+
+
+def check_scores_are_the_models(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
+    """Scores equal a log-softmax over the token space of the full logits, read where the family puts them."""
+    canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
+    with torch.no_grad():
+        logits = model(**policy.inputs(canvas, hidden)).logits.double()
+        entropy = score_tokens(model, policy, canvas, hidden, target).entropy
+    open_columns = canvas.token_space.contains(torch.arange(logits.shape[-1]))
+    table = logits.masked_fill(~open_columns, -torch.inf).log_softmax(-1)
+    logps = score(model, policy, canvas, hidden, target)
+    for row, position in target.nonzero().tolist():
+        at = table[row, position - policy.logit_shift]
+        assert abs(float(logps[row, position]) - float(at[canvas.ids[row, position]])) < TOLERANCE
+        own = -(at.exp() * at.masked_fill(~open_columns, 0)).sum()
+        assert abs(float(entropy[row, position]) - float(own)) < TOLERANCE
+    assert not logps[~target].any() and not entropy[~target].any()
+
+
+def trimmed(canvas: Canvas, row: int) -> tuple[Canvas, Tensor]:
+    """One row without its padding, and which positions that keeps."""
+    keep = canvas.attention_mask[row]
+    alone = canvas.take(torch.tensor([row]))
+    positions = None if alone.position_ids is None else alone.position_ids[:, keep]
+    return replace(
+        alone,
+        ids=alone.ids[:, keep],
+        fill_mask=alone.fill_mask[:, keep],
+        attention_mask=alone.attention_mask[:, keep],
+        position_ids=positions,
+    ), keep
+
+
+def check_padding_changes_nothing(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
+    """A row alone, without padding, scores as in the batch; so does what the padding holds."""
+    if policy.attends_padding:
+        return
+    canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
+    together = score(model, policy, canvas, hidden, target)
+    for row in range(len(canvas.ids)):
+        alone, keep = trimmed(canvas, row)
+        own = score(model, policy, alone, hidden[row : row + 1, keep], target[row : row + 1, keep])
+        assert worst(own[0] - together[row, keep]) < TOLERANCE
+    stuffed = replace(canvas, ids=torch.where(canvas.attention_mask, canvas.ids, canvas.token_space.stop - 1))
+    assert worst(score(model, policy, stuffed, hidden, target) - together) < TOLERANCE
+
+
+def another(canvas: Canvas, where: Tensor) -> Canvas:
+    """The canvas with other writable ids at ``where``."""
+    choices = torch.arange(canvas.token_space.start, canvas.token_space.stop)
+    choices = choices[canvas.token_space.contains(choices)]
+    replaced = torch.where(canvas.ids == choices[0], choices[1], choices[0])
+    return replace(canvas, ids=torch.where(where, replaced, canvas.ids))
+
+
+def check_hidden_ids_do_not_leak(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
+    """What stands under ``hidden`` cannot be seen by the model: the other scores are bitwise the same."""
+    canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
+    unscored = hidden & ~target
+    assert unscored.any()
+    expected = score(model, policy, canvas, hidden, target)
+    assert torch.equal(score(model, policy, another(canvas, unscored), hidden, target), expected)
+
+
+def check_visible_ids_count(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
+    """Tokens before and after a scored position both matter: the model is bidirectional."""
+    canvas = rollout.canvas
+    for scored, changed in ((0, -1), (-1, 0)):
+        places = [fill.nonzero().flatten() for fill in canvas.fill_mask]
+        target, visible = torch.zeros_like(canvas.fill_mask), torch.zeros_like(canvas.fill_mask)
+        for row, place in enumerate(places):
+            target[row, place[scored]] = visible[row, place[changed]] = True
+        expected = score(model, policy, canvas, target, target)
+        assert worst(score(model, policy, another(canvas, visible), target, target) - expected) > 10 * TOLERANCE
+
+
+def check_gradient(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
+    """The gradient reaches the parameters, and a step along it raises the score."""
+    canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    value = score_tokens(model, policy, canvas, hidden, target).logps.sum()
+    gradients = torch.autograd.grad(value, trainable, allow_unused=True)
+    reached = [g for g in gradients if g is not None and bool(g.abs().max() > 0)]
+    assert len(reached) > 0.8 * len(trainable)
+    assert all(bool(g.isfinite().all()) for g in reached)
+    square = sum(float(g.pow(2).sum()) for g in reached)
+    step = 1e-2 / square
+    with torch.no_grad():
+        for sign in (1, -1):
+            for parameter, gradient in zip(trainable, gradients, strict=True):
+                if gradient is not None:
+                    parameter.add_(gradient, alpha=sign * step)
+            if sign == 1:
+                risen = float(score(model, policy, canvas, hidden, target).sum() - value.detach())
+    assert 0.5e-2 < risen < 2e-2, f"a step that should raise the score by 0.01 raised it by {risen}"
+
+
+def check_sampling_logps(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
+    """What the sampler recorded for each step equals the score with the same positions hidden."""
+    fill = rollout.canvas.fill_mask
+    for step in range(int(rollout.step_map.max()) + 1):
+        hidden, target = fill & (rollout.step_map >= step), fill & (rollout.step_map == step)
+        logps = score(model, policy, rollout.canvas, hidden, target)
+        assert worst((logps - rollout.sampling_logps)[target]) < TOLERANCE

@@ -1,0 +1,76 @@
+"""Shape checks on the tensor functions, one thread, and trainers on the tiny model."""
+
+from __future__ import annotations
+
+import sys
+
+from jaxtyping import install_import_hook
+
+
+CHECKED = ["unigrpo.losses", "unigrpo.advantages", "unigrpo.noising", "unigrpo.likelihood"]
+loaded = [name for name in CHECKED if name in sys.modules]
+if loaded:
+    raise RuntimeError(f"{loaded} were imported before their shapes could be checked")
+install_import_hook(CHECKED, "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from peft import LoraConfig  # noqa: E402
+
+
+torch.set_num_threads(1)
+
+TRAINING = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "steps_per_generation": 4,
+    "num_generations": 4,
+    "max_completion_length": 12,
+    "steps": 6,
+    "block_length": 6,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "max_steps": 4,
+    "num_iterations": 2,
+    "beta": 0.04,
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+"""A run of seconds: 16 answers a rollout, two optimizer steps an inner update."""
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """A factory of trainers: ``make_trainer(lora=True, beta=0.0, ...)``; other keywords go to ``UniGRPOConfig``."""
+    from unigrpo import UniGRPOConfig, UniGRPOTrainer
+
+    from .tiny import low_ids, prompts, tiny_model, tiny_processor
+
+    def make(
+        *,
+        lora=False,
+        dropout=0.0,
+        model=None,
+        rewards=low_ids,
+        rows=None,
+        eval_rows=None,
+        kind=UniGRPOTrainer,
+        callbacks=None,
+        processor=True,
+        **arguments,
+    ):
+        arguments = {"output_dir": str(tmp_path / "run"), **TRAINING, **arguments}
+        return kind(
+            tiny_model() if model is None else model,
+            rewards,
+            UniGRPOConfig(**arguments),
+            prompts(16) if rows is None else rows,
+            eval_rows,
+            processing_class=tiny_processor() if processor else None,
+            peft_config=LoraConfig(r=4, lora_dropout=dropout) if lora else None,
+            callbacks=callbacks,
+        )
+
+    return make

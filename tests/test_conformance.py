@@ -1,0 +1,185 @@
+"""The conformance suite over every policy: MMaDA, LLaDA, a masked LM of Hugging Face, and one with shifted logits."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+from tests import conformance
+from tests.tiny import golden_tokenizer, prompts, tiny_model, tiny_processor
+from unigrpo.models import (
+    LLaDAConfig,
+    LLaDAForMaskedDiffusion,
+    MaskedDiffusionMixin,
+    MMaDAPolicy,
+    MMaDAProcessor,
+    policy_class_of,
+    resolve_policy,
+)
+from unigrpo.models.llada.policy import LLaDAPolicy
+from unigrpo.models.mmada.policy import MMaDAPolicy as ListedMMaDA
+from unigrpo.types import TokenSpace
+
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "custom_policy.py"
+
+
+def load_example():
+    spec = importlib.util.spec_from_file_location("custom_policy", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+example = load_example()
+
+
+class ShiftedLogits(BertForMaskedLM):
+    """A bidirectional model whose logits at position i predict token i + 1."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        return replace(output, logits=output.logits.roll(-1, dims=1))
+
+
+class ShiftedModel(MaskedDiffusionMixin, ShiftedLogits):
+    pass
+
+
+class ShiftedPolicy(example.BertPolicy):
+    logit_shift = 1
+
+
+def mmada():
+    model = tiny_model()
+    return model, MMaDAPolicy(model.config, tiny_processor()), prompts(3)
+
+
+def mmada_attending_padding():
+    model, _, rows = mmada()
+    model.config.attn_mask_mode = "none"
+    return model, MMaDAPolicy(model.config, tiny_processor()), rows
+
+
+def llada():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 48, "vocab_size": 208}
+    config = LLaDAConfig(**sizes, mask_token_id=184, eos_token_id=161, pad_token_id=161)
+    policy = LLaDAPolicy(config, MMaDAProcessor(golden_tokenizer()))
+    return LLaDAForMaskedDiffusion(config), policy, prompts(3)
+
+
+EXAMPLE_ROWS = [{"prompt": "say red"}, {"prompt": "please say blue"}, {"prompt": "say"}]
+
+
+def bert():
+    torch.manual_seed(0)
+    model, tokenizer = example.build()
+    return model.eval(), example.BertPolicy(model.config, tokenizer), EXAMPLE_ROWS
+
+
+def shifted():
+    plain, policy, rows = bert()
+    model = ShiftedModel(plain.config)
+    model.load_state_dict(plain.state_dict())
+    return model.eval(), ShiftedPolicy(plain.config, policy.processor), rows
+
+
+FAMILIES = [mmada, mmada_attending_padding, llada, bert, shifted]
+
+
+@pytest.mark.parametrize("build", FAMILIES)
+def test_policy_conforms(build):
+    conformance.check_policy(*build())
+
+
+def test_a_shifted_model_is_the_same_policy_as_the_unshifted_one():
+    runs = [conformance.check_rollout(*build(), task="text") for build in (bert, shifted)]
+    assert torch.equal(runs[0].canvas.ids, runs[1].canvas.ids)
+    assert torch.equal(runs[0].step_map, runs[1].step_map)
+
+
+def test_a_shifted_model_cannot_write_the_first_position():
+    _, policy, _ = shifted()
+    with pytest.raises(ValueError, match="first position"):
+        policy.rows(torch.tensor([[True, False]]))
+    assert policy.rows(torch.tensor([[False, True, True]])).tolist() == [[True, True, False]]
+
+
+def test_llada_writes_what_its_tokenizer_can_decode():
+    _, policy, _ = llada()
+    assert policy.token_space("text") == TokenSpace(start=0, stop=197, exclude=(184,))
+    assert policy.stop_token_ids == (161, 196)
+
+
+# ---- the suite must be able to fail ----
+
+
+class WrongShift(ShiftedPolicy):
+    logit_shift = 0
+
+
+class NoPositions(example.BertPolicy):
+    def encode(self, rows, task="text", **lengths):
+        return replace(super().encode(rows, task, **lengths), position_ids=None)
+
+
+class ShowsHidden(example.BertPolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        return super().inputs(canvas, None, noisy_ids)
+
+
+class IgnoresPadding(example.BertPolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        inputs = super().inputs(canvas, hidden, noisy_ids)
+        return {**inputs, "attention_mask": torch.ones_like(canvas.attention_mask)}
+
+
+class MayWriteTheMask(example.BertPolicy):
+    def token_space(self, task):
+        return TokenSpace(start=self.mask_token_id, stop=self.config.vocab_size)
+
+
+class HidesThePrompt(example.BertPolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        inputs = super().inputs(canvas, hidden, noisy_ids)
+        return {**inputs, "input_ids": inputs["input_ids"].masked_fill(canvas.fill_mask, self.mask_token_id)}
+
+
+@pytest.mark.parametrize(
+    "broken", [WrongShift, NoPositions, ShowsHidden, IgnoresPadding, MayWriteTheMask, HidesThePrompt]
+)
+def test_the_suite_rejects_broken_policies(broken):
+    model, policy, rows = bert()
+    wrong = broken(model.config, policy.processor)
+    if broken is WrongShift:
+        model, right, rows = shifted()
+        rollout = conformance.check_rollout(model, right, rows, "text")
+        with pytest.raises(AssertionError):
+            conformance.check_visible_ids_count(model, wrong, rollout)
+            conformance.check_scores_are_the_models(model, wrong, rollout)
+            conformance.check_sampling_logps(model, wrong, rollout)
+        return
+    with pytest.raises(AssertionError):
+        conformance.check_policy(model, wrong, rows)
+
+
+# ---- names ----
+
+
+def test_policies_are_found_by_name_path_model_type_or_class():
+    model, policy, _ = mmada()
+    assert resolve_policy("mmada") is policy_class_of(model) is ListedMMaDA is type(policy)
+    assert policy_class_of(llada()[0]) is LLaDAPolicy
+    assert policy_class_of(bert()[0]) is example.BertPolicy
+    assert policy_class_of(model, "unigrpo.models.llada.policy:LLaDAPolicy") is LLaDAPolicy
+    for name, message in (("mmadaa", "unknown"), ("no.such:Thing", "imported"), ("unigrpo.models:Nope", "imported")):
+        with pytest.raises(ValueError, match=message):
+            resolve_policy(name)
+    with pytest.raises(ValueError, match="no policy is known for Linear"):
+        policy_class_of(torch.nn.Linear(1, 1))

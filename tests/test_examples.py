@@ -1,0 +1,46 @@
+"""The examples as a user runs them: they train, the reward rises, and they stay short."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run(name: str, folder: Path) -> tuple[float, float]:
+    """Reward before and after, as the script prints them."""
+    paths = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / name)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = re.search(r"reward before (\d\.\d+), after (\d\.\d+)", done.stdout)
+    assert printed, done.stdout[-3000:]
+    return float(printed[1]), float(printed[2])
+
+
+@pytest.mark.parametrize(("name", "rise"), [("custom_policy.py", 0.4), ("custom_reward.py", 0.4)])
+def test_the_reward_rises(name, rise, tmp_path):
+    before, after = run(name, tmp_path)
+    assert 0 <= before <= after - rise and after <= 1
+
+
+def test_examples_are_short():
+    policy = (EXAMPLES / "custom_policy.py").read_text().splitlines()
+    assert len(policy) < 80
+    reward = [line for line in (EXAMPLES / "custom_reward.py").read_text().splitlines() if line.strip()]
+    assert len(reward) <= 15
+    assert max(len(line) for line in policy + reward) <= 119
+
+
+def test_every_example_is_listed():
+    listed = set(re.findall(r"python examples/(\w+\.py)", (EXAMPLES / "README.md").read_text()))
+    assert listed == {path.name for path in EXAMPLES.glob("*.py")}

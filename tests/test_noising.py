@@ -1,0 +1,174 @@
+"""Structured noising: the timestep rules, exact counts, and masks that depend on their key alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unigrpo.noising import StructuredNoising, timesteps
+from unigrpo.rng import keyed_generator
+from unigrpo.types import Canvas, Rollout, TokenSpace
+
+from .tiny import golden
+
+
+def rollout(completions: list[int], prompt: int = 3, length: int = 40) -> Rollout:
+    """Rows with ``prompt`` visible tokens, then 30 written ones of which the first ``completions[b]`` count."""
+    batch = len(completions)
+    ids = torch.arange(length).repeat(batch, 1)
+    counts = torch.zeros(batch, length, dtype=torch.bool)
+    fill = torch.zeros(batch, length, dtype=torch.bool)
+    fill[:, prompt : prompt + 30] = True
+    for row, count in enumerate(completions):
+        counts[row, prompt : prompt + count] = True
+    canvas = Canvas(
+        ids=ids,
+        fill_mask=fill,
+        attention_mask=torch.ones_like(fill),
+        task="text",
+        token_space=TokenSpace(start=0, stop=100),
+    )
+    zeros = torch.zeros(batch, length)
+    return Rollout(
+        canvas=canvas, completion_mask=counts, step_map=zeros.long(), sampling_logps=zeros, completions=[""] * batch
+    )
+
+
+def draw(completions, rows=None, *, key=(0, 0), iterations=4, samples=1, prompt=3, **options):
+    rows = list(range(len(completions))) if rows is None else rows
+    return StructuredNoising(**options)(
+        rollout(completions, prompt), num_iterations=iterations, num_samples=samples, key=key, rows=rows
+    )
+
+
+def rule(name: str, t1: int, updates: int, total: int = 1000) -> list[int]:
+    return timesteps(name, t1, updates, total, generator=keyed_generator("test"))
+
+
+def test_stratified_is_the_paper_example():
+    assert rule("stratified", 100, 5) == [100, 300, 500, 700, 900]
+    assert rule("stratified", 901, 5) == [901, 101, 301, 501, 701]
+    assert rule("stratified", 1000, 4) == [1000, 250, 500, 750]
+    assert rule("stratified", 7, 1) == [7]
+
+
+def test_stratified_stays_in_range_and_spreads():
+    for t1 in range(1, 101):
+        steps = rule("stratified", t1, 7, 100)
+        assert all(1 <= t <= 100 for t in steps)
+        assert len(set(steps)) == 7
+        ordered = sorted(steps)
+        gaps = [b - a for a, b in zip(ordered, [*ordered[1:], ordered[0] + 100], strict=True)]
+        assert set(gaps) <= {14, 15}
+
+
+def test_paper_formula_example_and_golden_table():
+    assert rule("paper_formula", 100, 5) == [100, 325, 550, 775, 1000]
+    assert rule("paper_formula", 42, 1) == [42]
+    table = golden("g7_rl")[0]["unigrpo.timesteps"].tolist()
+    assert len(table) == 12
+    for updates, t1, *steps in table:
+        assert rule("paper_formula", t1, updates) == steps[:updates]
+
+
+def test_random_keeps_the_first_and_covers_the_range():
+    steps = rule("random", 5, 2001, 10)
+    assert steps[0] == 5
+    assert set(steps[1:]) == set(range(1, 11))
+    shares = [steps[1:].count(t) / 2000 for t in range(1, 11)]
+    assert max(abs(share - 0.1) for share in shares) < 0.03
+
+
+def test_exact_count_and_only_completion_tokens():
+    counts = [1, 2, 7, 12, 30]
+    for t1 in (1, 40, 250, 333, 500, 777, 1000):
+        noise = draw(counts, timestep_start=t1)
+        steps = rule("stratified", t1, 4)
+        completion = rollout(counts).completion_mask
+        for b, count in enumerate(counts):
+            for k, t in enumerate(steps):
+                assert int(noise.hidden[b, k, 0].sum()) == max(1, round(count * t / 1000))
+                assert not bool((noise.hidden[b, k, 0] & ~completion[b]).any())
+        assert torch.equal(noise.mask_ratio[:, :, 0], torch.tensor([[t / 1000 for t in steps]] * len(counts)))
+
+
+def test_scored_tokens_are_the_hidden_ones_with_weight_one():
+    noise = draw([12, 5], samples=2)
+    assert torch.equal(noise.target, noise.hidden)
+    assert torch.equal(noise.weight, noise.hidden.float())
+    assert noise.input_ids is None
+    assert noise.hidden.shape == (2, 4, 2, 40)
+
+
+def test_everything_is_hidden_at_the_last_timestep():
+    noise = draw([9], timesteps="paper_formula", timestep_start=1, iterations=3)
+    assert noise.hidden[0, 0, 0].sum() == 1
+    assert torch.equal(noise.hidden[0, 2, 0], rollout([9]).completion_mask[0])
+
+
+def test_row_without_an_answer_has_no_target():
+    noise = draw([0, 4])
+    assert not bool(noise.hidden[0].any())
+    assert bool(noise.hidden[1].any())
+
+
+def test_draws_share_the_timestep_but_not_the_mask():
+    noise = draw([30], samples=3, timestep_start=100)
+    counts = noise.hidden.sum(dim=-1)[0]
+    assert torch.equal(counts, counts[:, :1].expand_as(counts))
+    assert torch.equal(noise.mask_ratio, noise.mask_ratio[:, :, :1].expand_as(noise.mask_ratio))
+    for k in range(4):
+        masks = {tuple(noise.hidden[0, k, s].tolist()) for s in range(3)}
+        assert len(masks) == 3
+
+
+def test_key_alone_decides_the_mask():
+    """Batch composition, order and left padding do not reach the draw."""
+    together = draw([12, 30, 7], [4, 9, 2], key=(5, 1), samples=2)
+    alone = draw([30], [9], key=(5, 1), samples=2)
+    assert torch.equal(together.hidden[1], alone.hidden[0])
+    padded = draw([30], [9], key=(5, 1), samples=2, prompt=8)
+    assert torch.equal(padded.hidden[0, :, :, 8:38], alone.hidden[0, :, :, 3:33])
+
+
+@pytest.mark.parametrize("change", [{"key": (6, 1)}, {"key": (5, 2)}, {"rows": [10]}])
+def test_another_key_gives_another_mask(change):
+    base = draw([30], **{"rows": [9], "key": (5, 1), "timestep_start": 500})
+    other = draw([30], **{"rows": [9], "key": (5, 1), "timestep_start": 500, **change})
+    assert not torch.equal(base.hidden, other.hidden)
+
+
+def test_updates_have_different_masks_at_equal_ratio():
+    noise = draw([30], iterations=8, timesteps="random", timestep_start=1, num_timesteps=2)
+    halves = [tuple(mask.tolist()) for mask in noise.hidden[0, :, 0] if mask.sum() == 15]
+    assert len(halves) >= 2
+    assert len(set(halves)) == len(halves)
+
+
+def test_first_timestep_is_uniform_and_differs_between_rows():
+    noising = StructuredNoising(num_timesteps=10)
+    first = [noising.row_timesteps(1, (0, 0, row))[0] for row in range(2000)]
+    assert set(first) == set(range(1, 11))
+    assert max(abs(first.count(t) / 2000 - 0.1) for t in range(1, 11)) < 0.03
+    assert noising.row_timesteps(3, (0, 0, 1)) == noising.row_timesteps(3, (0, 0, 1))
+
+
+def test_positions_are_hidden_uniformly():
+    counts = torch.zeros(10)
+    for row in range(600):
+        counts += draw([10], [row], iterations=1, timestep_start=300).hidden[0, 0, 0, 3:13].float()
+    assert counts.sum() == 600 * 3
+    assert (counts / 600 - 0.3).abs().max() < 0.08
+
+
+def test_global_generator_is_untouched():
+    before = torch.get_rng_state()
+    draw([30, 12], samples=2, timesteps="random")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_update_of_the_record():
+    noise = draw([30, 12], samples=2)
+    second = noise.at(1)
+    assert torch.equal(second.hidden, noise.hidden[:, 1:2])
+    assert torch.equal(second.mask_ratio, noise.mask_ratio[:, 1:2])

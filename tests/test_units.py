@@ -1,0 +1,152 @@
+"""Cutting a window into units, padding them for other ranks, and collating one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from unigrpo.types import Experience, TokenSpace
+from unigrpo.units import BUCKET, Unit, collate, cut_units, pad_units
+
+
+SPACE = TokenSpace(start=0, stop=50)
+POLICY = SimpleNamespace(attends_padding=False, pad_token_id=49)
+ATTENDING = SimpleNamespace(attends_padding=True, pad_token_id=49)
+NO_KL = {"text": 0.0, "t2i": 0.0}
+KL = {"text": 0.1, "t2i": 0.1}
+
+
+def row(
+    length=6, *, advantage=1.0, active=True, task="text", draws=1, iterations=2, index=0, missing=()
+) -> Experience:
+    """A row whose last three tokens are the answer; draw s of update k hides the answer's token (k + s) mod 3."""
+    answer = torch.zeros(length, dtype=torch.bool)
+    answer[-3:] = True
+    hidden = torch.zeros(iterations, draws, length, dtype=torch.bool)
+    for k in range(iterations):
+        for s in range(draws):
+            hidden[k, s, length - 3 + (k + s) % 3] = s not in missing
+    return Experience(
+        ids=torch.arange(length) + 100 * index,
+        attention_mask=torch.ones(length, dtype=torch.bool),
+        fill_mask=answer,
+        completion_mask=answer.clone(),
+        hidden=hidden,
+        target=hidden.clone(),
+        weight=hidden.float(),
+        sampling_logps=torch.zeros(length),
+        step_map=torch.zeros(length, dtype=torch.int64),
+        advantage=advantage,
+        active=active,
+        task=task,
+        token_space=SPACE,
+        index=index,
+    )
+
+
+def cut(rows, dealt=None, policy=POLICY, betas=NO_KL):
+    return cut_units(rows, [list(range(len(rows)))] if dealt is None else dealt, policy, betas)
+
+
+def test_rows_of_one_bucket_share_a_unit():
+    assert BUCKET == 64
+    rows = [row(10), row(64), row(65), row(128), row(129), row(3)]
+    assert cut(rows) == [[Unit((0, 1, 5), 0), Unit((2, 3), 0), Unit((4,), 0)]]
+
+
+def test_attended_padding_needs_equal_lengths():
+    rows = [row(10), row(11), row(10)]
+    assert cut(rows, policy=ATTENDING) == [[Unit((0, 2), 0), Unit((1,), 0)]]
+
+
+def test_tasks_and_draws_do_not_share_a_unit():
+    rows = [row(draws=2), row(draws=2, task="t2i"), row(draws=2)]
+    units = cut(rows)[0]
+    assert sorted((unit.rows, unit.draw) for unit in units) == [((0, 2), 0), ((0, 2), 1), ((1,), 0), ((1,), 1)]
+
+
+def test_micro_batches_stay_apart_and_keep_their_order():
+    rows = [row(index=i) for i in range(4)]
+    assert cut(rows, [[3, 1], [0, 2]]) == [[Unit((3, 1), 0)], [Unit((0, 2), 0)]]
+
+
+def test_rows_that_cannot_move_the_policy_are_left_out():
+    rows = [row(advantage=0.0), row(), row(active=False), row(advantage=0.0, active=False)]
+    assert cut(rows) == [[Unit((1,), 0)]]
+    assert cut(rows, betas=KL) == [[Unit((0, 1), 0)]]
+    assert cut([rows[2]], betas=KL) == [[]]
+
+
+def test_missing_draws_make_no_unit():
+    rows = [row(draws=2), row(draws=2, missing=(1,))]
+    assert cut(rows) == [[Unit((0, 1), 0), Unit((0,), 1)]]
+
+
+def test_padding_repeats_the_shortest_unit_with_weight_zero():
+    rows = [row(100), row(100), row(10)]
+    units = cut(rows, [[0, 1, 2], []])
+    padded = pad_units(units, [4, 1], rows)
+    assert padded[0][:2] == units[0]
+    assert padded[0][2:] == [Unit((2,), 0, dummy=True)] * 2
+    assert padded[1] == [Unit((0,), 0, dummy=True)]
+    assert collate(rows, padded[0][2], 0, POLICY, "cpu").scale.tolist() == [0.0]
+    assert collate(rows, padded[0][0], 0, POLICY, "cpu").scale.tolist() == [1.0]
+
+
+def test_collated_values():
+    rows = [row(5, index=0, advantage=2.0), row(7, index=1, advantage=-1.0)]
+    rows[0].completion_mask[-1] = False
+    batch = collate(rows, Unit((1, 0), 0), 1, POLICY, "cpu")
+    assert batch.canvas.ids.tolist() == [[100, 101, 102, 103, 104, 105, 106], [0, 1, 2, 3, 4, 49, 49]]
+    assert batch.canvas.attention_mask.tolist() == [[True] * 7, [True] * 5 + [False] * 2]
+    assert batch.hidden.nonzero().tolist() == [[0, 5], [1, 3]]
+    assert torch.equal(batch.target, batch.hidden)
+    assert torch.equal(batch.weight, batch.hidden.float())
+    assert batch.advantages.tolist() == [-1.0, 2.0]
+    assert batch.completion_length.tolist() == [3.0, 2.0]
+    assert batch.canvas.task == "text"
+    assert batch.canvas.token_space == SPACE
+    assert batch.noisy_ids is None
+    assert batch.ref_logps is None
+    assert collate(rows, Unit((1, 0), 0), 0, POLICY, "cpu").hidden.nonzero().tolist() == [[0, 4], [1, 2]]
+
+
+def test_old_log_probabilities_are_used_only_where_known():
+    rows = [row(5), row(7)]
+    for number, item in enumerate(rows):
+        item.old_logps = torch.full_like(item.weight, -1.0 - number)
+        item.old_known = torch.tensor([False, True])
+    assert collate(rows, Unit((0, 1), 0), 0, POLICY, "cpu").old_logps is None
+    old = collate(rows, Unit((0, 1), 0), 1, POLICY, "cpu").old_logps
+    assert old.tolist() == [[-1.0] * 5 + [0.0] * 2, [-2.0] * 7]
+
+
+def test_reference_and_noisy_ids_follow_the_draw():
+    rows = [row(4, draws=2)]
+    values = torch.arange(16.0).view(2, 2, 4)
+    rows[0].ref_logps, rows[0].input_ids = values, values.long()
+    batch = collate(rows, Unit((0,), 1), 1, POLICY, "cpu")
+    assert batch.ref_logps.tolist() == [[12.0, 13.0, 14.0, 15.0]]
+    assert batch.noisy_ids.tolist() == [[12, 13, 14, 15]]
+
+
+def test_draws_divide_a_row_by_those_it_has():
+    rows = [row(draws=4), row(draws=4, missing=(1, 3))]
+    assert collate(rows, Unit((0, 1), 0), 0, POLICY, "cpu").scale.tolist() == [0.25, 0.5]
+    units = cut(rows)[0]
+    total = torch.zeros(2)
+    for unit in units:
+        for place, index in enumerate(unit.rows):
+            total[index] += collate(rows, unit, 0, POLICY, "cpu").scale[place]
+    assert total.tolist() == [1.0, 1.0]
+
+
+def test_extra_inputs_and_positions_travel_along():
+    rows = [row(4), row(4)]
+    for number, item in enumerate(rows):
+        item.extra = {"pixels": torch.full((1, 2), float(number))}
+        item.position_ids = torch.arange(4) + number
+    batch = collate(rows, Unit((1, 0), 0), 0, POLICY, "cpu")
+    assert batch.canvas.extra["pixels"].tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert batch.canvas.position_ids.tolist() == [[1, 2, 3, 4], [0, 1, 2, 3]]

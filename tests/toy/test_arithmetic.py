@@ -1,0 +1,160 @@
+"""The toy problems: splits, traces, tokenizer and the integer comparison."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from unigrpo.models import MMaDAProcessor
+from unigrpo.toy.arithmetic import (
+    FIRST,
+    NAMES,
+    OBJECTS,
+    SECOND,
+    STYLES,
+    TEMPLATES,
+    integer_match,
+    pairs,
+    problems,
+    split_of,
+    trace,
+)
+from unigrpo.toy.tokenizer import CHAT_TOKENS, LAYOUT_TOKENS, build_tokenizer, special_token_ids
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def every_row():
+    return [row for split in ("train", "test") for row in problems(split)]
+
+
+def test_splits_partition_the_whole_space_and_ignore_operand_order():
+    space = {(a, b) for a in FIRST for b in SECOND}
+    train, test = set(pairs("train")), set(pairs("test"))
+    assert train | test == space
+    assert not train & test
+    assert len(test) >= 500
+    assert all(split_of(a, b) == split_of(b, a) for a, b in space)
+
+
+def test_rows_stay_in_their_split_and_cover_it():
+    for split in ("train", "test"):
+        rows = problems(split, 4_000, seed=3)
+        assert {(row["a"], row["b"]) for row in rows} == set(pairs(split))
+        for row in rows:
+            assert list(map(int, re.findall(r"\d+", row["prompt"]))) == [row["a"], row["b"]]
+            assert row["solution"] == f"#### {row['a'] + row['b']}"
+
+
+def test_problems_are_a_function_of_their_arguments():
+    assert problems("train", 50, seed=1) == problems("train", 50, seed=1)
+    assert problems("train", 50, seed=1) != problems("train", 50, seed=2)
+    assert problems("test", 20) == problems("test", 200)[:20]
+
+
+def test_every_trace_is_correct(every_row):
+    for row in every_row:
+        a, b = row["a"], row["b"]
+        for style in STYLES:
+            text = trace(row, style)
+            reasoning, answer = re.fullmatch(r"<think>(.+)</think>(\d+)", text).groups()
+            assert int(answer) == a + b
+            assert integer_match(text, row["solution"])
+            if style == "direct":
+                assert tuple(map(int, reasoning.split("+"))) == (a, b)
+            else:
+                assert [int(digit) for digit in reasoning] == [n % 10 for n in range(a + 1, a + b + 1)]
+
+
+@pytest.mark.parametrize(("call", "value"), [(lambda: problems("dev"), "dev"), (lambda: trace({}, "terse"), "terse")])
+def test_unknown_names_are_refused(call, value):
+    with pytest.raises(ValueError, match=value):
+        call()
+
+
+def test_tokenizer_restores_every_generated_text(tokenizer, every_row):
+    processor = MMaDAProcessor(tokenizer)
+    texts = [trace(row, style) for row in every_row for style in STYLES]
+    texts += [
+        template.format(name=name, a=127, b=4, things=things)
+        for template in TEMPLATES
+        for name in NAMES
+        for things in OBJECTS
+    ]
+    texts += [processor.chat_text(row["prompt"]) for row in every_row]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert tokenizer.batch_decode(encoded) == texts
+    assert max(len(processor.encode_prompt(row["prompt"])) for row in every_row) <= 32
+
+
+def test_tokenizer_survives_saving(tokenizer, tmp_path):
+    MMaDAProcessor(tokenizer).save_pretrained(tmp_path)
+    again = MMaDAProcessor.from_pretrained(tmp_path)
+    text = "<think>8901</think>131 and (other) words\n"
+    assert again.tokenizer.decode(again.tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+    assert len(again.tokenizer) == len(tokenizer)
+    assert again.encode_prompt("Ann has 27 cups") == MMaDAProcessor(tokenizer).encode_prompt("Ann has 27 cups")
+
+
+def test_tokenizer_ids(tokenizer):
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for token in CHAT_TOKENS.values():
+        assert tokenizer.convert_tokens_to_ids(token) in special
+    for token in ("<think>", "</think>", "user", "assistant", "system", "\n", *"0123456789"):
+        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        assert len(ids) == 1
+        assert ids[0] not in special
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|startoftext|>",
+        "<|endoftext|>",
+        "<|endoftext|>",
+    )
+    assert len(tokenizer) < 200
+
+
+def test_layout_ids_are_distinct_and_known(tokenizer):
+    table = special_token_ids(tokenizer)
+    assert set(table) == {*LAYOUT_TOKENS, "start_header", "end_header", "eot"}
+    assert len(set(table.values())) == len(table)
+    assert tokenizer.unk_token_id not in table.values()
+
+
+@pytest.mark.parametrize(
+    ("completion", "solution", "expected"),
+    [
+        ("<think>27+45</think>72", "#### 72", True),
+        ("<think>7+5=12</think>72", "72", True),
+        ("<think>72</think>71", "#### 72", False),
+        ("72", "#### 72", True),
+        ("The total is 72.", "#### 72", True),
+        ("</think>1,234", "#### 1234", True),
+        ("</think>1234", "#### 1,234", True),
+        ("</think>12,34", "#### 1234", False),
+        ("</think>27+45=72", "#### 72", True),
+        ("</think>x=-72", "#### -72", True),
+        ("</think>-72", "#### 72", False),
+        ("</think>100-28", "#### 28", True),
+        ("</think>072", "#### 72", True),
+        ("</think>-0", "#### 0", True),
+        ("</think>72.0", "#### 72", False),
+        ("</think>0.72", "#### 72", False),
+        ("</think>7 2", "#### 72", False),
+        ("</think>", "#### 72", False),
+        ("", "#### 72", False),
+        ("<think>72", "#### 72", True),
+        ("<think>72</think>", "#### 72", False),
+        ("</think>72</think>", "#### 72", False),
+        ("</think>71</think>72", "#### 72", True),
+        ("</think>72 or 73", "#### 72", False),
+        ("</think>" + "9" * 10_000, "#### 72", False),
+        ("</think>٧٢", "#### 72", False),
+        ("72", "no number", False),
+    ],
+)
+def test_integer_match(completion, solution, expected):
+    assert integer_match(completion, solution) is expected
