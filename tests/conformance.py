@@ -20,6 +20,7 @@ from unigrpo.types import Canvas, Rollout
 
 LENGTH = 8
 TOLERANCE = 1e-5
+TEMPERATURE = 0.7
 
 
 def check_policy(model, policy: DiffusionPolicy, rows: list[dict[str, Any]], task: str = "text") -> None:
@@ -50,7 +51,7 @@ def some_hidden(rollout: Rollout) -> tuple[Tensor, Tensor]:
 
 def score(model, policy, canvas: Canvas, hidden: Tensor, target: Tensor) -> Tensor:
     with torch.no_grad():
-        return score_tokens(model, policy, canvas, hidden, target).logps
+        return score_tokens(model, policy, canvas, hidden, target, temperature=TEMPERATURE).logps
 
 
 def worst(difference: Tensor) -> float:
@@ -80,7 +81,7 @@ def check_rollout(model, policy: DiffusionPolicy, rows: list[dict], task: str) -
     """No hole is left, every token lies in the token space, and nothing else is touched; greedy and drawn."""
     canvas = policy.encode(rows, task, max_completion_length=LENGTH)
     before = canvas.ids.clone()
-    for temperature in (0.0, 1.0):
+    for temperature in (0.0, TEMPERATURE):
         fill = SemiAutoregressive(steps=4, block_length=4, temperature=temperature, stop="never")
         rollout = fill(model, policy, canvas, generators=streams(len(rows)))
         ids, fill_mask = rollout.canvas.ids, canvas.fill_mask
@@ -98,8 +99,8 @@ def check_scores_are_the_models(model, policy: DiffusionPolicy, rollout: Rollout
     """Scores equal a log-softmax over the token space of the full logits, read where the family puts them."""
     canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
     with torch.no_grad():
-        logits = model(**policy.inputs(canvas, hidden)).logits.double()
-        entropy = score_tokens(model, policy, canvas, hidden, target).entropy
+        logits = model(**policy.inputs(canvas, hidden)).logits.double() / TEMPERATURE
+        entropy = score_tokens(model, policy, canvas, hidden, target, temperature=TEMPERATURE).entropy
     open_columns = canvas.token_space.contains(torch.arange(logits.shape[-1]))
     table = logits.masked_fill(~open_columns, -torch.inf).log_softmax(-1)
     logps = score(model, policy, canvas, hidden, target)
@@ -172,7 +173,7 @@ def check_gradient(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
     """The gradient reaches the parameters, and a step along it raises the score."""
     canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    value = score_tokens(model, policy, canvas, hidden, target).logps.sum()
+    value = score_tokens(model, policy, canvas, hidden, target, temperature=TEMPERATURE).logps.sum()
     gradients = torch.autograd.grad(value, trainable, allow_unused=True)
     reached = [g for g in gradients if g is not None and bool(g.abs().max() > 0)]
     assert len(reached) > 0.8 * len(trainable)

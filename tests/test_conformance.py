@@ -52,7 +52,12 @@ class ShiftedModel(MaskedDiffusionMixin, ShiftedLogits):
 
 
 class ShiftedPolicy(example.BertPolicy):
+    """Its token space is the example's, written as a range with two ids left out."""
+
     logit_shift = 1
+
+    def token_space(self, task):
+        return TokenSpace(start=0, stop=self.config.vocab_size, exclude=(self.pad_token_id, self.mask_token_id))
 
 
 def mmada():

@@ -230,9 +230,14 @@ def test_impossible_settings_are_errors(policy, model):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.2])
-def test_a_row_alone_equals_the_row_in_a_batch(policy, model, temperature, guidance_scale):
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_a_row_alone_equals_the_row_in_a_batch(policy, model, temperature, guidance_scale, early_stop):
     settings = {"temperature": temperature, "guidance_scale": guidance_scale}
+    if early_stop:
+        policy = early_stopping_policy(model, policy, settings)
     together = sample(model, policy, text_canvas(policy), **settings)
+    lengths = together.completion_mask.sum(1)
+    assert not early_stop or (lengths[0] <= 8 < lengths[1:].max())
     assert together.canvas.ids.shape[1] > text_canvas(policy, [ROWS[2]]).ids.shape[1]
     for row in range(len(ROWS)):
         fill = SemiAutoregressive(steps=12, block_length=8, **settings)
@@ -252,6 +257,13 @@ def stopping_policy(policy, token: int) -> MMaDAPolicy:
     own = MMaDAPolicy(policy.config, policy.processor)
     own.stop_token_ids = (token,)
     return own
+
+
+def early_stopping_policy(model, policy, settings: dict) -> MMaDAPolicy:
+    """A policy whose first row ends in the first block while others go on."""
+    full = sample(model, policy, text_canvas(policy), stop="never", **settings)
+    others = {token for row in (1, 2, 3) for token in written(full, row)["ids"].tolist()}
+    return stopping_policy(policy, next(t for t in written(full, 0)["ids"][:8].tolist() if t not in others))
 
 
 def common_token(model, policy) -> int:

@@ -44,7 +44,7 @@ def test_splits_partition_the_whole_space_and_ignore_operand_order():
 
 def test_rows_stay_in_their_split_and_cover_it():
     for split in ("train", "test"):
-        rows = problems(split, 4_000, seed=3)
+        rows = problems(split, 7_500, seed=3)
         assert {(row["a"], row["b"]) for row in rows} == set(pairs(split))
         for row in rows:
             assert list(map(int, re.findall(r"\d+", row["prompt"]))) == [row["a"], row["b"]]

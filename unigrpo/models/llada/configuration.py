@@ -143,8 +143,8 @@ class LLaDAConfig(PretrainedConfig):
             raise ValueError(f"embedding_size={self.embedding_size} differs from vocab_size={self.vocab_size}")
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Every field: the public code has no defaults and fails on a missing one. ``torch_dtype`` is its dtype key."""
-        output = self.to_dict()
+        """Every field of the format, which the public code needs in the file. ``torch_dtype`` is its dtype key."""
+        output = super().to_diff_dict()
         if output.get("dtype") is not None:
             output["torch_dtype"] = output["dtype"]
         return output
