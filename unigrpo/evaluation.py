@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,19 +35,6 @@ def bootstrap(outcomes: list[bool] | list[float], draws: int = 2000, seed: int =
     picks = np.random.default_rng(seed).integers(0, len(values), size=(draws, len(values)))
     low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
     return Accuracy(mean=float(values.mean()), low=float(low), high=float(high), count=len(values))
-
-
-def integer_match(completion: str, solution: str | int) -> bool:
-    """Does the last integer after ``</think>`` equal the last integer of the solution? Shares no code with rewards."""
-    answer = str(completion).rpartition("</think>")[2]
-    found, wanted = (re.findall(r"-?\d+", text.replace(",", "")) for text in (answer, str(solution)))
-    return bool(found and wanted) and _plain(found[-1]) == _plain(wanted[-1])
-
-
-def _plain(number: str) -> str:
-    """Digits without leading zeros: comparing them as text is exact at any length and cannot be made slow."""
-    digits = number.lstrip("-").lstrip("0") or "0"
-    return f"-{digits}" if number.startswith("-") and digits != "0" else digits
 
 
 def eval_pipeline(pipe: Pipeline) -> Pipeline:
@@ -86,6 +72,9 @@ def reward_summary(pipe: Pipeline, samples: list[Sample], prefix: str) -> dict[s
             metrics.add(f"rewards/{name}/mean", column.nanmean())
     applies = ~scores.isnan()
     weighted = (scores * torch.tensor(pipe.rewards.weights)).nansum(dim=1)
-    metrics.add("reward", weighted[applies.any(dim=1)].mean())
+    scored = weighted[applies.any(dim=1)]
+    if not len(scored):
+        raise ValueError(f"no reward applies to any held-out answer: {pipe.rewards.names} all returned None")
+    metrics.add("reward", scored.mean())
     completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
     return {f"{prefix}_{name}": value for name, value in metrics.flush().items()}

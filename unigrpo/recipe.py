@@ -100,7 +100,7 @@ class Recipe:
     rewards: list[RewardSpec]
     policy: str | None = None
     eval_datasets: list[DatasetSpec] = field(default_factory=list)
-    accuracy: str = "unigrpo.evaluation:integer_match"
+    accuracy: str = "unigrpo.accuracy:integer_match"
     lora: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
 

@@ -36,10 +36,9 @@ def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
     """The trainer that a recipe describes."""
     args = build_config(recipe)
     spec = recipe.model
-    path = model_path(spec.path)
     options = {"dtype": spec.dtype, "revision": spec.revision, "device_map": spec.device_map}
     options = {key: value for key, value in options.items() if value is not None}
-    model = load_trainable(path, recipe.policy, {**options, **(args.model_init_kwargs or {})})
+    model = load_trainable(spec.path, recipe.policy, {**options, **(args.model_init_kwargs or {})})
     trainer = UniGRPOTrainer(
         model=model,
         reward_funcs=build_rewards(recipe),

@@ -23,11 +23,12 @@ from .callbacks import UniGRPOProgress, show_completions
 from .config import UniGRPOConfig
 from .data import WindowLoader, WindowSampler, check_dataset
 from .experience import Pipeline, check_prompts, make_experience, rebuild_window
+from .generation import model_path
 from .likelihood import score_tokens
 from .metrics import Metrics, loss_metrics
 from .models import DiffusionPolicy, policy_class_of, resolve_policy
 from .reference import freeze_adapter_copy, frozen_copy, reference_context
-from .rewarding import RewardSet, resolve_reward
+from .rewarding import ModelReward, RewardSet, resolve_reward
 from .rng import keyed_generator
 from .units import Batch, Unit, collate
 
@@ -41,7 +42,8 @@ def window_file(checkpoint: str | Path, rank: int) -> Path:
 
 
 def load_trainable(model: str, policy: str | None, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
-    """A policy's module from a hub id or path, in the checkpoint's dtype unless ``init_kwargs`` says otherwise."""
+    """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise."""
+    model = model_path(model)
     name = policy or AutoConfig.from_pretrained(model).model_type
     return resolve_policy(name).load_model(model, **{"dtype": "auto", **(init_kwargs or {})})
 
@@ -101,6 +103,10 @@ class UniGRPOTrainer(Trainer):
             check_dataset(train_dataset, "train_dataset")
             check_prompts(self.policy, args, train_dataset, "train_dataset")
         was_adapted = isinstance(model, PeftModel)
+        if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                "the PeftModel has nothing to train: load it with from_pretrained(..., is_trainable=True)"
+            )
         model = add_adapter(model, peft_config)
         args.learning_rate = _learning_rate(args, isinstance(model, PeftModel))
         with_reference = any(algorithm.settings.beta > 0 for algorithm in self.algorithms.values())
@@ -126,6 +132,9 @@ class UniGRPOTrainer(Trainer):
         self._micro_step, self._window, self._metrics = 0, None, Metrics()
         if self._twin is not None:
             self._twin = self.accelerator.prepare_model(self._twin, evaluation_mode=True)
+        for reward in self.rewards.functions:
+            if isinstance(reward, ModelReward):
+                reward.model.to(self.accelerator.device)
         self._reference = reference_context(model, lambda: self.model_wrapped, self._twin)
         self._add_callbacks()
         if hasattr(model, "add_model_tags"):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from unigrpo.accuracy import integer_match
 from unigrpo.models import MMaDAProcessor
 from unigrpo.toy.arithmetic import (
     FIRST,
@@ -14,7 +15,6 @@ from unigrpo.toy.arithmetic import (
     SECOND,
     STYLES,
     TEMPLATES,
-    integer_match,
     pairs,
     problems,
     split_of,

@@ -1,22 +1,21 @@
-"""Two-number word problems, correct reasoning traces for them, and an integer comparison of its own.
+"""Two-number word problems and correct reasoning traces for them.
 
-A trace is ``<think>reasoning</think>answer``. Both styles are always correct; they differ in how hard the answer is to
-compute from what is already written: ``"direct"`` restates the sum, ``"steps"`` adds digit by digit.
+A trace is ``<think>reasoning</think>answer``. The reasoning counts on from the first number and writes the unit digits it
+passes, so that the answer's unit digit and its carry can be read off.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from typing import Any
 
 
 SPLITS = ("train", "test")
-STYLES = ("direct", "steps")
 
-LOW, HIGH = 10, 99
-"""Operands are two-digit numbers, so that every problem has the same length in tokens."""
+FIRST = range(100, 990)
+SECOND = range(2, 10)
+"""A three-digit and a one-digit operand: their order tells nothing, and no sum has four digits."""
 
 NAMES = ("Ann", "Bob", "Eve", "Tom")
 OBJECTS = ("cups", "pens", "keys", "nuts")
@@ -26,11 +25,11 @@ TEMPLATES = (
     "{name} had {a} {things} and found {b}. Total?",
 )
 
-HELD_OUT_ONE_IN = 6
+HELD_OUT_ONE_IN = 8
 
 
 def pairs(split: str) -> list[tuple[int, int]]:
-    """All operand pairs ``(a, b)`` with ``a <= b`` of a split, in increasing order.
+    """All operand pairs ``(a, b)`` of a split, in increasing order.
 
     Raises:
         ValueError: ``split`` is not one of ``SPLITS``.
@@ -53,10 +52,10 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
     Args:
         split: ``"train"`` or ``"test"``; the operands of one never occur in the other.
         n: number of rows; None = one for each pair. Beyond that, pairs repeat with other words around them.
-        seed: decides the order of the pairs and of the operands in them, and the words.
+        seed: decides the order of the pairs and the words.
 
     Returns:
-        dictionaries with ``prompt`` (str), ``solution`` (``"#### 72"``), and ``a``, ``b``, ``name``.
+        dictionaries with ``prompt`` (str), ``solution`` (``"#### 131"``), and ``a``, ``b``, ``name``.
     """
     rng = random.Random(f"{split}/{seed}")
     endless = _shuffled_forever(pairs(split), rng)
@@ -64,42 +63,15 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
     return [_row(next(endless), rng) for _ in range(count)]
 
 
-def trace(row: dict[str, Any], style: str) -> str:
-    """A correct completion of ``row`` in one of ``STYLES``.
-
-    Raises:
-        ValueError: the style is unknown.
-    """
-    if style not in STYLES:
-        raise ValueError(f"style={style!r}: choose one of {STYLES}")
+def trace(row: dict[str, Any]) -> str:
+    """The correct completion of ``row``: ``127 + 4`` is ``<think>8901</think>131``."""
     a, b = row["a"], row["b"]
-    reasoning = f"{a}+{b}" if style == "direct" else _digit_by_digit(a, b)
-    return f"<think>{reasoning}</think>{a + b}"
-
-
-def integer_match(completion: str, solution: str) -> bool:
-    """Whether a completion's answer is the gold integer.
-
-    The answer is the last integer after the last ``</think>``, or of the whole text where there is none; the gold is the
-    last integer of ``solution``. Thousands may be grouped by commas. A decimal number is not an integer.
-    """
-    answer = _last_integer(completion.rpartition("</think>")[2])
-    return answer is not None and answer == _last_integer(solution)
-
-
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
-
-
-def _last_integer(text: str) -> int | None:
-    """The last number of ``text`` as an integer; None when there is none or when it has a fractional part."""
-    numbers = _NUMBER.findall(text)
-    if not numbers or "." in numbers[-1]:
-        return None
-    return int(numbers[-1].replace(",", ""))
+    passed = "".join(str((a + step) % 10) for step in range(1, b + 1))
+    return f"<think>{passed}</think>{a + b}"
 
 
 def _all_pairs() -> Iterator[tuple[int, int]]:
-    return ((a, b) for a in range(LOW, HIGH + 1) for b in range(a, HIGH + 1))
+    return ((a, b) for a in FIRST for b in SECOND)
 
 
 def _shuffled_forever(items: list[tuple[int, int]], rng: random.Random) -> Iterator[tuple[int, int]]:
@@ -108,15 +80,7 @@ def _shuffled_forever(items: list[tuple[int, int]], rng: random.Random) -> Itera
 
 
 def _row(pair: tuple[int, int], rng: random.Random) -> dict[str, Any]:
-    a, b = rng.sample(pair, 2)
+    a, b = pair
     name = rng.choice(NAMES)
     prompt = rng.choice(TEMPLATES).format(name=name, a=a, b=b, things=rng.choice(OBJECTS))
     return {"prompt": prompt, "solution": f"#### {a + b}", "a": a, "b": b, "name": name}
-
-
-def _digit_by_digit(a: int, b: int) -> str:
-    """Units, then tens with the carry: ``27 + 45`` is ``7+5=12,2+4+1=7``."""
-    (a_tens, a_units), (b_tens, b_units) = divmod(a, 10), divmod(b, 10)
-    units = a_units + b_units
-    carry, written = units // 10, "+1" if units > 9 else ""
-    return f"{a_units}+{b_units}={units},{a_tens}+{b_tens}{written}={a_tens + b_tens + carry}"
