@@ -1,20 +1,19 @@
-"""A reward of your own, on the policy that ships with the package: prefer answers that count instead of adding."""
+"""A reward of your own, on the policy that ships with the package: compare answers with a dataset column."""
 
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
-from unigrpo.generation import model_path
 from unigrpo.toy.arithmetic import problems
 
 
-def counts(completions, **_):
-    """1.0 for an answer whose reasoning does not restate the sum, else 0.0."""
-    return [float("</think>" in text and "+" not in text) for text in completions]
+def exact(completions, solution, **_):
+    """1.0 when what follows </think> is the solution, '#### 131', to the letter, else 0.0."""
+    return [float(text.split("</think>")[-1] == gold[5:]) for text, gold in zip(completions, solution, strict=True)]
 
 
 if __name__ == "__main__":
-    sampling = {"max_completion_length": 16, "steps": 8, "block_length": 4}
-    args = UniGRPOConfig("runs/mine", per_device_train_batch_size=64, learning_rate=3e-4, max_steps=48, **sampling)
+    sampling = {"max_completion_length": 16, "steps": 16, "block_length": 4}
+    args = UniGRPOConfig("runs/exact", per_device_train_batch_size=64, learning_rate=2e-4, max_steps=96, **sampling)
     rows, held_out = problems("train", 512), problems("test", 64)
-    trainer = UniGRPOTrainer(model_path("builtin:arithmetic"), counts, args, rows, held_out)
+    trainer = UniGRPOTrainer("builtin:arithmetic", exact, args, rows, held_out)
     before = trainer.evaluate()["eval_reward"]
     trainer.train()
     print(f"reward before {before:.2f}, after {trainer.evaluate()['eval_reward']:.2f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from jaxtyping import install_import_hook
@@ -12,6 +13,8 @@ loaded = [name for name in CHECKED if name in sys.modules]
 if loaded:
     raise RuntimeError(f"{loaded} were imported before their shapes could be checked")
 install_import_hook(CHECKED, "beartype.beartype")
+# No test needs a hub: an id that is not local is "not reachable" at once, with or without a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

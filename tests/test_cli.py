@@ -144,7 +144,7 @@ def test_gold_answers_that_do_not_score_are_found(tiny_recipe, tmp_path, capsys)
 def test_mistakes_end_with_status_2_and_one_line(argv, message, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err
-    assert error.startswith("unigrpo: error: ") and message in error
+    assert error.splitlines()[-1].startswith("unigrpo: error: ") and message in error
 
 
 def test_help_names_every_command(capsys):

@@ -27,7 +27,7 @@ def run(name: str, folder: Path) -> tuple[float, float]:
     return float(printed[1]), float(printed[2])
 
 
-@pytest.mark.parametrize(("name", "rise"), [("custom_policy.py", 0.4), ("custom_reward.py", 0.4)])
+@pytest.mark.parametrize(("name", "rise"), [("custom_policy.py", 0.4), ("custom_reward.py", 0.1)])
 def test_the_reward_rises(name, rise, tmp_path):
     before, after = run(name, tmp_path)
     assert 0 <= before <= after - rise and after <= 1

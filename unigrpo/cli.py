@@ -23,7 +23,13 @@ EPILOG = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 a check failed, 2 a mistake in what was asked for."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives up on KEY=VALUE words that follow an option; they belong to the overrides all the same.
+    if rest and (not hasattr(arguments, "overrides") or not all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     try:
         return arguments.run(arguments)
     except (ValueError, FileNotFoundError) as error:
@@ -154,9 +160,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 def run_merge(arguments: argparse.Namespace) -> int:
     """``unigrpo merge ADAPTER OUTPUT``."""
     from .generation import load_policy
+    from .reference import is_peft
 
     loaded = load_policy(arguments.adapter, dtype=arguments.dtype, device="cpu")
-    if not hasattr(loaded.model, "merge_and_unload"):
+    if not is_peft(loaded.model):
         raise ValueError(f"{arguments.adapter!r} holds no adapter (no adapter_config.json); nothing to merge")
     merged = loaded.model.merge_and_unload()
     merged.save_pretrained(arguments.output)

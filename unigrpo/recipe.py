@@ -25,7 +25,7 @@ class RecipeError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with two surprises removed: ``5e-6`` is a number, and a key written twice is an error."""
+    """Safe YAML with three surprises removed: ``5e-6`` is a number, ``no`` is a word, a key written twice is an error."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -37,6 +37,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
