@@ -12,6 +12,9 @@ from unigrpo.advantages import EPSILON, group_advantages
 from .tiny import golden
 
 
+pytestmark = pytest.mark.smoke
+
+
 NAN = math.nan
 
 
@@ -103,3 +106,10 @@ def test_common_offset_and_group_order_change_nothing():
     torch.testing.assert_close(base, shifted, atol=1e-4, rtol=0)
     swapped = group_advantages(torch.cat([rows[4:], rows[:4]]), torch.ones(1), 4).values
     torch.testing.assert_close(torch.cat([base[4:], base[:4]]), swapped)
+
+
+@pytest.mark.parametrize("size", [7, 8, 12])
+def test_equal_rewards_that_fp32_cannot_average_exactly_give_advantage_zero(size):
+    result = group_advantages(torch.full((size, 1), 0.1), torch.ones(1), size)
+    assert bool(result.equal.all())
+    assert result.values.tolist() == [0.0] * size

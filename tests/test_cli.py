@@ -123,6 +123,14 @@ def test_check_finds_mistakes_and_unreachable_ids(tiny_recipe, capsys):
     assert "model nobody/no-such-model: not reachable, not checked" in capsys.readouterr().out
     assert main(["check", str(tiny_recipe), "model.path=./no-such-folder", "--offline"]) == 1
     assert "does not exist" in capsys.readouterr().out
+    assert main(["check", str(RECIPES[-1]), "datasets.0.split=validation", "--offline"]) == 1
+    assert "split='validation': choose one of" in capsys.readouterr().out
+
+
+def test_an_adapter_folder_keeps_the_think_prompt_it_was_trained_with(tiny_recipe, tmp_path):
+    prompt = "w1 w2 w3\n"
+    assert main(["train", str(tiny_recipe), *SMALL, "lora.r=4", f"model.think_prompt='{prompt.strip()}'"]) == 0
+    assert load_policy(str(tmp_path / "out")).policy.processor.think_prompt == prompt.strip()
 
 
 def test_gold_answers_that_do_not_score_are_found(tiny_recipe, tmp_path, capsys):

@@ -13,6 +13,9 @@ from unigrpo.losses import PolicyLoss, kl_estimate
 from .tiny import golden
 
 
+pytestmark = pytest.mark.smoke
+
+
 GOLDEN_CASES = [("token", "masked"), ("token", "completion"), ("sequence", "masked")]
 
 

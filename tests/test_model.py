@@ -22,6 +22,9 @@ from unigrpo.models.llada import modeling
 from unigrpo.types import TokenSpace
 
 
+pytestmark = pytest.mark.smoke
+
+
 WITH_MASK, WITHOUT_MASK = 3e-5, 1e-6
 BF16_MAX, BF16_RMS = 0.1, 0.02
 

@@ -12,6 +12,9 @@ from unigrpo.types import Canvas, Rollout, TokenSpace
 from .tiny import golden
 
 
+pytestmark = pytest.mark.smoke
+
+
 def rollout(completions: list[int], prompt: int = 3, length: int = 40) -> Rollout:
     """Rows with ``prompt`` visible tokens, then 30 written ones of which the first ``completions[b]`` count."""
     batch = len(completions)

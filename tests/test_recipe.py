@@ -54,7 +54,7 @@ def test_minimal_recipe_becomes_a_config_with_the_rewards_weights(tmp_path):
         ("datasets.0.task=txt", "task='txt': choose one of"),
         ("datasets={}", "'datasets' is missing"),
         ("model=somewhere", "model must be a mapping"),
-        ("model.path=3", "'path' must be a string"),
+        ("model.path=3", "model.path=3 must be of type str"),
         ("nonsense", "not of the form key=value"),
         ("datasets.7.limit=1", "'7' is not a place"),
         ("seed=[1", "not valid YAML"),
@@ -130,3 +130,26 @@ def test_files_are_renamed_limited_and_concatenated(tmp_path):
 def test_import_paths_lists_all_code_a_recipe_names(tmp_path):
     named = recipe(tmp_path, MINIMAL, "policy=my_pkg.mod:Policy", "rewards.0.name=my_pkg.rewards:fn")
     assert import_paths(named) == ["my_pkg.mod:Policy", "unigrpo.accuracy:integer_match", "my_pkg.rewards:fn"]
+
+
+def test_for_task_keeps_async_rewards_and_names():
+    import asyncio
+    from functools import partial
+
+    async def later(completions, **_):
+        return [float(len(text)) for text in completions]
+
+    wrapped = ForTask(partial(later, bonus=1), "text")
+    assert wrapped.__name__ == "later"
+    scores = asyncio.run(wrapped(task=["t2i", "text"], prompts=["a", "b"], completions=["x", "xyz"]))
+    assert scores == [None, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("rewards.0.weight=heavy", "weight='heavy' must be of type"), ("datasets.0.limit=many", "limit='many' must be")],
+)
+def test_wrong_types_name_the_field(tmp_path, change, message):
+    with pytest.raises(RecipeError) as caught:
+        recipe(tmp_path, MINIMAL, change)
+    assert message in str(caught.value)

@@ -20,6 +20,9 @@ from unigrpo.samplers.semi_autoregressive import split_evenly, transfer_counts
 from unigrpo.types import Canvas, TokenSpace
 
 
+pytestmark = pytest.mark.smoke
+
+
 MASK, EOS, STOP = 184, 161, 123
 CASES = ("A", "B", "C", "D", "E", "F", "G", "H", "M", "FAST", "FAST2")
 ROWS = [{"prompt": "w1 w2"}, {"prompt": "w9 w8 w7 w6 w5 w4"}, {"prompt": "w50"}, {"prompt": "w3 w60 w7 w90"}]

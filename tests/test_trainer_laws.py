@@ -21,6 +21,9 @@ from unigrpo.units import collate
 from .tiny import low_ids, prompts, tiny_model
 
 
+pytestmark = pytest.mark.smoke
+
+
 MIXED = (2, 70, 5, 130)
 """Prompt lengths in words that put rows in three buckets of 64 tokens."""
 

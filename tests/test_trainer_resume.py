@@ -13,6 +13,9 @@ from unigrpo.trainer import window_file
 from .tiny import prompts, tiny_model
 
 
+pytestmark = pytest.mark.smoke
+
+
 STEPS = 8
 """Two windows of 4 micro-steps x 2 inner updates at accumulation 2: checkpoints 4 and 8 lie between windows."""
 

@@ -74,9 +74,9 @@ def group_advantages(
         elif scale_rewards == "batch":
             values = values / (_moments(rewards)[1] + EPSILON)
     spread = groups.nan_to_num(-torch.inf).amax(dim=1) - groups.nan_to_num(torch.inf).amin(dim=1)
-    return Advantages(
-        values=values.reshape(-1).nan_to_num(0.0),
-        rewards=rewards,
-        group_std=std.expand_as(groups).reshape(-1),
-        equal=(spread <= 0).repeat_interleave(num_generations),
-    )
+    equal = (spread <= 0).repeat_interleave(num_generations)
+    values = values.reshape(-1).nan_to_num(0.0)
+    if aggregation == "sum_then_normalize":
+        # The mean of equal fp32 numbers can differ from them in the last digit; such a group has no preference.
+        values = values.masked_fill(equal, 0.0)
+    return Advantages(values=values, rewards=rewards, group_std=std.expand_as(groups).reshape(-1), equal=equal)

@@ -61,7 +61,7 @@ class JsonLines(TrainerCallback):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines() if state.global_step and self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        kept = [line for line in lines if _step(line) <= state.global_step]
         self.path.write_text("".join(line + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
@@ -69,6 +69,14 @@ class JsonLines(TrainerCallback):
             record = {"step": state.global_step, **{name: _finite(value) for name, value in logs.items()}}
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def _step(line: str) -> float:
+    """The step of a line; a line that a crash cut short is past every step."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf
 
 
 def _finite(value: Any) -> Any:

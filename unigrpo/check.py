@@ -10,8 +10,9 @@ from transformers import AutoConfig
 from rewards import REWARDS
 
 from .data import check_dataset
-from .generation import model_path
+from .generation import BUILTIN, model_path
 from .recipe import (
+    FILE_KINDS,
     DatasetSpec,
     Recipe,
     RecipeError,
@@ -57,9 +58,7 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
 def _reach(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
     try:
         return fetch(), []
-    except RecipeError:
-        raise
-    except Exception as error:
+    except OSError as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if not offline:
             raise NotReachable(f"{what} is not reachable ({reason}); check the id, or pass --offline") from error
@@ -84,7 +83,11 @@ def _is_local(path: str) -> bool:
 
 
 def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool) -> list[str]:
-    rows, notes = _reach(f"dataset {spec.path}", lambda: load_rows(spec), offline)
+    notes: list[str] = []
+    if not spec.path.startswith(BUILTIN) and Path(spec.path).suffix not in FILE_KINDS:
+        rows, notes = _reach(f"dataset {spec.path}", lambda: load_rows(spec), offline)
+    else:
+        rows = load_rows(spec)
     if rows is None:
         return notes
     check_dataset(rows, f"dataset {spec.path}")

@@ -11,11 +11,11 @@ from . import __version__
 
 EPILOG = """examples:
   unigrpo train recipes/quickstart.yaml                 train the shipped toy policy
-  unigrpo train recipes/quickstart.yaml lora.r=16       the same with LoRA
+  unigrpo train recipes/quickstart.yaml lora.r=16 lora.lora_alpha=32 learning_rate=1e-3     the same with LoRA
   unigrpo train recipes/quickstart.yaml seed=1 output_dir=runs/seed1
   accelerate launch -m unigrpo train RECIPE             several GPUs
   unigrpo check --offline recipes/*.yaml                find mistakes before any GPU time
-  unigrpo sample builtin:arithmetic "Tom has 12 cups and gets 30. Total?"
+  unigrpo sample builtin:arithmetic "Tom has 127 cups and gets 4. Total?"
   unigrpo evaluate recipes/quickstart.yaml --model runs/quickstart
   unigrpo merge runs/math merged/                       adapter into full weights
 """

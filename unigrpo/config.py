@@ -216,6 +216,7 @@ class UniGRPOConfig(TrainingArguments):
         if self.attn_mask_mode is not None:
             check_choice("attn_mask_mode", self.attn_mask_mode, ("bool", "none"))
         _check_ranges("", self, self.num_timesteps)
+        _check_blocks("", self)
         if self.sync_ref_model and self.beta == 0:
             raise ValueError("sync_ref_model=True with beta=0 updates a reference that is never used; set beta > 0")
 
@@ -257,6 +258,8 @@ class UniGRPOConfig(TrainingArguments):
                 if key in CHOICES:
                     check_choice(f"task_overrides.{task}.{key}", value, CHOICES[key])
             _check_ranges(f"task_overrides.{task}.", self.for_task(task), self.num_timesteps)
+            if task != "t2i":
+                _check_blocks(f"task_overrides.{task}.", self.for_task(task))
 
     def for_task(self, task: str) -> TaskSettings:
         """The settings of ``task``; an overridden ratio level brings its own default clip range."""
@@ -298,3 +301,13 @@ def _check_ranges(where: str, values: TaskSettings | UniGRPOConfig, num_timestep
         raise ValueError(f"{where}epsilon_high={values.epsilon_high} must be positive")
     if values.timestep_start is not None and not 1 <= values.timestep_start <= num_timesteps:
         raise ValueError(f"{where}timestep_start={values.timestep_start} must lie in 1..num_timesteps={num_timesteps}")
+
+
+def _check_blocks(where: str, values: TaskSettings | UniGRPOConfig) -> None:
+    """Raises ``ValueError`` where a text answer has more blocks than denoising steps."""
+    blocks = -(-values.max_completion_length // values.block_length)
+    if values.steps < blocks:
+        raise ValueError(
+            f"{where}steps={values.steps} is less than the {blocks} blocks of an answer (max_completion_length="
+            f"{values.max_completion_length} / block_length={values.block_length}); raise steps or block_length"
+        )

@@ -19,7 +19,7 @@ class WindowSampler:
     A window of training is ``steps_per_generation x num_iterations`` micro-steps on one rollout. Its first batch holds
     this rank's rows of the rollout, every prompt ``num_generations`` times in a row; the others are empty, because those
     micro-steps read the rollout. Only whole windows are handed out: a remainder of prompts waits for the next epoch's
-    shuffle.
+    shuffle (without ``shuffle_dataset`` it is never used).
 
     Args:
         size: number of prompts in the dataset.

@@ -156,17 +156,16 @@ def canvas_lengths(args: UniGRPOConfig, task: str) -> dict[str, Any]:
 
 
 def check_prompts(policy: DiffusionPolicy, args: UniGRPOConfig, dataset: Any, name: str) -> None:
-    """Encodes every text prompt once, so that one that does not fit is found now and not hours into a run.
+    """Encodes every prompt once, so that one that does not fit is found now and not hours into a run.
 
     Raises:
         ValueError: naming the row.
     """
     for index in range(len(dataset)):
         row = dataset[index]
-        if task_of(row) != "text":
-            continue
+        task = task_of(row)
         try:
-            policy.encode([row], "text", **canvas_lengths(args, "text"))
+            policy.encode([row], task, **canvas_lengths(args, task))
         except ValueError as error:
             raise ValueError(f"{name}[{index}]: {error}") from error
 

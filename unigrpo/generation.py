@@ -54,7 +54,7 @@ class LoadedPolicy:
         """One answer a prompt.
 
         Args:
-            prompts: a string, or a list of strings or chat message lists.
+            prompts: a string, one chat (a list of messages), or a list of strings or chats.
             max_completion_length: positions the policy may write; default 256.
             steps: denoising steps; default one a position.
             block_length: default 32, or the whole answer if that is shorter.
@@ -62,7 +62,8 @@ class LoadedPolicy:
             temperature: 0 = greedy.
             options: further fields of the sampler (``remasking``, ``guidance_scale``, ``stop`` ...).
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        one_chat = not isinstance(prompts, str) and len(prompts) > 0 and isinstance(prompts[0], dict)
+        prompts = [prompts] if isinstance(prompts, str) or one_chat else list(prompts)
         usual = getattr(self.model.config, "sampling_defaults", None) or {}
         length = max_completion_length or usual.get("max_completion_length", 256)
         settings = {
@@ -104,6 +105,9 @@ def load_policy(
     name = policy or AutoConfig.from_pretrained(base).model_type
     family = resolve_policy(name)
     model = family.load_model(base, dtype=dtype, **model_kwargs)
+    if processing_class is None and (Path(path) / "processor_config.json").exists():
+        # Saved beside an adapter, it holds the prompt options the adapter was trained with.
+        processing_class = family.processor_class.from_pretrained(path)
     described = family.from_model(model, processing_class)
     if adapter.exists():
         from peft import PeftModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from rewards import get_reward
 from .config import UniGRPOConfig
 from .generation import BUILTIN
 from .models import resolve_policy
+from .rewarding import resolve_reward, reward_name
 from .types import TASKS
 
 
@@ -111,6 +113,18 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "weight": (int, float),
+    "limit": (int, type(None)),
+    "column_map": (dict,),
+    "args": (dict,),
+    "device_map": (str, dict, type(None)),
+    "think_prompt": (bool, str, type(None)),
+}
+"""Types of the specs' fields; the others are text or null."""
+
 SECTIONS = ("model", "policy", "datasets", "eval_datasets", "accuracy", "rewards", "lora")
 CONFIG_KEYS = tuple(item.name for item in fields(UniGRPOConfig) if item.init)
 LORA_KEYS = tuple(item.name for item in fields(LoraConfig) if item.init)
@@ -175,6 +189,10 @@ def _section(kind: type, value: Any, where: str) -> Any:
         raise RecipeError(f"{where} must be a mapping with keys {[f.name for f in fields(kind)]}, got {value!r}")
     for key in value:
         _known(key, tuple(item.name for item in fields(kind)), where)
+    for key, item in value.items():
+        types = FIELD_TYPES.get(key, (str, type(None)))
+        if not isinstance(item, types) or (isinstance(item, bool) and bool not in types):
+            raise RecipeError(f"{where}.{key}={item!r} must be of type {' or '.join(t.__name__ for t in types)}")
     required = "name" if kind is RewardSpec else "path"
     if not isinstance(value.get(required), str):
         raise RecipeError(f"{where}: '{required}' must be a string, got {value.get(required)!r}")
@@ -243,9 +261,9 @@ class ForTask:
     """A reward that applies to rows of one task only; other rows get None."""
 
     def __init__(self, reward: Any, task: str) -> None:
-        self.reward, self.task, self.__name__ = reward, task, getattr(reward, "__name__", type(reward).__name__)
+        self.reward, self.task, self.__name__ = reward, task, reward_name(reward)
 
-    def __call__(self, *, task: list[str], **columns: Any) -> list[float | None]:
+    def __call__(self, *, task: list[str], **columns: Any) -> Any:
         mine = [index for index, own in enumerate(task) if own == self.task]
         if not mine:
             return [None] * len(task)
@@ -253,8 +271,16 @@ class ForTask:
             key: [value[i] for i in mine] if isinstance(value, list) and len(value) == len(task) else value
             for key, value in columns.items()
         }
-        scores = dict(zip(mine, self.reward(task=[self.task] * len(mine), **part), strict=True))
-        return [scores.get(index) for index in range(len(task))]
+        result = self.reward(task=[self.task] * len(mine), **part)
+
+        def spread(scores: list[float | None]) -> list[float | None]:
+            placed = dict(zip(mine, scores, strict=True))
+            return [placed.get(index) for index in range(len(task))]
+
+        async def spread_later() -> list[float | None]:
+            return spread(await result)
+
+        return spread_later() if inspect.isawaitable(result) else spread(result)
 
 
 def build_rewards(recipe: Recipe) -> list[Any]:
@@ -264,8 +290,6 @@ def build_rewards(recipe: Recipe) -> list[Any]:
         is_model = "/" in spec.name and ":" not in spec.name
         reward = spec.name if is_model else get_reward(spec.name, **spec.args)
         if spec.task is not None:
-            from .rewarding import resolve_reward
-
             reward = ForTask(resolve_reward(reward), spec.task)
         built.append(reward)
     return built
@@ -301,19 +325,25 @@ def _builtin_rows(spec: DatasetSpec) -> Any:
 
     if spec.path != BUILTIN + "arithmetic":
         raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are ['{BUILTIN}arithmetic']")
-    return Dataset.from_list(arithmetic.problems(spec.split, spec.limit))
+    try:
+        return Dataset.from_list(arithmetic.problems(spec.split, spec.limit))
+    except ValueError as error:
+        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
 
 
 def _hub_or_file(spec: DatasetSpec) -> Any:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
-    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
     suffix = Path(spec.path).suffix
-    if suffix in kinds:
-        if not Path(spec.path).is_file():
-            raise RecipeError(f"dataset file {spec.path!r} does not exist")
-        return load_dataset(kinds[suffix], data_files=spec.path, split="train")
-    return load_dataset(spec.path, spec.name, split=spec.split)
+    if suffix in FILE_KINDS and not Path(spec.path).is_file():
+        raise RecipeError(f"dataset file {spec.path!r} does not exist")
+    try:
+        if suffix in FILE_KINDS:
+            return load_dataset(FILE_KINDS[suffix], data_files=spec.path, split="train")
+        return load_dataset(spec.path, spec.name, split=spec.split)
+    except (ValueError, DatasetGenerationError) as error:
+        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
 
 
 def _rename(rows: Any, spec: DatasetSpec) -> Any:

@@ -34,6 +34,13 @@ def freeze_adapter_copy(model: nn.Module) -> None:
     model.set_adapter(active)
 
 
+def reload_trained_adapter(model: nn.Module, folder: str) -> None:
+    """The active adapter's weights from ``folder``, trainable, with the frozen copy left as it is."""
+    active = model.active_adapter
+    model.load_adapter(folder, active, is_trainable=True)
+    model.set_adapter(active)
+
+
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy without gradients, in eval mode."""
     twin = copy.deepcopy(model).eval()

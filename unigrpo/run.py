@@ -17,8 +17,10 @@ from rich.text import Text
 
 from rewards import get_reward
 
+from . import __version__
 from .algorithms import build_algorithms
 from .callbacks import JsonLines
+from .config import UniGRPOConfig
 from .evaluation import Accuracy, bootstrap, held_out_answers
 from .experience import Pipeline, Sample
 from .generation import load_policy, model_path
@@ -36,9 +38,7 @@ def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
     """The trainer that a recipe describes."""
     args = build_config(recipe)
     spec = recipe.model
-    options = {"dtype": spec.dtype, "revision": spec.revision, "device_map": spec.device_map}
-    options = {key: value for key, value in options.items() if value is not None}
-    model = load_trainable(spec.path, recipe.policy, {**options, **(args.model_init_kwargs or {})})
+    model = load_trainable(spec.path, recipe.policy, model_options(recipe, args))
     trainer = UniGRPOTrainer(
         model=model,
         reward_funcs=build_rewards(recipe),
@@ -54,6 +54,16 @@ def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
         for config in trainer.model.peft_config.values():
             config.base_model_name_or_path = spec.path
     return trainer
+
+
+def model_options(recipe: Recipe, args: UniGRPOConfig) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that the recipe asks for, the same for training and evaluation."""
+    spec = recipe.model
+    options = {"dtype": spec.dtype, "revision": spec.revision, "device_map": spec.device_map}
+    options = {key: value for key, value in options.items() if value is not None}
+    if args.attn_mask_mode is not None:
+        options["attn_mask_mode"] = args.attn_mask_mode
+    return {**options, **(args.model_init_kwargs or {})}
 
 
 def build_processor(recipe: Recipe) -> Any:
@@ -74,9 +84,12 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> Accuracy:
     if data is None:
         raise ValueError(f"{recipe.source} has no eval_datasets to evaluate on")
     path = model or recipe.model.path
-    loaded = load_policy(
-        path, policy=recipe.policy, dtype=recipe.model.dtype, processing_class=build_processor(recipe)
-    )
+    options = model_options(recipe, args)
+    if model is not None:
+        options.pop("revision", None)
+    device = "cpu" if args.use_cpu else None
+    processor = build_processor(recipe) if model is None else None
+    loaded = load_policy(path, policy=recipe.policy, device=device, processing_class=processor, **options)
     pipe = Pipeline(
         model=loaded.model,
         policy=loaded.policy,
@@ -168,8 +181,7 @@ def load_before(out: Path) -> Measured | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python, this package and the ones it stands on."""
-    own = importlib.metadata.version("unigrpo")
-    return {"python": platform.python_version(), "unigrpo": own} | {
+    return {"python": platform.python_version(), "unigrpo": __version__} | {
         name: importlib.metadata.version(name) for name in PACKAGES
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from .generation import model_path
 from .likelihood import score_tokens
 from .metrics import Metrics, loss_metrics
 from .models import DiffusionPolicy, policy_class_of, resolve_policy
-from .reference import freeze_adapter_copy, frozen_copy, reference_context
+from .reference import ADAPTER, freeze_adapter_copy, frozen_copy, is_peft, reference_context, reload_trained_adapter
 from .rewarding import ModelReward, RewardSet, resolve_reward
 from .rng import keyed_generator
 from .units import Batch, Unit, collate
@@ -102,6 +103,9 @@ class UniGRPOTrainer(Trainer):
         if train_dataset is not None:
             check_dataset(train_dataset, "train_dataset")
             check_prompts(self.policy, args, train_dataset, "train_dataset")
+        for name, part in _named_sets(eval_dataset):
+            check_dataset(part, name)
+            check_prompts(self.policy, args, part, name)
         was_adapted = isinstance(model, PeftModel)
         if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
@@ -112,6 +116,8 @@ class UniGRPOTrainer(Trainer):
         with_reference = any(algorithm.settings.beta > 0 for algorithm in self.algorithms.values())
         if was_adapted and with_reference:
             freeze_adapter_copy(model)
+        if not isinstance(model, PeftModel):
+            _warn_of_half_precision(model)
         if args.gradient_checkpointing and isinstance(model, PeftModel):
             model.enable_input_require_grads()
         if args.disable_dropout:
@@ -133,6 +139,7 @@ class UniGRPOTrainer(Trainer):
         if self._twin is not None:
             self._twin = self.accelerator.prepare_model(self._twin, evaluation_mode=True)
         for reward in self.rewards.functions:
+            reward = getattr(reward, "reward", reward)
             if isinstance(reward, ModelReward):
                 reward.model.to(self.accelerator.device)
         self._reference = reference_context(model, lambda: self.model_wrapped, self._twin)
@@ -362,6 +369,12 @@ class UniGRPOTrainer(Trainer):
         names += ("num_generations", "num_iterations", "world_size")
         return {name: getattr(self.args, name) for name in names}
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Also loads the trained adapter where a frozen copy of it lies beside: transformers 5.17 reads only that one."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if is_peft(self.model) and ADAPTER in self.model.peft_config:
+            reload_trained_adapter(self.model, resume_from_checkpoint)
+
     def _check_same_window(self, sizes: dict[str, int], checkpoint: str) -> None:
         own = self._window_sizes()
         changed = {name: f"{value} there, {own[name]} here" for name, value in sizes.items() if value != own[name]}
@@ -381,6 +394,24 @@ def _reward_set(functions: Any, processing_classes: Any, weights: list[float] | 
         raise ValueError(f"reward_processing_classes has {len(classes)} entries for {len(functions)} rewards")
     resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
     return RewardSet(functions=resolved, weights=weights)
+
+
+def _named_sets(dataset: Any) -> list[tuple[str, Any]]:
+    """Evaluation sets with the names that errors use."""
+    if dataset is None:
+        return []
+    if isinstance(dataset, dict):
+        return [(f"eval_dataset[{name!r}]", part) for name, part in dataset.items()]
+    return [("eval_dataset", dataset)]
+
+
+def _warn_of_half_precision(model: nn.Module) -> None:
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if dtypes & {torch.bfloat16, torch.float16}:
+        warnings.warn(
+            f"the whole model is trained in {sorted(map(str, dtypes))}: steps of a usual learning rate round to nothing "
+            "there. Load it in float32 (model_init_kwargs={'dtype': 'float32'} with bf16=True), or train adapters"
+        )
 
 
 def _learning_rate(args: UniGRPOConfig, adapters: bool) -> float:
