@@ -19,6 +19,7 @@ from rewards import get_reward
 
 from . import __version__
 from .algorithms import build_algorithms
+from .assembly import load_trainable
 from .callbacks import JsonLines
 from .config import UniGRPOConfig
 from .evaluation import Accuracy, bootstrap, held_out_answers
@@ -27,7 +28,7 @@ from .generation import load_policy, model_path
 from .models import MMaDAProcessor
 from .recipe import Recipe, build_config, build_dataset, build_lora, build_rewards
 from .rewarding import RewardSet
-from .trainer import UniGRPOTrainer, load_trainable
+from .trainer import UniGRPOTrainer
 
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,23 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from . import evaluation
 from .adapters import add_adapter
 from .algorithms import build_algorithms
+from .assembly import default_learning_rate, load_trainable, named_sets, reward_set, warn_of_half_precision
 from .buffer import load_window, save_window
 from .callbacks import UniGRPOProgress, show_completions
 from .config import UniGRPOConfig
 from .data import WindowLoader, WindowSampler, check_dataset
 from .experience import Pipeline, check_prompts, make_experience, rebuild_window
-from .generation import model_path
 from .likelihood import score_tokens
 from .metrics import Metrics, loss_metrics
-from .models import DiffusionPolicy, policy_class_of, resolve_policy
+from .models import DiffusionPolicy, policy_class_of
 from .reference import ADAPTER, freeze_adapter_copy, frozen_copy, is_peft, reference_context, reload_trained_adapter
-from .rewarding import ModelReward, RewardSet, resolve_reward
+from .rewarding import ModelReward
 from .rng import keyed_generator
 from .units import Batch, Unit, collate
 
@@ -40,13 +39,6 @@ REFERENCE_FILE = "reference_model.safetensors"
 def window_file(checkpoint: str | Path, rank: int) -> Path:
     """Where a checkpoint keeps the rollout buffer of one rank."""
     return Path(checkpoint) / f"rollout_window_{rank}.safetensors"
-
-
-def load_trainable(model: str, policy: str | None, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
-    """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise."""
-    model = model_path(model)
-    name = policy or AutoConfig.from_pretrained(model).model_type
-    return resolve_policy(name).load_model(model, **{"dtype": "auto", **(init_kwargs or {})})
 
 
 class UniGRPOTrainer(Trainer):
@@ -99,11 +91,11 @@ class UniGRPOTrainer(Trainer):
             base.config.attn_mask_mode = args.attn_mask_mode
         self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
         self.algorithms = build_algorithms(args)
-        self.rewards = _reward_set(reward_funcs, reward_processing_classes, args.reward_weights)
+        self.rewards = reward_set(reward_funcs, reward_processing_classes, args.reward_weights)
         if train_dataset is not None:
             check_dataset(train_dataset, "train_dataset")
             check_prompts(self.policy, args, train_dataset, "train_dataset")
-        for name, part in _named_sets(eval_dataset):
+        for name, part in named_sets(eval_dataset):
             check_dataset(part, name)
             check_prompts(self.policy, args, part, name)
         was_adapted = isinstance(model, PeftModel)
@@ -112,12 +104,12 @@ class UniGRPOTrainer(Trainer):
                 "the PeftModel has nothing to train: load it with from_pretrained(..., is_trainable=True)"
             )
         model = add_adapter(model, peft_config)
-        args.learning_rate = _learning_rate(args, isinstance(model, PeftModel))
+        args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
         with_reference = any(algorithm.settings.beta > 0 for algorithm in self.algorithms.values())
         if was_adapted and with_reference:
             freeze_adapter_copy(model)
         if not isinstance(model, PeftModel):
-            _warn_of_half_precision(model)
+            warn_of_half_precision(model)
         if args.gradient_checkpointing and isinstance(model, PeftModel):
             model.enable_input_require_grads()
         if args.disable_dropout:
@@ -383,42 +375,6 @@ class UniGRPOTrainer(Trainer):
                 f"{checkpoint} counts rollouts of another size: {changed}; resume with the same batch sizes, or start a "
                 "new run from its weights"
             )
-
-
-def _reward_set(functions: Any, processing_classes: Any, weights: list[float] | None) -> RewardSet:
-    functions = list(functions) if isinstance(functions, list | tuple) else [functions]
-    classes = processing_classes
-    if not isinstance(classes, list | tuple):
-        classes = [classes] * len(functions)
-    if len(classes) != len(functions):
-        raise ValueError(f"reward_processing_classes has {len(classes)} entries for {len(functions)} rewards")
-    resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
-    return RewardSet(functions=resolved, weights=weights)
-
-
-def _named_sets(dataset: Any) -> list[tuple[str, Any]]:
-    """Evaluation sets with the names that errors use."""
-    if dataset is None:
-        return []
-    if isinstance(dataset, dict):
-        return [(f"eval_dataset[{name!r}]", part) for name, part in dataset.items()]
-    return [("eval_dataset", dataset)]
-
-
-def _warn_of_half_precision(model: nn.Module) -> None:
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
-    if dtypes & {torch.bfloat16, torch.float16}:
-        warnings.warn(
-            f"the whole model is trained in {sorted(map(str, dtypes))}: steps of a usual learning rate round to nothing "
-            "there. Load it in float32 (model_init_kwargs={'dtype': 'float32'} with bf16=True), or train adapters"
-        )
-
-
-def _learning_rate(args: UniGRPOConfig, adapters: bool) -> float:
-    """1e-6 for the whole model, 5e-6 for adapters, unless set."""
-    if args.learning_rate is not None:
-        return args.learning_rate
-    return 5e-6 if adapters else 1e-6
 
 
 def _mean(values: list[float]) -> float:

@@ -75,6 +75,8 @@ class _RowFirst:
         return replace(self, **{item.name: _take(getattr(self, item.name), rows) for item in fields(self)})
 
     def to(self, device: torch.device | str):
+        """The record with every tensor on ``device``."""
+
         def move(value: Any) -> Any:
             if isinstance(value, Tensor) or hasattr(value, "to"):
                 return value.to(device)

@@ -208,6 +208,7 @@ class _State:
         return bool((self._is_stop() & last).any(dim=1).all())
 
     def rollout(self) -> Rollout:
+        """What was written, with the tokens that count marked."""
         is_stop = self._is_stop().long()
         completion_mask = self.canvas.fill_mask & ~self.hidden & (is_stop.cumsum(1) - is_stop == 0)
         canvas = replace(self.canvas, ids=self.ids)

@@ -1,0 +1,60 @@
+"""What a trainer is put together from: its model, its rewards, its evaluation sets, its defaults."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from .config import UniGRPOConfig
+from .generation import model_path
+from .models import resolve_policy
+from .rewarding import RewardSet, resolve_reward
+
+
+def load_trainable(model: str, policy: str | None, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
+    """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise."""
+    model = model_path(model)
+    name = policy or AutoConfig.from_pretrained(model).model_type
+    return resolve_policy(name).load_model(model, **{"dtype": "auto", **(init_kwargs or {})})
+
+
+def reward_set(functions: Any, processing_classes: Any, weights: list[float] | None) -> RewardSet:
+    """The rewards of a run, names and models resolved, each model reward with its own tokenizer."""
+    functions = list(functions) if isinstance(functions, list | tuple) else [functions]
+    classes = processing_classes
+    if not isinstance(classes, list | tuple):
+        classes = [classes] * len(functions)
+    if len(classes) != len(functions):
+        raise ValueError(f"reward_processing_classes has {len(classes)} entries for {len(functions)} rewards")
+    resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
+    return RewardSet(functions=resolved, weights=weights)
+
+
+def named_sets(dataset: Any) -> list[tuple[str, Any]]:
+    """Evaluation sets with the names that errors use."""
+    if dataset is None:
+        return []
+    if isinstance(dataset, dict):
+        return [(f"eval_dataset[{name!r}]", part) for name, part in dataset.items()]
+    return [("eval_dataset", dataset)]
+
+
+def warn_of_half_precision(model: nn.Module) -> None:
+    """Warns when weights that would round small steps away are trained themselves."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if dtypes & {torch.bfloat16, torch.float16}:
+        warnings.warn(
+            f"the whole model is trained in {sorted(map(str, dtypes))}: steps of a usual learning rate round to nothing "
+            "there. Load it in float32 (model_init_kwargs={'dtype': 'float32'} with bf16=True), or train adapters"
+        )
+
+
+def default_learning_rate(args: UniGRPOConfig, adapters: bool) -> float:
+    """1e-6 for the whole model, 5e-6 for adapters, unless set."""
+    if args.learning_rate is not None:
+        return args.learning_rate
+    return 5e-6 if adapters else 1e-6
