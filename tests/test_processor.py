@@ -168,8 +168,8 @@ def test_the_model_bounds_prompt_and_answer_together(policy):
         policy.encode([row], max_completion_length=4096 - 8)
     with pytest.raises(ValueError, match="max_completion_length=4096"):
         policy.encode([row], max_completion_length=4096)
-    with pytest.raises(ValueError, match="task='t2i'"):
-        policy.encode([row], "t2i", max_completion_length=4)
+    with pytest.raises(ValueError, match="image_tokens=4092 leaves no room"):
+        policy.encode([row], "t2i", image_tokens=4092)
 
 
 def test_decoding_leaves_special_tokens_out(policy):

@@ -26,9 +26,10 @@ class Algorithm:
 
 
 def build_sampler(settings: TaskSettings, **overrides) -> Callable:
-    """The sampler of a task; it takes those of the task's settings that it has fields for."""
-    check_choice("sampler", settings.sampler, tuple(SAMPLERS))
-    kind = SAMPLERS[settings.sampler]
+    """The sampler of a task, or of that name; it takes those of the task's settings that it has fields for."""
+    name = overrides.pop("sampler", settings.sampler)
+    check_choice("sampler", name, tuple(SAMPLERS))
+    kind = SAMPLERS[name]
     values = {item.name: getattr(settings, item.name) for item in fields(kind) if hasattr(settings, item.name)}
     return kind(**{**values, **overrides})
 

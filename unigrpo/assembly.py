@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from .codec import ImageCodec, load_tokenizer
 from .config import UniGRPOConfig
 from .generation import model_path
-from .models import resolve_policy
+from .models import DiffusionPolicy, resolve_policy
 from .rewarding import RewardSet, resolve_reward
 
 
@@ -20,6 +21,17 @@ def load_trainable(model: str, policy: str | None, init_kwargs: dict[str, Any] |
     model = model_path(model)
     name = policy or AutoConfig.from_pretrained(model).model_type
     return resolve_policy(name).load_model(model, **{"dtype": "auto", **(init_kwargs or {})})
+
+
+def load_codec(tokenizer: Any, policy: DiffusionPolicy) -> ImageCodec | None:
+    """The image tokenizer of a run: an id, a path, ``builtin:NAME``, a module, or None for the policy's own.
+
+    None where the policy has none either.
+    """
+    tokenizer = policy.image_tokenizer if tokenizer is None else tokenizer
+    if tokenizer is None:
+        return None
+    return ImageCodec(load_tokenizer(model_path(tokenizer) if isinstance(tokenizer, str) else tokenizer), policy)
 
 
 def reward_set(functions: Any, processing_classes: Any, weights: list[float] | None) -> RewardSet:

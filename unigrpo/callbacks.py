@@ -7,10 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import ProgressCallback, TrainerCallback
+
+from .contact_sheet import contact_sheet
 
 
 BAR = {
@@ -23,6 +26,10 @@ BAR = {
     "update_s": "time/update",
 }
 """What the bar shows, and the metric it comes from."""
+
+
+SHEET_ROWS, SHEET_COLUMNS = 8, 8
+"""Prompts and pictures a prompt on a contact sheet of completions."""
 
 
 class UniGRPOProgress(ProgressCallback):
@@ -94,8 +101,33 @@ def show_completions(table: dict[str, list], step: int, limit: int | None) -> No
     Console().print(view)
 
 
+def save_completions(table: dict[str, list], folder: Path, step: int) -> None:
+    """``completions_STEP.parquet``, and ``images_STEP.png`` with the first pictures of the table and their advantages."""
+    from datasets import Dataset
+
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {name: [_stored(value) for value in values] for name, values in table.items()}
+    Dataset.from_dict(columns).to_parquet(folder / f"completions_{step:05d}.parquet")
+    groups: dict[str, list[Image.Image]] = {}
+    for prompt, completion in zip(table["prompt"], table["completion"], strict=True):
+        if isinstance(completion, Image.Image):
+            groups.setdefault(str(prompt), []).append(completion)
+    shown = dict(list(groups.items())[:SHEET_ROWS])
+    if shown:
+        rows = [pictures[:SHEET_COLUMNS] for pictures in shown.values()]
+        contact_sheet(rows, row_labels=list(shown), title=f"step {step}").save(folder / f"images_{step:05d}.png")
+
+
+def _stored(value: Any) -> str | int | float | None:
+    if isinstance(value, Image.Image):
+        return _cell(value)
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
+    if isinstance(value, Image.Image):
+        return f"picture of {value.width} x {value.height} pixels"
     text = value if isinstance(value, str) else str(value)
     return text if len(text) <= 400 else text[:400] + " …"

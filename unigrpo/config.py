@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from .presets import DEFAULT_EPSILON, PRESETS
+from .presets import DEFAULT_EPSILON, PRESETS, TASK_DEFAULTS
 from .types import TASKS
 
 
 CHOICES = {
-    "importance_sampling_level": ("token", "sequence"),
-    "kl_estimator": ("k1", "k2", "k3"),
+    "guidance": ("rollout", "both", "none"),
+    "image_transform": ("squash", "crop", "pad"),
+    "importance_sampling_level": ("token", "sequence", "sequence_sum"),
+    "kl_estimator": ("k1", "k2", "k3", "exact"),
     "length_normalization": ("masked", "completion"),
     "loss_type": ("grpo",),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-    "prompt_truncation": ("error", "left"),
+    "mask_schedule": ("cosine", "linear", "pow2", "pow3.5", "sigmoid"),
+    "prompt_truncation": ("error", "left", "right"),
+    "remask_noise_decay": ("linear", "compound"),
     "remasking": ("low_confidence", "random"),
     "scale_rewards": ("group", "batch", "none"),
-    "timesteps": ("stratified", "paper_formula", "random"),
+    "timesteps": ("stratified", "paper_formula", "random", "truncated", "cosine"),
 }
 
 TASK_KEYS = (
@@ -32,11 +37,22 @@ TASK_KEYS = (
     "temperature",
     "remasking",
     "guidance_scale",
+    "guidance",
+    "mask_schedule",
+    "remask_temperature",
+    "remask_noise_decay",
+    "eval_sampler",
+    "eval_denoising_steps",
+    "eval_temperature",
     "max_prompt_length",
+    "prompt_truncation",
     "max_completion_length",
+    "image_size",
+    "image_transform",
     "noising",
     "timesteps",
     "timestep_start",
+    "mask_ratio_min",
     "num_noise_samples",
     "importance_sampling_level",
     "epsilon",
@@ -58,11 +74,22 @@ class TaskSettings:
     temperature: float
     remasking: str
     guidance_scale: float
+    guidance: str
+    mask_schedule: str
+    remask_temperature: float
+    remask_noise_decay: str
+    eval_sampler: str | None
+    eval_denoising_steps: int | None
+    eval_temperature: float
     max_prompt_length: int | None
+    prompt_truncation: str
     max_completion_length: int
+    image_size: int | list[int] | None
+    image_transform: str
     noising: str
     timesteps: str
     timestep_start: int | None
+    mask_ratio_min: float | None
     num_noise_samples: int
     importance_sampling_level: str
     epsilon: float
@@ -71,12 +98,18 @@ class TaskSettings:
     kl_estimator: str
     length_normalization: str
 
+    @property
+    def likelihood_guidance(self) -> float | None:
+        """The guidance scale of the likelihood, None for the conditional model alone."""
+        return self.guidance_scale if self.guidance == "both" and self.guidance_scale else None
+
 
 @dataclass
 class UniGRPOConfig(TrainingArguments):
     """Arguments of ``UniGRPOTrainer``: ``transformers.TrainingArguments`` plus the fields below.
 
-    Fields whose default is None and that ``PRESETS`` names take the algorithm's value.
+    Fields whose default is None and that ``PRESETS`` names take the algorithm's value; those that ``TASK_DEFAULTS``
+    names take the task's. What is given here holds for every task, unless ``task_overrides`` says otherwise.
 
     Args:
         algorithm: a name in ``PRESETS``.
@@ -85,19 +118,30 @@ class UniGRPOConfig(TrainingArguments):
         num_generations: G, answers a prompt, at least 2.
         num_generations_eval: answers a held-out prompt.
         max_prompt_length: longest prompt in tokens; None = what fits the model beside the answer.
-        prompt_truncation: ``"error"`` or ``"left"`` for longer prompts.
+        prompt_truncation: for longer prompts ``"error"``, ``"left"`` (drops the beginning) or, for captions of images
+            to make, ``"right"`` (drops the end, as the public code does).
         max_completion_length: answer positions on a text canvas.
         shuffle_dataset: new prompt order every epoch.
         steps_per_generation: micro-steps fed by one rollout; default ``gradient_accumulation_steps``, and a multiple.
         generation_batch_size: the same in answers; give one of the two.
-        sampler, steps, block_length, temperature, remasking, guidance_scale: see ``samplers``.
+        image_tokenizer: id, path, ``builtin:NAME`` or module of the tokenizer for ``mmu`` and ``t2i`` rows; None = the
+            one that the model's config names.
+        image_size: side in pixels, or ``[height, width]``, of images made and read; None = the checkpoint's, or 512.
+        image_transform: how input images get that size: ``"squash"``, ``"crop"`` or ``"pad"``; a row's own
+            ``image_transform`` column wins.
+        trim_padding: image canvases are padded to the longest caption of the batch, not to all text slots.
+        sampler, steps, block_length, temperature, remasking, guidance_scale, mask_schedule, remask_temperature,
+            remask_noise_decay: see ``samplers``.
+        guidance: classifier-free guidance in the ``"rollout"``, in rollout and likelihood (``"both"``), or ``"none"``.
+        eval_sampler, eval_denoising_steps: sampler and steps of held-out generation; None = the rollouts'.
         eval_temperature: temperature of held-out generation; 0 = greedy.
         num_iterations: K, inner updates on one rollout, each with its own noise.
-        noising, timesteps, timestep_start, num_timesteps, num_noise_samples: see ``noising``.
-        importance_sampling_level: ratio a ``"token"`` or a ``"sequence"`` (exp of the mean log-ratio).
+        noising, timesteps, timestep_start, num_timesteps, mask_ratio_min, num_noise_samples: see ``noising``.
+        importance_sampling_level: ratio a ``"token"``, a ``"sequence"`` (exp of the mean log-ratio) or, with one update
+            a rollout only, ``"sequence_sum"`` (exp of the summed log-ratio).
         epsilon, epsilon_high: clip range [1 - epsilon, 1 + epsilon_high]; epsilon_high defaults to epsilon.
         beta: weight of the KL to the reference; 0 loads no reference.
-        kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``.
+        kl_estimator: ``"k1"``, ``"k2"``, ``"k3"`` or ``"exact"``, the categorical KL over the whole token space.
         loss_type: ``"grpo"``, mean over a row's tokens, then over rows.
         length_normalization: a row's tokens are its ``"masked"`` ones or its whole ``"completion"``.
         scale_rewards: divide by the std of the ``"group"``, the ``"batch"``, or not (``"none"``).
@@ -131,18 +175,30 @@ class UniGRPOConfig(TrainingArguments):
     steps_per_generation: int | None = None
     generation_batch_size: int | None = None
 
-    sampler: str = "semi_autoregressive"
-    steps: int = 128
+    image_tokenizer: Any = None
+    image_size: int | list[int] | None = None
+    image_transform: str = "squash"
+    trim_padding: bool = True
+
+    sampler: str | None = None
+    steps: int | None = None
     block_length: int = 32
     temperature: float = 1.0
     remasking: str = "low_confidence"
-    guidance_scale: float = 0.0
-    eval_temperature: float = 0.0
+    guidance_scale: float | None = None
+    guidance: str = "rollout"
+    mask_schedule: str = "cosine"
+    remask_temperature: float = 1.0
+    remask_noise_decay: str = "linear"
+    eval_sampler: str | None = None
+    eval_denoising_steps: int | None = None
+    eval_temperature: float | None = None
 
     num_iterations: int | None = None
     noising: str | None = None
     timesteps: str | None = None
     timestep_start: int | None = None
+    mask_ratio_min: float | None = None
     num_timesteps: int = 1000
     num_noise_samples: int | None = None
     importance_sampling_level: str | None = None
@@ -168,6 +224,7 @@ class UniGRPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_engine()
+        self._apply_task_defaults()
         self._apply_preset()
         self._check_values()
         # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number.
@@ -176,6 +233,7 @@ class UniGRPOConfig(TrainingArguments):
         self.learning_rate = learning_rate
         self._check_batches()
         self._check_overrides()
+        self._check_summed_ratios()
 
     def _check_engine(self) -> None:
         if self.use_vllm:
@@ -189,6 +247,22 @@ class UniGRPOConfig(TrainingArguments):
             )
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size=True would change the rollout window; set the batch size yourself")
+
+    def _apply_task_defaults(self) -> None:
+        """Keys left unset get the text tasks' value, and the t2i one where that differs."""
+        overrides = self.task_overrides or {}
+        overrides = json.loads(overrides) if isinstance(overrides, str) else overrides
+        for task, values in overrides.items():
+            check_choice("task_overrides key", task, TASKS)
+            if not isinstance(values, dict):
+                raise ValueError(f"task_overrides.{task}={values!r} must be a mapping of keys")
+        self.task_overrides = {task: dict(values) for task, values in overrides.items()}
+        unset = [key for key in TASK_DEFAULTS["t2i"] if getattr(self, key) is None]
+        for key in unset:
+            setattr(self, key, TASK_DEFAULTS["text"].get(key))
+        if unset:
+            defaults = {key: TASK_DEFAULTS["t2i"][key] for key in unset}
+            self.task_overrides["t2i"] = {**defaults, **self.task_overrides.get("t2i", {})}
 
     def _apply_preset(self) -> None:
         if self.algorithm not in PRESETS:
@@ -210,9 +284,8 @@ class UniGRPOConfig(TrainingArguments):
         for key, least in {**minimum, "ref_model_sync_steps": 1}.items():
             if getattr(self, key) < least:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
-        for key in ("eval_temperature", "refill_rounds"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)} must not be negative")
+        if self.refill_rounds < 0:
+            raise ValueError(f"refill_rounds={self.refill_rounds} must not be negative")
         if self.attn_mask_mode is not None:
             check_choice("attn_mask_mode", self.attn_mask_mode, ("bool", "none"))
         _check_ranges("", self, self.num_timesteps)
@@ -247,9 +320,7 @@ class UniGRPOConfig(TrainingArguments):
             )
 
     def _check_overrides(self) -> None:
-        self.task_overrides = self.task_overrides or {}
         for task, values in self.task_overrides.items():
-            check_choice("task_overrides key", task, TASKS)
             for key, value in values.items():
                 if key not in TASK_KEYS:
                     near = difflib.get_close_matches(key, TASK_KEYS, n=1)
@@ -261,6 +332,24 @@ class UniGRPOConfig(TrainingArguments):
             if task != "t2i":
                 _check_blocks(f"task_overrides.{task}.", self.for_task(task))
 
+    def _check_summed_ratios(self) -> None:
+        updates = self.num_iterations * self.steps_per_generation // self.gradient_accumulation_steps
+        summed = [task for task in TASKS if self.for_task(task).importance_sampling_level == "sequence_sum"]
+        if summed and updates > 1:
+            raise ValueError(
+                f"importance_sampling_level='sequence_sum' with {updates} updates a rollout: off-policy, a ratio summed "
+                "over many tokens spans orders of magnitude. Use 'sequence' (the mean) or 'token', or one update: "
+                "num_iterations=1 and steps_per_generation=gradient_accumulation_steps"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; an image tokenizer given as a module is named, not copied."""
+        module, self.image_tokenizer = self.image_tokenizer, tokenizer_name(self.image_tokenizer)
+        try:
+            return super().to_dict()
+        finally:
+            self.image_tokenizer = module
+
     def for_task(self, task: str) -> TaskSettings:
         """The settings of ``task``; an overridden ratio level brings its own default clip range."""
         values = {item.name: getattr(self, item.name) for item in fields(TaskSettings)}
@@ -271,7 +360,16 @@ class UniGRPOConfig(TrainingArguments):
         values.update(override)
         if values["epsilon_high"] is None:
             values["epsilon_high"] = values["epsilon"]
+        if values["guidance"] == "none":
+            values["guidance_scale"] = 0.0
         return TaskSettings(**values)
+
+
+def tokenizer_name(tokenizer: Any) -> str | None:
+    """Where an image tokenizer came from, for logs and saved arguments."""
+    if tokenizer is None or isinstance(tokenizer, str):
+        return tokenizer
+    return getattr(getattr(tokenizer, "config", None), "name_or_path", "") or type(tokenizer).__name__
 
 
 def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -288,7 +386,9 @@ def _check_ranges(where: str, values: TaskSettings | UniGRPOConfig, num_timestep
     for key in ("num_noise_samples", "max_completion_length", "steps", "block_length"):
         if getattr(values, key) < 1:
             raise ValueError(f"{where}{key}={getattr(values, key)} must be at least 1")
-    for key in ("beta", "temperature", "guidance_scale"):
+    if values.eval_denoising_steps is not None and values.eval_denoising_steps < 1:
+        raise ValueError(f"{where}eval_denoising_steps={values.eval_denoising_steps} must be at least 1")
+    for key in ("beta", "temperature", "guidance_scale", "remask_temperature", "eval_temperature"):
         if getattr(values, key) < 0:
             raise ValueError(f"{where}{key}={getattr(values, key)} must not be negative")
     if values.temperature == 0:
@@ -299,6 +399,12 @@ def _check_ranges(where: str, values: TaskSettings | UniGRPOConfig, num_timestep
         raise ValueError(f"{where}epsilon={values.epsilon} must lie in (0, 1)")
     if values.epsilon_high is not None and values.epsilon_high <= 0:
         raise ValueError(f"{where}epsilon_high={values.epsilon_high} must be positive")
+    if values.mask_ratio_min is not None and not 0 <= values.mask_ratio_min < 1:
+        raise ValueError(f"{where}mask_ratio_min={values.mask_ratio_min} must lie in [0, 1)")
+    size = values.image_size
+    sides = [size] if not isinstance(size, list | tuple) else list(size)
+    if size is not None and (len(sides) > 2 or not all(isinstance(side, int) and side > 0 for side in sides)):
+        raise ValueError(f"{where}image_size={size!r} must be a side in pixels or [height, width]")
     if values.timestep_start is not None and not 1 <= values.timestep_start <= num_timesteps:
         raise ValueError(f"{where}timestep_start={values.timestep_start} must lie in 1..num_timesteps={num_timesteps}")
 
@@ -306,7 +412,7 @@ def _check_ranges(where: str, values: TaskSettings | UniGRPOConfig, num_timestep
 def _check_blocks(where: str, values: TaskSettings | UniGRPOConfig) -> None:
     """Raises ``ValueError`` where a text answer has more blocks than denoising steps."""
     blocks = -(-values.max_completion_length // values.block_length)
-    if values.steps < blocks:
+    if values.sampler == "semi_autoregressive" and values.steps < blocks:
         raise ValueError(
             f"{where}steps={values.steps} is less than the {blocks} blocks of an answer (max_completion_length="
             f"{values.max_completion_length} / block_length={values.block_length}); raise steps or block_length"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from PIL import Image
+from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from .config import UniGRPOConfig
+from .config import CHOICES, UniGRPOConfig, check_choice
+from .images import load_image
 from .rng import keyed_generator
 from .types import TASKS
+
+
+MANY_ROWS = 5_000
+"""From here on checking a dataset shows its progress."""
 
 
 class WindowSampler:
@@ -79,8 +86,49 @@ def task_of(row: dict[str, Any]) -> str:
     return "mmu" if row.get("image") is not None or row.get("images") is not None else "text"
 
 
-def check_dataset(dataset: Any, name: str) -> None:
-    """Raises ``ValueError`` for rows that cannot be prompts: an empty set, a missing column, an unknown task."""
+def image_of(row: dict[str, Any], where: str) -> Image.Image:
+    """The RGB picture that an image-understanding row asks about.
+
+    Args:
+        where: names the row in errors, such as ``train_dataset[3]``.
+
+    Raises:
+        ValueError: no picture, several, or one that cannot be read; the message names row and column.
+    """
+    if row.get("image") is not None:
+        return load_image(row["image"], f"{where}['image']")
+    images = row.get("images")
+    if images is None or len(images) == 0:
+        raise ValueError(
+            f"{where} is an image-understanding row without an image; give an 'image' or 'images' column (column_map in "
+            "a recipe), or task='text'"
+        )
+    if len(images) > 1:
+        raise ValueError(f"{where}['images'] holds {len(images)} images; the policy reads one a prompt")
+    return load_image(images[0], f"{where}['images'][0]")
+
+
+def undecoded(dataset: Any) -> Any:
+    """A ``datasets.Dataset`` whose image columns stay encoded, so that a damaged picture is met by ``load_image``."""
+    for name, feature in (getattr(dataset, "features", None) or {}).items():
+        inner = getattr(feature, "feature", None)
+        if type(feature).__name__ == "Image":
+            dataset = dataset.cast_column(name, type(feature)(decode=False))
+        elif type(inner).__name__ == "Image":
+            dataset = dataset.cast_column(name, type(feature)(type(inner)(decode=False)))
+    return dataset
+
+
+def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], str], None] | None = None) -> None:
+    """Reads every row once, so that one that cannot be used is found now and not hours into a run.
+
+    Args:
+        name: names the dataset in errors.
+        check_row: further checks, ``check_row(row, where)``.
+
+    Raises:
+        ValueError: an empty set, a missing or empty prompt, an unknown task, an unreadable picture; it names the row.
+    """
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty")
     columns = set(dataset[0])
@@ -88,14 +136,24 @@ def check_dataset(dataset: Any, name: str) -> None:
         raise ValueError(
             f"{name} has no 'prompt' column, only {sorted(columns)}; rename yours (column_map in a recipe)"
         )
-    for index in range(len(dataset)):
-        row = dataset[index]
-        prompt, task = row["prompt"], task_of(row)
-        if not prompt or not isinstance(prompt, str | list):
-            raise ValueError(f"{name}[{index}]['prompt'] must be text or chat messages, got {prompt!r}")
-        if isinstance(prompt, list) and not all(
-            isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt
-        ):
-            raise ValueError(f"{name}[{index}]['prompt']: every message needs 'role' and 'content', got {prompt!r}")
+    rows = range(len(dataset))
+    for index in track(rows, f"checking {name}", transient=True) if len(rows) >= MANY_ROWS else rows:
+        row, where = dataset[index], f"{name}[{index}]"
+        _check_prompt(row["prompt"], where)
+        task = task_of(row)
         if task not in TASKS:
-            raise ValueError(f"{name}[{index}]['task']={task!r}: choose one of {TASKS}")
+            raise ValueError(f"{where}['task']={task!r}: choose one of {TASKS}")
+        if task == "mmu":
+            image_of(row, where)
+        transform = row.get("image_transform")
+        if transform is not None:
+            check_choice(f"{where}['image_transform']", transform, CHOICES["image_transform"])
+        if check_row is not None:
+            check_row(row, where)
+
+
+def _check_prompt(prompt: Any, where: str) -> None:
+    if not prompt or not isinstance(prompt, str | list) or (isinstance(prompt, str) and not prompt.strip()):
+        raise ValueError(f"{where}['prompt'] must be text or chat messages, got {prompt!r}")
+    if isinstance(prompt, list) and not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt):
+        raise ValueError(f"{where}['prompt']: every message needs 'role' and 'content', got {prompt!r}")

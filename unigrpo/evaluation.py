@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .algorithms import build_sampler
+from .algorithms import Algorithm, build_sampler
 from .experience import Pipeline, Sample, sample_answers
 from .metrics import Metrics, completion_metrics
 
@@ -38,13 +38,19 @@ def bootstrap(outcomes: list[bool] | list[float], draws: int = 2000, seed: int =
 
 
 def eval_pipeline(pipe: Pipeline) -> Pipeline:
-    """The pipeline with held-out sampling: ``eval_temperature`` instead of the rollouts'."""
-    temperature = pipe.args.eval_temperature
-    algorithms = {
-        task: replace(algorithm, sampler=build_sampler(algorithm.settings, temperature=temperature))
-        for task, algorithm in pipe.algorithms.items()
-    }
-    return replace(pipe, algorithms=algorithms)
+    """The pipeline with held-out sampling: ``eval_sampler``, ``eval_denoising_steps`` and ``eval_temperature``."""
+    return replace(pipe, algorithms={task: _for_evaluation(own) for task, own in pipe.algorithms.items()})
+
+
+def _for_evaluation(algorithm: Algorithm) -> Algorithm:
+    settings = algorithm.settings
+    sampler = build_sampler(
+        settings,
+        sampler=settings.eval_sampler or settings.sampler,
+        steps=settings.eval_denoising_steps or settings.steps,
+        temperature=settings.eval_temperature,
+    )
+    return replace(algorithm, sampler=sampler)
 
 
 def held_out_answers(

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .advantages import Advantages, group_advantages
 from .algorithms import Algorithm
+from .codec import ImageCodec
 from .config import UniGRPOConfig
-from .data import task_of
+from .data import image_of, task_of
 from .likelihood import score_tokens
-from .metrics import Metrics, completion_metrics, reward_metrics
+from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
 from .models.base import DiffusionPolicy
 from .rewarding import Answer, RewardSet
 from .rng import keyed_generator
+from .samplers import IMAGE_SAMPLERS, SAMPLERS
 from .types import TASKS, Experience, Noise, Rollout
 from .units import Unit, collate, cut_units, pad_units
 
@@ -36,6 +39,7 @@ class Pipeline:
         new_prompt: dataset row for (window, round, group); needed for refills.
         rank, device: this process.
         on_step: progress of sampling, ``on_step(done, total)``.
+        codec: the image tokenizer; needed for ``mmu`` and ``t2i`` rows.
     """
 
     model: Any
@@ -50,21 +54,28 @@ class Pipeline:
     device: torch.device | str = "cpu"
     on_step: Callable[[int, int], None] | None = None
     trainer_state: Any = None
+    codec: ImageCodec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One sampled row: its dataset row, its rollout (B = 1) and its place in the global window."""
+    """One sampled row: its dataset row, its rollout (B = 1), its place in the global window, its prompt's pictures."""
 
     row: dict[str, Any]
     rollout: Rollout
     index: int
+    images: list[Image.Image] | None = None
 
     @property
     def answer(self) -> Answer:
         ids = self.rollout.canvas.ids[self.rollout.completion_mask].tolist()
-        completion = self.rollout.completions[0]
-        return Answer(row=self.row, completion=completion, completion_ids=ids, task=self.rollout.canvas.task)
+        return Answer(
+            row=self.row,
+            completion=self.rollout.completions[0],
+            completion_ids=ids,
+            task=self.rollout.canvas.task,
+            images=self.images,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,6 +113,7 @@ def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, 
         advantages = compare(pipe, scores)
     local = local_slice(pipe, len(samples))
     reward_metrics(metrics, pipe.rewards.names, scores, advantages, pipe.args.num_generations)
+    task_metrics(metrics, [sample.rollout.canvas.task for sample in samples], advantages.rewards[local])
     completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
     rows = [
         unpack(pipe, sample, draw_noise(pipe, sample, window), advantage, reward)
@@ -134,40 +146,72 @@ def sample_answers(
         if not members:
             continue
         algorithm = pipe.algorithms[task]
-        canvas = pipe.policy.encode([prompts[i] for i in members], task, **canvas_lengths(pipe.args, task))
+        rows, images = prompt_images(pipe, [prompts[i] for i in members], task)
+        canvas = pipe.policy.encode(rows, task, **canvas_arguments(pipe.args, pipe.policy, pipe.codec, task))
         generators = [keyed_generator(stream, pipe.args.seed, window, indices[i]) for i in members]
         with evaluating(pipe.model):
             rollout = algorithm.sampler(
                 pipe.model, pipe.policy, canvas.to(pipe.device), on_step=pipe.on_step, generators=generators
             )
+        if task == "t2i":
+            size = image_size(pipe.args, pipe.policy, task)
+            rollout = replace(rollout, completions=pipe.codec.decode(rollout.completions, size))
         for place, i in enumerate(members):
-            samples[i] = Sample(row=prompts[i], rollout=rollout.take(torch.tensor([place])), index=indices[i])
+            own = rollout.take(torch.tensor([place]))
+            samples[i] = Sample(row=prompts[i], rollout=own, index=indices[i], images=images[place])
     return samples
 
 
-def canvas_lengths(args: UniGRPOConfig, task: str) -> dict[str, Any]:
-    """The length arguments of ``policy.encode`` for ``task``."""
+def image_size(args: UniGRPOConfig, policy: DiffusionPolicy, task: str) -> int | list[int]:
+    """The run's image size, else the checkpoint's."""
+    return args.for_task(task).image_size or policy.image_size
+
+
+def prompt_images(
+    pipe: Pipeline, rows: list[dict[str, Any]], task: str
+) -> tuple[list[dict[str, Any]], list[list[Image.Image] | None]]:
+    """Rows with the codes of their picture, as ``policy.encode`` reads them, and the pictures for the rewards."""
+    if task != "mmu":
+        return rows, [None] * len(rows)
+    images = [image_of(row, f"a row with prompt {str(row['prompt'])[:60]!r}") for row in rows]
+    transforms = [row.get("image_transform") or pipe.args.for_task(task).image_transform for row in rows]
+    codes = pipe.codec.encode(images, image_size(pipe.args, pipe.policy, task), transforms)
+    coded = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
+    return coded, [[image] for image in images]
+
+
+def canvas_arguments(
+    args: UniGRPOConfig, policy: DiffusionPolicy, codec: ImageCodec | None, task: str
+) -> dict[str, Any]:
+    """The arguments of ``policy.encode`` for ``task``."""
     settings = args.for_task(task)
-    return {
-        "max_completion_length": settings.max_completion_length,
-        "max_prompt_length": settings.max_prompt_length,
-        "prompt_truncation": args.prompt_truncation,
-    }
+    shared = {"max_prompt_length": settings.max_prompt_length, "prompt_truncation": settings.prompt_truncation}
+    if task != "t2i":
+        return {**shared, "max_completion_length": settings.max_completion_length}
+    count = codec.count(image_size(args, policy, task))
+    return {**shared, "image_tokens": count, "trim_padding": args.trim_padding}
 
 
-def check_prompts(policy: DiffusionPolicy, args: UniGRPOConfig, dataset: Any, name: str) -> None:
-    """Encodes every prompt once, so that one that does not fit is found now and not hours into a run.
-
-    Raises:
-        ValueError: naming the row.
-    """
-    for index in range(len(dataset)):
-        row = dataset[index]
-        task = task_of(row)
-        try:
-            policy.encode([row], task, **canvas_lengths(args, task))
-        except ValueError as error:
-            raise ValueError(f"{name}[{index}]: {error}") from error
+def check_prompt(
+    policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, row: dict[str, Any], where: str
+) -> None:
+    """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
+    task = task_of(row)
+    sampler = args.for_task(task).sampler
+    suits = [name for name in SAMPLERS if (name in IMAGE_SAMPLERS) == (task == "t2i")]
+    if sampler in SAMPLERS and sampler not in suits:
+        raise ValueError(
+            f"{where}: sampler={sampler!r} cannot answer task {task!r}; set task_overrides.{task}.sampler to one of {suits}"
+        )
+    if task != "text" and codec is None:
+        raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
+    if task == "mmu":
+        # Codes cost a forward of the tokenizer; for the length their number is enough.
+        row = {**row, "image_codes": torch.zeros(codec.count(image_size(args, policy, task)), dtype=torch.int64)}
+    try:
+        policy.encode([row], task, **canvas_arguments(args, policy, codec, task))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 @contextmanager
@@ -305,7 +349,12 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
             for unit in units:
                 if always_old or k > 0 or step >= moved_after:
                     _score_into(pipe, window, unit, k, pipe.model, "old_logps")
-    with_reference = {task for task, algorithm in pipe.algorithms.items() if algorithm.settings.beta > 0}
+    # The exact KL compares whole distributions, which are made anew beside each update and never kept.
+    with_reference = {
+        task
+        for task, algorithm in pipe.algorithms.items()
+        if algorithm.settings.beta > 0 and algorithm.settings.kl_estimator != "exact"
+    }
     if not any(row.task in with_reference for row in window.rows):
         return
     with pipe.reference() as model:
@@ -320,10 +369,17 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
 
 def _score_into(pipe: Pipeline, window: Window, unit: Unit, k: int, model, name: str) -> None:
     batch = collate(window.rows, unit, k, pipe.policy, pipe.device)
-    temperature = pipe.algorithms[batch.canvas.task].settings.temperature
+    settings = pipe.algorithms[batch.canvas.task].settings
     with evaluating(model):
         scores = score_tokens(
-            model, pipe.policy, batch.canvas, batch.hidden, batch.target, batch.noisy_ids, temperature
+            model,
+            pipe.policy,
+            batch.canvas,
+            batch.hidden,
+            batch.target,
+            batch.noisy_ids,
+            settings.temperature,
+            settings.likelihood_guidance,
         )
     if unit.dummy:
         return

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoConfig, PreTrainedModel
 
+from .codec import ImageCodec, load_tokenizer
+from .config import check_choice
+from .images import load_image
 from .models import DiffusionPolicy, resolve_policy
 from .rng import keyed_generator
 from .samplers import SAMPLERS
+from .types import TASKS
 
 
 BUILTIN = "builtin:"
@@ -30,57 +36,101 @@ def model_path(path: str) -> str:
     return str(shipped / name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LoadedPolicy:
-    """A module with its description, ready to answer."""
+    """A module with its description, ready to answer. The image tokenizer is loaded when the first picture needs it."""
 
     model: PreTrainedModel
     policy: DiffusionPolicy
+    image_tokenizer: Any = None
+    codec: ImageCodec | None = None
 
     def generate(
         self,
         prompts: Any,
         *,
-        task: str = "text",
+        images: Any = None,
+        task: str | None = None,
         max_completion_length: int | None = None,
         steps: int | None = None,
         block_length: int | None = None,
-        temperature: float = 0.0,
-        sampler: str = "semi_autoregressive",
+        temperature: float | None = None,
+        sampler: str | None = None,
+        image_size: int | list[int] | None = None,
+        image_transform: str = "squash",
         batch_size: int = 8,
         seed: int = 0,
+        on_step: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> list[Any]:
-        """One answer a prompt.
+        """One answer a prompt: text, or with ``task="t2i"`` an RGB ``PIL.Image``.
 
         Args:
             prompts: a string, one chat (a list of messages), or a list of strings or chats.
-            max_completion_length: positions the policy may write; default 256.
-            steps: denoising steps; default one a position.
-            block_length: default 32, or the whole answer if that is shorter.
-                A checkpoint's ``config.sampling_defaults`` replaces these three defaults.
-            temperature: 0 = greedy.
+            images: the picture that each prompt asks about (PIL image, path or bytes), one a prompt or one for all.
+            task: ``"text"``, ``"mmu"`` or ``"t2i"``; default mmu with ``images``, else text.
+            max_completion_length: positions of a text answer; default 256.
+            steps: denoising steps; default one a position of text, 16 for a picture.
+            block_length: of text, default 32, or the whole answer if that is shorter.
+            temperature: 0 = greedy. Default 0 for text and 1 for pictures, whose likeliest codes are no picture.
+            sampler: a name in ``SAMPLERS``; default ``semi_autoregressive`` for text, ``maskgit`` for pictures.
+            image_size: side in pixels or ``[height, width]``, of pictures made and read; default 512.
+                A checkpoint's ``config.sampling_defaults`` replaces the defaults of text lengths and image size.
+            image_transform: how ``images`` get that size: ``"squash"``, ``"crop"`` or ``"pad"``.
+            on_step: progress of a batch, ``on_step(done, total)``.
             options: further fields of the sampler (``remasking``, ``guidance_scale``, ``stop`` ...).
+
+        Raises:
+            ValueError: pictures that do not fit the prompts or cannot be read, or a policy without an image tokenizer.
         """
         one_chat = not isinstance(prompts, str) and len(prompts) > 0 and isinstance(prompts[0], dict)
         prompts = [prompts] if isinstance(prompts, str) or one_chat else list(prompts)
+        task = task or ("text" if images is None else "mmu")
+        check_choice("task", task, TASKS)
         usual = getattr(self.model.config, "sampling_defaults", None) or {}
         length = max_completion_length or usual.get("max_completion_length", 256)
-        settings = {
-            "steps": steps or usual.get("steps", length),
-            "block_length": block_length or usual.get("block_length", min(32, length)),
-            "temperature": temperature,
-            **options,
-        }
-        fill = SAMPLERS[sampler](**settings)
+        size = image_size or self.policy.image_size
+        settings: dict[str, Any] = {"steps": steps or 16, "temperature": 1.0 if temperature is None else temperature}
+        if task != "t2i":
+            settings = {
+                "steps": steps or usual.get("steps", length),
+                "block_length": block_length or usual.get("block_length", min(32, length)),
+                "temperature": temperature or 0.0,
+            }
+        fill = SAMPLERS[sampler or TASK_SAMPLERS[task]](**settings, **options)
+        rows = [{"prompt": prompt} for prompt in prompts]
+        if task == "mmu":
+            codes = self._codec().encode(_pictures(images, len(prompts)), size, [image_transform] * len(prompts))
+            rows = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
+        lengths = {"image_tokens": self._codec().count(size)} if task == "t2i" else {"max_completion_length": length}
         answers = []
         self.model.eval()
-        for start in range(0, len(prompts), batch_size):
-            rows = [{"prompt": prompt} for prompt in prompts[start : start + batch_size]]
-            canvas = self.policy.encode(rows, task, max_completion_length=length)
-            streams = [keyed_generator("generate", seed, start + row) for row in range(len(rows))]
-            answers += fill(self.model, self.policy, canvas.to(self.model.device), generators=streams).completions
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            canvas = self.policy.encode(part, task, **lengths).to(self.model.device)
+            streams = [keyed_generator("generate", seed, start + row) for row in range(len(part))]
+            filled = fill(self.model, self.policy, canvas, on_step=on_step, generators=streams).completions
+            answers += self._codec().decode(filled, size) if task == "t2i" else filled
         return answers
+
+    def _codec(self) -> ImageCodec:
+        if self.codec is None:
+            tokenizer = self.policy.image_tokenizer if self.image_tokenizer is None else self.image_tokenizer
+            if tokenizer is None:
+                raise ValueError(f"{type(self.policy).__name__} names no image tokenizer; pass image_tokenizer")
+            tokenizer = model_path(tokenizer) if isinstance(tokenizer, str) else tokenizer
+            self.codec = ImageCodec(load_tokenizer(tokenizer), self.policy)
+        return self.codec.to(self.model.device)
+
+
+TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit"}
+
+
+def _pictures(images: Any, count: int) -> list[Image.Image]:
+    images = list(images) if isinstance(images, list | tuple) else [images] * count
+    if len(images) != count:
+        raise ValueError(f"{len(images)} images for {count} prompts; give one a prompt, or one for all")
+    return [load_image(image, f"images[{number}]") for number, image in enumerate(images)]
 
 
 def load_policy(
@@ -90,9 +140,12 @@ def load_policy(
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
     processing_class: Any = None,
+    image_tokenizer: Any = None,
     **model_kwargs: Any,
 ) -> LoadedPolicy:
     """A policy from a hub id, a path, ``builtin:NAME`` or an adapter folder (its base model is loaded beneath it).
+
+    ``image_tokenizer`` (id, path or module) replaces the one that the model's config names.
 
     Raises:
         ValueError: an unknown policy or shipped checkpoint.
@@ -116,4 +169,4 @@ def load_policy(
     if device is None and "device_map" not in model_kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device) if device is not None else model
-    return LoadedPolicy(model=model.eval(), policy=described)
+    return LoadedPolicy(model=model.eval(), policy=described, image_tokenizer=image_tokenizer)

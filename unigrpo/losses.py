@@ -46,7 +46,7 @@ class PolicyLoss:
 
     ``-min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta KL`` with r = exp(log p - log p_old) on the same masked
     input. At ``level="token"`` it is averaged over a row's tokens; at ``"sequence"`` (built on Eq. 4) r and KL are made
-    of the row's mean log-probabilities.
+    of the row's mean log-probabilities, at ``"sequence_sum"`` of their sums. An exact KL stays a mean over tokens.
 
     Args:
         normalization: ``"masked"`` divides a row by its scored tokens, ``"completion"`` by the literal |o_i|.
@@ -68,8 +68,11 @@ class PolicyLoss:
         target: Bool[Tensor, "b L"],
         weight: Float[Tensor, "b L"],
         completion_length: Float[Tensor, " b"],
+        exact_kl: Float[Tensor, "b L"] | None = None,
     ) -> LossTerms:
-        """Values outside ``target`` are ignored and may be anything finite; a row without a target has loss 0."""
+        """``exact_kl`` takes the place of the estimate from ``ref_logps``.
+
+        Values outside ``target`` are ignored and may be anything finite; a row without a target has loss 0."""
         weight = weight * target
         count = target.sum(dim=1).clamp(min=1).to(logps.dtype)
         delta = torch.where(target, logps - old_logps, 0.0)
@@ -78,9 +81,13 @@ class PolicyLoss:
             reference = torch.where(target, ref_logps - logps, 0.0)
         scored = target
         advantages = advantages[:, None]
-        if self.level == "sequence":
-            delta = (delta * weight).sum(dim=1, keepdim=True) / count[:, None]
-            reference = (reference * weight).sum(dim=1, keepdim=True) / count[:, None]
+        token_kl = None if exact_kl is None else torch.where(target, exact_kl, 0.0)
+        if self.level != "token":
+            share = 1.0 / count[:, None] if self.level == "sequence" else 1.0
+            delta = (delta * weight).sum(dim=1, keepdim=True) * share
+            reference = (reference * weight).sum(dim=1, keepdim=True) * share
+            if token_kl is not None:
+                token_kl = (token_kl * weight).sum(dim=1, keepdim=True) / count[:, None]
             scored = target.any(dim=1, keepdim=True)
             weight = scored.to(logps.dtype)
             count = torch.ones_like(count)
@@ -89,7 +96,9 @@ class PolicyLoss:
         surrogate = torch.minimum(
             ratio * advantages, ratio.clamp(1 - self.epsilon, 1 + self.epsilon_high) * advantages
         )
-        kl = kl_estimate(reference, torch.zeros_like(reference), self.kl_estimator)
+        kl = token_kl
+        if kl is None:
+            kl = kl_estimate(reference, torch.zeros_like(reference), self.kl_estimator)
         divisor = count
         if self.level == "token" and self.normalization == "completion":
             divisor = completion_length.clamp(min=1).to(logps.dtype)

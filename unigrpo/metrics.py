@@ -60,8 +60,22 @@ def reward_metrics(
     metrics.add("frac_reward_zero_std", advantages.equal[::num_generations].float().mean())
 
 
+def task_metrics(metrics: Metrics, tasks: list[str], rewards: Tensor) -> None:
+    """``reward/<task>`` of a window with several tasks; ``rewards [B]``, NaN where none applied."""
+    if len(set(tasks)) > 1:
+        for task in sorted(set(tasks)):
+            metrics.add(f"reward/{task}", rewards[torch.tensor([own == task for own in tasks])].nanmean())
+
+
 def completion_metrics(metrics: Metrics, rollouts: list[Rollout], stop_token_ids: tuple[int, ...]) -> None:
-    """``completions/*`` lengths; an answer without a stop token filled its canvas and counts as clipped."""
+    """``completions/*`` lengths of texts; an answer without a stop token filled its canvas and counts as clipped.
+
+    Images always fill their canvas, so they add to ``num_completion_tokens`` alone.
+    """
+    metrics.add("num_completion_tokens", sum(int(rollout.completion_mask.sum()) for rollout in rollouts))
+    rollouts = [rollout for rollout in rollouts if rollout.canvas.task != "t2i"]
+    if not rollouts:
+        return
     stops = torch.tensor(stop_token_ids, dtype=torch.int64)
     lengths, stopped = [], []
     for rollout in rollouts:
@@ -76,7 +90,6 @@ def completion_metrics(metrics: Metrics, rollouts: list[Rollout], stop_token_ids
             metrics.add(f"completions/min_{prefix}length", values.min())
             metrics.add(f"completions/max_{prefix}length", values.max())
     metrics.add("completions/clipped_ratio", 1.0 - sum(stopped) / len(stopped))
-    metrics.add("num_completion_tokens", counts.sum())
 
 
 def loss_metrics(metrics: Metrics, terms: LossTerms, entropy: Tensor, target: Tensor, with_kl: bool) -> None:

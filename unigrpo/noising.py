@@ -14,7 +14,16 @@ from .rng import keyed_generator
 from .types import Noise, Rollout
 
 
-def timesteps(rule: str, t1: int, num_iterations: int, num_timesteps: int, *, generator: torch.Generator) -> list[int]:
+HIGHEST_TRUNCATED = 0.999
+"""A fully hidden answer says nothing of the answer but its length; ``truncated`` stops short of it."""
+
+LOWEST_RATIO = {"truncated": 0.8, "cosine": 0.0}
+"""``mask_ratio_min`` where it is not set."""
+
+
+def timesteps(
+    rule: str, t1: int, num_iterations: int, num_timesteps: int, lowest: float = 0.0, *, generator: torch.Generator
+) -> list[int]:
     """Timesteps t_1..t_K in 1..T of one row's inner updates.
 
     * ``stratified``: t_n = ((t_1 - 1 + (n - 1) T / K) mod T) + 1, evenly spaced and wrapped: the paper's example
@@ -22,7 +31,17 @@ def timesteps(rule: str, t1: int, num_iterations: int, num_timesteps: int, *, ge
     * ``paper_formula``: t_n = floor((n - 1)/(K - 1) (T - t_1) + t_1), the printed formula of Algorithm 1: 100 325 550
       775 1000; t_1 when K = 1.
     * ``random``: a fresh draw for every update after the first.
+    * ``truncated``: t_n = min(g + (1 - g) n / K, 0.999) T with g = ``lowest``: high ratios only, rising over the updates,
+      and t_1 plays no part. MaskGRPO's law for images (arXiv 2510.02880).
+    * ``cosine``: T cos(pi u / 2) with u ~ U(0, u_max) and cos(pi u_max / 2) = ``lowest``, a fresh draw for every update:
+      the law of MMaDA's image training and of its sampler's cosine schedule.
     """
+    if rule == "truncated":
+        ratios = (lowest + (1 - lowest) * n / num_iterations for n in range(1, num_iterations + 1))
+        return [max(math.floor(min(ratio, HIGHEST_TRUNCATED) * num_timesteps), 1) for ratio in ratios]
+    if rule == "cosine":
+        draws = torch.rand(num_iterations, dtype=torch.float64, generator=generator) * math.acos(lowest)
+        return [max(round(math.cos(angle) * num_timesteps), 1) for angle in draws.tolist()]
     if rule == "stratified":
         spaced = ((t1 - 1 + (n * num_timesteps) // num_iterations) % num_timesteps + 1 for n in range(num_iterations))
         return list(spaced)
@@ -51,6 +70,7 @@ class StructuredNoising:
 
     timesteps: str = "stratified"
     timestep_start: int | None = None
+    mask_ratio_min: float | None = None
     num_timesteps: int = 1000
 
     def __call__(
@@ -77,13 +97,17 @@ class StructuredNoising:
         generator = keyed_generator("timestep", *key)
         drawn = int(torch.randint(1, self.num_timesteps + 1, (), generator=generator))
         t1 = self.timestep_start or drawn
-        return timesteps(self.timesteps, t1, num_iterations, self.num_timesteps, generator=generator)
+        lowest = LOWEST_RATIO.get(self.timesteps, 0.0) if self.mask_ratio_min is None else self.mask_ratio_min
+        return timesteps(self.timesteps, t1, num_iterations, self.num_timesteps, lowest, generator=generator)
 
 
 def structured(settings: TaskSettings, num_timesteps: int) -> StructuredNoising:
     """``StructuredNoising`` as a task asks for it."""
     return StructuredNoising(
-        timesteps=settings.timesteps, timestep_start=settings.timestep_start, num_timesteps=num_timesteps
+        timesteps=settings.timesteps,
+        timestep_start=settings.timestep_start,
+        mask_ratio_min=settings.mask_ratio_min,
+        num_timesteps=num_timesteps,
     )
 
 

@@ -12,24 +12,29 @@ from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rewards import get_reward
 
 
-RESERVED = ("prompt", "completion", "completion_ids", "task", "image", "images")
+RESERVED = ("prompt", "completion", "completion_ids", "task", "image", "images", "image_transform")
 """Dataset columns that reach a reward under another name, or not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One sampled answer as rewards see it: the dataset row, the completion, its token ids and the task."""
+    """One sampled answer as rewards see it.
+
+    The dataset row, the completion, its token ids, the task, and the RGB pictures that the prompt asks about.
+    """
 
     row: dict[str, Any]
     completion: Any
     completion_ids: list[int]
     task: str
+    images: list[Image.Image] | None = None
 
     @property
     def for_reward(self) -> Any:
@@ -72,9 +77,12 @@ def resolve_reward(reward: str | nn.Module | Callable, processing_class=None) ->
     """
     if isinstance(reward, str):
         if "/" not in reward or ":" in reward:
-            return get_reward(reward)
+            return resolve_reward(get_reward(reward))
         model = AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1)
         return ModelReward(model, processing_class or AutoTokenizer.from_pretrained(reward), reward.rsplit("/", 1)[-1])
+    if isinstance(reward, type) and not issubclass(reward, nn.Module):
+        # A reward class named without arguments: its defaults.
+        reward = reward()
     if isinstance(reward, nn.Module):
         path = getattr(getattr(reward, "config", None), "name_or_path", "")
         if processing_class is None and not path:
@@ -146,8 +154,10 @@ class RewardSet:
 
     def _arguments(self, answers: list[Answer], trainer_state: Any) -> dict[str, Any]:
         keys = dict.fromkeys(key for answer in answers for key in answer.row if key not in RESERVED)
+        images = [answer.images for answer in answers]
         return {
             **{key: [answer.row.get(key) for answer in answers] for key in keys},
+            **({"images": images} if any(images) else {}),
             "prompts": [answer.row["prompt"] for answer in answers],
             "completions": [answer.for_reward for answer in answers],
             "completion_ids": [answer.completion_ids for answer in answers],

@@ -18,13 +18,21 @@ from transformers.trainer_callback import PrinterCallback
 from . import evaluation
 from .adapters import add_adapter
 from .algorithms import build_algorithms
-from .assembly import default_learning_rate, load_trainable, named_sets, reward_set, warn_of_half_precision
+from .assembly import (
+    default_learning_rate,
+    load_codec,
+    load_trainable,
+    named_sets,
+    reward_set,
+    warn_of_half_precision,
+)
 from .buffer import load_window, save_window
-from .callbacks import UniGRPOProgress, show_completions
-from .config import UniGRPOConfig
-from .data import WindowLoader, WindowSampler, check_dataset
-from .experience import Pipeline, check_prompts, make_experience, rebuild_window
-from .likelihood import score_tokens
+from .callbacks import UniGRPOProgress, save_completions, show_completions
+from .codec import ImageCodec
+from .config import UniGRPOConfig, tokenizer_name
+from .data import WindowLoader, WindowSampler, check_dataset, task_of, undecoded
+from .experience import Pipeline, check_prompt, evaluating, make_experience, rebuild_window
+from .likelihood import score_tokens, token_logprobs
 from .metrics import Metrics, loss_metrics
 from .models import DiffusionPolicy, policy_class_of
 from .reference import ADAPTER, freeze_adapter_copy, frozen_copy, is_peft, reference_context, reload_trained_adapter
@@ -49,7 +57,8 @@ class UniGRPOTrainer(Trainer):
         reward_funcs: one or a list of registry names, ``pkg.mod:attr``, sequence-classification models (id, path or
             module) or callables with TRL's protocol.
         args: the run's arguments.
-        train_dataset: rows with ``prompt`` and any columns that rewards ask for.
+        train_dataset: rows with ``prompt`` and any columns that rewards ask for; ``image`` or ``images`` makes a row a
+            question about a picture, ``task="t2i"`` a caption to draw.
         eval_dataset: the same, or a dict of such sets.
         processing_class: the policy's tokenizer or processor; None = the one saved beside the model.
         reward_processing_classes: tokenizers of reward models, one entry a reward, None for functions.
@@ -92,12 +101,18 @@ class UniGRPOTrainer(Trainer):
         self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
         self.algorithms = build_algorithms(args)
         self.rewards = reward_set(reward_funcs, reward_processing_classes, args.reward_weights)
+        self.codec: ImageCodec | None = None
+        self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
+        self.args = args
         if train_dataset is not None:
-            check_dataset(train_dataset, "train_dataset")
-            check_prompts(self.policy, args, train_dataset, "train_dataset")
+            train_dataset = undecoded(train_dataset)
+            check_dataset(train_dataset, "train_dataset", self._check_row)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: undecoded(part) for name, part in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = undecoded(eval_dataset)
         for name, part in named_sets(eval_dataset):
-            check_dataset(part, name)
-            check_prompts(self.policy, args, part, name)
+            check_dataset(part, name, self._check_row)
         was_adapted = isinstance(model, PeftModel)
         if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
@@ -138,6 +153,12 @@ class UniGRPOTrainer(Trainer):
         self._add_callbacks()
         if hasattr(model, "add_model_tags"):
             model.add_model_tags(self._tag_names)
+
+    def _check_row(self, row: dict[str, Any], where: str) -> None:
+        """A dataset row that this run cannot answer is an error; the first picture loads the image tokenizer."""
+        if self.codec is None and task_of(row) != "text":
+            self.codec = load_codec(self._image_tokenizer, self.policy)
+        check_prompt(self.policy, self.args, self.codec, row, where)
 
     def _add_callbacks(self) -> None:
         if self.args.sync_ref_model:
@@ -185,6 +206,7 @@ class UniGRPOTrainer(Trainer):
             device=self.accelerator.device,
             on_step=progress.on_rollout if progress is not None else None,
             trainer_state=self.state,
+            codec=self.codec.to(self.accelerator.device) if self.codec is not None else None,
         )
 
     # ---- one micro-step ----
@@ -229,15 +251,14 @@ class UniGRPOTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, dict]:
         """The unit's share of the optimizer step's loss: a sum over rows / (nominal rows of the step), times ranks."""
         algorithm = self.algorithms[inputs.canvas.task]
-        scores = score_tokens(
-            model,
-            self.policy,
-            inputs.canvas,
-            inputs.hidden,
-            inputs.target,
-            inputs.noisy_ids,
-            algorithm.settings.temperature,
-        )
+        settings = algorithm.settings
+        noisy = (inputs.canvas, inputs.hidden, inputs.target, inputs.noisy_ids)
+        law = (settings.temperature, settings.likelihood_guidance)
+        ref_logprobs = None
+        if settings.beta > 0 and settings.kl_estimator == "exact":
+            with self._reference() as reference, evaluating(reference):
+                ref_logprobs = token_logprobs(reference, self.policy, *noisy, *law)
+        scores = score_tokens(model, self.policy, *noisy, *law, ref_logprobs)
         old_logps = scores.logps.detach() if inputs.old_logps is None else inputs.old_logps
         terms = algorithm.loss(
             scores.logps,
@@ -247,10 +268,10 @@ class UniGRPOTrainer(Trainer):
             inputs.target,
             inputs.weight,
             inputs.completion_length,
+            scores.kl,
         )
         if bool(inputs.scale.any()):
-            with_kl = inputs.ref_logps is not None
-            loss_metrics(self._metrics, terms, scores.entropy, inputs.target, with_kl)
+            loss_metrics(self._metrics, terms, scores.entropy, inputs.target, settings.beta > 0)
         rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         loss = (terms.rows * inputs.scale).sum() / rows_per_step
         return (loss, {"scores": scores, "terms": terms}) if return_outputs else loss
@@ -262,17 +283,12 @@ class UniGRPOTrainer(Trainer):
     # ---- logs ----
 
     def _show_window(self) -> None:
-        """The completions of a fresh window, as a table and as a parquet file."""
+        """The completions of a fresh window, as a table, as a parquet file and, of pictures, as a contact sheet."""
         if not self.args.log_completions or not self.is_world_process_zero():
             return
-        from datasets import Dataset
-
         step = self.state.global_step
-        folder = Path(self.args.output_dir) / "completions"
-        folder.mkdir(parents=True, exist_ok=True)
         show_completions(self._window.table, step, self.args.num_completions_to_print)
-        columns = {name: _as_text(values) for name, values in self._window.table.items()}
-        Dataset.from_dict(columns).to_parquet(folder / f"completions_{step:05d}.parquet")
+        save_completions(self._window.table, Path(self.args.output_dir) / "completions", step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics collected since the last training log, averaged over ranks."""
@@ -307,7 +323,8 @@ class UniGRPOTrainer(Trainer):
             return results
         if dataset is None:
             raise ValueError("evaluate needs eval_dataset: give it to the trainer or to evaluate()")
-        check_dataset(dataset, "eval_dataset")
+        dataset = undecoded(dataset)
+        check_dataset(dataset, "eval_dataset", self._check_row)
         start = time.perf_counter()
         pipe = self.pipeline()
         rows = [dataset[index] for index in range(len(dataset))]
@@ -379,7 +396,3 @@ class UniGRPOTrainer(Trainer):
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _as_text(values: list) -> list:
-    return [value if isinstance(value, str | int | float | None) else str(value) for value in values]

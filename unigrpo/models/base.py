@@ -25,6 +25,8 @@ class DiffusionPolicy(ABC):
         linear_head: True when guidance may be combined before the head.
         processor: the tokenizer or processor of this instance, saved with checkpoints.
         attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.
+        image_tokenizer, image_size, codebook_size: id of the family's image tokenizer, usual side of an image in pixels
+            and number of codes; None for families without images.
     """
 
     model_class: ClassVar[Any] = None
@@ -36,6 +38,9 @@ class DiffusionPolicy(ABC):
     logit_shift: int = 0
     linear_head: bool = False
     attends_padding: bool = False
+    image_tokenizer: str | None = None
+    image_size: int | None = None
+    codebook_size: int | None = None
 
     @classmethod
     def load_model(cls, path: str, **kwargs: Any):
@@ -57,11 +62,16 @@ class DiffusionPolicy(ABC):
 
     @abstractmethod
     def encode(self, rows: list[dict[str, Any]], task: str = "text", **lengths: Any) -> Canvas:
-        """Dataset rows of one task as a canvas; ``lengths`` as in ``MMaDAPolicy.encode``."""
+        """Dataset rows of one task as a canvas; ``lengths`` as in ``MMaDAPolicy.encode``. Text tasks are not handed
+        ``image_tokens`` and ``trim_padding``.
+        """
 
     @abstractmethod
     def decode(self, canvas: Canvas, completion_mask: Tensor) -> list[Any]:
-        """One completion a row from a filled canvas; ``completion_mask [B, L]`` marks the tokens that count."""
+        """One completion a row from a filled canvas: text, or the codes ``[N]`` of an image.
+
+        ``completion_mask [B, L]`` marks the tokens that count.
+        """
 
     def guidance_canvas(self, canvas: Canvas) -> Canvas:
         """The unconditional twin: every prompt token hidden, as in the public text sampler."""
@@ -83,6 +93,19 @@ class DiffusionPolicy(ABC):
             inputs["position_ids"] = canvas.position_ids
         return inputs
 
+    def guided_inputs(
+        self, canvas: Canvas, hidden: Tensor, noisy_ids: Tensor | None = None, twin: Canvas | None = None
+    ) -> dict[str, Any]:
+        """``inputs`` of a canvas and of its unconditional twin, stacked as ``[conditional; unconditional]``.
+
+        The twin reads what has been written so far. ``twin`` saves making it anew at every step.
+        """
+        twin = twin or self.guidance_canvas(canvas)
+        twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
+        twin_noisy = None if noisy_ids is None else torch.where(canvas.fill_mask, noisy_ids, twin.ids)
+        own, other = self.inputs(canvas, hidden, noisy_ids), self.inputs(twin, hidden, twin_noisy)
+        return {key: torch.cat([value, other[key]]) for key, value in own.items()}
+
     def rows(self, mask: Tensor) -> Tensor:
         """The output rows ``[B, L]`` bool whose logits predict the tokens marked by ``mask [B, L]``."""
         if not self.logit_shift:
@@ -102,9 +125,11 @@ def fit_prompt(tokens: list[int], limit: int, truncation: str, prompt: Any) -> l
         return tokens
     if truncation == "left":
         return tokens[-limit:]
+    if truncation == "right":
+        return tokens[:limit]
     raise ValueError(
         f"prompt of {len(tokens)} tokens is longer than the {limit} that fit: {str(prompt)[:80]!r}. Raise "
-        "max_prompt_length, lower max_completion_length, or set prompt_truncation='left'"
+        "max_prompt_length, lower max_completion_length, or set prompt_truncation='left' (for captions also 'right')"
     )
 
 

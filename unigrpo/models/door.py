@@ -1,6 +1,6 @@
 """The one door for compute: what every policy's ``forward`` takes and returns, and an adapter for foreign models.
 
-``model(**inputs, select=, targets=, token_space=, temperature=, guidance_scale=)``; the arguments are described at
+``model(**inputs, select=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=)``; the arguments are described at
 ``LLaDAForMaskedDiffusion.forward``.
 """
 
@@ -18,11 +18,12 @@ from .head import gather_logps
 
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
-    """fp32 ``logits``, or ``logps [n]`` with ``entropy [n]`` when targets were given (nats)."""
+    """fp32 ``logits``, or when targets were given ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``."""
 
     logits: Tensor | None = None
     logps: Tensor | None = None
     entropy: Tensor | None = None
+    kl: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -49,6 +50,7 @@ class MaskedDiffusionMixin:
         token_space: TokenSpace | None = None,
         temperature: float = 1.0,
         guidance_scale: float | None = None,
+        ref_logprobs: Tensor | None = None,
         **kwargs,
     ) -> MaskedDiffusionOutput:
         """See ``LLaDAForMaskedDiffusion.forward`` for shapes and meanings."""
@@ -67,5 +69,5 @@ class MaskedDiffusionMixin:
                 rows = rows.index_fill(-1, closed, torch.finfo(rows.dtype).min)
             if targets is None:
                 return MaskedDiffusionOutput(logits=rows)
-            logps, entropy = gather_logps(rows, targets, token_space)
-        return MaskedDiffusionOutput(logps=logps, entropy=entropy)
+            scores = gather_logps(rows, targets, token_space, ref_logprobs)
+        return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl)

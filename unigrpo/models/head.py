@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -41,77 +43,117 @@ def space_logits(hidden: Tensor, weight: Tensor, space: TokenSpace, temperature:
     return logits
 
 
-def gather_logps(logits: Tensor, targets: Tensor, space: TokenSpace) -> tuple[Tensor, Tensor]:
-    """Log-probability ``[n]`` of ``targets`` (vocabulary ids) and entropy ``[n]`` (nats) under logits ``[n, W]``."""
+class TokenLogProbs(NamedTuple):
+    """What the head says of n chosen tokens, fp32 ``[n]`` in nats.
+
+    ``logps`` of the targets; ``entropy`` over the token space, without gradient; ``kl``, the exact
+    KL(policy || reference) over the token space, None without reference log-probabilities.
+    """
+
+    logps: Tensor
+    entropy: Tensor
+    kl: Tensor | None = None
+
+
+def normalised(logits: Tensor) -> Tensor:
+    """Log-probabilities ``[n, W]``. Policy and reference share this expression, so that equal logits have KL 0 exactly."""
+    return logits - logits.logsumexp(dim=-1, keepdim=True)
+
+
+def gather_logps(
+    logits: Tensor, targets: Tensor, space: TokenSpace, ref_logprobs: Tensor | None = None
+) -> TokenLogProbs:
+    """Scores of ``targets`` (vocabulary ids ``[n]``) under ``logits [n, W]``, against ``ref_logprobs [n, W]``."""
     lse = logits.logsumexp(dim=-1)
     logps = logits.gather(1, (targets - space.start)[:, None]).squeeze(1) - lse
     with torch.no_grad():
         entropy = lse - ((logits - lse[:, None]).exp() * logits).sum(dim=-1)
-    return logps, entropy
+    kl = None
+    if ref_logprobs is not None:
+        logprobs = normalised(logits)
+        kl = (logprobs.exp() * (logprobs - ref_logprobs)).sum(dim=-1)
+    return TokenLogProbs(logps, entropy, kl)
 
 
 class _SelectedLogProbs(torch.autograd.Function):
-    """log p(target) over a vocabulary slice, row chunk by row chunk.
+    """log p(target), entropy and exact KL over a vocabulary slice, row chunk by row chunk.
 
-    With a frozen head, d logp / d hidden does not depend on the loss, so it is made in the forward and saved: it serves
-    token-level and sequence-level ratios alike. With a trainable head the backward recomputes the chunk's logits.
+    With a frozen head, d logp / d hidden and d KL / d hidden do not depend on the loss, so they are made in the forward
+    and saved: they serve token-level and sequence-level ratios alike. With a trainable head the backward recomputes the
+    chunk's logits. The KL is a column of zeros where there is no reference.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, space, temperature):
+    def forward(ctx, hidden, weight, targets, ref_logprobs, space, temperature):
         frozen = not ctx.needs_input_grad[1]
         keep = ctx.needs_input_grad[0] and frozen
-        logps, entropies, jacobian = [], [], []
-        for rows, ids in zip(hidden.split(ROWS_PER_CHUNK), targets.split(ROWS_PER_CHUNK), strict=True):
+        parts, saved = [], []
+        for rows, ids, ref in _chunks(hidden, targets, ref_logprobs):
             logits = space_logits(rows, weight, space, temperature)
-            logp, entropy = gather_logps(logits, ids, space)
-            logps.append(logp)
-            entropies.append(entropy)
+            scores = gather_logps(logits, ids, space, ref)
+            kl = torch.zeros_like(scores.logps) if scores.kl is None else scores.kl
+            parts.append(torch.stack([scores.logps, scores.entropy, kl]))
             if keep:
-                jacobian.append(_logp_jacobian(logits, ids, weight, space, temperature).to(hidden.dtype))
+                slopes = _slopes(logits, ids, ref, kl, space)
+                saved.append([_through_head(slope, weight, space, temperature).to(hidden.dtype) for slope in slopes])
         ctx.space, ctx.temperature, ctx.frozen = space, temperature, frozen
         if frozen:
-            ctx.save_for_backward(torch.cat(jacobian) if jacobian else hidden.new_empty(0))
+            saved = saved or [[hidden.new_empty(0, hidden.shape[1])]]
+            ctx.save_for_backward(*(torch.cat(columns) for columns in zip(*saved, strict=True)))
         else:
-            ctx.save_for_backward(hidden, weight, targets)
-        entropy = torch.cat(entropies) if entropies else hidden.new_empty(0, dtype=torch.float32)
+            ctx.save_for_backward(hidden, weight, targets, ref_logprobs)
+        logps, entropy, kl = torch.cat(parts, dim=1) if parts else hidden.new_zeros(3, 0, dtype=torch.float32)
         ctx.mark_non_differentiable(entropy)
-        return (torch.cat(logps) if logps else hidden.new_empty(0, dtype=torch.float32)), entropy
+        return logps, entropy, kl
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, _):
+    def backward(ctx, grad, _, grad_kl):
         with torch.autocast(grad.device.type, enabled=False):
-            if ctx.frozen:
-                (jacobian,) = ctx.saved_tensors
-                return (grad[:, None] * jacobian.float()).to(jacobian.dtype), None, None, None, None
-            return _recompute_gradients(ctx, grad)
+            if not ctx.frozen:
+                return (*_recompute_gradients(ctx, grad, grad_kl), None, None, None, None)
+            jacobians = ctx.saved_tensors
+            total = sum(g[:, None] * j.float() for g, j in zip((grad, grad_kl), jacobians, strict=False))
+            return total.to(jacobians[0].dtype), None, None, None, None, None
 
 
-def _residual(logits: Tensor, targets: Tensor, space: TokenSpace) -> Tensor:
-    """onehot(target) - p, in place of ``logits``."""
+def _chunks(hidden: Tensor, targets: Tensor, ref_logprobs: Tensor | None):
+    for start in range(0, len(hidden), ROWS_PER_CHUNK):
+        part = slice(start, start + ROWS_PER_CHUNK)
+        yield hidden[part], targets[part], None if ref_logprobs is None else ref_logprobs[part]
+
+
+def _slopes(logits, targets, ref_logprobs, kl, space) -> list[Tensor]:
+    """d logp / d logits = onehot - p and, with a reference, d KL / d logits = p (log p - log q - KL), each ``[n, W]``."""
     residual = logits.softmax(dim=-1).neg_()
+    slopes = [residual]
+    if ref_logprobs is not None:
+        slopes.append(-residual * (normalised(logits) - ref_logprobs - kl[:, None]))
     residual[torch.arange(len(targets), device=targets.device), targets - space.start] += 1.0
-    return residual
+    return slopes
 
 
-def _logp_jacobian(logits, targets, weight, space, temperature) -> Tensor:
-    """d logp / d hidden ``[n, d]`` = (onehot - p) W / temperature."""
-    return _matmul(_residual(logits, targets, space), weight[space.start : space.stop]) / temperature
+def _through_head(slope: Tensor, weight: Tensor, space: TokenSpace, temperature: float) -> Tensor:
+    """``[n, W]`` slopes of logits as slopes of hidden states ``[n, d]``."""
+    return _matmul(slope, weight[space.start : space.stop]) / temperature
 
 
-def _recompute_gradients(ctx, grad: Tensor):
-    hidden, weight, targets = ctx.saved_tensors
+def _recompute_gradients(ctx, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor]:
+    hidden, weight, targets, ref_logprobs = ctx.saved_tensors
     space = ctx.space
     grad_hidden = torch.empty_like(hidden)
     grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-    for start in range(0, len(hidden), ROWS_PER_CHUNK):
-        part = slice(start, start + ROWS_PER_CHUNK)
-        logits = space_logits(hidden[part], weight, space, ctx.temperature)
-        residual = _residual(logits, targets[part], space).mul_(grad[part, None] / ctx.temperature)
-        grad_hidden[part] = _matmul(residual, weight[space.start : space.stop]).to(hidden.dtype)
-        grad_weight[space.start : space.stop] += residual.T @ hidden[part].float()
-    return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+    start = 0
+    for rows, ids, ref in _chunks(hidden, targets, ref_logprobs):
+        part = slice(start, start + len(rows))
+        logits = space_logits(rows, weight, space, ctx.temperature)
+        kl = gather_logps(logits, ids, space, ref).kl
+        slopes = _slopes(logits, ids, ref, kl, space)
+        slope = sum(g[part, None] * s for g, s in zip((grad, grad_kl), slopes, strict=False)) / ctx.temperature
+        grad_hidden[part] = _matmul(slope, weight[space.start : space.stop]).to(hidden.dtype)
+        grad_weight[space.start : space.stop] += slope.T @ rows.float()
+        start += len(rows)
+    return grad_hidden, grad_weight.to(weight.dtype)
 
 
 class VocabularyHead(nn.Linear):
@@ -123,21 +165,26 @@ class VocabularyHead(nn.Linear):
         targets: Tensor | None = None,
         token_space: TokenSpace | None = None,
         temperature: float = 1.0,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """fp32 logits, or log-probabilities and entropies of ``targets``.
+        ref_logprobs: Tensor | None = None,
+    ) -> Tensor | TokenLogProbs:
+        """fp32 logits, or the scores of ``targets``.
 
         Args:
             hidden: ``[..., d]``; ``[n, d]`` when targets are given.
             targets: ``[n]`` int64 vocabulary ids inside ``token_space``.
             token_space: the slice that probabilities are normalised over; None = the whole vocabulary.
             temperature: divides the logits, > 0.
+            ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over the token space, for the exact KL.
 
         Returns:
-            logits ``[..., W]`` without targets, else ``(logps [n], entropy [n])`` in nats, fp32. Entropy has no gradient.
+            logits ``[..., W]`` without targets, else ``TokenLogProbs``.
         """
         space = token_space or TokenSpace(start=0, stop=self.out_features)
         with torch.autocast(hidden.device.type, enabled=False):
             if targets is None:
                 flat = space_logits(hidden.reshape(-1, hidden.shape[-1]), self.weight, space, temperature)
                 return flat.view(*hidden.shape[:-1], space.width)
-            return _SelectedLogProbs.apply(hidden, self.weight, targets, space, temperature)
+            logps, entropy, kl = _SelectedLogProbs.apply(
+                hidden, self.weight, targets, ref_logprobs, space, temperature
+            )
+            return TokenLogProbs(logps, entropy, None if ref_logprobs is None else kl)

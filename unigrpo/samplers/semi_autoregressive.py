@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..types import Canvas, Rollout, TokenSpace
+from ..types import Canvas, Rollout
 from .draw import draw_tokens
+from .writing import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 
 
 REMASKING = ("low_confidence", "random")
@@ -58,12 +59,7 @@ class SemiAutoregressive:
     reference: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "block_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("temperature", "guidance_scale"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        check_sampler(self, ("steps", "block_length"), ("temperature", "guidance_scale"))
         if self.remasking not in REMASKING:
             raise ValueError(f"remasking={self.remasking!r}: choose one of {REMASKING}")
         if self.stop not in STOPS:
@@ -91,8 +87,7 @@ class SemiAutoregressive:
         Raises:
             ValueError: fewer steps than blocks, or a generator count other than B.
         """
-        if len(generators) != len(canvas.ids):
-            raise ValueError(f"{len(generators)} generators for {len(canvas.ids)} rows; give one a row")
+        check_streams(generators, canvas)
         state = _State(canvas, policy, self)
         schedule = split_evenly(self.steps, state.blocks)
         if schedule[-1] == 0:
@@ -113,20 +108,15 @@ class SemiAutoregressive:
         return state.rollout()
 
 
-class _State:
-    """The canvas while it is being written."""
+class _State(CanvasWriter):
+    """The canvas with its blocks and stop tokens."""
 
     def __init__(self, canvas: Canvas, policy: DiffusionPolicy, sampler: SemiAutoregressive) -> None:
-        self.canvas, self.policy, self.sampler = canvas, policy, sampler
-        fill = canvas.fill_mask
-        self.ids = canvas.ids.clone()
-        self.hidden = fill.clone()
-        self.step_map = torch.full_like(canvas.ids, -1)
-        self.logps = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
+        super().__init__(canvas, policy, sampler.guidance_scale)
+        self.sampler, fill = sampler, canvas.fill_mask
         self.block_of = torch.where(fill, (fill.cumsum(1) - 1) // sampler.block_length, -1)
         self.blocks = int(self.block_of.max()) + 1
         self.stops = torch.tensor(policy.stop_token_ids, dtype=torch.int64, device=canvas.ids.device)
-        self.unconditional = policy.guidance_canvas(canvas) if sampler.guidance_scale else None
         self.space = canvas.token_space
         if sampler.reference:
             self.space = None
@@ -141,33 +131,15 @@ class _State:
         if not len(active):
             return
         candidates, k = candidates[active], k[active]
-        logits, space = self._logits(model, active, candidates)
+        scale = 1.0 if self.sampler.reference else self.sampler.temperature or 1.0
+        logits, space = self.logits(model, active, candidates, self.space, scale)
         streams = [generators[row] for row in active.tolist()]
         tokens, logps = self._draw(logits, candidates, streams, space)
         confidence = logps
         if self.sampler.remasking == "random":
-            confidence = _uniforms(candidates, streams).float()
+            confidence = uniforms(candidates, streams).float()
         commit = _most_confident(confidence, candidates, k)
-        self._write(active, commit, _scatter(candidates, tokens), _scatter(candidates, logps), step)
-
-    def _logits(self, model, active: Tensor, candidates: Tensor) -> tuple[Tensor, TokenSpace]:
-        scale = self.sampler.temperature or 1.0
-        if self.sampler.reference:
-            scale = 1.0
-        canvas = replace(self.canvas, ids=self.ids).take(active)
-        hidden = self.hidden[active]
-        inputs, select = self.policy.inputs(canvas, hidden), self.policy.rows(candidates)
-        guidance = None
-        if self.unconditional is not None:
-            twin = self.unconditional.take(active)
-            twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
-            other = self.policy.inputs(twin, hidden)
-            inputs = {key: torch.cat([value, other[key]]) for key, value in inputs.items()}
-            select, guidance = torch.cat([select, select]), self.sampler.guidance_scale
-        logits = model(
-            **inputs, select=select, token_space=self.space, temperature=scale, guidance_scale=guidance
-        ).logits
-        return logits, self.space or TokenSpace(start=0, stop=logits.shape[1])
+        self.write(active, commit, scatter(candidates, tokens), scatter(candidates, logps), step)
 
     def _draw(self, logits, candidates, streams, space) -> tuple[Tensor, Tensor]:
         """Token ids and their log-probabilities ``[n]`` for the n candidate positions, row-major."""
@@ -176,17 +148,16 @@ class _State:
             columns = logits.argmax(dim=1)
         else:
             sharpened = logits / temperature if self.sampler.reference else logits
-            columns = draw_tokens(sharpened, _uniforms(candidates, streams))
+            columns = draw_tokens(sharpened, uniforms(candidates, streams))
         logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
         return columns + space.start, logps
 
-    def _write(self, active: Tensor, commit: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
-        self.ids[active] = torch.where(commit, tokens, self.ids[active])
-        self.logps[active] = torch.where(commit, logps, self.logps[active])
-        self.step_map[active] = self.step_map[active].masked_fill(commit, step)
+    def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
+        """Also keeps a drawn mask id a hole, and makes the tail after a stop token padding."""
+        holes = self.hidden[rows]
+        super().write(rows, places, tokens, logps, step)
         if self.policy.mask_token_id is not None:
-            commit = commit & (tokens != self.policy.mask_token_id)
-        self.hidden[active] &= ~commit
+            self.hidden[rows] |= holes & places & (tokens == self.policy.mask_token_id)
         if self.sampler.stop == "first":
             self._fill_tail()
 
@@ -207,36 +178,14 @@ class _State:
         last = inside & (inside.flip(1).cumsum(1).flip(1) == 1)
         return bool((self._is_stop() & last).any(dim=1).all())
 
-    def rollout(self) -> Rollout:
-        """What was written, with the tokens that count marked."""
+    def counts(self) -> Tensor:
+        """The written tokens that count: up to and including the first stop token."""
         is_stop = self._is_stop().long()
-        completion_mask = self.canvas.fill_mask & ~self.hidden & (is_stop.cumsum(1) - is_stop == 0)
-        canvas = replace(self.canvas, ids=self.ids)
-        return Rollout(
-            canvas=canvas,
-            completion_mask=completion_mask,
-            step_map=self.step_map,
-            sampling_logps=self.logps,
-            completions=self.policy.decode(canvas, completion_mask),
-        )
-
-
-def _uniforms(candidates: Tensor, streams: list[torch.Generator]) -> Tensor:
-    """One fp64 uniform a candidate, row-major ``[n]``; each row draws from its own stream."""
-    counts = candidates.sum(dim=1).tolist()
-    draws = [
-        torch.rand(count, dtype=torch.float64, generator=stream) for count, stream in zip(counts, streams, strict=True)
-    ]
-    return torch.cat(draws).to(candidates.device)
-
-
-def _scatter(candidates: Tensor, values: Tensor) -> Tensor:
-    """``values [n]`` at the True positions of ``candidates [b, L]``, 0 elsewhere."""
-    return torch.zeros(candidates.shape, dtype=values.dtype, device=values.device).masked_scatter(candidates, values)
+        return super().counts() & (is_stop.cumsum(1) - is_stop == 0)
 
 
 def _most_confident(confidence: Tensor, candidates: Tensor, k: Tensor) -> Tensor:
     """The ``k [b]`` candidates of highest confidence in each row, bool ``[b, L]``; ties go to the left."""
-    scores = _scatter(candidates, confidence).masked_fill(~candidates, -torch.inf)
+    scores = scatter(candidates, confidence).masked_fill(~candidates, -torch.inf)
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < k[:, None]) & candidates

@@ -67,12 +67,12 @@ def build_model(tokenizer: Any, *, generator: torch.Generator) -> MMaDAForMasked
     )
     with torch.random.fork_rng(devices=[]):
         model = MMaDAForMaskedDiffusion(config)
-    _initialise(model, generator)
+    initialise(model, generator)
     return model
 
 
 @torch.no_grad()
-def _initialise(model: MMaDAForMaskedDiffusion, generator: torch.Generator) -> None:
+def initialise(model: MMaDAForMaskedDiffusion, generator: torch.Generator) -> None:
     """Embeddings large against the blocks' outputs, which shrink with depth; a small head starts near uniform."""
     depth = math.sqrt(2 * model.config.n_layers)
     for name, weight in model.named_parameters():

@@ -30,15 +30,17 @@ def prompt_pieces() -> list[str]:
     return [*sorted(between), *NAMES, *OBJECTS]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer that restores every text of printable ASCII characters exactly.
 
-    Known pieces are one token, any other character is its own; a digit always is. ``<think>`` and ``</think>`` are
+    Known pieces are one token, any other character is its own; a digit always is. ``words`` are further pieces, each
+    also with a space before it. ``<think>`` and ``</think>`` are
     ordinary tokens, so decoding keeps them; the rest of the layout tokens are special.
     """
     special = [*CHAT_TOKENS.values(), *(f"<|{name}|>" for name in LAYOUT_TOKENS), "<|unk|>"]
-    pieces = [*TAGS, *ROLES, *prompt_pieces()]
     characters = ["\n", *string.digits, *sorted(set(string.printable[10:95]) | {" "})]
+    pieces = [*TAGS, *ROLES, *prompt_pieces(), *(f" {word}" for word in words)]
+    pieces += [word for word in words if word not in characters]
     vocabulary = {token: index for index, token in enumerate([*special, *pieces, *characters])}
     longest_first = sorted(pieces, key=len, reverse=True)
     pattern = "|".join([*(re.escape(piece) for piece in longest_first), r"[\s\S]"])

@@ -172,6 +172,7 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         token_space: TokenSpace | None = None,
         temperature: float = 1.0,
         guidance_scale: float | None = None,
+        ref_logprobs: Tensor | None = None,
         output_hidden_states: bool = False,
         **kwargs,
     ) -> MaskedDiffusionOutput:
@@ -188,10 +189,11 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
             temperature: divides the logits.
             guidance_scale: s of classifier-free guidance; the batch is then ``[conditional; unconditional]`` with equal
                 ``select`` counts, rows are combined as ``u + (s + 1)(c - u)`` before the linear head, and n halves.
+            ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over ``token_space``, for the exact KL.
 
         Returns:
             ``MaskedDiffusionOutput`` with fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``), or with
-            ``logps [n]`` and ``entropy [n]`` when ``targets`` are given.
+            ``logps [n]`` and ``entropy [n]`` (and ``kl [n]`` with a reference) when ``targets`` are given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -202,7 +204,7 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         rows = hidden if select is None else hidden[select]
         if guidance_scale is not None:
             rows = combine_guidance(rows, guidance_scale)
-        scores = self.model.transformer["ff_out"](rows, targets, token_space, temperature)
+        scores = self.model.transformer["ff_out"](rows, targets, token_space, temperature, ref_logprobs)
         if targets is None:
             return MaskedDiffusionOutput(logits=scores, hidden_states=states)
-        return MaskedDiffusionOutput(logps=scores[0], entropy=scores[1], hidden_states=states)
+        return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl, hidden_states=states)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ...types import TokenSpace
+from typing import Any
+
+from ...types import Canvas, TokenSpace
 from ..mmada.policy import MMaDAPolicy
 from .modeling import LLaDAForMaskedDiffusion
 
@@ -20,6 +22,12 @@ class LLaDAPolicy(MMaDAPolicy):
         self.stop_token_ids = tuple(dict.fromkeys((config.eos_token_id, end_of_turn)))
         self.max_length = config.max_sequence_length
         self.attends_padding = config.attn_mask_mode == "none"
+
+    def encode(self, rows: list[dict[str, Any]], task: str = "text", **lengths: Any) -> Canvas:
+        """``MMaDAPolicy.encode`` for text alone."""
+        if task != "text":
+            raise ValueError(f"task={task!r} is not supported: LLaDA reads and writes text only")
+        return super().encode(rows, task, **lengths)
 
     def token_space(self, task: str) -> TokenSpace:
         """Ids that the tokenizer can decode, minus the mask id."""

@@ -13,8 +13,8 @@ from .configuration import MagvitV2Config
 from .layers import Decoder, Encoder, LookupFreeQuantizer
 
 
-CHUNK = 4
-"""Images processed at once: the largest activation of a 512-pixel image is 134 MB in fp32."""
+CHUNK_PIXELS = 4 * 512 * 512
+"""Pixels processed at once: the largest activation of a 512-pixel image is 134 MB in fp32."""
 
 
 class MagvitV2(PreTrainedModel):
@@ -84,8 +84,10 @@ class MagvitV2(PreTrainedModel):
         Raises:
             ValueError: a side is not a multiple of ``factor``.
         """
-        self.code_grid(*pixels.shape[-2:])
-        return torch.cat([self.quantize.codes(self(part.to(self.device))) for part in pixels.split(CHUNK)])
+        height, width = pixels.shape[-2:]
+        self.code_grid(height, width)
+        parts = pixels.split(images_at_once(height, width))
+        return torch.cat([self.quantize.codes(self(part.to(self.device))) for part in parts])
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "B n"], height: int, width: int) -> Float[Tensor, "B 3 H W"]:
@@ -105,7 +107,12 @@ class MagvitV2(PreTrainedModel):
             )
         pixels = []
         with torch.autocast(self.device.type, enabled=False):
-            for part in codes.to(self.device).split(CHUNK):
+            for part in codes.to(self.device).split(images_at_once(height, width)):
                 signs = self.quantize.signs(part).to(self.dtype).mT.unflatten(2, (rows, columns))
                 pixels.append(self.decoder(signs))
         return torch.cat(pixels).float()
+
+
+def images_at_once(height: int, width: int) -> int:
+    """How many images of a size make a chunk, at least one."""
+    return max(CHUNK_PIXELS // (height * width), 1)

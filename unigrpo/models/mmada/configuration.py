@@ -37,7 +37,9 @@ class MMaDAConfig(LLaDAConfig):
         image_token_offset: vocabulary id of image code 0.
         special_token_ids: ids of ``SPECIAL_TOKEN_IDS``' names.
         stop_token_ids: ids that end a text answer.
-        sampling_defaults: ``max_completion_length``, ``steps`` and ``block_length`` that suit the checkpoint.
+        image_tokenizer: the ``MagvitV2`` whose codes the model was trained on: id, path or ``builtin:NAME``.
+        sampling_defaults: ``max_completion_length``, ``steps``, ``block_length`` and ``image_size`` that suit the
+            checkpoint.
     """
 
     model_type = "mmada"
@@ -54,6 +56,7 @@ class MMaDAConfig(LLaDAConfig):
         image_token_offset: int = 126349,
         special_token_ids: dict[str, int] | None = None,
         stop_token_ids: tuple[int, ...] | list[int] | None = None,
+        image_tokenizer: str = "showlab/magvitv2",
         sampling_defaults: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -63,6 +66,7 @@ class MMaDAConfig(LLaDAConfig):
         self.new_vocab_size = new_vocab_size or vocab_size
         self.num_new_special_tokens = num_new_special_tokens
         self.w_clip_vit = w_clip_vit
+        self.image_tokenizer = image_tokenizer
         self.sampling_defaults = sampling_defaults
         self.image_token_offset = image_token_offset
         self.special_token_ids = dict(SPECIAL_TOKEN_IDS if special_token_ids is None else special_token_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,13 +10,20 @@ from torch import Tensor
 
 from ...types import Canvas, TokenSpace
 from ..base import DiffusionPolicy, fit_prompt, left_pad
+from . import layouts
 from .configuration import MMaDAConfig
 from .modeling import MMaDAForMaskedDiffusion
-from .processing import MMaDAProcessor
+from .processing import MMaDAProcessor, prompt_text
+
+
+TEXT_SLOTS = 512
+"""Longest t2i text, ``<|t2i|> bos`` included and eos not, that the released checkpoints were trained with."""
 
 
 class MMaDAPolicy(DiffusionPolicy):
-    """MMaDA's layouts. Text answers are written with ids below the image offset, the mask id excepted."""
+    """MMaDA's layouts. Text answers are written with ids below the image offset, the mask id excepted; images with the
+    codebook's ids alone.
+    """
 
     model_class = MMaDAForMaskedDiffusion
     processor_class = MMaDAProcessor
@@ -28,6 +36,9 @@ class MMaDAPolicy(DiffusionPolicy):
         self.stop_token_ids = tuple(config.stop_token_ids)
         self.max_length = config.max_sequence_length
         self.attends_padding = config.attn_mask_mode == "none"
+        self.image_tokenizer = config.image_tokenizer
+        self.image_size = (config.sampling_defaults or {}).get("image_size", 512)
+        self.codebook_size = config.codebook_size
         self._check()
 
     def _check(self) -> None:
@@ -45,32 +56,49 @@ class MMaDAPolicy(DiffusionPolicy):
             )
 
     def token_space(self, task: str) -> TokenSpace:
-        """Ids below the image offset minus the mask id."""
-        return TokenSpace(start=0, stop=self.config.image_token_offset, exclude=(self.mask_token_id,))
+        """``t2i``: the codebook's ids. Else the ids below the image offset minus the mask id."""
+        offset = self.config.image_token_offset
+        if task == "t2i":
+            return TokenSpace(start=offset, stop=offset + self.config.codebook_size)
+        return TokenSpace(start=0, stop=offset, exclude=(self.mask_token_id,))
 
     def encode(
         self,
         rows: list[dict[str, Any]],
         task: str = "text",
         *,
-        max_completion_length: int,
+        max_completion_length: int | None = None,
         max_prompt_length: int | None = None,
         prompt_truncation: str = "error",
+        image_tokens: int | None = None,
+        trim_padding: bool = True,
     ) -> Canvas:
-        """``[pad]* chat-prompt MASK*max_completion_length``, left-padded to the longest prompt of ``rows``."""
-        if task != "text":
-            raise ValueError(f"task={task!r} is not supported; MMaDA takes task='text' here")
-        limit = self.max_length - max_completion_length
-        if limit <= 0:
+        """The canvas of rows of one task.
+
+        * ``text``: ``[pad]* chat-prompt MASK*max_completion_length``, padded to the longest prompt of ``rows``.
+        * ``mmu``: the same with ``<|mmu|> <|soi|> image <|eoi|>`` before the chat prompt; ``row["image_codes"]`` holds
+          the image's codes ``[N]``.
+        * ``t2i``: ``[iPAD]* <|t2i|> bos caption eos <|soi|> MASK*image_tokens <|eoi|>``, padded to the longest caption,
+          or to all text slots where ``trim_padding`` is False or padding is attended.
+
+        Args:
+            max_completion_length: answer positions of text and mmu.
+            max_prompt_length: longest prompt in tokens, the image included; for t2i the text slots, default 512.
+            prompt_truncation: ``"error"``, ``"left"`` or, for captions, ``"right"``.
+            image_tokens: codes of an image to make.
+
+        Raises:
+            ValueError: a prompt that does not fit, or a length that leaves no room for one.
+        """
+        if task == "t2i":
+            return self._encode_images_to_make(rows, image_tokens, max_prompt_length, prompt_truncation, trim_padding)
+        if prompt_truncation == "right":
             raise ValueError(
-                f"max_completion_length={max_completion_length} leaves no room for a prompt in {self.max_length} "
-                "positions (max_sequence_length of the model)"
+                f"prompt_truncation='right' would cut the end of a chat prompt of task {task!r}, which opens the answer; "
+                "use 'left', or set it for t2i alone in task_overrides"
             )
-        limit = min(limit, max_prompt_length or limit)
-        prompts = [
-            fit_prompt(self.processor.encode_prompt(row["prompt"]), limit, prompt_truncation, row["prompt"])
-            for row in rows
-        ]
+        limit = self._room("max_completion_length", max_completion_length, max_prompt_length)
+        prompts = [self._prompt(row, task, limit, prompt_truncation) for row in rows]
         prompt_ids, prompt_mask = left_pad(prompts, self.pad_token_id)
         answer = torch.full((len(rows), max_completion_length), self.mask_token_id, dtype=torch.int64)
         written = torch.ones_like(answer, dtype=torch.bool)
@@ -82,7 +110,85 @@ class MMaDAPolicy(DiffusionPolicy):
             token_space=self.token_space(task),
         )
 
-    def decode(self, canvas: Canvas, completion_mask: Tensor) -> list[str]:
-        """Text of the completion, stop token and other special tokens left out."""
-        rows = [ids[mask].tolist() for ids, mask in zip(canvas.ids, completion_mask, strict=True)]
-        return self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    def _room(self, name: str, written: int, max_prompt_length: int | None, around: int = 0) -> int:
+        """Prompt positions beside ``written`` ones and ``around`` marks."""
+        limit = self.max_length - written - around
+        if limit <= 0:
+            raise ValueError(
+                f"{name}={written} leaves no room for a prompt in {self.max_length} positions (max_sequence_length of "
+                "the model)"
+            )
+        return min(limit, max_prompt_length or limit)
+
+    def _prompt(self, row: dict[str, Any], task: str, limit: int, truncation: str) -> list[int]:
+        """Ids of a chat prompt, behind its image in ``mmu``; truncation never cuts the image."""
+        image = []
+        if task == "mmu":
+            special = self.config.special_token_ids
+            codes = (row["image_codes"] + self.config.image_token_offset).tolist()
+            image = [special["mmu"], special["soi"], *codes, special["eoi"]]
+            if len(image) >= limit:
+                raise ValueError(
+                    f"an image of {len(codes)} tokens leaves no room for the question in a prompt of {limit} tokens; "
+                    "lower image_size, or raise max_prompt_length"
+                )
+        tokens = self.processor.encode_prompt(row["prompt"])
+        return image + fit_prompt(tokens, limit - len(image), truncation, row["prompt"])
+
+    def _encode_images_to_make(
+        self,
+        rows: list[dict[str, Any]],
+        image_tokens: int,
+        max_prompt_length: int | None,
+        truncation: str,
+        trim_padding: bool,
+    ) -> Canvas:
+        special, config = self.config.special_token_ids, self.config
+        # Beside the caption: <|t2i|>, bos, eos, <|soi|> and <|eoi|>. The first two count as text slots.
+        slots = min(self._room("image_tokens", image_tokens, None, around=5) + 2, max_prompt_length or TEXT_SLOTS)
+        captions = []
+        for row in rows:
+            tokens = self.processor.tokenizer(prompt_text(row["prompt"]), add_special_tokens=False)["input_ids"]
+            tokens = tokens[1:] if tokens[:1] == [config.bos_token_id] else tokens
+            captions.append(fit_prompt(tokens, slots - 2, truncation, row["prompt"]))
+        trimmed = trim_padding and not self.attends_padding
+        ids, mask = layouts.t2i(
+            captions,
+            torch.full((len(rows), image_tokens), self.mask_token_id),
+            **{name: special[name] for name in ("t2i", "soi", "eoi", "ipad")},
+            bos=config.bos_token_id,
+            eos=config.eos_token_id,
+            text_slots=None if trimmed else slots,
+        )
+        place = torch.arange(ids.shape[1])
+        fill = (place >= ids.shape[1] - image_tokens - 1) & (place < ids.shape[1] - 1)
+        return Canvas(
+            ids=ids,
+            fill_mask=fill.expand_as(ids).clone(),
+            attention_mask=mask,
+            task="t2i",
+            token_space=self.token_space("t2i"),
+        )
+
+    def guidance_canvas(self, canvas: Canvas) -> Canvas:
+        """``t2i``: the same canvas with an empty caption, ``[iPAD]* <|t2i|> bos eos <|soi|>``. Else every prompt token
+        hidden, the image included.
+        """
+        if canvas.task != "t2i":
+            return super().guidance_canvas(canvas)
+        special, config = self.config.special_token_ids, self.config
+        place = torch.arange(canvas.ids.shape[1], device=canvas.ids.device).expand_as(canvas.ids)
+        start = place.masked_fill(canvas.ids != special["soi"], -1).amax(dim=1, keepdim=True)
+        ids = canvas.ids.masked_fill(place < start, special["ipad"])
+        for back, token in ((3, special["t2i"]), (2, config.bos_token_id), (1, config.eos_token_id)):
+            ids = ids.masked_fill(place == start - back, token)
+        return replace(canvas, ids=ids, attention_mask=canvas.attention_mask & (place >= start - 3))
+
+    def decode(self, canvas: Canvas, completion_mask: Tensor) -> list[str] | list[Tensor]:
+        """``t2i``: the codes ``[N]`` int64 of each image, for the image tokenizer. Else the text of each completion,
+        stop token and other special tokens left out.
+        """
+        rows = [ids[mask] for ids, mask in zip(canvas.ids, completion_mask, strict=True)]
+        if canvas.task == "t2i":
+            return [row - self.config.image_token_offset for row in rows]
+        return self.processor.tokenizer.batch_decode([row.tolist() for row in rows], skip_special_tokens=True)

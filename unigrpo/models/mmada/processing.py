@@ -24,7 +24,21 @@ THINK_PROMPT = (
 
 CHAT_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
-Prompt = str | list[dict[str, str]]
+Prompt = str | list[dict[str, Any]]
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The words of a prompt: a string, or what the user says in a chat, without roles and image placeholders."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(content_text(m["content"]) for m in prompt if m["role"] == "user")
+
+
+def content_text(content: str | list[dict[str, Any]]) -> str:
+    """A message's text; of a list of parts the text parts, because an image always stands before the chat."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
 class MMaDAProcessor(ProcessorMixin):
@@ -65,7 +79,11 @@ class MMaDAProcessor(ProcessorMixin):
 
     def chat_text(self, prompt: Prompt) -> str:
         """The prompt through the chat template, ready for the assistant's answer. A string is one user message."""
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        messages = (
+            [{"role": "user", "content": prompt}]
+            if isinstance(prompt, str)
+            else [{**message, "content": content_text(message["content"])} for message in prompt]
+        )
         if not messages:
             raise ValueError("prompt=[] holds no message; give a string or at least one message")
         if self.think_prompt:

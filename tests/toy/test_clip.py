@@ -1,0 +1,159 @@
+"""The shipped CLIP knows each picture's caption; its pieces load as any CLIP's; its training script is repeatable."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+from unigrpo.images import to_images
+from unigrpo.models.magvit import MagvitV2
+from unigrpo.toy.clip import (
+    CHECKPOINT,
+    TEXT_WINDOW,
+    build_image_processor,
+    build_model,
+    build_tokenizer,
+    contrastive_loss,
+    encode,
+    fits,
+    noisy,
+    retrieval_accuracy,
+    similarity,
+    train,
+    words_of,
+)
+from unigrpo.toy.image_tokenizer import CHECKPOINT as TOKENIZER_CHECKPOINT
+from unigrpo.toy.image_tokenizer import directory_size, gallery, reconstruct
+from unigrpo.toy.shapes import FORMS, QUESTIONS, SPECS, Spec, caption
+
+
+@pytest.fixture(scope="module")
+def shipped() -> CLIPModel:
+    return CLIPModel.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return gallery(1, 78)[1]
+
+
+def test_the_shipped_clip_finds_the_caption_of_a_picture(shipped, tokenizer, pixels):
+    magvit = MagvitV2.from_pretrained(TOKENIZER_CHECKPOINT)
+    assert retrieval_accuracy(shipped, tokenizer, pixels) >= 0.97
+    assert retrieval_accuracy(shipped, tokenizer, reconstruct(magvit, pixels)) >= 0.92
+
+
+def test_the_shipped_clip_is_small():
+    assert directory_size(CHECKPOINT) <= 1e6
+
+
+def cosines(model, pixels, tokenizer, texts) -> torch.Tensor:
+    ids = encode(tokenizer, texts)
+    image = model.get_image_features(pixel_values=pixels).pooler_output
+    return F.cosine_similarity(image, model.get_text_features(input_ids=ids).pooler_output)
+
+
+@torch.no_grad()
+def test_a_true_caption_is_worth_more_than_one_with_another_colour_or_shape(shipped, tokenizer, pixels):
+    true = cosines(shipped, pixels, tokenizer, [caption(spec) for spec in SPECS])
+    colours = {
+        "red": "green",
+        "green": "blue",
+        "blue": "yellow",
+        "yellow": "purple",
+        "purple": "white",
+        "white": "red",
+    }
+    shapes = {"circle": "square", "square": "triangle", "triangle": "cross", "cross": "circle"}
+    for field, other in (("colour", colours), ("shape", shapes)):
+        wrong = [caption(spec).replace(getattr(spec, field), other[getattr(spec, field)]) for spec in SPECS]
+        difference = true - cosines(shipped, pixels, tokenizer, wrong)
+        assert difference.mean() > 0.15 and (difference > 0).float().mean() > 0.97
+    black = torch.full_like(pixels, -0.9)
+    assert cosines(shipped, black, tokenizer, [caption(spec) for spec in SPECS]).mean() < true.mean() - 0.4
+
+
+def test_the_shipped_tokenizer_is_the_built_one(shipped, tokenizer):
+    texts = [caption(spec, form) for spec in SPECS for form in FORMS] + list(QUESTIONS.values())
+    assert torch.equal(encode(tokenizer, texts), encode(build_tokenizer(), texts))
+    assert tokenizer.unk_token_id not in encode(tokenizer, texts)
+    config = shipped.config.text_config
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (2, 3, 0)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 3, 0)
+
+
+def test_a_text_lies_between_bos_and_eos_and_fits_the_window(tokenizer):
+    (ids,) = tokenizer(["A small RED circle, at the left"])["input_ids"]
+    words = ["<bos>", "a", "small", "red", "circle", "<unk>", "at", "the", "left", "<eos>"]
+    assert tokenizer.convert_ids_to_tokens(ids) == words
+    long = tokenizer("red " * 99, truncation=True)["input_ids"]
+    assert len(long) == TEXT_WINDOW and long[-1] == tokenizer.eos_token_id
+
+
+@torch.no_grad()
+def test_a_text_is_pooled_at_its_eos_whatever_the_padding(shipped, tokenizer):
+    ids = encode(tokenizer, ["a red circle"])
+    padded = F.pad(ids, (0, 6), value=tokenizer.pad_token_id)
+    short, long = (shipped.get_text_features(input_ids=x).pooler_output for x in (ids, padded))
+    torch.testing.assert_close(short, long, rtol=0, atol=1e-5)
+    hidden = shipped.text_model(input_ids=ids).last_hidden_state[:, -1]
+    torch.testing.assert_close(short, shipped.text_projection(hidden), rtol=0, atol=1e-5)
+
+
+def test_the_image_processor_gives_the_pixels_of_the_training(pixels):
+    processor = CLIPImageProcessorPil.from_pretrained(CHECKPOINT)
+    seen = processor(images=to_images(pixels[:8]), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(torch.as_tensor(seen), pixels[:8], rtol=0, atol=1e-5)
+    assert processor.to_dict() == build_image_processor().to_dict()
+
+
+def test_which_captions_are_true_of_which_specs(tokenizer):
+    first, second = Spec("small", "red", "circle", "left"), Spec("large", "red", "circle", "left")
+    captions = [*(caption(first, form) for form in FORMS), *(caption(second, form) for form in FORMS)]
+    specs = words_of(encode(tokenizer, [caption(first), caption(second)]))
+    shared = [False, False, True, True]
+    assert fits(words_of(encode(tokenizer, captions)), specs).tolist() == [[True] * 4 + shared, shared + [True] * 4]
+
+
+def test_the_loss_by_hand():
+    logits = torch.zeros(2, 2)
+    both, own = torch.ones(2, 2, dtype=torch.bool), torch.eye(2, dtype=torch.bool)
+    assert contrastive_loss(logits, both).item() == pytest.approx(math.log(2))
+    assert contrastive_loss(100 * torch.eye(2), own).item() == pytest.approx(0, abs=1e-6)
+    uneven = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
+    rows = (math.log(4 / 3) + math.log(2)) / 2
+    assert contrastive_loss(uneven, own).item() == pytest.approx(rows)
+
+
+def test_noise_has_a_level_of_its_own_for_each_picture():
+    change = noisy(torch.zeros(64, 3, 32, 32), generator=torch.Generator().manual_seed(0)).flatten(1).std(dim=1)
+    assert change.max() < 0.16 and change.min() < 0.03 and change.max() > 0.12
+
+
+def test_a_few_steps_learn_repeat_and_leave_the_global_stream_alone():
+    magvit, words = MagvitV2.from_pretrained(TOKENIZER_CHECKPOINT), build_tokenizer()
+
+    def run(steps: int):
+        generator = torch.Generator().manual_seed(3)
+        model = build_model(words, generator=generator)
+        arguments = {"steps": steps, "batch_size": 32, "learning_rate": 2e-3, "per_spec": 1}
+        return model, train(model, words, magvit, **arguments, generator=generator)
+
+    before = torch.get_rng_state()
+    _, first = run(1)
+    model, last = run(25)
+    again, _ = run(25)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert last < first
+    with torch.no_grad():
+        ids, shown = encode(words, ["a red circle"]), gallery(1, 0)[1][:4]
+        torch.testing.assert_close(similarity(model, shown, ids), similarity(again, shown, ids), rtol=0, atol=1e-4)

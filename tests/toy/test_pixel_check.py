@@ -1,0 +1,90 @@
+"""The pixel checker reads clean pictures without error, and refuses what is no shape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unigrpo.toy.pixel_check import Seen, inspect, matches, position_matches, shape_and_colour
+from unigrpo.toy.shapes import COLOURS, SHAPES, SPECS, Spec, problems, render
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_clean_picture_is_read_right(seed):
+    rng = np.random.default_rng(seed)
+    wrong = [
+        (spec, seen)
+        for spec in SPECS
+        if (seen := inspect(render(spec, rng))) != Seen(spec.colour, spec.shape, spec.size, spec.position)
+    ]
+    assert wrong == []
+
+
+def test_judges_compare_with_the_row():
+    rng = np.random.default_rng(0)
+    for row in problems("test"):
+        image = render(Spec(row["size"], row["colour"], row["shape"], row["position"]), rng)
+        other_size = render(Spec("small", row["colour"], row["shape"], "center"), rng)
+        assert shape_and_colour(image, row) and position_matches(image, row)
+        assert shape_and_colour(other_size, row)
+        assert position_matches(other_size, row) == (row["position"] == "center")
+        for colour in COLOURS:
+            for shape in SHAPES:
+                assert matches(image, colour, shape) == ((colour, shape) == (row["colour"], row["shape"]))
+
+
+def grey(value: int) -> np.ndarray:
+    return np.full((32, 32, 3), value, dtype=np.uint8)
+
+
+def test_an_empty_picture_shows_nothing():
+    for value in (0, 30, 128, 255):
+        assert inspect(Image.fromarray(grey(value))) == Seen()
+
+
+def test_too_few_pixels_show_nothing():
+    pixels = grey(10)
+    pixels[10:14, 10:16] = 240
+    assert inspect(Image.fromarray(pixels)) == Seen()
+
+
+def test_an_unknown_colour_has_a_shape_only():
+    pixels = grey(10)
+    pixels[8:20, 8:20] = (250, 130, 160)
+    seen = inspect(Image.fromarray(pixels))
+    assert (seen.colour, seen.shape, seen.valid) == (None, "square", True)
+
+
+@pytest.mark.parametrize("box", [(4, 28, 14, 20), (14, 20, 4, 28)])
+def test_a_long_bar_is_no_shape(box):
+    top, bottom, left, right = box
+    pixels = grey(10)
+    pixels[top:bottom, left:right] = np.array(COLOURS["red"]) * 255
+    seen = inspect(Image.fromarray(pixels))
+    assert (seen.colour, seen.shape, seen.size, seen.position, seen.valid) == ("red", None, None, None, False)
+
+
+def test_a_ragged_outline_is_no_shape():
+    pixels = grey(10)
+    pixels[6:26:2, 6:26:2] = np.array(COLOURS["green"]) * 255
+    assert not inspect(Image.fromarray(pixels)).valid
+
+
+def test_a_shape_upside_down_is_no_triangle():
+    image = render(Spec("large", "blue", "triangle", "center"), np.random.default_rng(0))
+    assert inspect(image).shape == "triangle"
+    assert inspect(image.transpose(Image.FLIP_TOP_BOTTOM)).shape != "triangle"
+
+
+def test_noise_does_not_change_what_is_seen():
+    rng = np.random.default_rng(0)
+    for spec in SPECS[::7]:
+        noisy = np.asarray(render(spec, rng)) + rng.normal(0, 15, (32, 32, 3))
+        seen = inspect(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
+        assert (seen.colour, seen.shape) == (spec.colour, spec.shape)
+
+
+def test_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"\(64, 64\).*\(32, 32\)"):
+        inspect(Image.new("RGB", (64, 64)))

@@ -1,0 +1,73 @@
+"""Image tokens in random order: every hidden token is equally likely to come next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..models.base import DiffusionPolicy
+from ..types import Canvas, Rollout
+from .draw import draw_tokens
+from .schedules import MASK_SCHEDULES
+from .writing import CanvasWriter, check_sampler, check_streams, scatter, uniforms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emerge:
+    """MaskGRPO's sampler (arXiv 2510.02880): no confidence ranking, so exploration is not spent on easy background.
+
+    From share k(u) to k(u') of hidden tokens, each hidden token stays hidden with probability k(u') / k(u), independently,
+    and is drawn otherwise; the last step draws all that is left. Written tokens never change, and the expected number of
+    hidden ones follows the schedule exactly. A row that reveals nothing in a step costs no forward.
+
+    Args:
+        steps: denoising steps.
+        temperature: 0 = argmax, else tokens are drawn from softmax(logits / temperature).
+        guidance_scale: s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 = off.
+        mask_schedule: a name in ``MASK_SCHEDULES``.
+    """
+
+    steps: int = 16
+    temperature: float = 1.0
+    guidance_scale: float = 3.5
+    mask_schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        check_sampler(self, ("steps",), ("temperature", "guidance_scale"))
+        if self.mask_schedule not in MASK_SCHEDULES:
+            raise ValueError(f"mask_schedule={self.mask_schedule!r}: choose one of {sorted(MASK_SCHEDULES)}")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model,
+        policy: DiffusionPolicy,
+        canvas: Canvas,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        generators: list[torch.Generator],
+    ) -> Rollout:
+        """Fill ``canvas``; arguments as in ``SemiAutoregressive``."""
+        check_streams(generators, canvas)
+        writer = CanvasWriter(canvas, policy, self.guidance_scale)
+        schedule = MASK_SCHEDULES[self.mask_schedule]
+        for step in range(self.steps):
+            now, then = schedule(step / self.steps), schedule((step + 1) / self.steps)
+            stay = then / now if step < self.steps - 1 else 0.0
+            chances = scatter(writer.hidden, uniforms(writer.hidden, generators))
+            shown = writer.hidden & (chances >= stay)
+            rows = shown.any(dim=1).nonzero().squeeze(1)
+            if len(rows):
+                self._reveal(model, writer, rows, shown[rows], step, [generators[row] for row in rows.tolist()])
+            if on_step is not None:
+                on_step(step + 1, self.steps)
+        return writer.rollout()
+
+    def _reveal(self, model, writer: CanvasWriter, rows, places, step: int, streams: list[torch.Generator]) -> None:
+        space = writer.canvas.token_space
+        logits, space = writer.logits(model, rows, places, space, self.temperature or 1.0)
+        columns = draw_tokens(logits, uniforms(places, streams)) if self.temperature else logits.argmax(dim=1)
+        logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+        writer.write(rows, places, scatter(places, columns + space.start), scatter(places, logps), step)

@@ -1,0 +1,135 @@
+"""Image tokens by confidence: draw everything that is hidden, keep the surest, hide the rest again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.base import DiffusionPolicy
+from ..types import Canvas, Rollout
+from .draw import draw_tokens
+from .schedules import MASK_SCHEDULES
+from .writing import CanvasWriter, check_sampler, check_streams, scatter, uniforms
+
+
+DECAYS = ("linear", "compound")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskGIT:
+    """MMaDA's image sampler (``t2i_generate``; MaskGIT, arXiv 2202.04200).
+
+    Each step draws a token for every hidden position, then hides the ``floor(N k)`` least confident of them again, where
+    N counts all positions of the image and k is the schedule's share; at least one is kept hidden until the last step,
+    and at least one is revealed by each. Confidence is log p plus Gumbel noise.
+
+    Args:
+        steps: denoising steps.
+        temperature: 0 = argmax, else tokens are drawn from softmax(logits / temperature).
+        guidance_scale: s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 = off.
+        mask_schedule: a name in ``MASK_SCHEDULES``.
+        remask_temperature: scale of the confidence noise at the first step.
+        remask_noise_decay: ``"linear"``, scale (1 - u) with u the share of steps done; ``"compound"`` multiplies the
+            scale by (1 - u) again at every step, as the public code does: after half of 15 steps a tenth is left.
+        reference: parity with the public code: all draws of a step from one generator, those of written positions and
+            of the whole codebook included. The rows' generators must then be the same object.
+    """
+
+    steps: int = 16
+    temperature: float = 1.0
+    guidance_scale: float = 3.5
+    mask_schedule: str = "cosine"
+    remask_temperature: float = 1.0
+    remask_noise_decay: str = "linear"
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        check_sampler(self, ("steps",), ("temperature", "guidance_scale", "remask_temperature"))
+        if self.mask_schedule not in MASK_SCHEDULES:
+            raise ValueError(f"mask_schedule={self.mask_schedule!r}: choose one of {sorted(MASK_SCHEDULES)}")
+        if self.remask_noise_decay not in DECAYS:
+            raise ValueError(f"remask_noise_decay={self.remask_noise_decay!r}: choose one of {DECAYS}")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model,
+        policy: DiffusionPolicy,
+        canvas: Canvas,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        generators: list[torch.Generator],
+    ) -> Rollout:
+        """Fill ``canvas``; arguments as in ``SemiAutoregressive``."""
+        check_streams(generators, canvas)
+        if self.reference and any(stream is not generators[0] for stream in generators):
+            raise ValueError("reference=True draws all rows from one generator: give the same one for every row")
+        writer = CanvasWriter(canvas, policy, self.guidance_scale)
+        scale, everything = self.remask_temperature, image_positions(canvas)
+        for step in range(self.steps):
+            done = (step + 1) / self.steps
+            scale = (
+                scale * (1 - done) if self.remask_noise_decay == "compound" else self.remask_temperature * (1 - done)
+            )
+            share = MASK_SCHEDULES[self.mask_schedule](done)
+            rows = writer.hidden.any(dim=1).nonzero().squeeze(1)
+            if len(rows):
+                self._step(model, writer, rows, everything[rows], step, share, scale, generators)
+            if on_step is not None:
+                on_step(step + 1, self.steps)
+        return writer.rollout()
+
+    def _step(
+        self, model, writer: CanvasWriter, rows, image, step: int, share: float, scale: float, generators
+    ) -> None:
+        holes = writer.hidden[rows]
+        streams = [generators[row] for row in rows.tolist()]
+        if self.reference:
+            tokens, logps, noise = self._draw_like_the_public_code(model, writer, rows, image, streams[0])
+        else:
+            tokens, logps, noise = self._draw(model, writer, rows, holes, streams)
+        keep = torch.zeros_like(holes)
+        if step < self.steps - 1:
+            sizes, unknown = image.sum(dim=1), holes.sum(dim=1)
+            # The schedule counts in floats of the public code's precision: 64 x cos(pi / 3) is 32, not 31.
+            again = torch.floor(sizes * torch.tensor(share, dtype=torch.float32)).long()
+            again = torch.minimum(again, unknown - 1).clamp(min=1)
+            confidence = (logps.clamp(min=math.log(1e-20)) + scale * noise).masked_fill(~holes, torch.inf)
+            keep = least(confidence, again) & holes
+        writer.write(rows, holes & ~keep, tokens, logps, step)
+
+    def _draw(self, model, writer: CanvasWriter, rows, holes, streams) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, their log-probabilities and Gumbel noise, ``[b, L]``, at the holes."""
+        logits, space = writer.logits(model, rows, holes, writer.canvas.token_space, self.temperature or 1.0)
+        columns = draw_tokens(logits, uniforms(holes, streams)) if self.temperature else logits.argmax(dim=1)
+        logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+        noise = -(-uniforms(holes, streams).clamp(min=1e-20).log()).clamp(min=1e-20).log()
+        return scatter(holes, columns + space.start), scatter(holes, logps), scatter(holes, noise.float())
+
+    def _draw_like_the_public_code(self, model, writer: CanvasWriter, rows, image, generator):
+        logits, space = writer.logits(model, rows, image, writer.canvas.token_space)
+        probs = logits.softmax(dim=-1)
+        columns = torch.multinomial(probs, 1, generator=generator).squeeze(1)
+        logps = probs.gather(1, columns[:, None]).squeeze(1).log()
+        noise = torch.zeros(image.shape[0], int(image[0].sum())).uniform_(0, 1, generator=generator)
+        noise = -(-noise.clamp(min=1e-20).log()).clamp(min=1e-20).log()
+        return scatter(image, columns + space.start), scatter(image, logps), scatter(image, noise.flatten())
+
+
+def image_positions(canvas: Canvas) -> Tensor:
+    """``[B, L]`` bool, every position of the image: the holes and what was given between the first and the last.
+
+    A canvas to complete has codes outside its holes; they lie in the token space and touch it.
+    """
+    inside = canvas.token_space.contains(canvas.ids) | canvas.fill_mask
+    return inside & canvas.attention_mask
+
+
+def least(confidence: Tensor, count: Tensor) -> Tensor:
+    """The positions ``[b, L]`` strictly below the ``count [b]``-th smallest confidence (counted from 0) of their row."""
+    cutoff = confidence.sort(dim=1).values.gather(1, count[:, None])
+    return confidence < cutoff
