@@ -5,11 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 
 REWARDS: dict[str, str] = {
+    "answer_correctness": "rewards.answers:answer_correctness",
+    "clip_score": "rewards.clip:ClipScore",
+    "colour": "rewards.pixels:colour",
+    "image_reward": "rewards.imagereward:ImageReward",
+    "jpeg_size": "rewards.pixels:jpeg_size",
     "math_correctness": "rewards.math:math_correctness",
     "think_format": "rewards.format:think_format",
 }
@@ -22,14 +27,22 @@ def get_reward(name: str, **kwargs: Any) -> Callable:
     Without ``kwargs`` the object itself: a function, or a class as it is. With ``kwargs`` a class is instantiated with
     them and any other callable is bound to them with ``functools.partial``.
 
+    A registered name always leads to a reward that can be called: where a class stands behind it, to the one instance
+    with its defaults, whose model is then loaded once per process.
+
     Raises:
         ValueError: nothing callable by that name; the message has the nearest name and all names.
         ImportError: the module exists and one of its own imports does not.
     """
     reward = _resolve(REWARDS.get(name, name) if isinstance(name, str) else "", name)
     if not kwargs:
-        return reward
+        return _with_defaults(reward) if name in REWARDS and isinstance(reward, type) else reward
     return reward(**kwargs) if isinstance(reward, type) else partial(reward, **kwargs)
+
+
+@cache
+def _with_defaults(kind: type) -> Callable:
+    return kind()
 
 
 def _resolve(path: str, name: Any) -> Callable:

@@ -129,7 +129,12 @@ def test_files_are_renamed_limited_and_concatenated(tmp_path):
 
 def test_import_paths_lists_all_code_a_recipe_names(tmp_path):
     named = recipe(tmp_path, MINIMAL, "policy=my_pkg.mod:Policy", "rewards.0.name=my_pkg.rewards:fn")
-    assert import_paths(named) == ["my_pkg.mod:Policy", "unigrpo.accuracy:integer_match", "my_pkg.rewards:fn"]
+    assert import_paths(named) == [
+        "my_pkg.mod:Policy",
+        "unigrpo.accuracy:integer_match",
+        "unigrpo.accuracy:answer_match",
+        "my_pkg.rewards:fn",
+    ]
 
 
 def test_for_task_keeps_async_rewards_and_names():

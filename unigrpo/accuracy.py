@@ -29,3 +29,15 @@ def _last_integer(text: str) -> tuple[bool, str] | None:
     sign, digits, _ = numbers[-1]
     digits = digits.replace(",", "").lstrip("0")
     return bool(digits) and sign == "-", digits
+
+
+def answer_match(completion: str, solution: str) -> bool:
+    """Whether a completion's answer is the gold text, letter case, outer punctuation and spacing aside.
+
+    The answer is what follows the last ``</think>``; ``<answer>`` tags around either are dropped.
+    """
+    return _plain(completion.rpartition("</think>")[2]) == _plain(str(solution))
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"</?answer>", " ", text).lower().split()).strip(" .,;:!?()'\"")

@@ -7,9 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from rewards import REWARDS
-
-from .data import check_dataset
+from .data import check_dataset, task_of
 from .generation import BUILTIN, model_path
 from .recipe import (
     FILE_KINDS,
@@ -27,6 +25,9 @@ from .rewarding import Answer, RewardSet, resolve_reward
 
 
 GOLD_ROWS = 64
+
+VERIFIERS = ("math_correctness", "think_format", "answer_correctness")
+"""Rewards that give a perfect text answer 1.0."""
 
 
 class NotReachable(RecipeError):
@@ -98,16 +99,19 @@ def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool) ->
 
 
 def _check_gold(recipe: Recipe, rows: Any, spec: DatasetSpec) -> list[str]:
-    """A perfect answer must score 1.0 with every shipped reward."""
-    own = [index for index, reward in enumerate(recipe.rewards) if reward.name in REWARDS]
+    """A perfect text answer must score 1.0 with every shipped verifier that applies to it."""
+    own = [index for index, reward in enumerate(recipe.rewards) if reward.name in VERIFIERS]
     functions = [resolve_reward(build_rewards(recipe)[index]) for index in own]
-    if not functions:
-        return ["gold answers: no shipped reward to check them with"]
     answers = []
     for index in range(min(GOLD_ROWS, len(rows))):
         row = rows[index]
         completion = f"<think>The worked solution.</think>{row['solution']}"
-        answers.append(Answer(row=row, completion=completion, completion_ids=[], task=row.get("task") or "text"))
+        answers.append(Answer(row=row, completion=completion, completion_ids=[], task=task_of(row)))
+    tasks = {answer.task for answer in answers}
+    mine = [i for i, index in enumerate(own) if recipe.rewards[index].task in {None, *tasks}]
+    functions = [functions[i] for i in mine]
+    if not functions or tasks == {"t2i"}:
+        return [f"gold answers of {spec.path}: no shipped verifier to check them with"]
     rewards = RewardSet(functions=functions)
     scores = rewards.score(answers)
     for name, column in zip(rewards.names, scores.T.tolist(), strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from . import __version__
 
@@ -16,6 +18,8 @@ EPILOG = """examples:
   accelerate launch -m unigrpo train RECIPE             several GPUs
   unigrpo check --offline recipes/*.yaml                find mistakes before any GPU time
   unigrpo sample builtin:arithmetic "Tom has 127 cups and gets 4. Total?"
+  unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
+  unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
   unigrpo evaluate recipes/quickstart.yaml --model runs/quickstart
   unigrpo merge runs/math merged/                       adapter into full weights
 """
@@ -57,17 +61,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     sample = _command(commands, "sample", run_sample, "print answers of a policy")
     sample.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
-    sample.add_argument("prompts", nargs="+", metavar="PROMPT", help="one or more questions")
+    sample.add_argument("prompts", nargs="+", metavar="PROMPT", help="one or more questions, or captions to draw")
+    sample.add_argument(
+        "--task", choices=("text", "mmu", "t2i"), help="default: mmu with --image, else text; t2i draws the prompts"
+    )
+    sample.add_argument("--image", action="append", help="picture that the questions are about; one, or one a prompt")
+    sample.add_argument("--output", default="samples", help="folder for pictures that are drawn (default: samples)")
+    sample.add_argument("--image-size", type=int, help="side in pixels (default: the checkpoint's, or 512)")
+    sample.add_argument("--image-tokenizer", help="id or path (default: the one that the model names)")
+    sample.add_argument("--sampler", help="maskgit (default) or emerge for t2i")
     sample.add_argument(
         "--max-completion-length", type=int, help="positions the policy may write (default: 256, or the checkpoint's)"
     )
-    sample.add_argument("--steps", type=int, help="denoising steps (default: one a position, or the checkpoint's)")
-    sample.add_argument("--block-length", type=int, help="positions in a block (default: 32, or the checkpoint's)")
-    sample.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (default)")
-    sample.add_argument("--remasking", choices=("low_confidence", "random"), default="low_confidence")
     sample.add_argument(
-        "--guidance-scale", type=float, default=0.0, help="classifier-free guidance, 0 = off (default)"
+        "--steps", type=int, help="denoising steps (default: one a position, or the checkpoint's; t2i: 16)"
     )
+    sample.add_argument("--block-length", type=int, help="positions in a block (default: 32, or the checkpoint's)")
+    sample.add_argument("--temperature", type=float, help="0 = greedy (default; t2i: 1)")
+    sample.add_argument("--remasking", choices=("low_confidence", "random"), default="low_confidence")
+    sample.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 0 = off (default; t2i: 3.5)")
     sample.add_argument("--num", type=int, default=1, help="answers a prompt (default: 1)")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--dtype", default="auto", help="e.g. bfloat16 (default: the checkpoint's)")
@@ -128,24 +140,57 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def run_sample(arguments: argparse.Namespace) -> int:
-    """``unigrpo sample MODEL PROMPT ...``."""
+    """``unigrpo sample MODEL PROMPT ...``: prints answers, or saves pictures and a sheet of them."""
     from .generation import load_policy
 
-    policy = load_policy(arguments.model, policy=arguments.policy, dtype=arguments.dtype)
+    task = arguments.task or ("mmu" if arguments.image else "text")
+    policy = load_policy(
+        arguments.model,
+        policy=arguments.policy,
+        dtype=arguments.dtype,
+        image_tokenizer=arguments.image_tokenizer,
+    )
     repeated = [prompt for prompt in arguments.prompts for _ in range(arguments.num)]
+    images = arguments.image
+    if images is not None and len(images) > 1:
+        if len(images) != len(arguments.prompts):
+            raise ValueError(f"{len(images)} --image for {len(arguments.prompts)} prompts; give one, or one a prompt")
+        images = [image for image in images for _ in range(arguments.num)]
+    options: dict[str, Any] = {}
+    if arguments.guidance_scale is not None or task != "t2i":
+        options["guidance_scale"] = arguments.guidance_scale or 0.0
+    if task != "t2i":
+        options["remasking"] = arguments.remasking
     answers = policy.generate(
         repeated,
+        images=images[0] if images is not None and len(images) == 1 else images,
+        task=task,
         max_completion_length=arguments.max_completion_length,
         steps=arguments.steps,
         block_length=arguments.block_length,
         temperature=arguments.temperature,
-        remasking=arguments.remasking,
-        guidance_scale=arguments.guidance_scale,
+        sampler=arguments.sampler,
+        image_size=arguments.image_size,
         seed=arguments.seed,
+        **options,
     )
+    if task == "t2i":
+        _save_pictures(arguments.prompts, arguments.num, answers, Path(arguments.output))
+        return 0
     for prompt, answer in zip(repeated, answers, strict=True):
         print(f"> {prompt}\n{answer}\n")
     return 0
+
+
+def _save_pictures(prompts: list[str], num: int, pictures: list[Any], folder: Path) -> None:
+    from .contact_sheet import contact_sheet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        picture.save(folder / f"{number:04d}.png")
+    rows = [pictures[start : start + num] for start in range(0, len(pictures), num)]
+    contact_sheet(rows, row_labels=prompts).save(folder / "sheet.png")
+    print(f"wrote {len(pictures)} pictures and sheet.png to {folder}")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:

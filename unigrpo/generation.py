@@ -17,7 +17,7 @@ from .config import check_choice
 from .images import load_image
 from .models import DiffusionPolicy, resolve_policy
 from .rng import keyed_generator
-from .samplers import SAMPLERS
+from .samplers import IMAGE_SAMPLERS, SAMPLERS
 from .types import TASKS
 
 
@@ -97,7 +97,9 @@ class LoadedPolicy:
                 "block_length": block_length or usual.get("block_length", min(32, length)),
                 "temperature": temperature or 0.0,
             }
-        fill = SAMPLERS[sampler or TASK_SAMPLERS[task]](**settings, **options)
+        name = sampler or TASK_SAMPLERS[task]
+        check_choice("sampler", name, tuple(own for own in SAMPLERS if (own in IMAGE_SAMPLERS) == (task == "t2i")))
+        fill = SAMPLERS[name](**settings, **options)
         rows = [{"prompt": prompt} for prompt in prompts]
         if task == "mmu":
             codes = self._codec().encode(_pictures(images, len(prompts)), size, [image_transform] * len(prompts))

@@ -15,8 +15,9 @@ from torch.utils.data import ConcatDataset
 
 from rewards import get_reward
 
-from .config import UniGRPOConfig
-from .generation import BUILTIN
+from .config import CHOICES, UniGRPOConfig
+from .data import undecoded
+from .generation import BUILTIN, model_path
 from .models import resolve_policy
 from .rewarding import resolve_reward, reward_name
 from .types import TASKS
@@ -75,9 +76,11 @@ class ModelSpec:
 
 @dataclass(slots=True, kw_only=True)
 class DatasetSpec:
-    """``path`` is a hub id, a ``.jsonl``/``.json``/``.parquet`` file or ``builtin:NAME``.
+    """``path`` is a hub id, a ``.jsonl``/``.json``/``.parquet`` file, a ``.txt`` file of one prompt a line or
+    ``builtin:NAME``.
 
-    ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows.
+    ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows, ``image_transform`` is how pictures get the
+    model's size: ``squash``, ``crop`` or ``pad``.
     """
 
     path: str
@@ -86,6 +89,7 @@ class DatasetSpec:
     task: str | None = None
     column_map: dict[str, str] = field(default_factory=dict)
     limit: int | None = None
+    image_transform: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,9 +102,13 @@ class RewardSpec:
     args: dict[str, Any] = field(default_factory=dict)
 
 
+ACCURACY = {"text": "unigrpo.accuracy:integer_match", "mmu": "unigrpo.accuracy:answer_match"}
+"""How held-out answers of a task are judged unless the recipe says otherwise; pictures have no measure of their own."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Recipe:
-    """A parsed recipe. ``config`` holds the flat ``UniGRPOConfig`` keys."""
+    """A parsed recipe. ``config`` holds the flat ``UniGRPOConfig`` keys; ``accuracy`` names each task's measure."""
 
     source: str
     model: ModelSpec
@@ -108,12 +116,12 @@ class Recipe:
     rewards: list[RewardSpec]
     policy: str | None = None
     eval_datasets: list[DatasetSpec] = field(default_factory=list)
-    accuracy: str = "unigrpo.accuracy:integer_match"
+    accuracy: dict[str, str] = field(default_factory=lambda: dict(ACCURACY))
     lora: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
 
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "weight": (int, float),
@@ -161,7 +169,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
         datasets=_sections(DatasetSpec, data["datasets"], f"{source}: datasets"),
         eval_datasets=_sections(DatasetSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
         rewards=_sections(RewardSpec, data["rewards"], f"{source}: rewards"),
-        accuracy=data.get("accuracy") or Recipe.__dataclass_fields__["accuracy"].default,
+        accuracy=_accuracy(data.get("accuracy"), source),
         lora=data.get("lora") or None,
         config={key: value for key, value in data.items() if key not in SECTIONS},
     )
@@ -170,10 +178,26 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
             raise RecipeError(f"{source}: lora must be a mapping of LoraConfig keys, or null, got {recipe.lora!r}")
         for key in recipe.lora:
             _known(key, LORA_KEYS, f"{source}: lora")
+    for spec in (*recipe.datasets, *recipe.eval_datasets):
+        if spec.image_transform is not None and spec.image_transform not in CHOICES["image_transform"]:
+            raise RecipeError(
+                f"{source}: image_transform={spec.image_transform!r}: choose one of {list(CHOICES['image_transform'])}"
+            )
     for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.rewards):
         if spec.task is not None and spec.task not in TASKS:
             raise RecipeError(f"{source}: task={spec.task!r}: choose one of {list(TASKS)}")
     return recipe
+
+
+def _accuracy(given: Any, source: str) -> dict[str, str]:
+    """Measures by task: one path for the text tasks, or a mapping of tasks to paths, over the defaults."""
+    if isinstance(given, str):
+        given = {"text": given, "mmu": given}
+    for task, path in (given or {}).items():
+        _known(task, TASKS, f"{source}: accuracy")
+        if not isinstance(path, str):
+            raise RecipeError(f"{source}: accuracy.{task}={path!r} must be a 'pkg.mod:attr' path")
+    return {**ACCURACY, **(given or {})}
 
 
 def _known(key: str, valid: tuple[str, ...], where: str) -> None:
@@ -288,7 +312,8 @@ def build_rewards(recipe: Recipe) -> list[Any]:
     built = []
     for spec in recipe.rewards:
         is_model = "/" in spec.name and ":" not in spec.name
-        reward = spec.name if is_model else get_reward(spec.name, **spec.args)
+        options = {key: model_path(value) if isinstance(value, str) else value for key, value in spec.args.items()}
+        reward = spec.name if is_model else get_reward(spec.name, **options)
         if spec.task is not None:
             reward = ForTask(resolve_reward(reward), spec.task)
         built.append(reward)
@@ -321,12 +346,15 @@ def load_rows(spec: DatasetSpec) -> Any:
 def _builtin_rows(spec: DatasetSpec) -> Any:
     from datasets import Dataset
 
-    from .toy import arithmetic
+    from .toy import arithmetic, shapes
 
-    if spec.path != BUILTIN + "arithmetic":
-        raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are ['{BUILTIN}arithmetic']")
+    shapes_rows = shapes.questions if spec.task == "mmu" else shapes.problems
+    makers = {"arithmetic": arithmetic.problems, "shapes": shapes_rows}
+    name = spec.path.removeprefix(BUILTIN)
+    if name not in makers:
+        raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in makers]}")
     try:
-        return Dataset.from_list(arithmetic.problems(spec.split, spec.limit))
+        return Dataset.from_list(makers[name](spec.split, spec.limit))
     except ValueError as error:
         raise RecipeError(f"dataset {spec.path!r}: {error}") from error
 
@@ -339,6 +367,8 @@ def _hub_or_file(spec: DatasetSpec) -> Any:
     if suffix in FILE_KINDS and not Path(spec.path).is_file():
         raise RecipeError(f"dataset file {spec.path!r} does not exist")
     try:
+        if suffix == ".txt":
+            return load_dataset("text", data_files=spec.path, split="train").rename_column("text", "prompt")
         if suffix in FILE_KINDS:
             return load_dataset(FILE_KINDS[suffix], data_files=spec.path, split="train")
         return load_dataset(spec.path, spec.name, split=spec.split)
@@ -355,16 +385,16 @@ def _rename(rows: Any, spec: DatasetSpec) -> Any:
             if ours in rows.column_names:
                 rows = rows.remove_columns(ours)
             rows = rows.rename_column(theirs, ours)
-    if spec.task is not None:
-        if "task" in rows.column_names:
-            rows = rows.remove_columns("task")
-        rows = rows.add_column("task", [spec.task] * len(rows))
-    return rows
+    for name, value in (("task", spec.task), ("image_transform", spec.image_transform)):
+        if value is not None:
+            rows = rows.remove_columns(name) if name in rows.column_names else rows
+            rows = rows.add_column(name, [value] * len(rows))
+    return undecoded(rows)
 
 
 def import_paths(recipe: Recipe) -> list[str]:
     """Every piece of code the recipe names by import path: the only code a recipe can run."""
-    named = [recipe.policy, recipe.accuracy, *(reward.name for reward in recipe.rewards)]
+    named = [recipe.policy, *recipe.accuracy.values(), *(reward.name for reward in recipe.rewards)]
     return [path for path in named if path and ":" in path and not path.startswith(BUILTIN)]
 
 
@@ -377,4 +407,5 @@ def resolve_names(recipe: Recipe) -> None:
     if recipe.policy is not None:
         resolve_policy(recipe.policy)
     build_rewards(recipe)
-    get_reward(recipe.accuracy)
+    for path in recipe.accuracy.values():
+        get_reward(path)

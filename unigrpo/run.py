@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from rewards import get_reward
 
 from . import __version__
 from .algorithms import build_algorithms
-from .assembly import load_trainable
+from .assembly import load_codec, load_trainable, reward_set
 from .callbacks import JsonLines
 from .config import UniGRPOConfig
-from .evaluation import Accuracy, bootstrap, held_out_answers
+from .data import task_of
+from .evaluation import Accuracy, bootstrap, held_out_answers, reward_summary
 from .experience import Pipeline, Sample
 from .generation import load_policy, model_path
 from .models import MMaDAProcessor
+from .pictures import draw_curve, picture_sheet, side_by_side
 from .recipe import Recipe, build_config, build_dataset, build_lora, build_rewards
-from .rewarding import RewardSet
 from .trainer import UniGRPOTrainer
 
 
@@ -74,8 +75,10 @@ def build_processor(recipe: Recipe) -> Any:
     return MMaDAProcessor.from_pretrained(model_path(recipe.model.path), think_prompt=recipe.model.think_prompt)
 
 
-def evaluate_recipe(recipe: Recipe, model: str | None = None) -> Accuracy:
-    """Held-out accuracy of the recipe's model, or of ``model`` (weights or adapter), on the recipe's held-out rows.
+def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
+    """Held-out accuracy and rewards of the recipe's model, or of ``model`` (weights or adapter), on its held-out rows.
+
+    Pictures that were drawn are left as ``images_evaluated.png`` in the recipe's output folder.
 
     Raises:
         ValueError: the recipe has no ``eval_datasets``.
@@ -95,23 +98,39 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> Accuracy:
         model=loaded.model,
         policy=loaded.policy,
         args=args,
-        rewards=RewardSet(functions=[lambda **_: []]),
+        rewards=reward_set(build_rewards(recipe), None, args.reward_weights),
         algorithms=build_algorithms(args),
         device=loaded.model.device,
+        codec=load_codec(args.image_tokenizer, loaded.policy) if _draws_or_reads(data) else None,
     )
+    if pipe.codec is not None:
+        pipe.codec.to(loaded.model.device)
     rows = [data[index] for index in range(len(data))]
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("answering", total=len(rows))
         samples = held_out_answers(
             pipe, rows, 1, args.per_device_eval_batch_size, lambda done, _: bar.update(task, completed=done)
         )
-    result = measure(samples, recipe.accuracy)
-    Console().print(f"{path}: held-out accuracy {result}")
+    result = measure(pipe, samples, recipe)
+    Console().print(f"{path}: {result}")
+    sheet = picture_sheet(samples, path)
+    if sheet is not None:
+        out = Path(args.output_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        sheet.save(out / "images_evaluated.png")
+        Console().print(f"wrote {out / 'images_evaluated.png'}")
     return result
 
 
+def _draws_or_reads(data: Any) -> bool:
+    return any(task_of(data[index]) != "text" for index in range(len(data)))
+
+
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Train and leave ``metrics.jsonl``, ``summary.json``, ``reward_curve.png`` and the model in ``output_dir``."""
+    """Train and leave ``metrics.jsonl``, ``summary.json``, pictures and the model in ``output_dir``.
+
+    The pictures are ``reward_curve.png`` and, of runs that draw, ``images.png`` with held-out prompts before and after.
+    """
     started = time.perf_counter()
     trainer = build_trainer(recipe)
     out = Path(trainer.args.output_dir)
@@ -120,13 +139,13 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     resume = trainer.args.resume_from_checkpoint
     before = load_before(out) if resume else None
     if before is None and trainer.eval_dataset is not None:
-        before = held_out(trainer, recipe, "before training")
-        save_json(out / "before.json", {"accuracy": asdict(before[0]), "shown": before[1]})
+        before = held_out(trainer, recipe, "before")
+        save_json(out / "before.json", asdict(before))
     train_started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     train_seconds = time.perf_counter() - train_started
     trainer.save_model()
-    after = held_out(trainer, recipe, "after training") if trainer.eval_dataset is not None else None
+    after = held_out(trainer, recipe, "after") if trainer.eval_dataset is not None else None
     summary = {
         "recipe": recipe.source,
         "model": recipe.model.path,
@@ -136,48 +155,110 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         "train_seconds": round(train_seconds, 1),
         "wall_seconds": round(time.perf_counter() - started, 1),
         "versions": versions(),
+        **compare_held_out(before, after),
     }
-    if before is not None and after is not None:
-        summary["held_out_accuracy_before"] = asdict(before[0])
-        summary["held_out_accuracy_after"] = asdict(after[0])
-        summary["gain_points"] = round(100 * (after[0].mean - before[0].mean), 2)
     if not trainer.is_world_process_zero():
         return summary
     save_json(out / "summary.json", summary)
     if before is not None and after is not None:
         show_before_after(before, after)
-    draw_curve(out / "metrics.jsonl", out / "reward_curve.png", summary)
+    side_by_side(out / "images_before.png", out / "images_after.png", out / "images.png")
+    draw_curve(out / "metrics.jsonl", out / "reward_curve.png", curve_title(summary))
     Console().print(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
     return summary
 
 
-Measured = tuple[Accuracy, list[dict[str, str]]]
+@dataclass(slots=True, kw_only=True)
+class HeldOut:
+    """A held-out measurement.
+
+    Attributes:
+        accuracy: over all answers that have a measure, None where none has.
+        tasks: the same by task.
+        rewards: means of the run's rewards, raw and weighted.
+        shown: the first texts that were asked and answered.
+    """
+
+    accuracy: Accuracy | None
+    tasks: dict[str, Accuracy]
+    rewards: dict[str, float]
+    shown: list[dict[str, str]]
+
+    def __str__(self) -> str:
+        if self.accuracy is None:
+            return f"held-out reward {self.rewards['reward']:.3f}"
+        parts = [f"{task} {own}" for task, own in self.tasks.items()] if len(self.tasks) > 1 else []
+        return f"held-out accuracy {self.accuracy}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
-def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> Measured:
-    """Accuracy of answers to the held-out rows at ``eval_temperature``, and the first three of them."""
+def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> HeldOut:
+    """Answers to the held-out rows, measured; pictures are left as ``images_<label>.png``."""
     rows = [trainer.eval_dataset[index] for index in range(len(trainer.eval_dataset))]
-    samples = held_out_answers(trainer.pipeline(), rows, 1, trainer.args.per_device_eval_batch_size)
-    result = measure(samples, recipe.accuracy)
-    shown = [{"prompt": str(s.row["prompt"]), "completion": str(s.answer.completion)} for s in samples[:SHOWN]]
+    pipe = trainer.pipeline()
+    samples = held_out_answers(pipe, rows, 1, trainer.args.per_device_eval_batch_size)
+    result = measure(pipe, samples, recipe)
     if trainer.is_world_process_zero():
-        Console().print(f"held-out accuracy {label}: {result}")
-    return result, shown
+        Console().print(f"{label} training: {result}")
+        sheet = picture_sheet(samples, f"{label} training")
+        if sheet is not None:
+            sheet.save(Path(trainer.args.output_dir) / f"images_{label}.png")
+    return result
 
 
-def measure(samples: list[Sample], accuracy: str) -> Accuracy:
-    """``accuracy(completion, solution)`` over samples, with its interval."""
-    judge = get_reward(accuracy)
-    return bootstrap([bool(judge(sample.answer.completion, sample.row["solution"])) for sample in samples])
+def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe) -> HeldOut:
+    """``accuracy(completion, solution)`` of each task's samples with its interval, and the run's rewards."""
+    outcomes: dict[str, list[bool]] = {}
+    for sample in samples:
+        judge, solution = recipe.accuracy.get(sample.answer.task), sample.row.get("solution")
+        if judge is not None and solution is not None:
+            right = bool(get_reward(judge)(sample.answer.completion, solution))
+            outcomes.setdefault(sample.answer.task, []).append(right)
+    tasks = {task: bootstrap(own) for task, own in sorted(outcomes.items())}
+    everything = [right for own in outcomes.values() for right in own]
+    texts = [sample for sample in samples if isinstance(sample.answer.completion, str)]
+    summary = reward_summary(pipe, samples, "")
+    return HeldOut(
+        accuracy=bootstrap(everything) if everything else None,
+        tasks=tasks,
+        rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward")},
+        shown=[{"prompt": str(s.row["prompt"]), "completion": str(s.answer.completion)} for s in texts[:SHOWN]],
+    )
 
 
-def load_before(out: Path) -> Measured | None:
+def compare_held_out(before: HeldOut | None, after: HeldOut | None) -> dict[str, Any]:
+    """The summary's entries on held-out rows; gains are in percentage points."""
+    if before is None or after is None:
+        return {}
+    out: dict[str, Any] = {"held_out_rewards_before": before.rewards, "held_out_rewards_after": after.rewards}
+    if before.accuracy is None or after.accuracy is None:
+        return out
+    out["held_out_accuracy_before"], out["held_out_accuracy_after"] = asdict(before.accuracy), asdict(after.accuracy)
+    out["gain_points"] = _points(before.accuracy, after.accuracy)
+    if len(before.tasks) > 1:
+        out["tasks"] = {
+            task: {
+                "before": asdict(own),
+                "after": asdict(after.tasks[task]),
+                "gain_points": _points(own, after.tasks[task]),
+            }
+            for task, own in before.tasks.items()
+        }
+    return out
+
+
+def _points(before: Accuracy, after: Accuracy) -> float:
+    return round(100 * (after.mean - before.mean), 2)
+
+
+def load_before(out: Path) -> HeldOut | None:
     """The measurement of an interrupted run, so that a resumed one compares with the same start."""
     path = out / "before.json"
     if not path.exists():
         return None
     data = json.loads(path.read_text())
-    return Accuracy(**data["accuracy"]), data["shown"]
+    accuracy = Accuracy(**data["accuracy"]) if data["accuracy"] else None
+    tasks = {task: Accuracy(**own) for task, own in data["tasks"].items()}
+    return HeldOut(accuracy=accuracy, tasks=tasks, rewards=data["rewards"], shown=data["shown"])
 
 
 def versions() -> dict[str, str]:
@@ -191,47 +272,27 @@ def save_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n")
 
 
-def show_before_after(before: Measured, after: Measured) -> None:
-    """Three held-out problems with the answers before and after training."""
-    view = Table(title=f"held-out accuracy {before[0]}  →  {after[0]}", show_lines=True)
+def show_before_after(before: HeldOut, after: HeldOut) -> None:
+    """Three held-out texts with the answers before and after training; without texts, one line."""
+    title = f"{before}  →  {after}"
+    if not before.shown:
+        Console().print(title)
+        return
+    view = Table(title=title, show_lines=True)
     for name in ("prompt", "before", "after"):
         view.add_column(name)
-    for old, new in zip(before[1], after[1], strict=True):
+    for old, new in zip(before.shown, after.shown, strict=True):
         view.add_row(Text(old["prompt"]), Text(old["completion"]), Text(new["completion"]))
     Console().print(view)
 
 
-def draw_curve(metrics: Path, picture: Path, summary: dict[str, Any]) -> None:
-    """Reward over optimizer steps as PNG; without matplotlib, a line that says how to get it."""
-    try:
-        import matplotlib
-    except ImportError:
-        Console().print("reward_curve.png was not drawn: pip install 'unigrpo[plots]'")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    points = [(record["step"], record["reward"]) for record in records if record.get("reward") is not None]
-    if not points:
-        return
-    steps, rewards = zip(*points, strict=True)
-    window = max(len(rewards) // 15, 1)
-    smooth = [
-        sum(rewards[max(0, i - window) : i + 1]) / len(rewards[max(0, i - window) : i + 1])
-        for i in range(len(rewards))
-    ]
-    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axis.plot(steps, rewards, color="tab:blue", alpha=0.3, label="mean reward of a rollout")
-    axis.plot(steps, smooth, color="tab:blue", label=f"running mean of {window + 1}")
-    axis.set_xlabel("optimizer step")
-    axis.set_ylabel("reward")
+def curve_title(summary: dict[str, Any]) -> str:
+    """Recipe, seed and what was gained."""
     title = f"{Path(summary['recipe']).stem}, seed {summary['seed']}"
+    if "tasks" in summary:
+        gains = (f"{task} {own['gain_points']:+.0f}" for task, own in summary["tasks"].items())
+        return f"{title}: held-out points {', '.join(gains)}"
     if "gain_points" in summary:
         old, new = summary["held_out_accuracy_before"]["mean"], summary["held_out_accuracy_after"]["mean"]
-        title += f": held-out accuracy {100 * old:.0f} % → {100 * new:.0f} %"
-    axis.set_title(title)
-    axis.legend(loc="lower right")
-    axis.grid(alpha=0.3)
-    figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
+        return f"{title}: held-out accuracy {100 * old:.0f} % → {100 * new:.0f} %"
+    return title

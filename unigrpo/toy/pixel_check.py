@@ -5,10 +5,8 @@ The rules know the palette's names and values but no geometry of the renderer; t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,14 +74,10 @@ def matches(image: Image.Image, colour: str, shape: str) -> bool:
     return (seen.colour, seen.shape) == (colour, shape)
 
 
-def shape_and_colour(image: Image.Image, row: Mapping[str, Any]) -> bool:
-    """Accuracy of a text-to-image answer: colour and shape of the dataset ``row``; size and position do not count."""
-    return matches(image, row["colour"], row["shape"])
-
-
-def position_matches(image: Image.Image, row: Mapping[str, Any]) -> bool:
-    """Does the picture show a shape, of any kind, at the position of the dataset ``row``?"""
-    return inspect(image).position == row["position"]
+def right_picture(image: Image.Image, solution: str) -> bool:
+    """Does the picture show what a row's ``solution`` says, ``"red circle left"``: colour, shape and position?"""
+    seen = inspect(image)
+    return [seen.colour, seen.shape, seen.position] == solution.split()
 
 
 def _nearest_colour(value: NDArray[np.floating]) -> str | None:

@@ -155,14 +155,19 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
         seed: decides the order.
 
     Returns:
-        dictionaries with ``prompt`` (the full caption), ``task`` (``"t2i"``), and ``size``, ``colour``, ``shape``,
-        ``position``.
+        dictionaries with ``prompt`` (the full caption), ``task`` (``"t2i"``), ``solution`` (colour, shape and position in
+        words, what a picture must show to be right), and ``size``, ``colour``, ``shape``, ``position``.
     """
     members = specs(split)
     endless = _shuffled_forever(members, random.Random(f"problems/{split}/{seed}"))
     count = len(members) if n is None else n
     return [
-        {"prompt": caption(spec), "task": "t2i", **asdict(spec)}
+        {
+            "prompt": caption(spec),
+            "task": "t2i",
+            "solution": f"{spec.colour} {spec.shape} {spec.position}",
+            **asdict(spec),
+        }
         for _, spec in zip(range(count), endless, strict=False)
     ]
 

@@ -1,0 +1,208 @@
+"""What the scorers of an image with a text have in common: pairs, batches, devices, counters."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .text import completion_text
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+MAX_TEXT = 10_000
+"""Characters of a text that are tokenized, counted from its start; every window ends long before."""
+
+
+class Pair(NamedTuple):
+    """What is scored of a row."""
+
+    image: Any
+    text: str
+
+
+class Scorer(Protocol):
+    """A loaded model. ``window``: tokens of a text that it reads, special tokens included."""
+
+    window: int
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """One RGB image as the model's input, ``[3, height, width]`` fp32 on the CPU."""
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Tokens of each text without truncation, special tokens included."""
+
+    def score(self, pixels: Tensor, texts: list[str]) -> Tensor:
+        """Scores ``[B]`` fp32 of ``pixels`` ``[B, 3, height, width]`` with one text each."""
+
+    def to(self, device: torch.device) -> None:
+        """Moves the model."""
+
+
+class ImageTextReward(ABC):
+    """A reward for an image and a text, in either direction.
+
+    Text to image: the completion is a PIL image, its text the column ``reward_prompt`` or else the prompt. Captions:
+    the completion is text, its image the first of the row's ``images``. Other rows are None.
+
+    The model is loaded by the first call that has something to score.
+
+    Args:
+        batch_size: pairs in one forward.
+        device: where the model is, e.g. ``"cpu"`` or ``"cuda:1"``. None is CUDA if there is any.
+        dtype: of the model: ``"float32"``, ``"float16"`` or ``"bfloat16"``. The last step is always fp32.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+
+    __name__ = "image_text"
+    model: str
+    """Hub id or path of what is loaded."""
+
+    def __init__(self, *, batch_size: int, device: str | torch.device | None, dtype: str) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
+        try:
+            self._device = None if device is None else torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
+        self.batch_size, self.dtype = batch_size, dtype
+        self._scorer: Scorer | None = None
+        self._warned: set[str] = set()
+
+    @abstractmethod
+    def _load(self) -> Scorer:
+        """The scorer, on the CPU."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores are computed."""
+        return self._device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def to(self, device: str | torch.device) -> ImageTextReward:
+        """Moves the model, if it is loaded, and everything that is scored from now on."""
+        self._device = torch.device(device)
+        if self._scorer is not None:
+            self._scorer.to(self._device)
+        return self
+
+    def __call__(
+        self,
+        prompts: list,
+        completions: list,
+        images: list | None = None,
+        reward_prompt: list | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **_: Any,
+    ) -> list[float | None]:
+        """One score a row; None where the row is no image with a text, or its image cannot be processed.
+
+        Where there is anything to score, ``log_metric`` receives ``<name>/truncated_frac``, the share of the texts
+        that are longer than the window of the text encoder, and ``<name>/failed``, the rows without a score.
+        """
+        nothing = [None] * len(completions)
+        images = nothing if images is None else images
+        reward_prompt = nothing if reward_prompt is None else reward_prompt
+        rows = list(zip(prompts, completions, images, reward_prompt, strict=True))
+        pairs = {index: pair for index, row in enumerate(rows) if (pair := pair_of(*row)) is not None}
+        if not pairs:
+            return nothing
+        if self._scorer is None:
+            self._scorer = self._loaded()
+        scores = dict.fromkeys(pairs) | self._score(pairs)
+        truncated = self._truncated_frac([pair.text for pair in pairs.values()])
+        if log_metric is not None:
+            log_metric(f"{self.__name__}/truncated_frac", truncated)
+            log_metric(f"{self.__name__}/failed", float(sum(score is None for score in scores.values())))
+        return [scores.get(index) for index in range(len(completions))]
+
+    def _loaded(self) -> Scorer:
+        # Building a model draws initial weights; the run's random numbers must not depend on when that happens.
+        with torch.random.fork_rng(devices=[]):
+            try:
+                scorer = self._load()
+            except OSError as error:
+                raise OSError(
+                    f"{self.__name__}: model={self.model!r} cannot be loaded. Without a way to the hub, give a folder "
+                    f"with its files. ({error})"
+                ) from error
+        scorer.to(self.device)
+        return scorer
+
+    def _score(self, pairs: dict[int, Pair]) -> dict[int, float]:
+        """Row -> score; rows that fail are left out."""
+        scores: dict[int, float] = {}
+        indices = list(pairs)
+        for start in range(0, len(indices), self.batch_size):
+            pixels = {i: self._pixels(pairs[i].image) for i in indices[start : start + self.batch_size]}
+            pixels = {index: tensor for index, tensor in pixels.items() if tensor is not None}
+            if not pixels:
+                continue
+            # A caller's autocast would change the scores.
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                batch = torch.stack(list(pixels.values())).to(self.device)
+                values = self._scorer.score(batch, [pairs[index].text for index in pixels]).tolist()
+            scores |= {i: value for i, value in zip(pixels, values, strict=True) if math.isfinite(value)}
+            if not all(map(math.isfinite, values)):
+                self._warn("overflow", f"a score is not finite with dtype {self.dtype!r}; such rows get None")
+        return scores
+
+    def _pixels(self, image: Any) -> Tensor | None:
+        try:
+            return self._scorer.pixels(image)
+        except Exception as error:  # Images come from a policy or a dataset, and one of them must not end a run.
+            self._warn("failed", f"an image cannot be processed ({type(error).__name__}: {error}); such rows get None")
+            return None
+
+    def _truncated_frac(self, texts: list[str]) -> float:
+        counts = self._scorer.count_tokens(texts)
+        window = self._scorer.window
+        if max(counts) > window:
+            self._warn(
+                "truncated",
+                f"a text has {max(counts)} tokens and only the first {window} count. A column `reward_prompt` can "
+                "hold a shorter text.",
+            )
+        return sum(count > window for count in counts) / len(counts)
+
+    def _warn(self, kind: str, message: str) -> None:
+        """Once a kind; the metrics count the rest."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f"{self.__name__}: {message}", stacklevel=2)
+
+
+def pair_of(prompt: Any, completion: Any, images: Any, reward_prompt: Any) -> Pair | None:
+    """The image and the text of one row, or None where it has not got both."""
+    if isinstance(completion, Image.Image):
+        text = user_text(prompt if reward_prompt is None else reward_prompt)
+        return None if text is None else Pair(completion, text[:MAX_TEXT])
+    text = completion_text(completion)
+    if isinstance(images, list | tuple):
+        images = images[0] if images else None
+    return None if text is None or images is None else Pair(images, text[:MAX_TEXT])
+
+
+def user_text(prompt: Any) -> str | None:
+    """Text of a prompt: a string, or what the user says in a list of messages. None where there is no such text."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list | tuple):
+        return None
+    said: list[str] = []
+    for message in prompt:
+        if isinstance(message, Mapping) and message.get("role") == "user":
+            content = message.get("content")
+            parts = [{"text": content}] if isinstance(content, str) else content or []
+            said += [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    return "\n".join(said) if said else None

@@ -1,0 +1,124 @@
+"""ImageReward: how much people would like an image for a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from ._image_text import DTYPES, ImageTextReward, Scorer
+from ._imagereward_model import ImageRewardModel, load_image_reward
+
+
+WEIGHTS, CONFIG = "ImageReward.pt", "med_config.json"
+
+WINDOW = 35
+"""Tokens of a text, ``[CLS]`` and ``[SEP]`` included."""
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageReward(ImageTextReward):
+    """Score of ImageReward, normalised by its own constants; any number, mostly in -2 to 2.
+
+    Args:
+        model: hub id, or a folder with ``ImageReward.pt`` and ``med_config.json``.
+        tokenizer: hub id or folder of BERT's uncased tokenizer.
+        vision_heads: attention heads of the image tower, which nothing in the files says.
+        batch_size, device, dtype: see ``ImageTextReward``. Only float32 is compared with the original.
+        revision: commit, tag or branch of ``model`` on the hub.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    __name__ = "image_reward"
+
+    def __init__(
+        self,
+        model: str = "THUDM/ImageReward",
+        *,
+        tokenizer: str = "bert-base-uncased",
+        vision_heads: int = 16,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> None:
+        super().__init__(batch_size=batch_size, device=device, dtype=dtype)
+        if isinstance(vision_heads, bool) or not isinstance(vision_heads, int) or vision_heads < 1:
+            raise ValueError(f"vision_heads must be a whole number of at least 1, got {vision_heads!r}")
+        self.model, self.tokenizer, self.vision_heads, self.revision = str(model), tokenizer, vision_heads, revision
+
+    def _load(self) -> Scorer:
+        folder = Path(self.model)
+        if folder.is_dir():
+            files = folder / WEIGHTS, folder / CONFIG
+            for file in files:
+                if not file.is_file():
+                    raise ValueError(f"the folder {self.model!r} has no {file.name}, and needs {WEIGHTS} and {CONFIG}")
+        else:
+            files = tuple(hf_hub_download(self.model, name, revision=self.revision) for name in (WEIGHTS, CONFIG))
+        model = load_image_reward(*files, self.vision_heads).set_dtype(DTYPES[self.dtype])
+        return ImageRewardScorer(model, AutoTokenizer.from_pretrained(self.tokenizer))
+
+
+class ImageRewardScorer:
+    """The model with its tokenizer."""
+
+    window = WINDOW
+
+    def __init__(self, model: ImageRewardModel, tokenizer: Any) -> None:
+        vocabulary = model.text_encoder.config.vocab_size
+        if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None or len(tokenizer) > vocabulary:
+            raise ValueError(
+                f"tokenizer={tokenizer.name_or_path!r} must be BERT's, with [CLS] and [SEP] and at most {vocabulary} "
+                f"tokens; it has {len(tokenizer)}"
+            )
+        self._model, self._tokenizer = model, tokenizer
+        self._size = model.vision_model.config.image_size
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        return preprocess(image, self._size)
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        return [
+            len(ids) for ids in self._tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
+        ]
+
+    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Ids and attention mask, ``[B, 35]``: padded, because the published scores are."""
+        tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=WINDOW, return_tensors="pt")
+        return tokens["input_ids"], tokens["attention_mask"]
+
+    def score(self, pixels: Tensor, texts: list[str]) -> Tensor:
+        return self._model(pixels, *(tensor.to(pixels.device) for tensor in self.tokens(texts)))
+
+    def to(self, device: torch.device) -> None:
+        self._model.to(device)
+
+
+def preprocess(image: Image.Image, size: int) -> Tensor:
+    """The middle of an image, ``[3, size, size]`` fp32: shorter side to ``size``, crop, RGB, CLIP's mean and std.
+
+    Lengths and margins round as in torchvision, which ImageReward was trained with. transformers' processor rounds
+    odd margins down instead and is then one pixel off.
+    """
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    if short != size:
+        long = int(size * long / short)
+        width, height = (size, long) if width <= height else (long, size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image.crop((left, top, left + size, top + size)).convert("RGB")
+    values = np.asarray(image, dtype=np.float32) / np.float32(255)
+    values = (values - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
