@@ -130,7 +130,6 @@ def test_defaults():
         "learning_rate": None,
         "steps_per_generation": 1,
         "generation_batch_size": 8,
-        
     }
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.for_task("text").epsilon_high == 0.2

@@ -95,12 +95,49 @@ def shifted():
     return model.eval(), ShiftedPolicy(plain.config, policy.processor), rows
 
 
+def mmada_reading_images():
+    """Every row asks about its own 16 codes."""
+    model, policy, rows = mmada()
+    codes = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(1))
+    return model, policy, [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
+
+
 FAMILIES = [mmada, mmada_attending_padding, llada, bert, shifted]
 
 
 @pytest.mark.parametrize("build", FAMILIES)
 def test_policy_conforms(build):
     conformance.check_policy(*build())
+
+
+@pytest.mark.smoke
+def test_policy_conforms_when_it_reads_images():
+    conformance.check_policy(*mmada_reading_images(), task="mmu")
+
+
+@pytest.mark.smoke
+def test_policy_conforms_when_it_makes_images():
+    """Captions are padded with their own id, and both samplers record the likelihood."""
+    model, policy, rows = mmada()
+    padding = model.config.special_token_ids["ipad"]
+    assert padding != policy.pad_token_id
+    conformance.check_policy(model, policy, rows, "t2i", padding)
+
+
+def test_the_image_that_is_asked_about_counts():
+    """Every code of the image reaches the scores of the answer, and the codes of other rows do not."""
+    model, policy, rows = mmada_reading_images()
+    rollout = conformance.check_rollout(model, policy, rows, "mmu")
+    canvas, (hidden, target) = rollout.canvas, conformance.some_hidden(rollout)
+    expected = conformance.score(model, policy, canvas, hidden, target)
+    offset = model.config.image_token_offset
+    first = canvas.ids[0] >= offset
+    assert int(first.sum()) == 16
+    for place in first.nonzero().flatten().tolist():
+        ids = canvas.ids.clone()
+        ids[0, place] = offset + (ids[0, place] - offset + 1) % 64
+        moved = (conformance.score(model, policy, replace(canvas, ids=ids), hidden, target) - expected).abs().amax(1)
+        assert moved[0] > 1e-5 and not moved[1:].any()
 
 
 def test_a_shifted_model_is_the_same_policy_as_the_unshifted_one():
@@ -172,6 +209,27 @@ def test_the_suite_rejects_broken_policies(broken):
         return
     with pytest.raises(AssertionError):
         conformance.check_policy(model, wrong, rows)
+
+
+class ForgetsTheMask(MMaDAPolicy):
+    """Attends the padding before a caption."""
+
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        inputs = super().inputs(canvas, hidden, noisy_ids)
+        return {**inputs, "attention_mask": torch.ones_like(canvas.attention_mask)}
+
+
+class HidesTheImageToMake(MMaDAPolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        return super().inputs(canvas, canvas.fill_mask, noisy_ids)
+
+
+@pytest.mark.parametrize("broken", [ForgetsTheMask, HidesTheImageToMake])
+def test_the_suite_rejects_broken_policies_of_images(broken):
+    model, policy, rows = mmada()
+    wrong = broken(model.config, policy.processor)
+    with pytest.raises(AssertionError):
+        conformance.check_policy(model, wrong, rows, "t2i", model.config.special_token_ids["ipad"])
 
 
 # ---- names ----

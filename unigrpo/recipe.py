@@ -79,8 +79,8 @@ class DatasetSpec:
     """``path`` is a hub id, a ``.jsonl``/``.json``/``.parquet`` file, a ``.txt`` file of one prompt a line or
     ``builtin:NAME``.
 
-    ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows, ``image_transform`` is how pictures get the
-    model's size: ``squash``, ``crop`` or ``pad``.
+    ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows, ``prompt`` is one prompt for all rows,
+    ``image_transform`` is how pictures get the model's size: ``squash``, ``crop`` or ``pad``.
     """
 
     path: str
@@ -89,6 +89,7 @@ class DatasetSpec:
     task: str | None = None
     column_map: dict[str, str] = field(default_factory=dict)
     limit: int | None = None
+    prompt: str | None = None
     image_transform: str | None = None
 
 
@@ -385,7 +386,7 @@ def _rename(rows: Any, spec: DatasetSpec) -> Any:
             if ours in rows.column_names:
                 rows = rows.remove_columns(ours)
             rows = rows.rename_column(theirs, ours)
-    for name, value in (("task", spec.task), ("image_transform", spec.image_transform)):
+    for name, value in (("task", spec.task), ("prompt", spec.prompt), ("image_transform", spec.image_transform)):
         if value is not None:
             rows = rows.remove_columns(name) if name in rows.column_names else rows
             rows = rows.add_column(name, [value] * len(rows))
