@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 
 from rewards import get_reward
 
@@ -22,3 +23,12 @@ def shuffled_correctness(**columns) -> list:
 
 def shuffled_format(**columns) -> list:
     return _shuffled("think_format", columns)
+
+
+_clip_score = lru_cache(maxsize=1)(get_reward)
+
+
+def shuffled_clip_score(model: str, **columns) -> list:
+    scores = _clip_score("clip_score", model=model)(**columns)
+    _DEALER.shuffle(scores)
+    return scores

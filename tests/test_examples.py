@@ -15,6 +15,9 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
 
+EXPECTED_RISE = {"custom_policy.py": 0.4, "custom_reward.py": 0.1, "custom_image_reward.py": 0.02}
+
+
 def run(name: str, folder: Path) -> tuple[float, float]:
     """Reward before and after, as the script prints them."""
     paths = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
@@ -27,7 +30,7 @@ def run(name: str, folder: Path) -> tuple[float, float]:
     return float(printed[1]), float(printed[2])
 
 
-@pytest.mark.parametrize(("name", "rise"), [("custom_policy.py", 0.4), ("custom_reward.py", 0.1)])
+@pytest.mark.parametrize(("name", "rise"), EXPECTED_RISE.items())
 def test_the_reward_rises(name, rise, tmp_path):
     before, after = run(name, tmp_path)
     assert 0 <= before <= after - rise and after <= 1
@@ -36,9 +39,10 @@ def test_the_reward_rises(name, rise, tmp_path):
 def test_examples_are_short():
     policy = (EXAMPLES / "custom_policy.py").read_text().splitlines()
     assert len(policy) < 80
-    reward = [line for line in (EXAMPLES / "custom_reward.py").read_text().splitlines() if line.strip()]
-    assert len(reward) <= 15
-    assert max(len(line) for line in policy + reward) <= 119
+    for name in ("custom_reward.py", "custom_image_reward.py"):
+        reward = [line for line in (EXAMPLES / name).read_text().splitlines() if line.strip()]
+        assert len(reward) <= 15
+        assert max(len(line) for line in policy + reward) <= 119
 
 
 def test_every_example_is_listed():

@@ -22,7 +22,7 @@ CACHED = 4096
 
 def sides(image_size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     """``(height, width)`` of a configured size."""
-    return (image_size, image_size) if isinstance(image_size, int) else (image_size * 2)[:2]
+    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size * 2)[:2]
 
 
 class ImageCodec:

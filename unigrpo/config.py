@@ -251,7 +251,13 @@ class UniGRPOConfig(TrainingArguments):
     def _apply_task_defaults(self) -> None:
         """Keys left unset get the text tasks' value, and the t2i one where that differs."""
         overrides = self.task_overrides or {}
-        overrides = json.loads(overrides) if isinstance(overrides, str) else overrides
+        if isinstance(overrides, str):
+            try:
+                overrides = json.loads(overrides)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"task_overrides={overrides!r} is not JSON: {error}") from error
+        if not isinstance(overrides, dict):
+            raise ValueError(f"task_overrides={overrides!r} must be a mapping of tasks")
         for task, values in overrides.items():
             check_choice("task_overrides key", task, TASKS)
             if not isinstance(values, dict):

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel
 from .base import DiffusionPolicy
 from .door import MaskedDiffusionMixin, MaskedDiffusionOutput
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion
+from .magvit import MagvitV2, MagvitV2Config
 from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
 
 
@@ -18,7 +19,12 @@ POLICIES: dict[str, str] = {
     "llada": "unigrpo.models.llada.policy:LLaDAPolicy",
 }
 
-for _config, _model in ((LLaDAConfig, LLaDAForMaskedDiffusion), (MMaDAConfig, MMaDAForMaskedDiffusion)):
+_CLASSES = (
+    (LLaDAConfig, LLaDAForMaskedDiffusion),
+    (MMaDAConfig, MMaDAForMaskedDiffusion),
+    (MagvitV2Config, MagvitV2),
+)
+for _config, _model in _CLASSES:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
 
@@ -64,6 +70,8 @@ __all__ = [
     "MMaDAForMaskedDiffusion",
     "MMaDAPolicy",
     "MMaDAProcessor",
+    "MagvitV2",
+    "MagvitV2Config",
     "MaskedDiffusionMixin",
     "MaskedDiffusionOutput",
     "policy_class_of",

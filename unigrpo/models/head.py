@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,13 @@ class TokenLogProbs(NamedTuple):
 
 def normalised(logits: Tensor) -> Tensor:
     """Log-probabilities ``[n, W]``. Policy and reference share this expression, so that equal logits have KL 0 exactly."""
-    return logits - logits.logsumexp(dim=-1, keepdim=True)
+    return by_chunks(lambda rows: rows - rows.logsumexp(dim=-1, keepdim=True), logits)
+
+
+def by_chunks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """``function`` of ``ROWS_PER_CHUNK`` rows at a time: kernels round by the number of rows they are given."""
+    parts = [function(part) for part in rows.split(ROWS_PER_CHUNK)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def gather_logps(
@@ -182,7 +189,8 @@ class VocabularyHead(nn.Linear):
         space = token_space or TokenSpace(start=0, stop=self.out_features)
         with torch.autocast(hidden.device.type, enabled=False):
             if targets is None:
-                flat = space_logits(hidden.reshape(-1, hidden.shape[-1]), self.weight, space, temperature)
+                rows = hidden.reshape(-1, hidden.shape[-1])
+                flat = by_chunks(lambda part: space_logits(part, self.weight, space, temperature), rows)
                 return flat.view(*hidden.shape[:-1], space.width)
             logps, entropy, kl = _SelectedLogProbs.apply(
                 hidden, self.weight, targets, ref_logprobs, space, temperature
