@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from unigrpo import load_policy
 from unigrpo.cli import main
+from unigrpo.recipe import Recipe, load_recipe
 
+from .rewards.tiny_scorers import save_clip, save_image_reward
+from .test_magvit import tiny_tokenizer
 from .tiny import prompts, tiny_model, tiny_processor
 
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 SMALL = [
     "model.dtype=float32",
@@ -32,6 +38,17 @@ SMALL = [
 ]
 
 
+SIZES = {
+    "image_size": 32,
+    "max_completion_length": 12,
+    "steps": 4,
+    "eval_denoising_steps": 3,
+    "block_length": 6,
+    "max_prompt_length": 80,
+}
+"""What is made small wherever a recipe sets it, in a task's overrides too."""
+
+
 def write_gsm8k(path: Path, rows: int) -> None:
     """Rows in the exact schema of openai/gsm8k: question, answer with the worked solution and '#### integer'."""
     records = [
@@ -41,7 +58,81 @@ def write_gsm8k(path: Path, rows: int) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-FIXTURES = {"openai/gsm8k": write_gsm8k}
+def picture(seed: int) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def write_parquet(path: Path, columns: dict[str, list]) -> None:
+    """A file as the hub holds it: pictures are bytes under an Image feature."""
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    images = [picture(seed) for seed in range(len(next(iter(columns.values()))))]
+    Dataset.from_dict({"image": images, **columns}).cast_column("image", ImageFeature()).to_parquet(path)
+
+
+def write_geoqa(path: Path, rows: int) -> None:
+    """The schema of leonardPKU/GEOQA_R1V_Train_8K: image, problem, solution in answer tags."""
+    solutions = ["145°", "8", "2.5", "4"]
+    columns = {"problem": [row["prompt"] for row in prompts(rows)]}
+    columns["solution"] = [f"<answer> {solutions[i % 4]} </answer>" for i in range(rows)]
+    write_parquet(path, columns)
+
+
+def write_clevr(path: Path, rows: int) -> None:
+    """The schema of leonardPKU/clevr_cogen_a_train: image, problem, solution in answer tags."""
+    problems = [row["prompt"] for row in prompts(rows)]
+    write_parquet(path, {"problem": problems, "solution": [f"<answer> {i + 3} </answer>" for i in range(rows)]})
+
+
+def write_flickr(path: Path, rows: int) -> None:
+    """The schema of lmms-lab/flickr30k: image, five captions, ids and a file name."""
+    names = [str(1000 + i) for i in range(rows)]
+    columns = {"caption": [[f"caption {i} of {name}" for i in range(5)] for name in names]}
+    columns |= {"sentids": [[name] * 5 for name in names], "img_id": names}
+    write_parquet(path, {**columns, "filename": [f"{name}.jpg" for name in names]})
+
+
+FIXTURES = {
+    "openai/gsm8k": (write_gsm8k, "jsonl"),
+    "leonardPKU/GEOQA_R1V_Train_8K": (write_geoqa, "parquet"),
+    "leonardPKU/clevr_cogen_a_train": (write_clevr, "parquet"),
+    "lmms-lab/flickr30k": (write_flickr, "parquet"),
+}
+
+
+def replaced_data(recipe: Recipe, folder: Path, limits: dict[str, int]) -> list[str]:
+    """Overrides that point the recipe's hub datasets to files in their schema, and limit all of them."""
+    changes = []
+    for section, limit in limits.items():
+        for index, spec in enumerate(getattr(recipe, section)):
+            changes.append(f"{section}.{index}.limit={limit}")
+            if spec.path in FIXTURES:
+                write, suffix = FIXTURES[spec.path]
+                write(folder / f"{section}-{index}.{suffix}", 4)
+                changes.append(f"{section}.{index}.path={folder / f'{section}-{index}.{suffix}'}")
+    return changes
+
+
+def replaced_models(recipe: Recipe, tiny: dict[str, Path]) -> list[str]:
+    """Overrides that put tiny models into the recipe: the policy, the image tokenizer, the scorers."""
+    changes = [f"model.path={tiny['policy']}", f"image_tokenizer={tiny['tokenizer']}"]
+    for index, reward in enumerate(recipe.rewards):
+        if reward.name == "clip_score":
+            changes.append(f"rewards.{index}.args.model={tiny['clip']}")
+        if reward.name == "image_reward":
+            options = {"model": tiny["image_reward"], "tokenizer": tiny["image_reward"] / "bert", "vision_heads": 3}
+            changes += [f"rewards.{index}.args.{key}={value}" for key, value in options.items()]
+    return changes
+
+
+def replaced_sizes(recipe: Recipe) -> list[str]:
+    """Overrides that make small what the recipe, or a task in it, sets."""
+    changes = [f"{key}={value}" for key, value in SIZES.items() if key in recipe.config]
+    for task, values in recipe.config.get("task_overrides", {}).items():
+        changes += [f"task_overrides.{task}.{key}={value}" for key, value in SIZES.items() if key in values]
+    return changes
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +141,16 @@ def tiny_path(tmp_path_factory) -> Path:
     tiny_model().save_pretrained(path)
     tiny_processor().save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tiny_path, tmp_path_factory) -> dict[str, Path]:
+    """Folders of a tiny policy, image tokenizer, CLIP and ImageReward."""
+    folder = tmp_path_factory.mktemp("tiny_models")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    save_clip(folder / "clip")
+    save_image_reward(folder / "image_reward")
+    return {"policy": tiny_path, **{name: folder / name for name in ("tokenizer", "clip", "image_reward")}}
 
 
 @pytest.fixture
@@ -123,7 +224,8 @@ def test_check_finds_mistakes_and_unreachable_ids(tiny_recipe, capsys):
     assert "model nobody/no-such-model: not reachable, not checked" in capsys.readouterr().out
     assert main(["check", str(tiny_recipe), "model.path=./no-such-folder", "--offline"]) == 1
     assert "does not exist" in capsys.readouterr().out
-    assert main(["check", str(RECIPES[-1]), "datasets.0.split=validation", "--offline"]) == 1
+    quickstart = str(ROOT / "recipes" / "quickstart.yaml")
+    assert main(["check", quickstart, "datasets.0.split=validation", "--offline"]) == 1
     assert "split='validation': choose one of" in capsys.readouterr().out
 
 
@@ -138,6 +240,20 @@ def test_gold_answers_that_do_not_score_are_found(tiny_recipe, tmp_path, capsys)
     wrong.write_text(json.dumps({"question": "w1", "answer": "no number at all"}) + "\n")
     assert main(["check", str(tiny_recipe), f"datasets.0.path={wrong}"]) == 1
     assert "scores no gold answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sampler=emrge", "emrge"),
+        ("image_tokenizer=./no-such-folder", "image_tokenizer './no-such-folder' does not exist"),
+        ("rewards=[{name: clip_score, args: {modl: x}}]", "args of 'clip_score': "),
+        ("rewards=[{name: clip_score, args: {model: 'builtin:none'}}]", "'builtin:none' is unknown"),
+    ],
+)
+def test_check_finds_what_a_run_would_stumble_over(tiny_recipe, change, message, capsys):
+    assert main(["check", str(tiny_recipe), "use_cpu=true", change]) == 1
+    assert message in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -164,7 +280,8 @@ def test_help_names_every_command(capsys):
         assert command in shown
 
 
-def test_shipped_recipes_are_clean(capsys):
+def test_shipped_recipes_are_clean(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)  # Recipes name prompt files from the root of the repository.
     assert main(["check", "--offline", *map(str, RECIPES)]) == 0
     shown = capsys.readouterr().out
     assert shown.count(": ok") == len(RECIPES) >= 2
@@ -172,21 +289,30 @@ def test_shipped_recipes_are_clean(capsys):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_shipped_recipes_run_two_steps(file, tiny_path, tmp_path):
-    from unigrpo.recipe import load_recipe
-
-    shipped = load_recipe(str(file))
-    changes = [*SMALL, f"model.path={tiny_path}", f"output_dir={tmp_path / 'out'}"]
-    for section, specs in (("datasets", shipped.datasets), ("eval_datasets", shipped.eval_datasets)):
-        for index, spec in enumerate(specs):
-            changes.append(f"{section}.{index}.limit=4")
-            if spec.path in FIXTURES:
-                fixture = tmp_path / f"{section}-{index}.jsonl"
-                FIXTURES[spec.path](fixture, 4)
-                changes.append(f"{section}.{index}.path={fixture}")
-    if shipped.lora:
-        changes.append("lora.r=4")
-    assert main(["train", str(file), *changes]) == 0
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path, monkeypatch):
+    """With only model, data and sizes replaced; every dataset has its prompt in the window."""
+    monkeypatch.chdir(ROOT)
+    shipped, out = load_recipe(str(file)), tmp_path / "out"
+    tasks = {spec.task for spec in shipped.datasets}
+    prompts_a_window = max(2, len(shipped.datasets))
+    small = [*SMALL, "image_size=32", f"per_device_train_batch_size={4 * prompts_a_window}", f"output_dir={out}"]
+    limits = {"datasets": prompts_a_window // len(shipped.datasets), "eval_datasets": 2}
+    data, models = replaced_data(shipped, tmp_path, limits), replaced_models(shipped, tiny_models)
+    lora = ["lora.r=4"] if shipped.lora else []
+    assert main(["train", str(file), *small, *replaced_sizes(shipped), *data, *models, *lora]) == 0
+    summary = json.loads((out / "summary.json").read_text())
     assert summary["optimizer_steps"] == 2 and summary["lora"] == bool(shipped.lora)
-    assert summary["held_out_accuracy_after"]["count"] == 4
+    assert summary["held_out_rewards_after"].keys() == summary["held_out_rewards_before"].keys() >= {"reward"}
+    measured = [spec.task for spec in shipped.eval_datasets if spec.task in shipped.accuracy and spec.prompt is None]
+    assert ("held_out_accuracy_after" in summary) == bool(measured)
+    if measured:
+        assert summary["held_out_accuracy_after"]["count"] == 2 * len(measured)
+    if len(set(measured)) > 1:
+        assert {task: own["after"]["count"] for task, own in summary["tasks"].items()} == dict.fromkeys(measured, 2)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    if len(tasks) > 1:
+        assert {name for line in lines for name in line if name.startswith("reward/")} == {
+            f"reward/{t}" for t in tasks
+        }
+    sheets = ("images_before.png", "images_after.png", "images.png")
+    assert all((out / name).exists() == ("t2i" in tasks) for name in sheets)

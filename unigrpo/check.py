@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from .algorithms import build_algorithms
 from .data import check_dataset, task_of
 from .generation import BUILTIN, model_path
 from .recipe import (
@@ -44,11 +45,14 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
         ValueError: anything that would fail later: a bad value, an unknown name, gold answers that do not score 1.0, a
             hub id that cannot be reached without ``offline``.
     """
-    build_config(recipe)
+    args = build_config(recipe)
+    build_algorithms(args)
     build_lora(recipe)
     resolve_names(recipe)
     notes = [f"runs code: {path}" for path in import_paths(recipe)]
     notes += _check_model(recipe, offline)
+    if args.image_tokenizer is not None:
+        _is_local(model_path(args.image_tokenizer), "image_tokenizer")
     for spec in recipe.datasets:
         notes += _check_data(recipe, spec, offline, gold=True)
     for spec in recipe.eval_datasets:
@@ -75,11 +79,11 @@ def _check_model(recipe: Recipe, offline: bool) -> list[str]:
     return notes or [f"model {path}: {config.model_type}"]
 
 
-def _is_local(path: str) -> bool:
+def _is_local(path: str, what: str = "model path") -> bool:
     """A path is local when it looks like one, so that a typing error is not taken for a hub id."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
     if looks_local and not Path(path).expanduser().exists():
-        raise RecipeError(f"model path {path!r} does not exist")
+        raise RecipeError(f"{what} {path!r} does not exist")
     return looks_local
 
 

@@ -309,12 +309,19 @@ class ForTask:
 
 
 def build_rewards(recipe: Recipe) -> list[Any]:
-    """Callables, or model paths for the trainer to load."""
+    """Callables, or model paths for the trainer to load.
+
+    Raises:
+        ValueError: a name that leads nowhere, or arguments that the reward does not take.
+    """
     built = []
     for spec in recipe.rewards:
         is_model = "/" in spec.name and ":" not in spec.name
         options = {key: model_path(value) if isinstance(value, str) else value for key, value in spec.args.items()}
-        reward = spec.name if is_model else get_reward(spec.name, **options)
+        try:
+            reward = spec.name if is_model else get_reward(spec.name, **options)
+        except TypeError as error:
+            raise RecipeError(f"{recipe.source}: rewards: args of {spec.name!r}: {error}") from error
         if spec.task is not None:
             reward = ForTask(resolve_reward(reward), spec.task)
         built.append(reward)
@@ -373,7 +380,8 @@ def _hub_or_file(spec: DatasetSpec) -> Any:
         if suffix in FILE_KINDS:
             return load_dataset(FILE_KINDS[suffix], data_files=spec.path, split="train")
         return load_dataset(spec.path, spec.name, split=spec.split)
-    except (ValueError, DatasetGenerationError) as error:
+    except (ValueError, RuntimeError, DatasetGenerationError) as error:
+        # RuntimeError: a hub dataset that is a script, which datasets no longer runs.
         raise RecipeError(f"dataset {spec.path!r}: {error}") from error
 
 
