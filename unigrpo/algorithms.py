@@ -38,6 +38,8 @@ def build_algorithm(args: UniGRPOConfig, task: str) -> Algorithm:
     """The parts that ``args`` choose for ``task``."""
     settings = args.for_task(task)
     check_choice("noising", settings.noising, tuple(NOISING))
+    if settings.eval_sampler is not None:
+        check_choice("eval_sampler", settings.eval_sampler, tuple(SAMPLERS))
     return Algorithm(
         settings=settings,
         sampler=build_sampler(settings),

@@ -418,8 +418,11 @@ def _check_ranges(where: str, values: TaskSettings | UniGRPOConfig, num_timestep
 def _check_blocks(where: str, values: TaskSettings | UniGRPOConfig) -> None:
     """Raises ``ValueError`` where a text answer has more blocks than denoising steps."""
     blocks = -(-values.max_completion_length // values.block_length)
-    if values.sampler == "semi_autoregressive" and values.steps < blocks:
-        raise ValueError(
-            f"{where}steps={values.steps} is less than the {blocks} blocks of an answer (max_completion_length="
-            f"{values.max_completion_length} / block_length={values.block_length}); raise steps or block_length"
-        )
+    rollouts = ("steps", values.sampler, values.steps)
+    held_out = ("eval_denoising_steps", values.eval_sampler or values.sampler, values.eval_denoising_steps)
+    for key, sampler, steps in (rollouts, held_out):
+        if sampler == "semi_autoregressive" and steps is not None and steps < blocks:
+            raise ValueError(
+                f"{where}{key}={steps} is less than the {blocks} blocks of an answer (max_completion_length="
+                f"{values.max_completion_length} / block_length={values.block_length}); raise {key} or block_length"
+            )

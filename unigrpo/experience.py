@@ -193,15 +193,22 @@ def canvas_arguments(
 
 
 def check_prompt(
-    policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, row: dict[str, Any], where: str
+    policy: DiffusionPolicy,
+    args: UniGRPOConfig,
+    codec: ImageCodec | None,
+    row: dict[str, Any],
+    where: str,
+    held_out: bool = False,
 ) -> None:
     """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
     task = task_of(row)
-    sampler = args.for_task(task).sampler
+    settings = args.for_task(task)
+    key = "eval_sampler" if held_out and settings.eval_sampler else "sampler"
+    sampler = getattr(settings, key)
     suits = [name for name in SAMPLERS if (name in IMAGE_SAMPLERS) == (task == "t2i")]
     if sampler in SAMPLERS and sampler not in suits:
         raise ValueError(
-            f"{where}: sampler={sampler!r} cannot answer task {task!r}; set task_overrides.{task}.sampler to one of {suits}"
+            f"{where}: {key}={sampler!r} cannot answer task {task!r}; set task_overrides.{task}.{key} to one of {suits}"
         )
     if task != "text" and codec is None:
         raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")

@@ -25,7 +25,7 @@ def picture_sheet(samples: list[Sample], title: str) -> Image.Image | None:
             drawn.setdefault(str(sample.row["prompt"]), []).append(sample.answer.completion)
     if not drawn:
         return None
-    prompts = sorted(drawn)[:: max(len(drawn) // SHEET_PROMPTS, 1)][:SHEET_PROMPTS]
+    prompts = list(drawn)[:SHEET_PROMPTS]
     return contact_sheet([drawn[prompt][:SHEET_SAMPLES] for prompt in prompts], row_labels=prompts, title=title)
 
 

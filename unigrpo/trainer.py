@@ -112,7 +112,7 @@ class UniGRPOTrainer(Trainer):
         elif eval_dataset is not None:
             eval_dataset = undecoded(eval_dataset)
         for name, part in named_sets(eval_dataset):
-            check_dataset(part, name, self._check_row)
+            check_dataset(part, name, self._check_held_out_row)
         was_adapted = isinstance(model, PeftModel)
         if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(
@@ -154,11 +154,14 @@ class UniGRPOTrainer(Trainer):
         if hasattr(model, "add_model_tags"):
             model.add_model_tags(self._tag_names)
 
-    def _check_row(self, row: dict[str, Any], where: str) -> None:
+    def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> None:
         """A dataset row that this run cannot answer is an error; the first picture loads the image tokenizer."""
         if self.codec is None and task_of(row) != "text":
             self.codec = load_codec(self._image_tokenizer, self.policy)
-        check_prompt(self.policy, self.args, self.codec, row, where)
+        check_prompt(self.policy, self.args, self.codec, row, where, held_out)
+
+    def _check_held_out_row(self, row: dict[str, Any], where: str) -> None:
+        self._check_row(row, where, held_out=True)
 
     def _add_callbacks(self) -> None:
         if self.args.sync_ref_model:
@@ -324,7 +327,7 @@ class UniGRPOTrainer(Trainer):
         if dataset is None:
             raise ValueError("evaluate needs eval_dataset: give it to the trainer or to evaluate()")
         dataset = undecoded(dataset)
-        check_dataset(dataset, "eval_dataset", self._check_row)
+        check_dataset(dataset, "eval_dataset", self._check_held_out_row)
         start = time.perf_counter()
         pipe = self.pipeline()
         rows = [dataset[index] for index in range(len(dataset))]

@@ -39,34 +39,36 @@ UNSETTLE = {"steps": 50, "batch_size": 8, "learning_rate": 1.5e-3, "decay": 1}
 FORMAT = re.compile(r"<think>[^<]+</think>[0-9]+")
 
 
-def build_model(tokenizer: Any, *, generator: torch.Generator) -> MMaDAForMaskedDiffusion:
+def build_model(tokenizer: Any, *, generator: torch.Generator, **fields: Any) -> MMaDAForMaskedDiffusion:
     """A MMaDA of 0.7 M parameters around ``tokenizer``; the weights depend on ``generator`` alone.
 
-    The rotary base is 100, because at 500,000 most of a head's dimensions do not turn within 40 positions.
+    ``fields`` replace those of the config. The rotary base is 100, because at 500,000 most of a head's dimensions do not
+    turn within 40 positions.
     """
     length = len(tokenizer)
-    config = MMaDAConfig(
-        d_model=128,
-        n_layers=3,
-        n_heads=4,
-        n_kv_heads=4,
-        mlp_hidden_size=384,
-        rope_theta=100.0,
-        max_sequence_length=128,
-        vocab_size=length + CODEBOOK_SIZE,
-        llm_vocab_size=length,
-        image_token_offset=length,
-        codebook_size=CODEBOOK_SIZE,
-        num_vq_tokens=CODEBOOK_SIZE,
-        sampling_defaults=SAMPLING,
-        special_token_ids=special_token_ids(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    codes = fields.get("codebook_size", CODEBOOK_SIZE)
+    values = {
+        "d_model": 128,
+        "n_layers": 3,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 384,
+        "rope_theta": 100.0,
+        "max_sequence_length": 128,
+        "vocab_size": length + codes,
+        "llm_vocab_size": length,
+        "image_token_offset": length,
+        "codebook_size": codes,
+        "num_vq_tokens": codes,
+        "sampling_defaults": SAMPLING,
+        "special_token_ids": special_token_ids(tokenizer),
+        "mask_token_id": tokenizer.mask_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     with torch.random.fork_rng(devices=[]):
-        model = MMaDAForMaskedDiffusion(config)
+        model = MMaDAForMaskedDiffusion(MMaDAConfig(**{**values, **fields}))
     initialise(model, generator)
     return model
 

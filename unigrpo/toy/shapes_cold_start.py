@@ -22,24 +22,30 @@ from torch import Tensor
 from ..accuracy import integer_match
 from ..codec import ImageCodec, load_tokenizer
 from ..generation import LoadedPolicy
-from ..models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from ..models import MMaDAPolicy, MMaDAProcessor
 from ..types import Canvas
 from . import arithmetic
-from .cold_start import initialise
+from .cold_start import build_model
 from .image_tokenizer import CHECKPOINT as IMAGE_TOKENIZER
 from .image_tokenizer import gallery
 from .pixel_check import inspect
 from .shapes import COLOURS, FORMS, QUESTIONS, SHAPES, SIDE, WORDS, Spec, caption, problems, questions
-from .tokenizer import build_tokenizer, special_token_ids
+from .tokenizer import build_tokenizer
 
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "shapes"
 
+SIZES = {"n_layers": 5, "mlp_hidden_size": 344}
+"""Beside ``cold_start.build_model``'s: 1.2 M parameters."""
+
 SAMPLING = {"max_completion_length": 16, "steps": 16, "block_length": 4, "image_size": SIDE}
 
 TRAINING = {"steps": 2000, "learning_rate": 1.5e-3}
-ROWS = {"t2i": 64, "mmu": 24, "text": 32}
+ROWS = {"t2i": 64, "mmu": 32, "text": 32}
 """Rows a step of each task."""
+
+WEIGHTS = {"t2i": 1.0, "mmu": 3.0, "text": 1.0}
+"""Of the losses: nine in ten positions of a one-word answer are padding."""
 
 WRONG_WORD, WRONG_ANSWER, WRONG_SUM = 0.25, 0.4, 0.4
 """Chances that the teacher redraws the colour, and the shape, of a caption to draw; a one-word answer; the number added."""
@@ -48,36 +54,6 @@ EMPTY_CAPTION = 0.1
 """Share of pictures taught without words: the unconditional policy of classifier-free guidance."""
 
 PICTURES_PER_SPEC = 40
-
-
-def build_model(tokenizer: Any, codebook_size: int, *, generator: torch.Generator) -> MMaDAForMaskedDiffusion:
-    """A MMaDA of 1.2 M parameters; the weights depend on ``generator`` alone."""
-    length = len(tokenizer)
-    config = MMaDAConfig(
-        d_model=128,
-        n_layers=5,
-        n_heads=4,
-        n_kv_heads=4,
-        mlp_hidden_size=344,
-        rope_theta=100.0,
-        max_sequence_length=128,
-        vocab_size=length + codebook_size,
-        llm_vocab_size=length,
-        image_token_offset=length,
-        codebook_size=codebook_size,
-        num_vq_tokens=(SIDE // 8) ** 2,
-        image_tokenizer="builtin:shapes_tokenizer",
-        sampling_defaults=SAMPLING,
-        special_token_ids=special_token_ids(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        model = MMaDAForMaskedDiffusion(config)
-    initialise(model, generator)
-    return model
 
 
 class Teacher:
@@ -156,7 +132,7 @@ def masked_loss(model, policy: MMaDAPolicy, canvas: Canvas, *, generator: torch.
 
 
 def train(model, teacher: Teacher, *, steps: int, learning_rate: float, generator: torch.Generator) -> None:
-    """All three tasks in every step, in place: a short warm-up, then linear to a twentieth."""
+    """All three tasks in every step, in place: a short warm-up, then linear to a twentieth of the learning rate."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     warm_up = max(steps // 20, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -166,7 +142,7 @@ def train(model, teacher: Teacher, *, steps: int, learning_rate: float, generato
     for _ in track(range(steps), description="cold start"):
         for task, rows in ROWS.items():
             loss = masked_loss(model, teacher.policy, teacher.batch(task, rows), generator=generator)
-            (0.5 * loss if task == "mmu" else loss).backward()
+            (WEIGHTS[task] * loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -210,7 +186,15 @@ def main() -> None:
     generator = torch.Generator().manual_seed(args.seed)
     tokenizer = build_tokenizer(WORDS)
     image_tokenizer = load_tokenizer(str(IMAGE_TOKENIZER))
-    model = build_model(tokenizer, image_tokenizer.config.codebook_size, generator=generator)
+    model = build_model(
+        tokenizer,
+        generator=generator,
+        **SIZES,
+        codebook_size=image_tokenizer.config.codebook_size,
+        num_vq_tokens=(SIDE // image_tokenizer.factor) ** 2,
+        image_tokenizer="builtin:shapes_tokenizer",
+        sampling_defaults=SAMPLING,
+    )
     policy = MMaDAPolicy(model.config, MMaDAProcessor(tokenizer))
     specs, pixels = gallery(PICTURES_PER_SPEC, args.seed)
     teacher = Teacher(policy, specs, image_tokenizer.encode(pixels), random.Random(args.seed))
