@@ -91,5 +91,17 @@ def _key(image: Image.Image, image_size: Any, transform: str) -> bytes:
 
 
 def load_tokenizer(tokenizer: Any) -> Any:
-    """The module of an id, a path or a module."""
-    return MagvitV2.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
+    """The module of an id, a path or a module.
+
+    Raises:
+        ValueError: nothing to load there, or no image tokenizer.
+    """
+    if not isinstance(tokenizer, str):
+        return tokenizer
+    try:
+        return MagvitV2.from_pretrained(tokenizer)
+    except OSError as error:
+        raise ValueError(
+            f"image_tokenizer={tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub id, a folder with "
+            "config.json and weights, or the module"
+        ) from error

@@ -60,6 +60,7 @@ def build_model(tokenizer: Any, *, generator: torch.Generator, **fields: Any) ->
         "image_token_offset": length,
         "codebook_size": codes,
         "num_vq_tokens": codes,
+        "image_tokenizer": None,
         "sampling_defaults": SAMPLING,
         "special_token_ids": special_token_ids(tokenizer),
         "mask_token_id": tokenizer.mask_token_id,

@@ -37,7 +37,8 @@ class MMaDAConfig(LLaDAConfig):
         image_token_offset: vocabulary id of image code 0.
         special_token_ids: ids of ``SPECIAL_TOKEN_IDS``' names.
         stop_token_ids: ids that end a text answer.
-        image_tokenizer: the ``MagvitV2`` whose codes the model was trained on: id, path or ``builtin:NAME``.
+        image_tokenizer: the ``MagvitV2`` whose codes the model was trained on: id, path, ``builtin:NAME``,
+            or None for a model that never saw pictures.
         sampling_defaults: ``max_completion_length``, ``steps``, ``block_length`` and ``image_size`` that suit the
             checkpoint.
     """
@@ -56,7 +57,7 @@ class MMaDAConfig(LLaDAConfig):
         image_token_offset: int = 126349,
         special_token_ids: dict[str, int] | None = None,
         stop_token_ids: tuple[int, ...] | list[int] | None = None,
-        image_tokenizer: str = "showlab/magvitv2",
+        image_tokenizer: str | None = "showlab/magvitv2",
         sampling_defaults: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
