@@ -58,7 +58,44 @@ ERRORS = {
     "remasking": ({"remasking": "confidence"}, ["remasking='confidence'", "low_confidence"]),
     "aggregation": ({"multi_objective_aggregation": "sum"}, ["multi_objective_aggregation='sum'", "normalize"]),
     "normalization": ({"length_normalization": "mask"}, ["length_normalization='mask'", "mean 'masked'"]),
-    "truncation": ({"prompt_truncation": "right"}, ["prompt_truncation='right'", "left"]),
+    "truncation": ({"prompt_truncation": "middle"}, ["prompt_truncation='middle'", "'error', 'left', 'right'"]),
+    "guidance": ({"guidance": "rollouts"}, ["guidance='rollouts'", "mean 'rollout'"]),
+    "transform": ({"image_transform": "stretch"}, ["image_transform='stretch'", "'squash', 'crop', 'pad'"]),
+    "schedule": ({"mask_schedule": "cos"}, ["mask_schedule='cos'", "cosine"]),
+    "decay": ({"remask_noise_decay": "none"}, ["remask_noise_decay='none'", "compound"]),
+    "image size": ({"image_size": 0}, ["image_size=0", "side in pixels or [height, width]"]),
+    "image sizes": ({"image_size": [64, 64, 3]}, ["image_size=[64, 64, 3]", "[height, width]"]),
+    "mask ratio": ({"mask_ratio_min": 1.0}, ["mask_ratio_min=1.0", "[0, 1)"]),
+    "eval steps": ({"eval_denoising_steps": 0}, ["eval_denoising_steps=0", "at least 1"]),
+    "eval blocks": (
+        {"eval_denoising_steps": 4},
+        ["eval_denoising_steps=4 is less than the 8 blocks", "raise eval_denoising_steps or block_length"],
+    ),
+    "eval blocks of a task": (
+        {"task_overrides": {"mmu": {"eval_denoising_steps": 7}}},
+        ["task_overrides.mmu.eval_denoising_steps=7 is less than the 8 blocks"],
+    ),
+    "eval temperature": ({"eval_temperature": -1.0}, ["eval_temperature=-1.0", "negative"]),
+    "remask temperature": ({"remask_temperature": -1.0}, ["remask_temperature=-1.0", "negative"]),
+    "summed, two updates": (
+        {"importance_sampling_level": "sequence_sum"},
+        ["'sequence_sum' with 4 updates a rollout", "Use 'sequence'", "num_iterations=1"],
+    ),
+    "summed, two steps": (
+        {"importance_sampling_level": "sequence_sum", "num_iterations": 1, "steps_per_generation": 2},
+        ["with 2 updates", "steps_per_generation=gradient_accumulation_steps"],
+    ),
+    "summed, one task": (
+        {"task_overrides": {"t2i": {"importance_sampling_level": "sequence_sum"}}},
+        ["'sequence_sum' with 4 updates"],
+    ),
+    "overrides, no JSON": ({"task_overrides": '{"t2i": '}, ["task_overrides", "JSON"]),
+    "overrides, a list": ({"task_overrides": "[1]"}, ["task_overrides=[1]", "mapping"]),
+    "override, no mapping": ({"task_overrides": {"t2i": 3}}, ["task_overrides.t2i=3", "mapping"]),
+    "override transform": (
+        {"task_overrides": {"mmu": {"image_transform": "fit"}}},
+        ["task_overrides.mmu.image_transform='fit'", "squash"],
+    ),
     "attention": ({"attn_mask_mode": "bol"}, ["attn_mask_mode='bol'", "mean 'bool'"]),
     "task": ({"task_overrides": {"image": {}}}, ["task_overrides", "'image'", "t2i"]),
     "override key": (
@@ -168,11 +205,6 @@ def test_overridden_ratio_level_brings_its_clip_range():
     explicit = {"importance_sampling_level": "sequence", "epsilon": 0.01, "epsilon_high": 0.02}
     settings = config(task_overrides={"t2i": explicit}).for_task("t2i")
     assert (settings.epsilon, settings.epsilon_high) == (0.01, 0.02)
-
-
-def test_overrides_as_json_text():
-    args = config(task_overrides='{"t2i": {"steps": 4}}')
-    assert args.for_task("t2i").steps == 4
 
 
 def test_batch_and_loop_keys_are_not_task_keys():

@@ -205,3 +205,26 @@ def test_shapes_are_checked():
         PolicyLoss(epsilon=0.2, epsilon_high=0.2)(
             values, values, None, torch.zeros(3), target, target.float(), torch.ones(2)
         )
+
+
+def test_summed_ratio_is_the_exponential_of_the_sum():
+    """Clipping acts on the whole row's ratio; the gradient reaches each token with the ratio itself."""
+    terms, logps = evaluate([math.e**0.1, math.e**-0.3, math.e**0.15], 3.0, level="sequence_sum")
+    assert terms.ratio.tolist() == pytest.approx([math.exp(-0.05)])
+    assert terms.rows.item() == pytest.approx(-3.0 * math.exp(-0.05))
+    terms.rows.sum().backward()
+    assert logps.grad[0].tolist() == pytest.approx([-3.0 * math.exp(-0.05)] * 3)
+    high, logps = evaluate([1.2, 1.2], 3.0, level="sequence_sum")
+    assert high.ratio.tolist() == pytest.approx([1.44])
+    assert high.rows.item() == pytest.approx(-3.0 * 1.2)
+    assert high.clipped_high.tolist() == [True]
+    high.rows.sum().backward()
+    assert logps.grad[0].tolist() == [0.0, 0.0]
+
+
+def test_summed_kl_estimate_is_that_of_the_sums():
+    """x = -0.3 + 0.1 over the row: k3 = exp(-0.2) + 0.2 - 1."""
+    terms, _ = evaluate([1.0, 1.0], 0.0, ref=[-2.3, -1.9], beta=0.5, level="sequence_sum")
+    expected = math.exp(-0.2) + 0.2 - 1
+    assert terms.kl.item() == pytest.approx(expected)
+    assert terms.rows.item() == pytest.approx(0.5 * expected)

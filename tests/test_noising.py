@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from unigrpo.algorithms import build_algorithms
+from unigrpo.config import UniGRPOConfig
 from unigrpo.noising import StructuredNoising, timesteps
 from unigrpo.rng import keyed_generator
 from unigrpo.types import Canvas, Rollout, TokenSpace
@@ -80,6 +84,64 @@ def test_random_keeps_the_first_and_covers_the_range():
     assert set(steps[1:]) == set(range(1, 11))
     shares = [steps[1:].count(t) / 2000 for t in range(1, 11)]
     assert max(abs(share - 0.1) for share in shares) < 0.03
+
+
+def law(name: str, lowest: float, updates: int, total: int = 1000, *key: int) -> list[int]:
+    """A rule that does not use t_1."""
+    return timesteps(name, 7, updates, total, lowest, generator=keyed_generator("test", *key))
+
+
+def test_truncated_hand_values():
+    assert law("truncated", 0.8, 4) == [850, 900, 950, 999]
+    assert law("truncated", 0.8, 1) == [999]
+    assert law("truncated", 0.5, 2) == [750, 999]
+    assert law("truncated", 0.0, 4) == [250, 500, 750, 999]
+    assert law("truncated", 0.8, 4, 100) == [85, 90, 95, 99]
+    assert law("truncated", 0.0, 3, 1) == [1, 1, 1]
+    assert law("truncated", 0.7, 12)[:4] == [725, 750, 775, 800]
+
+
+@pytest.mark.parametrize("lowest", [0.0, 0.3, 0.8])
+def test_cosine_follows_its_law(lowest):
+    """t / T = cos(pi u / 2) with u uniform: angles are uniform on (0, acos g), their mean ratio is sin(a) / a."""
+    steps = torch.tensor(law("cosine", lowest, 20_000, 1_000_000), dtype=torch.float64) / 1_000_000
+    angle = math.acos(lowest)
+    assert float(steps.min()) >= lowest
+    assert float(steps.max()) <= 1.0
+    variance = 0.5 + math.sin(2 * angle) / (4 * angle) - (math.sin(angle) / angle) ** 2
+    assert abs(float(steps.mean()) - math.sin(angle) / angle) < 4 * math.sqrt(variance / 20_000)
+    quarter = float((steps > math.cos(angle / 4)).double().mean())
+    assert abs(quarter - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 20_000)
+    if not lowest:
+        assert abs(float(steps.mean()) - 2 / math.pi) < 0.01
+
+
+def test_every_cosine_timestep_is_at_least_one():
+    assert min(law("cosine", 0.0, 5000, 10)) == 1
+
+
+def test_the_rules_for_images_as_noise():
+    """``truncated`` hides the same share in every row, ``cosine`` another in each; both never less than the lowest."""
+    noise = draw([20, 30], timesteps="truncated")
+    assert noise.hidden.sum(-1)[:, :, 0].tolist() == [[17, 18, 19, 20], [26, 27, 28, 30]]
+    assert noise.mask_ratio[0, :, 0].tolist() == pytest.approx([0.85, 0.9, 0.95, 0.999])
+    lower = draw([30] * 200, timesteps="cosine", mask_ratio_min=0.6)
+    shares = lower.hidden.sum(-1).flatten()
+    assert int(shares.min()) >= 18
+    assert len(set(lower.mask_ratio.flatten().tolist())) > 200
+    assert int(draw([30] * 200, timesteps="cosine").hidden.sum(-1).min()) < 6
+
+
+def test_a_task_may_have_its_own_rule():
+    overrides = {"t2i": {"timesteps": "truncated", "mask_ratio_min": 0.6}, "mmu": {"timesteps": "cosine"}}
+    args = UniGRPOConfig("unused", use_cpu=True, report_to="none", task_overrides=overrides, num_timesteps=100)
+    noising = {task: algorithm.noising for task, algorithm in build_algorithms(args).items()}
+    assert noising["t2i"].row_timesteps(4, (0, 0, 3)) == [70, 80, 90, 99]
+    assert noising["text"] == StructuredNoising(timesteps="stratified", num_timesteps=100)
+    assert noising["mmu"] == StructuredNoising(timesteps="cosine", num_timesteps=100)
+    default = {"t2i": {"timesteps": "truncated"}}
+    args = UniGRPOConfig("unused", use_cpu=True, report_to="none", task_overrides=default)
+    assert build_algorithms(args)["t2i"].noising.row_timesteps(4, (0, 0, 3)) == [850, 900, 950, 999]
 
 
 def test_exact_count_and_only_completion_tokens():
