@@ -1,4 +1,4 @@
-"""Text-to-image with a reward of your own: pictures come as PIL images, captions as strings. About a minute on a CPU."""
+"""Text-to-image with a reward of your own: completions are PIL images. About a minute on a CPU."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def bright(completions, **_):
 
 if __name__ == "__main__":
     sampling = {"steps": 8, "guidance_scale": 0.0, "timesteps": "truncated", "num_iterations": 2}
-    args = UniGRPOConfig("runs/bright", per_device_train_batch_size=64, learning_rate=2e-4, max_steps=60, **sampling)
+    args = UniGRPOConfig("runs/bright", per_device_train_batch_size=64, learning_rate=3e-4, max_steps=80, **sampling)
     trainer = UniGRPOTrainer("builtin:shapes", bright, args, problems("train"), problems("test"))
     before = trainer.evaluate()["eval_reward"]
     trainer.train()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unigrpo.config import TASK_KEYS, UniGRPOConfig
+from unigrpo.config import UniGRPOConfig
 from unigrpo.presets import PRESETS
+from unigrpo.settings import TASK_KEYS
 
 
 def config(**values) -> UniGRPOConfig:
@@ -67,14 +68,6 @@ ERRORS = {
     "image sizes": ({"image_size": [64, 64, 3]}, ["image_size=[64, 64, 3]", "[height, width]"]),
     "mask ratio": ({"mask_ratio_min": 1.0}, ["mask_ratio_min=1.0", "[0, 1)"]),
     "eval steps": ({"eval_denoising_steps": 0}, ["eval_denoising_steps=0", "at least 1"]),
-    "eval blocks": (
-        {"eval_denoising_steps": 4},
-        ["eval_denoising_steps=4 is less than the 8 blocks", "raise eval_denoising_steps or block_length"],
-    ),
-    "eval blocks of a task": (
-        {"task_overrides": {"mmu": {"eval_denoising_steps": 7}}},
-        ["task_overrides.mmu.eval_denoising_steps=7 is less than the 8 blocks"],
-    ),
     "eval temperature": ({"eval_temperature": -1.0}, ["eval_temperature=-1.0", "negative"]),
     "remask temperature": ({"remask_temperature": -1.0}, ["remask_temperature=-1.0", "negative"]),
     "summed, two updates": (

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from unigrpo.algorithms import build_sampler
-from unigrpo.config import TASK_KEYS, UniGRPOConfig
+from unigrpo.config import UniGRPOConfig
+from unigrpo.settings import TASK_KEYS
 
 from .test_config import config
 from .test_magvit import tiny_tokenizer

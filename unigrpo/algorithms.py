@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from .config import TaskSettings, UniGRPOConfig, check_choice
+from .config import UniGRPOConfig
 from .losses import PolicyLoss
 from .noising import NOISING
-from .samplers import SAMPLERS
+from .samplers import IMAGE_SAMPLERS, SAMPLERS
+from .settings import TaskSettings, check_blocks, check_choice
 from .types import TASKS
 
 
@@ -32,6 +33,20 @@ def build_sampler(settings: TaskSettings, **overrides) -> Callable:
     kind = SAMPLERS[name]
     values = {item.name: getattr(settings, item.name) for item in fields(kind) if hasattr(settings, item.name)}
     return kind(**{**values, **overrides})
+
+
+def check_task_sampler(args: UniGRPOConfig, task: str, where: str, held_out: bool = False) -> None:
+    """Raises ``ValueError`` naming ``where`` when the sampler of ``task``, or of its held-out rows, cannot answer it."""
+    settings = args.for_task(task)
+    suits = [name for name in SAMPLERS if (name in IMAGE_SAMPLERS) == (task == "t2i")]
+    key = "eval_sampler" if held_out and settings.eval_sampler else "sampler"
+    sampler = getattr(settings, key)
+    if sampler in SAMPLERS and sampler not in suits:
+        raise ValueError(
+            f"{where}: {key}={sampler!r} cannot answer task {task!r}; set task_overrides.{task}.{key} to one of {suits}"
+        )
+    if task != "t2i":
+        check_blocks(f"{where}, task {task!r}: ", settings)
 
 
 def build_algorithm(args: UniGRPOConfig, task: str) -> Algorithm:

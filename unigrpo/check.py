@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from .algorithms import build_algorithms
+from .algorithms import build_algorithms, check_task_sampler
 from .data import check_dataset, task_of
 from .generation import BUILTIN, model_path
 from .recipe import (
@@ -95,7 +95,10 @@ def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool) ->
         rows = load_rows(spec)
     if rows is None:
         return notes
-    check_dataset(rows, f"dataset {spec.path}")
+    args = build_config(recipe)
+    check_dataset(
+        rows, f"dataset {spec.path}", lambda row, where: check_task_sampler(args, task_of(row), where, not gold)
+    )
     notes = [f"dataset {spec.path}: {len(rows)} rows, columns {rows.column_names}"]
     if gold and "solution" in rows.column_names:
         notes += _check_gold(recipe, rows, spec)

@@ -10,9 +10,10 @@ from PIL import Image
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from .config import CHOICES, UniGRPOConfig, check_choice
+from .config import UniGRPOConfig
 from .images import load_image
 from .rng import keyed_generator
+from .settings import CHOICES, check_choice
 from .types import TASKS
 
 
@@ -83,7 +84,7 @@ def task_of(row: dict[str, Any]) -> str:
     """The row's ``task``, or ``mmu`` when it has an image, else ``text``."""
     if row.get("task"):
         return row["task"]
-    return "mmu" if row.get("image") is not None or row.get("images") is not None else "text"
+    return "mmu" if row.get("image") is not None or row.get("images") else "text"
 
 
 def image_of(row: dict[str, Any], where: str) -> Image.Image:

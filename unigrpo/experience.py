@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .advantages import Advantages, group_advantages
-from .algorithms import Algorithm
+from .algorithms import Algorithm, check_task_sampler
 from .codec import ImageCodec
 from .config import UniGRPOConfig
 from .data import image_of, task_of
@@ -21,7 +21,6 @@ from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
 from .models.base import DiffusionPolicy
 from .rewarding import Answer, RewardSet
 from .rng import keyed_generator
-from .samplers import IMAGE_SAMPLERS, SAMPLERS
 from .types import TASKS, Experience, Noise, Rollout
 from .units import Unit, collate, cut_units, pad_units
 
@@ -202,14 +201,7 @@ def check_prompt(
 ) -> None:
     """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
     task = task_of(row)
-    settings = args.for_task(task)
-    key = "eval_sampler" if held_out and settings.eval_sampler else "sampler"
-    sampler = getattr(settings, key)
-    suits = [name for name in SAMPLERS if (name in IMAGE_SAMPLERS) == (task == "t2i")]
-    if sampler in SAMPLERS and sampler not in suits:
-        raise ValueError(
-            f"{where}: {key}={sampler!r} cannot answer task {task!r}; set task_overrides.{task}.{key} to one of {suits}"
-        )
+    check_task_sampler(args, task, where, held_out)
     if task != "text" and codec is None:
         raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
     if task == "mmu":

@@ -13,11 +13,11 @@ from PIL import Image
 from transformers import AutoConfig, PreTrainedModel
 
 from .codec import ImageCodec, load_tokenizer
-from .config import check_choice
 from .images import load_image
 from .models import DiffusionPolicy, resolve_policy
 from .rng import keyed_generator
 from .samplers import IMAGE_SAMPLERS, SAMPLERS
+from .settings import check_choice
 from .types import TASKS
 
 

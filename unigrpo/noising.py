@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from .config import TaskSettings
 from .rng import keyed_generator
+from .settings import TaskSettings
 from .types import Noise, Rollout
 
 
 HIGHEST_TRUNCATED = 0.999
-"""A fully hidden answer says nothing of the answer but its length; ``truncated`` stops short of it."""
+"""Of 1024 codes one stays visible at the last update; answers of 500 tokens and fewer are then hidden whole."""
 
 LOWEST_RATIO = {"truncated": 0.8, "cosine": 0.0}
 """``mask_ratio_min`` where it is not set."""

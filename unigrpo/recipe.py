@@ -15,11 +15,12 @@ from torch.utils.data import ConcatDataset
 
 from rewards import get_reward
 
-from .config import CHOICES, UniGRPOConfig
+from .config import UniGRPOConfig
 from .data import undecoded
 from .generation import BUILTIN, model_path
 from .models import resolve_policy
 from .rewarding import resolve_reward, reward_name
+from .settings import CHOICES
 from .types import TASKS
 
 
