@@ -204,6 +204,9 @@ def main() -> None:
     for name, value in start_figures(loaded).items():
         console.print(f"{name:20} {100 * value:5.1f} %")
     model.half().save_pretrained(args.output)
+    # Half the bytes on disk; loaded in float32 unless told otherwise, because float16 weights do not train.
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(args.output)
     policy.processor.save_pretrained(args.output)
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
     console.print(f"{'checkpoint':20} {size / 1e6:5.2f} MB in {args.output}")
