@@ -146,7 +146,6 @@ def test_defaults():
         "epsilon": 0.2,
         "epsilon_high": None,
         "beta": 0.01,
-        "kl_estimator": "k3",
         "scale_rewards": "group",
         "loss_type": "grpo",
         "length_normalization": "masked",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -30,12 +31,16 @@ def settings(args: UniGRPOConfig, task: str) -> dict:
 
 @pytest.mark.smoke
 def test_images_to_make_have_defaults_of_their_own():
-    """They stand in ``task_overrides``, where they can be read; text and image understanding share the flat keys."""
+    """What is not set stays None and is filled in by task, so that a key set later still holds for every task."""
     args = config()
-    assert args.task_overrides == {"t2i": T2I}
+    assert args.task_overrides == {}
     assert settings(args, "t2i") == T2I
     assert settings(args, "text") == settings(args, "mmu") == TEXT
-    assert {key: getattr(args, key) for key in TEXT} == TEXT
+    assert all(getattr(args, key) is None for key in TEXT)
+    args.guidance_scale = 1.0
+    assert {args.for_task(task).guidance_scale for task in ("text", "mmu", "t2i")} == {1.0}
+    changed = dataclasses.replace(config(), generation_batch_size=None, kl_estimator="k3")
+    assert changed.for_task("t2i").kl_estimator == "k3"
 
 
 GIVEN = {"sampler": "maskgit", "steps": 40, "guidance_scale": 1.0, "eval_temperature": 0.5, "kl_estimator": "k2"}
@@ -46,7 +51,7 @@ def test_a_flat_key_holds_for_every_task_and_an_override_for_its_own(key):
     value = GIVEN[key]
     flat = config(**{key: value})
     assert [getattr(flat.for_task(task), key) for task in ("text", "mmu", "t2i")] == [value] * 3
-    assert flat.task_overrides == {"t2i": {other: own for other, own in T2I.items() if other != key}}
+    assert settings(flat, "t2i") == {**T2I, key: value}
     own = config(task_overrides={"t2i": {key: value}})
     assert settings(own, "t2i") == {**T2I, key: value}
     assert settings(own, "text") == TEXT
@@ -102,4 +107,4 @@ def test_overrides_as_json_text():
     args = config(task_overrides='{"t2i": {"steps": 4}, "mmu": {"image_size": [32, 48]}}')
     assert settings(args, "t2i") == {**T2I, "steps": 4}
     assert args.for_task("mmu").image_size == [32, 48]
-    assert config(task_overrides=None).task_overrides == {"t2i": T2I}
+    assert settings(config(task_overrides=None), "t2i") == T2I

@@ -47,7 +47,7 @@ def test_columns_arrive_by_name():
     assert seen["solution"] == ["a", "b", "c"]
     assert seen["level"] == [1, 2, 3]
     assert seen["trainer_state"] is state
-    assert set(seen["others"]) == {"log_extra", "log_metric"}
+    assert set(seen["others"]) == {"images", "log_extra", "log_metric"}
 
 
 def test_column_that_some_rows_lack_is_none_there():
@@ -277,3 +277,19 @@ def test_reward_model_pads_and_does_not_train(judge_path):
     alone = reward(["w1 w2"], [" w3"])
     assert together[0] == pytest.approx(alone[0], abs=1e-5)
     assert reward(["w1"], [object()]) == [None]
+
+
+def test_rewards_get_the_same_arguments_in_every_window():
+    """Columns that the run knows, and ``images``, are there also where no row of the batch has them."""
+    seen = []
+
+    def reward(prompts, completions, images, solution, colour, **_):
+        seen.append((images, solution, colour))
+        return [0.0] * len(prompts)
+
+    rewards = RewardSet(functions=[reward])
+    rewards.know_columns({"prompt": "a", "solution": "1"}, {"prompt": "b", "colour": "red", "image": object()})
+    rewards.score(answers(solution=["a", "b", "c"]))
+    rewards.score(answers(colour=["red", "blue", "red"]))
+    assert seen[0] == ([None] * 3, ["a", "b", "c"], [None] * 3)
+    assert seen[1] == ([None] * 3, [None] * 3, ["red", "blue", "red"])

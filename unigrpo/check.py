@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
+from transformers.utils import cached_file
 
 from .algorithms import build_algorithms, check_task_sampler
+from .codec import sides
 from .data import check_dataset, task_of
 from .generation import BUILTIN, model_path
+from .models import MagvitV2Config
 from .recipe import (
     FILE_KINDS,
     DatasetSpec,
@@ -29,6 +33,13 @@ GOLD_ROWS = 64
 
 VERIFIERS = ("math_correctness", "think_format", "answer_correctness")
 """Rewards that give a perfect text answer 1.0."""
+
+
+SCORERS = {
+    "clip_score": ("openai/clip-vit-large-patch14", "config.json"),
+    "image_reward": ("THUDM/ImageReward", "med_config.json"),
+}
+"""Rewards with a model: its default, and a file that is there when it is."""
 
 
 class NotReachable(RecipeError):
@@ -51,8 +62,9 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     resolve_names(recipe)
     notes = [f"runs code: {path}" for path in import_paths(recipe)]
     notes += _check_model(recipe, offline)
-    if args.image_tokenizer is not None:
-        _is_local(model_path(args.image_tokenizer), "image_tokenizer")
+    if any(spec.task in ("mmu", "t2i") for spec in (*recipe.datasets, *recipe.eval_datasets)):
+        notes += _check_image_tokenizer(recipe, offline)
+    notes += _check_reward_models(recipe, offline)
     for spec in recipe.datasets:
         notes += _check_data(recipe, spec, offline, gold=True)
     for spec in recipe.eval_datasets:
@@ -77,6 +89,48 @@ def _check_model(recipe: Recipe, offline: bool) -> list[str]:
         return [f"model {recipe.model.path}: {config.model_type}"]
     config, notes = _reach(f"model {path}", lambda: AutoConfig.from_pretrained(path), offline)
     return notes or [f"model {path}: {config.model_type}"]
+
+
+def _check_image_tokenizer(recipe: Recipe, offline: bool) -> list[str]:
+    """The tokenizer of a recipe with pictures, given or named by the model, and the image sizes that it can do."""
+    args = build_config(recipe)
+    path, model = args.image_tokenizer, model_path(recipe.model.path)
+    if path is None:
+        if not _is_local(model):
+            return ["image tokenizer: the one that the model names, not checked"]
+        path = getattr(AutoConfig.from_pretrained(model), "image_tokenizer", None)
+        if path is None:
+            raise RecipeError(f"{recipe.source}: pictures need image_tokenizer, and {recipe.model.path} names none")
+    named, path, notes = path, model_path(path), []
+    if _is_local(path, "image_tokenizer"):
+        config = MagvitV2Config.from_pretrained(path)
+    else:
+        config, notes = _reach(f"image tokenizer {path}", lambda: MagvitV2Config.from_pretrained(path), offline)
+    if config is None:
+        return notes
+    for task in ("mmu", "t2i"):
+        size = args.for_task(task).image_size
+        if size is not None and any(side % config.factor for side in sides(size)):
+            raise RecipeError(
+                f"{recipe.source}: image_size={size} of task {task!r} must be a multiple of {config.factor} pixels, the side "
+                "of a code"
+            )
+    return [f"image tokenizer {named}: {config.codebook_size} codes of {config.factor} pixels"]
+
+
+def _check_reward_models(recipe: Recipe, offline: bool) -> list[str]:
+    """The models of image rewards: folders must exist, hub ids must be reachable."""
+    notes = []
+    for reward in recipe.rewards:
+        if reward.name not in SCORERS or reward.args.get("backend") == "open_clip":
+            continue
+        default, file = SCORERS[reward.name]
+        path = model_path(str(reward.args.get("model") or default))
+        if not _is_local(path, f"model of {reward.name}"):
+            what = f"model {path} of {reward.name}"
+            _, missed = _reach(what, partial(cached_file, path, file), offline)
+            notes += missed or [f"{what}: reachable"]
+    return notes
 
 
 def _is_local(path: str, what: str = "model path") -> bool:

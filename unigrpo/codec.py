@@ -38,6 +38,7 @@ class ImageCodec:
 
     def __init__(self, tokenizer: Any, policy: DiffusionPolicy) -> None:
         self.tokenizer, self.name = tokenizer.eval().requires_grad_(False), tokenizer_name(tokenizer)
+        self.device: torch.device | str = getattr(tokenizer, "device", "cpu")
         self._codes: OrderedDict[bytes, Tensor] = OrderedDict()
         size = tokenizer.config.codebook_size
         if size != policy.codebook_size:
@@ -49,6 +50,7 @@ class ImageCodec:
     def to(self, device: torch.device | str) -> ImageCodec:
         """Moves the tokenizer."""
         self.tokenizer.to(device)
+        self.device = device
         return self
 
     def count(self, image_size: int | list[int]) -> int:
@@ -70,7 +72,7 @@ class ImageCodec:
         found = {key: self._codes[key] for key in keys if key not in fresh}
         if fresh:
             fitted = [fit_image(images[place], *sides(image_size), transforms[place]) for place in fresh.values()]
-            codes = self.tokenizer.encode(to_pixels(fitted).to(self.tokenizer.device)).cpu()
+            codes = self.tokenizer.encode(to_pixels(fitted).to(self.device)).cpu()
             found.update(zip(fresh, codes, strict=True))
         for key in keys:
             self._codes[key] = found[key]
@@ -81,7 +83,7 @@ class ImageCodec:
 
     def decode(self, codes: list[Tensor], image_size: int | list[int]) -> list[Image.Image]:
         """RGB pictures of codes ``[N]``."""
-        return to_images(self.tokenizer.decode(torch.stack(codes), *sides(image_size)).cpu())
+        return to_images(self.tokenizer.decode(torch.stack(codes).to(self.device), *sides(image_size)).cpu())
 
 
 def _key(image: Image.Image, image_size: Any, transform: str) -> bytes:

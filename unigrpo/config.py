@@ -15,6 +15,10 @@ from .settings import CHOICES, TASK_KEYS, TaskSettings, check_choice, check_rang
 from .types import TASKS
 
 
+TASK_KEYS_BY_DEFAULT = {key for defaults in TASK_DEFAULTS.values() for key in defaults}
+"""Keys that stay None when unset: each task has its own default."""
+
+
 @dataclass
 class UniGRPOConfig(TrainingArguments):
     """Arguments of ``UniGRPOTrainer``: ``transformers.TrainingArguments`` plus the fields below.
@@ -55,11 +59,13 @@ class UniGRPOConfig(TrainingArguments):
         kl_estimator: ``"k1"``, ``"k2"``, ``"k3"`` or ``"exact"``, the categorical KL over the whole token space.
         loss_type: ``"grpo"``, mean over a row's tokens, then over rows.
         length_normalization: a row's tokens are its ``"masked"`` ones or its whole ``"completion"``.
-        scale_rewards: divide by the std of the ``"group"``, the ``"batch"``, or not (``"none"``).
+        scale_rewards: divide by the std of the ``"group"``, the ``"batch"``, or not (``"none"``); True and False are
+            read as ``"group"`` and ``"none"``.
         reward_weights: one weight a reward; None = all 1.
         multi_objective_aggregation: ``"sum_then_normalize"`` or ``"normalize_then_sum"``.
         refill_rounds: how often groups of equal rewards are replaced by new prompts, 0 = never.
-        sync_ref_model, ref_model_mixup_alpha, ref_model_sync_steps: periodic reference update (full fine-tuning only).
+        sync_ref_model, ref_model_mixup_alpha, ref_model_sync_steps: periodic reference update (full fine-tuning only);
+            an ``"exact"`` KL follows it at once, also inside a window.
         task_overrides: ``{task: {key: value}}`` with keys from ``TASK_KEYS``.
         log_completions, num_completions_to_print: sampled answers as a table and as parquet files.
 
@@ -86,8 +92,8 @@ class UniGRPOConfig(TrainingArguments):
     steps_per_generation: int | None = None
     generation_batch_size: int | None = None
 
-    image_tokenizer: Any = None
-    image_size: int | list[int] | None = None
+    image_tokenizer: str | None = None
+    image_size: int | None = None
     image_transform: str = "squash"
     trim_padding: bool = True
 
@@ -119,7 +125,7 @@ class UniGRPOConfig(TrainingArguments):
     kl_estimator: str | None = None
     loss_type: str | None = None
     length_normalization: str = "masked"
-    scale_rewards: str | bool | None = None
+    scale_rewards: str | None = None
     reward_weights: list[float] | None = None
     multi_objective_aggregation: str = "sum_then_normalize"
     refill_rounds: int = 0
@@ -135,7 +141,7 @@ class UniGRPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check_engine()
-        self._apply_task_defaults()
+        self._read_overrides()
         self._apply_preset()
         self._check_values()
         # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number.
@@ -159,8 +165,8 @@ class UniGRPOConfig(TrainingArguments):
         if self.auto_find_batch_size:
             raise ValueError("auto_find_batch_size=True would change the rollout window; set the batch size yourself")
 
-    def _apply_task_defaults(self) -> None:
-        """Keys left unset get the text tasks' value, and the t2i one where that differs."""
+    def _read_overrides(self) -> None:
+        """``task_overrides`` as a mapping of its own, also where it was given as JSON."""
         overrides = self.task_overrides or {}
         if isinstance(overrides, str):
             try:
@@ -174,12 +180,6 @@ class UniGRPOConfig(TrainingArguments):
             if not isinstance(values, dict):
                 raise ValueError(f"task_overrides.{task}={values!r} must be a mapping of keys")
         self.task_overrides = {task: dict(values) for task, values in overrides.items()}
-        unset = [key for key in TASK_DEFAULTS["t2i"] if getattr(self, key) is None]
-        for key in unset:
-            setattr(self, key, TASK_DEFAULTS["text"].get(key))
-        if unset:
-            defaults = {key: TASK_DEFAULTS["t2i"][key] for key in unset}
-            self.task_overrides["t2i"] = {**defaults, **self.task_overrides.get("t2i", {})}
 
     def _apply_preset(self) -> None:
         if self.algorithm not in PRESETS:
@@ -189,14 +189,15 @@ class UniGRPOConfig(TrainingArguments):
         if isinstance(self.scale_rewards, bool):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         for key, value in PRESETS[self.algorithm].items():
-            if getattr(self, key) is None:
+            if getattr(self, key) is None and key not in TASK_KEYS_BY_DEFAULT:
                 setattr(self, key, value)
         if self.epsilon is None:
             self.epsilon = DEFAULT_EPSILON.get(self.importance_sampling_level)
 
     def _check_values(self) -> None:
         for key, choices in CHOICES.items():
-            check_choice(key, getattr(self, key), choices)
+            if getattr(self, key) is not None:
+                check_choice(key, getattr(self, key), choices)
         minimum = {"num_generations": 2, "num_generations_eval": 1, "num_iterations": 1, "num_timesteps": 1}
         for key, least in {**minimum, "ref_model_sync_steps": 1}.items():
             if getattr(self, key) < least:
@@ -205,7 +206,7 @@ class UniGRPOConfig(TrainingArguments):
             raise ValueError(f"refill_rounds={self.refill_rounds} must not be negative")
         if self.attn_mask_mode is not None:
             check_choice("attn_mask_mode", self.attn_mask_mode, ("bool", "none"))
-        check_ranges("", self, self.num_timesteps)
+        check_ranges("", self._settings("text", {}), self.num_timesteps)
         if self.sync_ref_model and self.beta == 0:
             raise ValueError("sync_ref_model=True with beta=0 updates a reference that is never used; set beta > 0")
 
@@ -265,9 +266,15 @@ class UniGRPOConfig(TrainingArguments):
             self.image_tokenizer = module
 
     def for_task(self, task: str) -> TaskSettings:
-        """The settings of ``task``; an overridden ratio level brings its own default clip range."""
+        """The settings of ``task``: its overrides, else the run's, else the task's defaults, else the algorithm's."""
+        return self._settings(task, self.task_overrides.get(task, {}))
+
+    def _settings(self, task: str, override: dict[str, Any]) -> TaskSettings:
+        """An overridden ratio level brings its own default clip range."""
         values = {item.name: getattr(self, item.name) for item in fields(TaskSettings)}
-        override = self.task_overrides.get(task, {})
+        for key, value in {**PRESETS[self.algorithm], **TASK_DEFAULTS[task]}.items():
+            if key in values and values[key] is None:
+                values[key] = value
         level = override.get("importance_sampling_level", self.importance_sampling_level)
         if level != self.importance_sampling_level:
             values["epsilon"], values["epsilon_high"] = DEFAULT_EPSILON[level], None

@@ -112,12 +112,21 @@ def image_of(row: dict[str, Any], where: str) -> Image.Image:
 def undecoded(dataset: Any) -> Any:
     """A ``datasets.Dataset`` whose image columns stay encoded, so that a damaged picture is met by ``load_image``."""
     for name, feature in (getattr(dataset, "features", None) or {}).items():
-        inner = getattr(feature, "feature", None)
-        if type(feature).__name__ == "Image":
+        # Casting lists of pictures would write the whole dataset anew; those are decoded row by row.
+        if type(feature).__name__ == "Image" and feature.decode:
             dataset = dataset.cast_column(name, type(feature)(decode=False))
-        elif type(inner).__name__ == "Image":
-            dataset = dataset.cast_column(name, type(feature)(type(inner)(decode=False)))
     return dataset
+
+
+def read_row(dataset: Any, index: int, where: str) -> dict[str, Any]:
+    """One row; a picture that the dataset itself cannot decode is an error that names row and column."""
+    try:
+        return dataset[index]
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        features = getattr(dataset, "features", None) or {}
+        lists = [name for name, own in features.items() if type(getattr(own, "feature", None)).__name__ == "Image"]
+        where += f"[{lists[0]!r}]" if len(lists) == 1 else ""
+        raise ValueError(f"{where} cannot be read ({error}); replace its picture or drop the row") from error
 
 
 def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], str], None] | None = None) -> None:
@@ -130,18 +139,22 @@ def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], 
     Raises:
         ValueError: an empty set, a missing or empty prompt, an unknown task, an unreadable picture; it names the row.
     """
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"{name} is a {type(dataset).__name__} without a length; windows need one: load it without streaming"
+        )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty")
-    columns = set(dataset[0])
-    if "prompt" not in columns:
-        raise ValueError(
-            f"{name} has no 'prompt' column, only {sorted(columns)}; rename yours (column_map in a recipe)"
-        )
     rows = range(len(dataset))
     for index in track(rows, f"checking {name}", transient=True) if len(rows) >= MANY_ROWS else rows:
-        row, where = dataset[index], f"{name}[{index}]"
-        _check_prompt(row["prompt"], where)
+        where = f"{name}[{index}]"
+        row = read_row(dataset, index, where)
+        if "prompt" not in row:
+            raise ValueError(
+                f"{where} has no 'prompt' column, only {sorted(row)}; rename yours (column_map in a recipe)"
+            )
         task = task_of(row)
+        _check_prompt(row["prompt"], task, where)
         if task not in TASKS:
             raise ValueError(f"{where}['task']={task!r}: choose one of {TASKS}")
         if task == "mmu":
@@ -153,8 +166,22 @@ def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], 
             check_row(row, where)
 
 
-def _check_prompt(prompt: Any, where: str) -> None:
+def _check_prompt(prompt: Any, task: str, where: str) -> None:
     if not prompt or not isinstance(prompt, str | list) or (isinstance(prompt, str) and not prompt.strip()):
         raise ValueError(f"{where}['prompt'] must be text or chat messages, got {prompt!r}")
-    if isinstance(prompt, list) and not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt):
-        raise ValueError(f"{where}['prompt']: every message needs 'role' and 'content', got {prompt!r}")
+    if isinstance(prompt, str):
+        return
+    for message in prompt:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"{where}['prompt']: every message needs 'role' and 'content', got {prompt!r}")
+        content = message["content"]
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        if not all(
+            isinstance(part, dict) and (part.get("type") != "text" or isinstance(part.get("text"), str))
+            for part in parts
+        ):
+            raise ValueError(
+                f"{where}['prompt']: content must be text, or parts with 'type' and text, got {content!r}"
+            )
+    if task == "t2i" and not any(message["role"] == "user" and message["content"] for message in prompt):
+        raise ValueError(f"{where}['prompt'] has no user message, so there is no caption to draw: {prompt!r}")

@@ -56,14 +56,20 @@ def _for_evaluation(algorithm: Algorithm) -> Algorithm:
 def held_out_answers(
     pipe: Pipeline, rows: list[dict[str, Any]], generations: int, batch_size: int, on_batch: Callable | None = None
 ) -> list[Sample]:
-    """``generations`` answers to each row, in order. Streams depend on the run's seed and the row, not on the step."""
+    """``generations`` answers to each row, in order, scored batch by batch.
+
+    Streams depend on the run's seed and the row, not on the step.
+    """
     pipe = eval_pipeline(pipe)
     repeated = [(number, row) for number, row in enumerate(rows) for _ in range(generations)]
     samples = []
     for start in range(0, len(repeated), batch_size):
         batch = repeated[start : start + batch_size]
         indices = list(range(start, start + len(batch)))
-        samples += sample_answers(pipe, [row for _, row in batch], 0, indices=indices, stream="eval")
+        answered = sample_answers(pipe, [row for _, row in batch], 0, indices=indices, stream="eval")
+        scores = pipe.rewards.score([sample.answer for sample in answered], pipe.trainer_state)
+        # The pictures of the prompts are let go: a held-out set of photos would not fit into memory.
+        samples += [replace(own, scores=score, images=None) for own, score in zip(answered, scores, strict=True)]
         if on_batch is not None:
             on_batch(len(samples), len(repeated))
     return samples
@@ -72,7 +78,7 @@ def held_out_answers(
 def reward_summary(pipe: Pipeline, samples: list[Sample], prefix: str) -> dict[str, float]:
     """``<prefix>_reward``, ``<prefix>_rewards/<name>/mean`` and completion lengths of held-out answers."""
     metrics = Metrics()
-    scores = pipe.rewards.score([sample.answer for sample in samples], pipe.trainer_state)
+    scores = torch.stack([sample.scores for sample in samples])
     for name, column in zip(pipe.rewards.names, scores.T, strict=True):
         if not bool(column.isnan().all()):
             metrics.add(f"rewards/{name}/mean", column.nanmean())

@@ -58,12 +58,16 @@ class Pipeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One sampled row: its dataset row, its rollout (B = 1), its place in the global window, its prompt's pictures."""
+    """One sampled row: its dataset row, its rollout (B = 1), its place in the global window, its prompt's pictures.
+
+    ``scores`` are the raw rewards ``[F]`` of a held-out answer, scored with its batch.
+    """
 
     row: dict[str, Any]
     rollout: Rollout
     index: int
     images: list[Image.Image] | None = None
+    scores: Tensor | None = None
 
     @property
     def answer(self) -> Answer:
@@ -172,11 +176,24 @@ def prompt_images(
     """Rows with the codes of their picture, as ``policy.encode`` reads them, and the pictures for the rewards."""
     if task != "mmu":
         return rows, [None] * len(rows)
-    images = [image_of(row, f"a row with prompt {str(row['prompt'])[:60]!r}") for row in rows]
+    read: dict[Any, Image.Image] = {}
+    images = []
+    for row in rows:
+        # The rows of a group are copies of one dataset row: its picture is decoded once and shared.
+        source = _picture_source(row)
+        if source not in read:
+            read[source] = image_of(row, f"a row with prompt {str(row['prompt'])[:60]!r}")
+        images.append(read[source])
     transforms = [row.get("image_transform") or pipe.args.for_task(task).image_transform for row in rows]
     codes = pipe.codec.encode(images, image_size(pipe.args, pipe.policy, task), transforms)
     coded = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
     return coded, [[image] for image in images]
+
+
+def _picture_source(row: dict[str, Any]) -> Any:
+    value = row["image"] if row.get("image") is not None else row["images"][0]
+    value = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+    return value if isinstance(value, str | bytes) else id(value)
 
 
 def canvas_arguments(

@@ -52,7 +52,9 @@ def score_tokens(
     if not bool(canvas.token_space.contains(tokens).all()):
         raise ValueError(f"a scored token lies outside the token space {canvas.token_space} of task {canvas.task!r}")
     request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale)
-    output = model(**request, targets=tokens, ref_logprobs=ref_logprobs)
+    if ref_logprobs is not None:
+        request["ref_logprobs"] = ref_logprobs
+    output = model(**request, targets=tokens)
     kl = None if ref_logprobs is None else _at(target, output.kl)
     return TokenScores(logps=_at(target, output.logps), entropy=_at(target, output.entropy), kl=kl)
 

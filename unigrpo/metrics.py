@@ -61,10 +61,9 @@ def reward_metrics(
 
 
 def task_metrics(metrics: Metrics, tasks: list[str], rewards: Tensor) -> None:
-    """``reward/<task>`` of a window with several tasks; ``rewards [B]``, NaN where none applied."""
-    if len(set(tasks)) > 1:
-        for task in sorted(set(tasks)):
-            metrics.add(f"reward/{task}", rewards[torch.tensor([own == task for own in tasks])].nanmean())
+    """``reward/<task>`` of the tasks in a window; ``rewards [B]``, NaN where none applied."""
+    for task in sorted(set(tasks)):
+        metrics.add(f"reward/{task}", rewards[torch.tensor([own == task for own in tasks])].nanmean())
 
 
 def completion_metrics(metrics: Metrics, rollouts: list[Rollout], stop_token_ids: tuple[int, ...]) -> None:

@@ -51,7 +51,8 @@ def draw_curve(metrics: Path, picture: Path, title: str) -> None:
     from matplotlib import pyplot
 
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    names = sorted({name for record in records for name in record if name.startswith("reward/")}) or ["reward"]
+    names = sorted({name for record in records for name in record if name.startswith("reward/")})
+    names = names if len(names) > 1 else ["reward"]
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, name in enumerate(names):
         points = [(record["step"], record[name]) for record in records if record.get(name) is not None]

@@ -21,13 +21,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+_TEXT = {"sampler": "semi_autoregressive", "steps": 128, "guidance_scale": 0.0, "eval_temperature": 0.0}
+
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
-    "text": {
-        "sampler": "semi_autoregressive",
-        "steps": 128,
-        "guidance_scale": 0.0,
-        "eval_temperature": 0.0,
-    },
+    "text": _TEXT,
+    "mmu": _TEXT,
     # Images need a sampler of their own, and their likeliest codes are no picture: held-out images are drawn, not
     # greedy. k3 over 8192 codes has heavy tails where the exact sum costs one pass.
     "t2i": {
@@ -38,8 +36,7 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "kl_estimator": "exact",
     },
 }
-"""What a task uses for keys that neither the user nor the algorithm of the run sets; ``mmu`` is like ``text``. For
-``t2i`` these win over the algorithm's."""
+"""What a task uses for keys that the user leaves unset. They win over the algorithm's."""
 
 DEFAULT_EPSILON = {"token": 0.2, "sequence": 1e-3, "sequence_sum": 0.2}
 """Clip range by ratio level: a mean over many tokens moves hundreds of times less than one token's ratio."""

@@ -297,11 +297,21 @@ class ForTask:
             key: [value[i] for i in mine] if isinstance(value, list) and len(value) == len(task) else value
             for key, value in columns.items()
         }
-        result = self.reward(task=[self.task] * len(mine), **part)
 
-        def spread(scores: list[float | None]) -> list[float | None]:
-            placed = dict(zip(mine, scores, strict=True))
+        def spread(values: Any) -> list:
+            values = values.tolist() if hasattr(values, "tolist") else values
+            if not isinstance(values, list | tuple) or len(values) != len(mine):
+                raise ValueError(
+                    f"reward {self.__name__!r} must return a list of {len(mine)} scores for the rows of task "
+                    f"{self.task!r}, got {values!r}"
+                )
+            placed = dict(zip(mine, values, strict=True))
             return [placed.get(index) for index in range(len(task))]
+
+        if "log_extra" in part:
+            log_extra = part["log_extra"]
+            part["log_extra"] = lambda column, values: log_extra(column, spread(list(values)))
+        result = self.reward(task=[self.task] * len(mine), **part)
 
         async def spread_later() -> list[float | None]:
             return spread(await result)

@@ -109,12 +109,14 @@ class RewardSet:
     Attributes:
         functions: callables; names are made unique with a number.
         weights: one a function.
+        columns: dataset columns that every call gets, also where no row of a batch has them.
         extras: per-answer columns that rewards handed to ``log_extra`` in the last call.
         metrics: scalars that rewards handed to ``log_metric`` in the last call, all calls of it.
     """
 
     functions: list[Callable]
     weights: list[float] | None = None
+    columns: set[str] = field(default_factory=set)
     names: list[str] = field(init=False)
     extras: dict[str, list] = field(init=False, default_factory=dict)
     metrics: dict[str, list[float]] = field(init=False, default_factory=dict)
@@ -153,11 +155,10 @@ class RewardSet:
         return torch.tensor(columns, dtype=torch.float32).T.contiguous()
 
     def _arguments(self, answers: list[Answer], trainer_state: Any) -> dict[str, Any]:
-        keys = dict.fromkeys(key for answer in answers for key in answer.row if key not in RESERVED)
-        images = [answer.images for answer in answers]
+        self.know_columns(*(answer.row for answer in answers))
         return {
-            **{key: [answer.row.get(key) for answer in answers] for key in keys},
-            **({"images": images} if any(images) else {}),
+            **{key: [answer.row.get(key) for answer in answers] for key in sorted(self.columns)},
+            "images": [answer.images for answer in answers],
             "prompts": [answer.row["prompt"] for answer in answers],
             "completions": [answer.for_reward for answer in answers],
             "completion_ids": [answer.completion_ids for answer in answers],
@@ -166,6 +167,10 @@ class RewardSet:
             "log_extra": self._log_extra,
             "log_metric": self._log_metric,
         }
+
+    def know_columns(self, *rows: dict[str, Any]) -> None:
+        """The columns of ``rows`` reach the rewards from now on: a window of a mixed run may lack those of one task."""
+        self.columns.update(key for row in rows for key in row if key not in RESERVED)
 
     def _log_extra(self, column: str, values: list) -> None:
         self.extras[column] = list(values)

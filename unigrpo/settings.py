@@ -106,8 +106,19 @@ def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     raise ValueError(f"{key}={value!r} is not valid: {hint}choose one of {list(choices)}")
 
 
+OPTIONAL = ("eval_denoising_steps", "max_prompt_length", "timestep_start")
+WHOLE = ("num_noise_samples", "max_completion_length", "steps", "block_length", *OPTIONAL)
+
+
 def check_ranges(where: str, values: Any, num_timesteps: int) -> None:
     """Raises ``ValueError`` for a number of one task's settings that cannot train; ``where`` prefixes its name."""
+    for key in WHOLE:
+        value = getattr(values, key)
+        if isinstance(value, bool) or not isinstance(value, int | (type(None) if key in OPTIONAL else int)):
+            raise ValueError(f"{where}{key}={value!r} must be a whole number")
+    for key in ("beta", "temperature", "guidance_scale", "remask_temperature", "eval_temperature", "epsilon"):
+        if isinstance(getattr(values, key), bool) or not isinstance(getattr(values, key), int | float):
+            raise ValueError(f"{where}{key}={getattr(values, key)!r} must be a number")
     for key in ("num_noise_samples", "max_completion_length", "steps", "block_length"):
         if getattr(values, key) < 1:
             raise ValueError(f"{where}{key}={getattr(values, key)} must be at least 1")
@@ -126,6 +137,11 @@ def check_ranges(where: str, values: Any, num_timesteps: int) -> None:
         raise ValueError(f"{where}epsilon_high={values.epsilon_high} must be positive")
     if values.mask_ratio_min is not None and not 0 <= values.mask_ratio_min < 1:
         raise ValueError(f"{where}mask_ratio_min={values.mask_ratio_min} must lie in [0, 1)")
+    if values.mask_ratio_min is not None and values.timesteps not in ("truncated", "cosine"):
+        raise ValueError(
+            f"{where}mask_ratio_min={values.mask_ratio_min} does nothing with timesteps={values.timesteps!r}; set both, "
+            "with 'truncated' or 'cosine', in task_overrides if one task alone is meant"
+        )
     size = values.image_size
     sides = [size] if not isinstance(size, list | tuple) else list(size)
     if size is not None and (len(sides) > 2 or not all(isinstance(side, int) and side > 0 for side in sides)):

@@ -103,6 +103,9 @@ class UniGRPOTrainer(Trainer):
         self.rewards = reward_set(reward_funcs, reward_processing_classes, args.reward_weights)
         self.codec: ImageCodec | None = None
         self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
+        if isinstance(self._image_tokenizer, str) and hasattr(base.config, "image_tokenizer"):
+            # Saved with the weights, so that pictures are decoded later by what they were trained with.
+            base.config.image_tokenizer = self._image_tokenizer
         self.args = args
         if train_dataset is not None:
             train_dataset = undecoded(train_dataset)
@@ -159,6 +162,7 @@ class UniGRPOTrainer(Trainer):
         if self.codec is None and task_of(row) != "text":
             self.codec = load_codec(self._image_tokenizer, self.policy)
         check_prompt(self.policy, self.args, self.codec, row, where, held_out)
+        self.rewards.know_columns(row)
 
     def _check_held_out_row(self, row: dict[str, Any], where: str) -> None:
         self._check_row(row, where, held_out=True)
@@ -326,8 +330,9 @@ class UniGRPOTrainer(Trainer):
             return results
         if dataset is None:
             raise ValueError("evaluate needs eval_dataset: give it to the trainer or to evaluate()")
-        dataset = undecoded(dataset)
-        check_dataset(dataset, "eval_dataset", self._check_held_out_row)
+        if eval_dataset is not None:
+            dataset = undecoded(dataset)
+            check_dataset(dataset, "eval_dataset", self._check_held_out_row)
         start = time.perf_counter()
         pipe = self.pipeline()
         rows = [dataset[index] for index in range(len(dataset))]

@@ -115,8 +115,11 @@ class DiffusionPolicy(ABC):
         return torch.nn.functional.pad(mask[:, self.logit_shift :], (0, self.logit_shift))
 
 
-def fit_prompt(tokens: list[int], limit: int, truncation: str, prompt: Any) -> list[int]:
-    """``tokens`` if they fit, else an error or their last ``limit`` ids.
+TEXT_CURE = "Raise max_prompt_length, lower max_completion_length, or set prompt_truncation='left'"
+
+
+def fit_prompt(tokens: list[int], limit: int, truncation: str, prompt: Any, cure: str = TEXT_CURE) -> list[int]:
+    """``tokens`` if they fit, else an error that ends in ``cure``, or their last (``"left"``) or first ``limit`` ids.
 
     Raises:
         ValueError: too long with ``truncation="error"``.
@@ -128,8 +131,7 @@ def fit_prompt(tokens: list[int], limit: int, truncation: str, prompt: Any) -> l
     if truncation == "right":
         return tokens[:limit]
     raise ValueError(
-        f"prompt of {len(tokens)} tokens is longer than the {limit} that fit: {str(prompt)[:80]!r}. Raise "
-        "max_prompt_length, lower max_completion_length, or set prompt_truncation='left' (for captions also 'right')"
+        f"prompt of {len(tokens)} tokens is longer than the {limit} that fit: {str(prompt)[:80]!r}. {cure}"
     )
 
 

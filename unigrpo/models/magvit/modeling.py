@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ CHUNK_PIXELS = 4 * 512 * 512
 class MagvitV2(PreTrainedModel):
     """Images to codes and back. Loads showlab/magvitv2: 382 keys.
 
-    Weights and arithmetic stay fp32 whatever autocast says: bits are signs, and half precision flips those near 0.
+    Weights stay fp32, and encoding is fp32 whatever autocast and TF32 settings say: bits are signs, and lower precision
+    flips those near 0.
     """
 
     config_class = MagvitV2Config
@@ -74,7 +77,7 @@ class MagvitV2(PreTrainedModel):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Code logits ``[B, bits, h, w]`` before the sign, with gradient."""
-        with torch.autocast(pixels.device.type, enabled=False):
+        with torch.autocast(pixels.device.type, enabled=False), without_tf32(pixels.device):
             return self.encoder(pixels.to(self.dtype))
 
     @torch.no_grad()
@@ -111,6 +114,18 @@ class MagvitV2(PreTrainedModel):
                 signs = self.quantize.signs(part).to(self.dtype).mT.unflatten(2, (rows, columns))
                 pixels.append(self.decoder(signs))
         return torch.cat(pixels).float()
+
+
+@contextmanager
+def without_tf32(device: torch.device) -> Iterator[None]:
+    """Convolutions of the block in full fp32; cuDNN would round their inputs to ten bits by default."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    settings = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    with cudnn.flags(**settings, allow_tf32=False):
+        yield
 
 
 def images_at_once(height: int, width: int) -> int:

@@ -20,6 +20,9 @@ TEXT_SLOTS = 512
 """Longest t2i text, ``<|t2i|> bos`` included and eos not, that the released checkpoints were trained with."""
 
 
+CAPTION_CURE = "Raise max_prompt_length (text slots), shorten it, or set prompt_truncation to 'left' or 'right'"
+
+
 class MMaDAPolicy(DiffusionPolicy):
     """MMaDA's layouts. Text answers are written with ids below the image offset, the mask id excepted; images with the
     codebook's ids alone.
@@ -145,12 +148,15 @@ class MMaDAPolicy(DiffusionPolicy):
     ) -> Canvas:
         special, config = self.config.special_token_ids, self.config
         # Beside the caption: <|t2i|>, bos, eos, <|soi|> and <|eoi|>. The first two count as text slots.
-        slots = min(self._room("image_tokens", image_tokens, None, around=5) + 2, max_prompt_length or TEXT_SLOTS)
+        slots = min(
+            self._room("image_size makes image_tokens", image_tokens, None, around=5) + 2,
+            max_prompt_length or TEXT_SLOTS,
+        )
         captions = []
         for row in rows:
             tokens = self.processor.tokenizer(prompt_text(row["prompt"]), add_special_tokens=False)["input_ids"]
             tokens = tokens[1:] if tokens[:1] == [config.bos_token_id] else tokens
-            captions.append(fit_prompt(tokens, slots - 2, truncation, row["prompt"]))
+            captions.append(fit_prompt(tokens, slots - 2, truncation, row["prompt"], CAPTION_CURE))
         trimmed = trim_padding and not self.attends_padding
         ids, mask = layouts.t2i(
             captions,
