@@ -10,6 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
+from unigrpo.algorithms import build_algorithm
 from unigrpo.cli import main
 from unigrpo.config import CHOICES, TASK_KEYS
 from unigrpo.recipe import CONFIG_KEYS, DatasetSpec, RecipeError, build_config, load_recipe, load_rows
@@ -120,7 +121,9 @@ def test_the_image_recipe_is_the_published_starting_point():
     t2i = args.for_task("t2i")
     assert (t2i.sampler, t2i.steps, t2i.guidance_scale, t2i.guidance) == ("emerge", 16, 3.5, "rollout")
     assert (t2i.eval_sampler, t2i.eval_denoising_steps, t2i.kl_estimator) == ("maskgit", 50, "exact")
-    assert (t2i.timesteps, t2i.mask_ratio_min, t2i.epsilon, t2i.beta) == ("truncated", 0.8, 0.2, 0.01)
+    assert (t2i.epsilon, t2i.beta) == (0.2, 0.01)
+    noising = build_algorithm(args, "t2i").noising
+    assert noising.row_timesteps(args.num_iterations, (0, 0, 0)) == [833, 866, 900, 933, 966, 999]
     assert args.generation_batch_size // args.num_generations == 8
     assert args.reward_weights == [0.1, 0.1]
     mixed = build_config(load_recipe(str(ROOT / "recipes" / "mixed_mmada_8b.yaml")))

@@ -62,7 +62,8 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     resolve_names(recipe)
     notes = [f"runs code: {path}" for path in import_paths(recipe)]
     notes += _check_model(recipe, offline)
-    if any(spec.task in ("mmu", "t2i") for spec in (*recipe.datasets, *recipe.eval_datasets)):
+    with_pictures = any(spec.task in ("mmu", "t2i") for spec in (*recipe.datasets, *recipe.eval_datasets))
+    if with_pictures or args.image_tokenizer is not None:
         notes += _check_image_tokenizer(recipe, offline)
     notes += _check_reward_models(recipe, offline)
     for spec in recipe.datasets:
