@@ -137,10 +137,14 @@ ROWS = {
     ),
     "giant": ({"image": png_header(20_000, 20_000)}, rf"{WHERE}\['image'\]: .*at most 80,000,000 pixels", {}),
     "missing": ({"image": None}, rf"{WHERE} is an image-understanding row without an image; give an 'image'", {}),
-    "long caption": ({"prompt": LONG, "task": "t2i"}, rf"{WHERE}: prompt of 511 tokens is longer than the 510", {}),
+    "long caption": (
+        {"prompt": LONG, "task": "t2i"},
+        rf"{WHERE}\['prompt'\]: prompt of 511 tokens is longer than the 510",
+        {},
+    ),
     "long question": (
         {"prompt": LONG, "image": encoded(picture())},
-        rf"{WHERE}: prompt of \d+ tokens is longer than the \d+ that fit.*max_prompt_length",
+        rf"{WHERE}\['prompt'\]: prompt of \d+ tokens is longer than the \d+ that fit.*max_prompt_length",
         {"max_prompt_length": 60},
     ),
     "no room": (

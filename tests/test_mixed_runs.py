@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-import unigrpo.experience as experience
+import unigrpo.sampling as sampling
+from unigrpo.building import ForTask
 from unigrpo.evaluation import held_out_answers
-from unigrpo.recipe import ForTask
 
 from .test_image_laws import options
 
@@ -38,10 +38,10 @@ def test_the_reward_of_each_task_is_logged_in_every_window(make_trainer):
 def test_a_groups_picture_is_decoded_once(make_trainer, monkeypatch):
     trainer = make_trainer(**options("mmu", 2, per_device_train_batch_size=8, num_generations=4))
     decoded = []
-    real = experience.image_of
-    monkeypatch.setattr(experience, "image_of", lambda row, where: decoded.append(where) or real(row, where))
+    real = sampling.image_of
+    monkeypatch.setattr(sampling, "image_of", lambda row, where: decoded.append(where) or real(row, where))
     rows = [trainer.train_dataset[place] for place in (0, 0, 0, 0, 1, 1, 1, 1)]
-    samples = experience.sample_answers(trainer.pipeline(), rows, 0)
+    samples = sampling.sample_answers(trainer.pipeline(), rows, 0)
     assert len(decoded) == 2
     assert samples[0].images[0] is samples[3].images[0] and samples[0].images[0] is not samples[4].images[0]
 

@@ -6,18 +6,8 @@ import json
 
 import pytest
 
-from unigrpo.recipe import (
-    DatasetSpec,
-    ForTask,
-    RecipeError,
-    build_config,
-    build_dataset,
-    build_lora,
-    build_rewards,
-    import_paths,
-    load_recipe,
-    load_rows,
-)
+from unigrpo.building import ForTask, build_config, build_dataset, build_lora, build_rewards, import_paths, load_rows
+from unigrpo.recipe import DatasetSpec, RecipeError, load_recipe
 
 
 MINIMAL = """

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from unigrpo.algorithms import build_algorithm
+from unigrpo.building import build_config, load_rows
 from unigrpo.cli import main
 from unigrpo.config import CHOICES, TASK_KEYS
-from unigrpo.recipe import CONFIG_KEYS, DatasetSpec, RecipeError, build_config, load_recipe, load_rows
+from unigrpo.recipe import CONFIG_KEYS, DatasetSpec, RecipeError, load_recipe
 from unigrpo.run import evaluate_recipe
 
 from .test_cli import RECIPES, ROOT, SMALL, replaced_data, replaced_models, replaced_sizes, tiny_models, tiny_path  # noqa: F401

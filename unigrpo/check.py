@@ -10,22 +10,12 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from .algorithms import build_algorithms, check_task_sampler
+from .building import FILE_KINDS, build_config, build_lora, build_rewards, import_paths, load_rows, resolve_names
 from .codec import sides
 from .data import check_dataset, task_of
 from .generation import BUILTIN, model_path
 from .models import MagvitV2Config
-from .recipe import (
-    FILE_KINDS,
-    DatasetSpec,
-    Recipe,
-    RecipeError,
-    build_config,
-    build_lora,
-    build_rewards,
-    import_paths,
-    load_rows,
-    resolve_names,
-)
+from .recipe import DatasetSpec, Recipe, RecipeError
 from .rewarding import Answer, RewardSet, resolve_reward
 
 

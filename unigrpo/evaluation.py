@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from .algorithms import Algorithm, build_sampler
-from .experience import Pipeline, Sample, sample_answers
 from .metrics import Metrics, completion_metrics
+from .sampling import Pipeline, Sample, sample_answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

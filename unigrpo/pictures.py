@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from .contact_sheet import contact_sheet
-from .experience import Sample
+from .sampling import Sample
 
 
 SHEET_PROMPTS, SHEET_SAMPLES = 8, 5

@@ -20,15 +20,16 @@ from rewards import get_reward
 from . import __version__
 from .algorithms import build_algorithms
 from .assembly import load_codec, load_trainable, reward_set
+from .building import build_config, build_dataset, build_lora, build_rewards
 from .callbacks import JsonLines
 from .config import UniGRPOConfig
 from .data import task_of
 from .evaluation import Accuracy, bootstrap, held_out_answers, reward_summary
-from .experience import Pipeline, Sample
 from .generation import load_policy, model_path
 from .models import MMaDAProcessor
 from .pictures import draw_curve, picture_sheet, side_by_side
-from .recipe import Recipe, build_config, build_dataset, build_lora, build_rewards
+from .recipe import Recipe
+from .sampling import Pipeline, Sample
 from .trainer import UniGRPOTrainer
 
 

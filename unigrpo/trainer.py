@@ -31,13 +31,14 @@ from .callbacks import UniGRPOProgress, save_completions, show_completions
 from .codec import ImageCodec
 from .config import UniGRPOConfig, tokenizer_name
 from .data import WindowLoader, WindowSampler, check_dataset, task_of, undecoded
-from .experience import Pipeline, check_prompt, evaluating, make_experience, rebuild_window
+from .experience import make_experience, rebuild_window
 from .likelihood import score_tokens, token_logprobs
 from .metrics import Metrics, loss_metrics
 from .models import DiffusionPolicy, policy_class_of
 from .reference import ADAPTER, freeze_adapter_copy, frozen_copy, is_peft, reference_context, reload_trained_adapter
 from .rewarding import ModelReward
 from .rng import keyed_generator
+from .sampling import Pipeline, check_prompt, evaluating
 from .units import Batch, Unit, collate
 
 

@@ -1,0 +1,197 @@
+"""From a parsed recipe to what a run needs: arguments, adapter, rewards and datasets."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from torch.utils.data import ConcatDataset
+
+from rewards import get_reward
+
+from .config import UniGRPOConfig
+from .data import undecoded
+from .generation import BUILTIN, model_path
+from .models import resolve_policy
+from .recipe import DatasetSpec, Recipe, RecipeError
+from .rewarding import resolve_reward, reward_name
+
+
+FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+"""Files that can be datasets, and the loader of ``datasets`` for each."""
+
+
+def build_config(recipe: Recipe) -> UniGRPOConfig:
+    """The run's arguments. Reward weights come from the rewards.
+
+    Raises:
+        RecipeError: what ``UniGRPOConfig`` refuses, with the recipe's name.
+    """
+    values = {"report_to": "none", **recipe.config}
+    if values.get("reward_weights") is not None:
+        raise RecipeError(f"{recipe.source}: reward_weights belongs to the rewards: give each a 'weight'")
+    values["reward_weights"] = [float(reward.weight) for reward in recipe.rewards]
+    try:
+        return UniGRPOConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{recipe.source}: {error}") from error
+
+
+def build_lora(recipe: Recipe) -> LoraConfig | None:
+    """The adapter of the recipe."""
+    if recipe.lora is None:
+        return None
+    try:
+        return LoraConfig(**recipe.lora)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{recipe.source}: lora: {error}") from error
+
+
+class ForTask:
+    """A reward that applies to rows of one task only; other rows get None."""
+
+    def __init__(self, reward: Any, task: str) -> None:
+        self.reward, self.task, self.__name__ = reward, task, reward_name(reward)
+
+    def __call__(self, *, task: list[str], **columns: Any) -> Any:
+        mine = [index for index, own in enumerate(task) if own == self.task]
+        if not mine:
+            return [None] * len(task)
+        part = {
+            key: [value[i] for i in mine] if isinstance(value, list) and len(value) == len(task) else value
+            for key, value in columns.items()
+        }
+
+        def spread(values: Any) -> list:
+            values = values.tolist() if hasattr(values, "tolist") else values
+            if not isinstance(values, list | tuple) or len(values) != len(mine):
+                raise ValueError(
+                    f"reward {self.__name__!r} must return a list of {len(mine)} scores for the rows of task "
+                    f"{self.task!r}, got {values!r}"
+                )
+            placed = dict(zip(mine, values, strict=True))
+            return [placed.get(index) for index in range(len(task))]
+
+        if "log_extra" in part:
+            log_extra = part["log_extra"]
+            part["log_extra"] = lambda column, values: log_extra(column, spread(list(values)))
+        result = self.reward(task=[self.task] * len(mine), **part)
+
+        async def spread_later() -> list[float | None]:
+            return spread(await result)
+
+        return spread_later() if inspect.isawaitable(result) else spread(result)
+
+
+def build_rewards(recipe: Recipe) -> list[Any]:
+    """Callables, or model paths for the trainer to load.
+
+    Raises:
+        ValueError: a name that leads nowhere, or arguments that the reward does not take.
+    """
+    built = []
+    for spec in recipe.rewards:
+        is_model = "/" in spec.name and ":" not in spec.name
+        options = {key: model_path(value) if isinstance(value, str) else value for key, value in spec.args.items()}
+        try:
+            reward = spec.name if is_model else get_reward(spec.name, **options)
+        except TypeError as error:
+            raise RecipeError(f"{recipe.source}: rewards: args of {spec.name!r}: {error}") from error
+        if spec.task is not None:
+            reward = ForTask(resolve_reward(reward), spec.task)
+        built.append(reward)
+    return built
+
+
+def build_dataset(specs: list[DatasetSpec]) -> Any:
+    """The rows of all ``specs``, one after the other; None for an empty list.
+
+    Raises:
+        RecipeError: an unknown shipped set or a column that is not there.
+    """
+    parts = [load_rows(spec) for spec in specs]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+
+
+def load_rows(spec: DatasetSpec) -> Any:
+    """One dataset with our column names."""
+    if spec.path.startswith(BUILTIN):
+        rows = _builtin_rows(spec)
+    else:
+        rows = _hub_or_file(spec)
+        if spec.limit is not None:
+            rows = rows.select(range(min(spec.limit, len(rows))))
+    return _rename(rows, spec)
+
+
+def _builtin_rows(spec: DatasetSpec) -> Any:
+    from datasets import Dataset
+
+    from .toy import arithmetic, shapes
+
+    shapes_rows = shapes.questions if spec.task == "mmu" else shapes.problems
+    makers = {"arithmetic": arithmetic.problems, "shapes": shapes_rows}
+    name = spec.path.removeprefix(BUILTIN)
+    if name not in makers:
+        raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in makers]}")
+    try:
+        return Dataset.from_list(makers[name](spec.split, spec.limit))
+    except ValueError as error:
+        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
+
+
+def _hub_or_file(spec: DatasetSpec) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    suffix = Path(spec.path).suffix
+    if suffix in FILE_KINDS and not Path(spec.path).is_file():
+        raise RecipeError(f"dataset file {spec.path!r} does not exist")
+    try:
+        if suffix == ".txt":
+            return load_dataset("text", data_files=spec.path, split="train").rename_column("text", "prompt")
+        if suffix in FILE_KINDS:
+            return load_dataset(FILE_KINDS[suffix], data_files=spec.path, split="train")
+        return load_dataset(spec.path, spec.name, split=spec.split)
+    except (ValueError, RuntimeError, DatasetGenerationError) as error:
+        # RuntimeError: a hub dataset that is a script, which datasets no longer runs.
+        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
+
+
+def _rename(rows: Any, spec: DatasetSpec) -> Any:
+    missing = [theirs for theirs in spec.column_map.values() if theirs not in rows.column_names]
+    if missing:
+        raise RecipeError(f"dataset {spec.path!r}: column_map names {missing}, its columns are {rows.column_names}")
+    for ours, theirs in spec.column_map.items():
+        if ours != theirs:
+            if ours in rows.column_names:
+                rows = rows.remove_columns(ours)
+            rows = rows.rename_column(theirs, ours)
+    for name, value in (("task", spec.task), ("prompt", spec.prompt), ("image_transform", spec.image_transform)):
+        if value is not None:
+            rows = rows.remove_columns(name) if name in rows.column_names else rows
+            rows = rows.add_column(name, [value] * len(rows))
+    return undecoded(rows)
+
+
+def import_paths(recipe: Recipe) -> list[str]:
+    """Every piece of code the recipe names by import path: the only code a recipe can run."""
+    named = [recipe.policy, *recipe.accuracy.values(), *(reward.name for reward in recipe.rewards)]
+    return [path for path in named if path and ":" in path and not path.startswith(BUILTIN)]
+
+
+def resolve_names(recipe: Recipe) -> None:
+    """Imports everything the recipe names.
+
+    Raises:
+        ValueError: a name that leads nowhere.
+    """
+    if recipe.policy is not None:
+        resolve_policy(recipe.policy)
+    build_rewards(recipe)
+    for path in recipe.accuracy.values():
+        get_reward(path)

@@ -1,0 +1,188 @@
+"""From dataset rows to answers: encode, sample, and bring pictures in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .algorithms import Algorithm, check_task_sampler
+from .codec import ImageCodec
+from .config import UniGRPOConfig
+from .data import image_of, task_of
+from .models.base import DiffusionPolicy
+from .rewarding import Answer, RewardSet
+from .rng import keyed_generator
+from .types import TASKS, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """What ``make_experience`` works with.
+
+    Attributes:
+        model: the module to call (wrapped or not).
+        policy, args, rewards: its description, the run's arguments, the rewards.
+        algorithms: the algorithm of each task.
+        reference: context that yields the module to call as the reference policy; needed where beta > 0.
+        gather: concatenates a ``[n, ...]`` tensor over ranks.
+        new_prompt: dataset row for (window, round, group); needed for refills.
+        rank, device: this process.
+        on_step: progress of sampling, ``on_step(done, total)``.
+        codec: the image tokenizer; needed for ``mmu`` and ``t2i`` rows.
+    """
+
+    model: Any
+    policy: DiffusionPolicy
+    args: UniGRPOConfig
+    rewards: RewardSet
+    algorithms: dict[str, Algorithm]
+    reference: Callable[[], AbstractContextManager] | None = None
+    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    new_prompt: Callable[[int, int, int], dict[str, Any]] | None = None
+    rank: int = 0
+    device: torch.device | str = "cpu"
+    on_step: Callable[[int, int], None] | None = None
+    trainer_state: Any = None
+    codec: ImageCodec | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One sampled row: its dataset row, its rollout (B = 1), its place in the global window, its prompt's pictures.
+
+    ``scores`` are the raw rewards ``[F]`` of a held-out answer, scored with its batch.
+    """
+
+    row: dict[str, Any]
+    rollout: Rollout
+    index: int
+    images: list[Image.Image] | None = None
+    scores: Tensor | None = None
+
+    @property
+    def answer(self) -> Answer:
+        ids = self.rollout.canvas.ids[self.rollout.completion_mask].tolist()
+        return Answer(
+            row=self.row,
+            completion=self.rollout.completions[0],
+            completion_ids=ids,
+            task=self.rollout.canvas.task,
+            images=self.images,
+        )
+
+
+def sample_answers(
+    pipe: Pipeline,
+    prompts: list[dict[str, Any]],
+    window: int,
+    *,
+    indices: list[int] | None = None,
+    stream: str = "sample",
+) -> list[Sample]:
+    """Answers to ``prompts`` in order, one a row; ``indices`` are the rows' global numbers (default: this rank's)."""
+    if indices is None:
+        start = pipe.rank * len(prompts)
+        indices = list(range(start, start + len(prompts)))
+    samples: list[Sample | None] = [None] * len(prompts)
+    for task in TASKS:
+        members = [i for i, row in enumerate(prompts) if task_of(row) == task]
+        if not members:
+            continue
+        algorithm = pipe.algorithms[task]
+        rows, images = prompt_images(pipe, [prompts[i] for i in members], task)
+        canvas = pipe.policy.encode(rows, task, **canvas_arguments(pipe.args, pipe.policy, pipe.codec, task))
+        generators = [keyed_generator(stream, pipe.args.seed, window, indices[i]) for i in members]
+        with evaluating(pipe.model):
+            rollout = algorithm.sampler(
+                pipe.model, pipe.policy, canvas.to(pipe.device), on_step=pipe.on_step, generators=generators
+            )
+        if task == "t2i":
+            size = image_size(pipe.args, pipe.policy, task)
+            rollout = replace(rollout, completions=pipe.codec.decode(rollout.completions, size))
+        for place, i in enumerate(members):
+            own = rollout.take(torch.tensor([place]))
+            samples[i] = Sample(row=prompts[i], rollout=own, index=indices[i], images=images[place])
+    return samples
+
+
+def image_size(args: UniGRPOConfig, policy: DiffusionPolicy, task: str) -> int | list[int]:
+    """The run's image size, else the checkpoint's."""
+    return args.for_task(task).image_size or policy.image_size
+
+
+def prompt_images(
+    pipe: Pipeline, rows: list[dict[str, Any]], task: str
+) -> tuple[list[dict[str, Any]], list[list[Image.Image] | None]]:
+    """Rows with the codes of their picture, as ``policy.encode`` reads them, and the pictures for the rewards."""
+    if task != "mmu":
+        return rows, [None] * len(rows)
+    read: dict[Any, Image.Image] = {}
+    images = []
+    for row in rows:
+        # The rows of a group are copies of one dataset row: its picture is decoded once and shared.
+        source = _picture_source(row)
+        if source not in read:
+            read[source] = image_of(row, f"a row with prompt {str(row['prompt'])[:60]!r}")
+        images.append(read[source])
+    transforms = [row.get("image_transform") or pipe.args.for_task(task).image_transform for row in rows]
+    codes = pipe.codec.encode(images, image_size(pipe.args, pipe.policy, task), transforms)
+    coded = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
+    return coded, [[image] for image in images]
+
+
+def _picture_source(row: dict[str, Any]) -> Any:
+    value = row["image"] if row.get("image") is not None else row["images"][0]
+    value = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+    return value if isinstance(value, str | bytes) else id(value)
+
+
+def canvas_arguments(
+    args: UniGRPOConfig, policy: DiffusionPolicy, codec: ImageCodec | None, task: str
+) -> dict[str, Any]:
+    """The arguments of ``policy.encode`` for ``task``."""
+    settings = args.for_task(task)
+    shared = {"max_prompt_length": settings.max_prompt_length, "prompt_truncation": settings.prompt_truncation}
+    if task != "t2i":
+        return {**shared, "max_completion_length": settings.max_completion_length}
+    count = codec.count(image_size(args, policy, task))
+    return {**shared, "image_tokens": count, "trim_padding": args.trim_padding}
+
+
+def check_prompt(
+    policy: DiffusionPolicy,
+    args: UniGRPOConfig,
+    codec: ImageCodec | None,
+    row: dict[str, Any],
+    where: str,
+    held_out: bool = False,
+) -> None:
+    """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
+    task = task_of(row)
+    check_task_sampler(args, task, where, held_out)
+    if task != "text" and codec is None:
+        raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
+    if task == "mmu":
+        # Codes cost a forward of the tokenizer; for the length their number is enough.
+        row = {**row, "image_codes": torch.zeros(codec.count(image_size(args, policy, task)), dtype=torch.int64)}
+    try:
+        policy.encode([row], task, **canvas_arguments(args, policy, codec, task))
+    except ValueError as error:
+        column = "['prompt']" if str(error).startswith("prompt") else ""
+        raise ValueError(f"{where}{column}: {error}") from error
+
+
+@contextmanager
+def evaluating(model) -> Iterator[None]:
+    """Eval mode for the block: adapter dropout in a rollout would put noise into every ratio."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
