@@ -6,13 +6,16 @@ import warnings
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from .adapters import add_adapter
 from .codec import ImageCodec, load_tokenizer
 from .config import UniGRPOConfig
 from .generation import model_path
 from .models import DiffusionPolicy, resolve_policy
+from .reference import freeze_adapter_copy
 from .rewarding import RewardSet, resolve_reward
 
 
@@ -53,6 +56,31 @@ def named_sets(dataset: Any) -> list[tuple[str, Any]]:
     if isinstance(dataset, dict):
         return [(f"eval_dataset[{name!r}]", part) for name, part in dataset.items()]
     return [("eval_dataset", dataset)]
+
+
+def trainable(
+    model: nn.Module, peft_config: PeftConfig | None, args: UniGRPOConfig, with_reference: bool
+) -> nn.Module:
+    """The module that is trained: with its adapter, with a frozen copy of one it came with, without dropout.
+
+    Raises:
+        ValueError: a ``PeftModel`` without anything to train.
+    """
+    was_adapted = isinstance(model, PeftModel)
+    if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the PeftModel has nothing to train: load it with from_pretrained(..., is_trainable=True)")
+    model = add_adapter(model, peft_config)
+    if was_adapted and with_reference:
+        freeze_adapter_copy(model)
+    if not isinstance(model, PeftModel):
+        warn_of_half_precision(model)
+    elif args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    if args.disable_dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    return model
 
 
 def warn_of_half_precision(model: nn.Module) -> None:

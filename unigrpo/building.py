@@ -65,6 +65,7 @@ class ForTask:
         }
 
         def spread(values: Any) -> list:
+            """Values of this task's rows at their places, None elsewhere."""
             values = values.tolist() if hasattr(values, "tolist") else values
             if not isinstance(values, list | tuple) or len(values) != len(mine):
                 raise ValueError(

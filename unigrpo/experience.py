@@ -38,7 +38,8 @@ def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, 
     """One window of training data for this rank's ``prompts``, each of which stands G times in a row.
 
     Everything that an update needs is drawn here, before the first update of the window: noise for all inner updates,
-    and the old and reference log-probabilities on it.
+    and the old and reference log-probabilities on it. Only the whole distributions of an exact KL are made beside each
+    update, because they are too wide to keep.
     """
     with metrics.timed("time/rollout"):
         samples = sample_answers(pipe, prompts, window)

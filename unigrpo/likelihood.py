@@ -77,8 +77,10 @@ def token_logprobs(
 
 def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale) -> dict[str, Any]:
     """The arguments of ``model.forward`` but the targets."""
-    inputs, select = policy.inputs(canvas, hidden, noisy_ids), policy.rows(target)
-    if guidance_scale is not None:
+    select = policy.rows(target)
+    if guidance_scale is None:
+        inputs = policy.inputs(canvas, hidden, noisy_ids)
+    else:
         inputs, select = policy.guided_inputs(canvas, hidden, noisy_ids), torch.cat([select, select])
     return {
         **inputs,

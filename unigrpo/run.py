@@ -95,6 +95,10 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
     device = "cpu" if args.use_cpu else None
     processor = build_processor(recipe) if model is None else None
     loaded = load_policy(path, policy=recipe.policy, device=device, processing_class=processor, **options)
+    rows = [data[index] for index in range(len(data))]
+    codec = None
+    if any(task_of(row) != "text" for row in rows):
+        codec = load_codec(args.image_tokenizer, loaded.policy).to(loaded.model.device)
     pipe = Pipeline(
         model=loaded.model,
         policy=loaded.policy,
@@ -102,11 +106,8 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
         rewards=reward_set(build_rewards(recipe), None, args.reward_weights),
         algorithms=build_algorithms(args),
         device=loaded.model.device,
-        codec=load_codec(args.image_tokenizer, loaded.policy) if _draws_or_reads(data) else None,
+        codec=codec,
     )
-    if pipe.codec is not None:
-        pipe.codec.to(loaded.model.device)
-    rows = [data[index] for index in range(len(data))]
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("answering", total=len(rows))
         samples = held_out_answers(
@@ -121,10 +122,6 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
         sheet.save(out / "images_evaluated.png")
         Console().print(f"wrote {out / 'images_evaluated.png'}")
     return result
-
-
-def _draws_or_reads(data: Any) -> bool:
-    return any(task_of(data[index]) != "text" for index in range(len(data)))
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:

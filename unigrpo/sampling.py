@@ -67,6 +67,7 @@ class Sample:
 
     @property
     def answer(self) -> Answer:
+        """What rewards see of it."""
         ids = self.rollout.canvas.ids[self.rollout.completion_mask].tolist()
         return Answer(
             row=self.row,

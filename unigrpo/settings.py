@@ -114,7 +114,8 @@ def check_ranges(where: str, values: Any, num_timesteps: int) -> None:
     """Raises ``ValueError`` for a number of one task's settings that cannot train; ``where`` prefixes its name."""
     for key in WHOLE:
         value = getattr(values, key)
-        if isinstance(value, bool) or not isinstance(value, int | (type(None) if key in OPTIONAL else int)):
+        unset = value is None and key in OPTIONAL
+        if not unset and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"{where}{key}={value!r} must be a whole number")
     for key in ("beta", "temperature", "guidance_scale", "remask_temperature", "eval_temperature", "epsilon"):
         if isinstance(getattr(values, key), bool) or not isinstance(getattr(values, key), int | float):

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_callback import PrinterCallback
 
 from . import evaluation
-from .adapters import add_adapter
 from .algorithms import build_algorithms
 from .assembly import (
     default_learning_rate,
@@ -24,7 +23,7 @@ from .assembly import (
     load_trainable,
     named_sets,
     reward_set,
-    warn_of_half_precision,
+    trainable,
 )
 from .buffer import load_window, save_window
 from .callbacks import UniGRPOProgress, save_completions, show_completions
@@ -35,7 +34,7 @@ from .experience import make_experience, rebuild_window
 from .likelihood import score_tokens, token_logprobs
 from .metrics import Metrics, loss_metrics
 from .models import DiffusionPolicy, policy_class_of
-from .reference import ADAPTER, freeze_adapter_copy, frozen_copy, is_peft, reference_context, reload_trained_adapter
+from .reference import ADAPTER, frozen_copy, is_peft, reference_context, reload_trained_adapter
 from .rewarding import ModelReward
 from .rng import keyed_generator
 from .sampling import Pipeline, check_prompt, evaluating
@@ -108,33 +107,10 @@ class UniGRPOTrainer(Trainer):
             # Saved with the weights, so that pictures are decoded later by what they were trained with.
             base.config.image_tokenizer = self._image_tokenizer
         self.args = args
-        if train_dataset is not None:
-            train_dataset = undecoded(train_dataset)
-            check_dataset(train_dataset, "train_dataset", self._check_row)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: undecoded(part) for name, part in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = undecoded(eval_dataset)
-        for name, part in named_sets(eval_dataset):
-            check_dataset(part, name, self._check_held_out_row)
-        was_adapted = isinstance(model, PeftModel)
-        if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(
-                "the PeftModel has nothing to train: load it with from_pretrained(..., is_trainable=True)"
-            )
-        model = add_adapter(model, peft_config)
-        args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
+        train_dataset, eval_dataset = self._checked(train_dataset, eval_dataset)
         with_reference = any(algorithm.settings.beta > 0 for algorithm in self.algorithms.values())
-        if was_adapted and with_reference:
-            freeze_adapter_copy(model)
-        if not isinstance(model, PeftModel):
-            warn_of_half_precision(model)
-        if args.gradient_checkpointing and isinstance(model, PeftModel):
-            model.enable_input_require_grads()
-        if args.disable_dropout:
-            for module in model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+        model = trainable(model, peft_config, args, with_reference)
+        args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
         self._twin = frozen_copy(model) if with_reference and not isinstance(model, PeftModel) else None
         super().__init__(
             model=model,
@@ -157,6 +133,19 @@ class UniGRPOTrainer(Trainer):
         self._add_callbacks()
         if hasattr(model, "add_model_tags"):
             model.add_model_tags(self._tag_names)
+
+    def _checked(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
+        """The datasets with their pictures left encoded, every row checked."""
+        if train_dataset is not None:
+            train_dataset = undecoded(train_dataset)
+            check_dataset(train_dataset, "train_dataset", self._check_row)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: undecoded(part) for name, part in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = undecoded(eval_dataset)
+        for name, part in named_sets(eval_dataset):
+            check_dataset(part, name, self._check_held_out_row)
+        return train_dataset, eval_dataset
 
     def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> None:
         """A dataset row that this run cannot answer is an error; the first picture loads the image tokenizer."""

@@ -9,8 +9,7 @@ import torch
 
 from ..models.base import DiffusionPolicy
 from ..types import Canvas, Rollout
-from .draw import draw_tokens
-from .schedules import MASK_SCHEDULES
+from .schedules import MASK_SCHEDULES, check_schedule
 from .writing import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 
 
@@ -36,8 +35,7 @@ class Emerge:
 
     def __post_init__(self) -> None:
         check_sampler(self, ("steps",), ("temperature", "guidance_scale"))
-        if self.mask_schedule not in MASK_SCHEDULES:
-            raise ValueError(f"mask_schedule={self.mask_schedule!r}: choose one of {sorted(MASK_SCHEDULES)}")
+        check_schedule(self.mask_schedule)
 
     @torch.no_grad()
     def __call__(
@@ -60,14 +58,8 @@ class Emerge:
             shown = writer.hidden & (chances >= stay)
             rows = shown.any(dim=1).nonzero().squeeze(1)
             if len(rows):
-                self._reveal(model, writer, rows, shown[rows], step, [generators[row] for row in rows.tolist()])
+                places, streams = shown[rows], [generators[row] for row in rows.tolist()]
+                writer.write(rows, places, *writer.draw(model, rows, places, self.temperature, streams), step)
             if on_step is not None:
                 on_step(step + 1, self.steps)
         return writer.rollout()
-
-    def _reveal(self, model, writer: CanvasWriter, rows, places, step: int, streams: list[torch.Generator]) -> None:
-        space = writer.canvas.token_space
-        logits, space = writer.logits(model, rows, places, space, self.temperature or 1.0)
-        columns = draw_tokens(logits, uniforms(places, streams)) if self.temperature else logits.argmax(dim=1)
-        logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
-        writer.write(rows, places, scatter(places, columns + space.start), scatter(places, logps), step)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..types import Canvas, Rollout
-from .draw import draw_tokens
-from .schedules import MASK_SCHEDULES
+from .schedules import MASK_SCHEDULES, check_schedule
 from .writing import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 
 
@@ -49,8 +48,7 @@ class MaskGIT:
 
     def __post_init__(self) -> None:
         check_sampler(self, ("steps",), ("temperature", "guidance_scale", "remask_temperature"))
-        if self.mask_schedule not in MASK_SCHEDULES:
-            raise ValueError(f"mask_schedule={self.mask_schedule!r}: choose one of {sorted(MASK_SCHEDULES)}")
+        check_schedule(self.mask_schedule)
         if self.remask_noise_decay not in DECAYS:
             raise ValueError(f"remask_noise_decay={self.remask_noise_decay!r}: choose one of {DECAYS}")
 
@@ -72,9 +70,8 @@ class MaskGIT:
         scale, everything = self.remask_temperature, image_positions(canvas)
         for step in range(self.steps):
             done = (step + 1) / self.steps
-            scale = (
-                scale * (1 - done) if self.remask_noise_decay == "compound" else self.remask_temperature * (1 - done)
-            )
+            start = scale if self.remask_noise_decay == "compound" else self.remask_temperature
+            scale = start * (1 - done)
             share = MASK_SCHEDULES[self.mask_schedule](done)
             rows = writer.hidden.any(dim=1).nonzero().squeeze(1)
             if len(rows):
@@ -104,11 +101,8 @@ class MaskGIT:
 
     def _draw(self, model, writer: CanvasWriter, rows, holes, streams) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, their log-probabilities and Gumbel noise, ``[b, L]``, at the holes."""
-        logits, space = writer.logits(model, rows, holes, writer.canvas.token_space, self.temperature or 1.0)
-        columns = draw_tokens(logits, uniforms(holes, streams)) if self.temperature else logits.argmax(dim=1)
-        logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
-        noise = -(-uniforms(holes, streams).clamp(min=1e-20).log()).clamp(min=1e-20).log()
-        return scatter(holes, columns + space.start), scatter(holes, logps), scatter(holes, noise.float())
+        tokens, logps = writer.draw(model, rows, holes, self.temperature, streams)
+        return tokens, logps, scatter(holes, gumbel(uniforms(holes, streams)).float())
 
     def _draw_like_the_public_code(self, model, writer: CanvasWriter, rows, image, generator):
         logits, space = writer.logits(model, rows, image, writer.canvas.token_space)
@@ -116,8 +110,12 @@ class MaskGIT:
         columns = torch.multinomial(probs, 1, generator=generator).squeeze(1)
         logps = probs.gather(1, columns[:, None]).squeeze(1).log()
         noise = torch.zeros(image.shape[0], int(image[0].sum())).uniform_(0, 1, generator=generator)
-        noise = -(-noise.clamp(min=1e-20).log()).clamp(min=1e-20).log()
-        return scatter(image, columns + space.start), scatter(image, logps), scatter(image, noise.flatten())
+        return scatter(image, columns + space.start), scatter(image, logps), scatter(image, gumbel(noise).flatten())
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise of uniform numbers in [0, 1), elementwise."""
+    return -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
 
 
 def image_positions(canvas: Canvas) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..types import Canvas, Rollout, TokenSpace
+from .draw import draw_tokens
 
 
 class CanvasWriter:
@@ -41,6 +42,15 @@ class CanvasWriter:
             **inputs, select=select, token_space=space, temperature=temperature, guidance_scale=guidance
         ).logits
         return logits, space or TokenSpace(start=0, stop=logits.shape[1])
+
+    def draw(
+        self, model, rows: Tensor, holes: Tensor, temperature: float, streams: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """A token for each of ``holes [b, L]`` in ``rows [b]`` and its log-probability, both ``[b, L]``; 0 = argmax."""
+        logits, space = self.logits(model, rows, holes, self.canvas.token_space, temperature or 1.0)
+        columns = draw_tokens(logits, uniforms(holes, streams)) if temperature else logits.argmax(dim=1)
+        logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
+        return scatter(holes, columns + space.start), scatter(holes, logps)
 
     def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
         """Commit ``tokens`` where ``places`` is True, all ``[b, L]``, in ``rows [b]``."""

@@ -55,7 +55,8 @@ def build_model(*, generator: torch.Generator) -> MagvitV2:
 def private_construction(generator: torch.Generator) -> Iterator[None]:
     """Layers made inside take their weights from ``generator``; the global stream is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw_seed(generator))
+        # Not torch.manual_seed, which would reseed the GPUs too, and nothing would put those back.
+        torch.default_generator.manual_seed(draw_seed(generator))
         yield
 
 

@@ -27,7 +27,7 @@ from ..types import Canvas
 from . import arithmetic
 from .cold_start import build_model
 from .image_tokenizer import CHECKPOINT as IMAGE_TOKENIZER
-from .image_tokenizer import gallery
+from .image_tokenizer import directory_size, gallery
 from .pixel_check import inspect
 from .shapes import COLOURS, FORMS, QUESTIONS, SHAPES, SIDE, WORDS, Spec, caption, problems, questions
 from .tokenizer import build_tokenizer
@@ -208,8 +208,7 @@ def main() -> None:
     model.config.dtype = torch.float32
     model.config.save_pretrained(args.output)
     policy.processor.save_pretrained(args.output)
-    size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
-    console.print(f"{'checkpoint':20} {size / 1e6:5.2f} MB in {args.output}")
+    console.print(f"{'checkpoint':20} {directory_size(args.output) / 1e6:5.2f} MB in {args.output}")
 
 
 if __name__ == "__main__":

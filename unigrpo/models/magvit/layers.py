@@ -102,6 +102,7 @@ class Encoder(nn.Module):
         self.quant_conv = nn.Conv2d(config.code_bits, config.code_bits, kernel_size=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [-1, 1] to ``[B, bits, h, w]``."""
         h = self.conv_in(pixels)
         for stage in self.down:
             for block in stage["block"]:
@@ -134,6 +135,7 @@ class Decoder(nn.Module):
         self.norm_out, self.conv_out = norm(config, inner), conv3(inner, 3)
 
     def forward(self, signs: Tensor) -> Tensor:
+        """``[B, bits, h, w]`` of +-1 to ``[B, 3, H, W]``, not clipped."""
         h = self.conv_in(self.post_quant_conv(signs))
         for layer in self.mid.values():
             h = layer(h)
