@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unigrpo.config import UniGRPOConfig
-from unigrpo.presets import PRESETS
+from unigrpo.presets import BASE, PRESETS
 from unigrpo.settings import TASK_KEYS
 
 
@@ -54,7 +54,7 @@ ERRORS = {
     "level": ({"importance_sampling_level": "tokens"}, ["importance_sampling_level='tokens'", "mean 'token'"]),
     "kl": ({"kl_estimator": "k4"}, ["kl_estimator='k4'", "k1", "k2", "k3"]),
     "scale": ({"scale_rewards": "groups"}, ["scale_rewards='groups'", "mean 'group'"]),
-    "loss": ({"loss_type": "dapo"}, ["loss_type='dapo'", "grpo"]),
+    "loss": ({"loss_type": "cispo"}, ["loss_type='cispo'", "grpo"]),
     "rule": ({"timesteps": "stratifed"}, ["timesteps='stratifed'", "mean 'stratified'"]),
     "remasking": ({"remasking": "confidence"}, ["remasking='confidence'", "low_confidence"]),
     "aggregation": ({"multi_objective_aggregation": "sum"}, ["multi_objective_aggregation='sum'", "normalize"]),
@@ -166,8 +166,10 @@ def test_defaults():
 
 def test_every_preset_key_is_left_to_the_preset_and_can_be_overridden():
     fields = UniGRPOConfig.__dataclass_fields__
-    for preset in PRESETS.values():
-        assert all(fields[key].default is None for key in preset)
+    for preset in (BASE, *PRESETS.values()):
+        given = {key for key, value in preset.items() if not isinstance(value, dict)}
+        given |= {key for value in preset.values() if isinstance(value, dict) for key in value}
+        assert all(fields[key].default is None for key in given)
     args = config(num_iterations=2, beta=0.0, kl_estimator="k2", timesteps="random")
     assert (args.num_iterations, args.beta, args.kl_estimator, args.timesteps) == (2, 0.0, "k2", "random")
 

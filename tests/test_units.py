@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import torch
 
 from unigrpo.types import Experience, TokenSpace
-from unigrpo.units import BUCKET, Unit, collate, cut_units, pad_units
+from unigrpo.units import BUCKET, Mixing, Unit, collate, cut_units, pad_units
 
 
 SPACE = TokenSpace(start=0, stop=50)
 POLICY = SimpleNamespace(attends_padding=False, pad_token_id=49)
 ATTENDING = SimpleNamespace(attends_padding=True, pad_token_id=49)
-NO_KL = {"text": 0.0, "t2i": 0.0}
-KL = {"text": 0.1, "t2i": 0.1}
+NO_KL = {"text": Mixing(), "t2i": Mixing()}
+KL = {"text": Mixing(beta=0.1), "t2i": Mixing(beta=0.1)}
 
 
 def row(
@@ -45,8 +45,8 @@ def row(
     )
 
 
-def cut(rows, dealt=None, policy=POLICY, betas=NO_KL):
-    return cut_units(rows, [list(range(len(rows)))] if dealt is None else dealt, policy, betas)
+def cut(rows, dealt=None, policy=POLICY, mixing=NO_KL):
+    return cut_units(rows, [list(range(len(rows)))] if dealt is None else dealt, policy, mixing)
 
 
 def test_rows_of_one_bucket_share_a_unit():
@@ -74,8 +74,8 @@ def test_micro_batches_stay_apart_and_keep_their_order():
 def test_rows_that_cannot_move_the_policy_are_left_out():
     rows = [row(advantage=0.0), row(), row(active=False), row(advantage=0.0, active=False)]
     assert cut(rows) == [[Unit((1,), 0)]]
-    assert cut(rows, betas=KL) == [[Unit((0, 1), 0)]]
-    assert cut([rows[2]], betas=KL) == [[]]
+    assert cut(rows, mixing=KL) == [[Unit((0, 1), 0)]]
+    assert cut([rows[2]], mixing=KL) == [[]]
 
 
 def test_missing_draws_make_no_unit():

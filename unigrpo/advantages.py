@@ -30,12 +30,30 @@ class Advantages:
     equal: Tensor
 
 
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """NaN-aware mean and Bessel std over the last dimension, kept; std 0 with fewer than two values."""
+def _moments(values: Tensor, population: bool = False) -> tuple[Tensor, Tensor]:
+    """NaN-aware mean and std over the last dimension, kept; Bessel-corrected unless ``population``; std 0 of one value."""
     count = (~values.isnan()).sum(dim=-1, keepdim=True)
     mean = values.nanmean(dim=-1, keepdim=True)
-    variance = ((values - mean) ** 2).nansum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)
+    divisor = count if population else count - 1
+    variance = ((values - mean) ** 2).nansum(dim=-1, keepdim=True) / divisor.clamp(min=1)
     return mean, torch.where(count > 1, variance, 0.0).sqrt()
+
+
+def _centred(groups: Tensor, estimator: str, temperature: float) -> Tensor:
+    """Rewards ``[N, G]`` minus their baseline; NaN stays NaN."""
+    scored = ~groups.isnan()
+    count = scored.sum(dim=1, keepdim=True)
+    if estimator == "batch_mean":
+        return groups - groups.nanmean()
+    centred = groups - groups.nanmean(dim=1, keepdim=True)
+    if estimator == "leave_one_out":
+        # r_i - mean of the others = (r_i - mean) n / (n - 1); a single answer has no baseline.
+        return torch.where(count > 1, centred * count / (count - 1).clamp(min=1), centred)
+    if estimator == "softmax":
+        scores = torch.where(scored, centred, -torch.inf) / temperature
+        against = torch.where(scored, -centred, -torch.inf) / temperature
+        return torch.where(scored, count * (scores.softmax(dim=1) - against.softmax(dim=1)), torch.nan)
+    return centred
 
 
 def group_advantages(
@@ -44,16 +62,26 @@ def group_advantages(
     num_generations: int,
     scale_rewards: str = "group",
     aggregation: str = "sum_then_normalize",
+    *,
+    estimator: str = "group_mean",
+    temperature: float = 1.0,
+    clip: float | None = None,
 ) -> Advantages:
-    """A = (r - group mean) / (std + 1e-4), UniGRPO Eq. 15 (arXiv 2505.15809).
+    """A = (r - baseline) / (std + 1e-4); with the defaults UniGRPO Eq. 15 (arXiv 2505.15809).
 
     Args:
         rewards_per_func: raw rewards, NaN = the reward does not apply to the row. Rows of a group are adjacent.
         weights: one a reward.
         num_generations: G, rows in a group.
-        scale_rewards: std of the ``"group"``, of the ``"batch"``, or ``"none"``.
+        scale_rewards: std of the ``"group"`` (with Bessel's correction), of the ``"group_population"`` (without), of the
+            ``"batch"``, or ``"none"``.
         aggregation: ``"sum_then_normalize"``, or ``"normalize_then_sum"``: each reward is normalised in its group, the
-            weighted sum is whitened over the batch.
+            weighted sum is whitened over the batch; it takes no ``estimator``.
+        estimator: the baseline: mean of the group (``"group_mean"``), of its other answers (``"leave_one_out"``,
+            RLOO), of all groups (``"batch_mean"``), or wd1's weights G (softmax(A / psi) - softmax(-A / psi)) over the
+            group (``"softmax"``, arXiv 2507.08838), which no std divides.
+        temperature: psi.
+        clip: advantages are cut to +-this, None = not at all.
     """
     applies = ~rewards_per_func.isnan()
     weighted = rewards_per_func * weights
@@ -68,15 +96,17 @@ def group_advantages(
         batch_mean, batch_std = _moments(total)
         values = (total - batch_mean) / (batch_std + EPSILON)
     else:
-        values = groups - mean
-        if scale_rewards == "group":
-            values = values / (std + EPSILON)
+        values = _centred(groups, estimator, temperature)
+        if scale_rewards.startswith("group"):
+            values = values / (_moments(groups, scale_rewards == "group_population")[1] + EPSILON)
         elif scale_rewards == "batch":
             values = values / (_moments(rewards)[1] + EPSILON)
     spread = groups.nan_to_num(-torch.inf).amax(dim=1) - groups.nan_to_num(torch.inf).amin(dim=1)
     equal = (spread <= 0).repeat_interleave(num_generations)
     values = values.reshape(-1).nan_to_num(0.0)
-    if aggregation == "sum_then_normalize":
+    if aggregation == "sum_then_normalize" and estimator != "batch_mean":
         # The mean of equal fp32 numbers can differ from them in the last digit; such a group has no preference.
         values = values.masked_fill(equal, 0.0)
+    if clip is not None:
+        values = values.clamp(-clip, clip)
     return Advantages(values=values, rewards=rewards, group_std=std.expand_as(groups).reshape(-1), equal=equal)

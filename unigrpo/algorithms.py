@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from .checks import check_blocks
 from .config import UniGRPOConfig
 from .losses import PolicyLoss
-from .noising import NOISING
+from .noising import NOISING, Noising, build_noising
+from .reduction import MIXING, Reduction
 from .samplers import IMAGE_SAMPLERS, SAMPLERS
-from .settings import TaskSettings, check_blocks, check_choice
+from .settings import TaskSettings, check_choice
+from .surrogates import SURROGATES
 from .types import TASKS
 
 
@@ -22,8 +25,24 @@ class Algorithm:
 
     settings: TaskSettings
     sampler: Callable
-    noising: Callable
+    noising: Noising
     loss: PolicyLoss
+
+    @property
+    def mixes_draws(self) -> bool:
+        """Whether the draws of a row become one log-likelihood before the ratio."""
+        return self.settings.reduce in MIXING
+
+    @property
+    def tokenwise(self) -> bool:
+        """Whether every token has a term of its own, so that draws which share no token may run apart."""
+        return self.settings.importance_sampling_level == "token" and self.settings.reduce != "signed"
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the old policy's log-probabilities are read."""
+        compares_kl = self.settings.beta > 0 and self.settings.kl_reference == "old"
+        return SURROGATES[self.settings.surrogate].uses_ratio or compares_kl
 
 
 def build_sampler(settings: TaskSettings, **overrides) -> Callable:
@@ -53,20 +72,38 @@ def build_algorithm(args: UniGRPOConfig, task: str) -> Algorithm:
     """The parts that ``args`` choose for ``task``."""
     settings = args.for_task(task)
     check_choice("noising", settings.noising, tuple(NOISING))
+    check_choice("surrogate", settings.surrogate, tuple(SURROGATES))
     if settings.eval_sampler is not None:
         check_choice("eval_sampler", settings.eval_sampler, tuple(SAMPLERS))
     return Algorithm(
         settings=settings,
         sampler=build_sampler(settings),
-        noising=NOISING[settings.noising](settings, args.num_timesteps),
-        loss=PolicyLoss(
-            epsilon=settings.epsilon,
-            epsilon_high=settings.epsilon_high,
-            beta=settings.beta,
-            kl_estimator=settings.kl_estimator,
-            level=settings.importance_sampling_level,
-            normalization=settings.length_normalization,
+        noising=build_noising(settings, args.num_timesteps, settings.reduce in MIXING),
+        loss=build_loss(settings, task),
+    )
+
+
+def build_loss(settings: TaskSettings, task: str) -> PolicyLoss:
+    """The loss that a task asks for. An image always fills its canvas, so there a constant length is its own."""
+    constant = settings.loss_type == "dr_grpo" and task == "t2i"
+    return PolicyLoss(
+        epsilon=settings.epsilon,
+        epsilon_high=settings.epsilon_high,
+        beta=settings.beta,
+        kl_estimator=settings.kl_estimator,
+        kl_level=settings.kl_level,
+        level=settings.importance_sampling_level,
+        normalization="completion" if constant else settings.length_normalization,
+        surrogate=settings.surrogate,
+        delta=settings.delta,
+        log_ratio_clip=settings.log_ratio_clip,
+        reduction=Reduction(
+            kind=settings.reduce,
+            bound_exponent=settings.bound_exponent,
+            bound_mixture=settings.bound_mixture,
         ),
+        loss_type="grpo" if constant else settings.loss_type,
+        max_length=settings.max_completion_length,
     )
 
 

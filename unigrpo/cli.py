@@ -22,6 +22,7 @@ EPILOG = """examples:
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
   unigrpo evaluate recipes/quickstart.yaml --model runs/quickstart
   unigrpo merge runs/math merged/                       adapter into full weights
+  unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
 """
 
 
@@ -93,6 +94,23 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("adapter", help="adapter folder")
     merge.add_argument("output", help="folder to write")
     merge.add_argument("--dtype", default="auto", help="dtype of the merged weights (default: the base model's)")
+
+    benchmark = _command(
+        commands, "benchmark", run_benchmark, "compare algorithms on the toy policies, equal passes each"
+    )
+    benchmark.add_argument("--algorithms", metavar="A,B", help="names of presets (default: all)")
+    benchmark.add_argument("--tasks", metavar="A,B", help="arithmetic, countdown, sudoku, shapes (default: all)")
+    benchmark.add_argument("--seeds", metavar="0,1", default="0,1,2", help="default: 0,1,2")
+    benchmark.add_argument(
+        "--output-dir", "--output_dir", default="runs/benchmark", help="finished cells there are kept, not run again"
+    )
+    benchmark.add_argument(
+        "--jobs", type=int, default=1, help="cells at a time, one process and thread each (default: 1)"
+    )
+    benchmark.add_argument("--table-only", "--table_only", action="store_true", help="run nothing, show what there is")
+    benchmark.add_argument(
+        "overrides", nargs="*", metavar="TASK.KEY=VALUE", help="e.g. arithmetic.budget=8000 shapes.learning_rate=2e-4"
+    )
     return parser
 
 
@@ -215,3 +233,23 @@ def run_merge(arguments: argparse.Namespace) -> int:
     loaded.policy.processor.save_pretrained(arguments.output)
     print(f"wrote {arguments.output}")
     return 0
+
+
+def run_benchmark(arguments: argparse.Namespace) -> int:
+    """``unigrpo benchmark [--algorithms A,B] [--tasks A,B] [--seeds 0,1] ...``: 1 where a cell failed, 130 after Ctrl-C."""
+    from .benchmark.command import benchmark
+
+    try:
+        results = benchmark(
+            algorithms=arguments.algorithms,
+            tasks=arguments.tasks,
+            seeds=arguments.seeds,
+            output_dir=arguments.output_dir,
+            jobs=arguments.jobs,
+            table_only=arguments.table_only,
+            overrides=arguments.overrides,
+        )
+    except KeyboardInterrupt:
+        print("unigrpo: interrupted; the same command goes on with the cells that are missing", file=sys.stderr)
+        return 130
+    return 1 if any(entry["failed"] for entry in results["entries"]) else 0

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from .presets import DEFAULT_EPSILON, PRESETS, TASK_DEFAULTS
-from .settings import CHOICES, TASK_KEYS, TaskSettings, check_choice, check_ranges
+from .checks import check_parts, check_ranges
+from .presets import BASE, DEFAULT_EPSILON, NOISING_KEYS, PRESETS, TASK_DEFAULTS, preset_values
+from .settings import CHOICES, TASK_KEYS, TaskSettings, check_choice
 from .types import TASKS
 
 
@@ -103,7 +104,7 @@ class UniGRPOConfig(TrainingArguments):
     temperature: float = 1.0
     remasking: str = "low_confidence"
     guidance_scale: float | None = None
-    guidance: str = "rollout"
+    guidance: str | None = None
     mask_schedule: str = "cosine"
     remask_temperature: float = 1.0
     remask_noise_decay: str = "linear"
@@ -117,14 +118,31 @@ class UniGRPOConfig(TrainingArguments):
     timestep_start: int | None = None
     mask_ratio_min: float | None = None
     num_timesteps: int = 1000
+    mask_ratio_max: float | None = None
     num_noise_samples: int | None = None
+    draw_coupling: str | None = None
+    trajectory_shrink: int | None = None
+    p_mask_prompt: float | None = None
+    weighting: str | None = None
+    reduce: str | None = None
+    bound_exponent: float | None = None
+    bound_mixture: float | None = None
     importance_sampling_level: str | None = None
+    surrogate: str | None = None
     epsilon: float | None = None
     epsilon_high: float | None = None
+    delta: float | None = None
+    log_ratio_clip: float | None = None
     beta: float | None = None
     kl_estimator: str | None = None
+    kl_reference: str | None = None
+    kl_level: str | None = None
     loss_type: str | None = None
-    length_normalization: str = "masked"
+    length_normalization: str | None = None
+    loss_weight: float = 1.0
+    advantage_estimator: str | None = None
+    advantage_temperature: float | None = None
+    advantage_clip: float | None = None
     scale_rewards: str | None = None
     reward_weights: list[float] | None = None
     multi_objective_aggregation: str = "sum_then_normalize"
@@ -188,11 +206,23 @@ class UniGRPOConfig(TrainingArguments):
             raise ValueError(f"algorithm={self.algorithm!r} is unknown: {hint}choose one of {sorted(PRESETS)}")
         if isinstance(self.scale_rewards, bool):
             self.scale_rewards = "group" if self.scale_rewards else "none"
-        for key, value in PRESETS[self.algorithm].items():
-            if getattr(self, key) is None and key not in TASK_KEYS_BY_DEFAULT:
+        by_task = {key for key, value in PRESETS[self.algorithm].items() if isinstance(value, dict) for key in value}
+        for key, value in self._preset_values().items():
+            if getattr(self, key) is None and key not in TASK_KEYS_BY_DEFAULT | by_task:
                 setattr(self, key, value)
         if self.epsilon is None:
             self.epsilon = DEFAULT_EPSILON.get(self.importance_sampling_level)
+
+    def _preset_values(self, task: str | None = None, override: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The algorithm's values, without those that belong to a noising or a ratio level which was replaced."""
+        values, own = preset_values(self.algorithm, task), {}
+        for key in ("noising", "importance_sampling_level"):
+            own[key] = (override or {}).get(key) or getattr(self, key) or values[key]
+        if own["noising"] != values["noising"]:
+            values |= {key: BASE.get(key) for key in NOISING_KEYS}
+        if own["importance_sampling_level"] != values["importance_sampling_level"]:
+            values |= {"epsilon": None, "epsilon_high": None}
+        return values
 
     def _check_values(self) -> None:
         for key, choices in CHOICES.items():
@@ -206,7 +236,12 @@ class UniGRPOConfig(TrainingArguments):
             raise ValueError(f"refill_rounds={self.refill_rounds} must not be negative")
         if self.attn_mask_mode is not None:
             check_choice("attn_mask_mode", self.attn_mask_mode, ("bool", "none"))
+        if self.advantage_temperature <= 0:
+            raise ValueError(f"advantage_temperature={self.advantage_temperature} must be positive")
+        if self.advantage_clip is not None and self.advantage_clip <= 0:
+            raise ValueError(f"advantage_clip={self.advantage_clip} must be positive")
         check_ranges("", self._settings("text", {}), self.num_timesteps)
+        check_parts("", self._settings("text", {}))
         if self.sync_ref_model and self.beta == 0:
             raise ValueError("sync_ref_model=True with beta=0 updates a reference that is never used; set beta > 0")
 
@@ -246,11 +281,13 @@ class UniGRPOConfig(TrainingArguments):
                 if key in CHOICES:
                     check_choice(f"task_overrides.{task}.{key}", value, CHOICES[key])
             check_ranges(f"task_overrides.{task}.", self.for_task(task), self.num_timesteps)
+            check_parts(f"task_overrides.{task}.", self.for_task(task))
 
     def _check_summed_ratios(self) -> None:
         updates = self.num_iterations * self.steps_per_generation // self.gradient_accumulation_steps
-        summed = [task for task in TASKS if self.for_task(task).importance_sampling_level == "sequence_sum"]
-        if summed and updates > 1:
+        settings = [self.for_task(task) for task in TASKS]
+        summed = [own for own in settings if own.importance_sampling_level == "sequence_sum"]
+        if any(own.surrogate != "log_likelihood" for own in summed) and updates > 1:
             raise ValueError(
                 f"importance_sampling_level='sequence_sum' with {updates} updates a rollout: off-policy, a ratio summed "
                 "over many tokens spans orders of magnitude. Use 'sequence' (the mean) or 'token', or one update: "
@@ -272,7 +309,11 @@ class UniGRPOConfig(TrainingArguments):
     def _settings(self, task: str, override: dict[str, Any]) -> TaskSettings:
         """An overridden ratio level brings its own default clip range."""
         values = {item.name: getattr(self, item.name) for item in fields(TaskSettings)}
-        for key, value in {**PRESETS[self.algorithm], **TASK_DEFAULTS[task]}.items():
+        noising = override.get("noising", values["noising"])
+        if noising != values["noising"] and values["noising"] is not None:
+            # Values the run-level noising brought with it; what the user set stays out of reach here by design.
+            values |= {key: None for key in NOISING_KEYS if values[key] == self._preset_values().get(key)}
+        for key, value in self._preset_values(task, override).items():
             if key in values and values[key] is None:
                 values[key] = value
         level = override.get("importance_sampling_level", self.importance_sampling_level)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .advantages import Advantages, group_advantages
+from .algorithms import Algorithm
 from .likelihood import score_tokens
 from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
+from .noising import random_corruption
 from .rng import keyed_generator
 from .sampling import Pipeline, Sample, evaluating, sample_answers
-from .types import Experience, Noise
-from .units import Unit, collate, cut_units, pad_units
+from .types import TASKS, Experience, Noise
+from .units import Mixing, Unit, collate, count_scored, cut_units, pad_units
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,13 +27,23 @@ class Window:
         rows: training data in sampling order.
         order: the shuffled row indices that micro-batches are cut from.
         micro_batches: ``steps_per_generation`` lists of units.
+        local_tokens, step_tokens: ``[micro-steps, K, tasks, 2]`` fp64, scored tokens and rows of each task, rows without
+            a reward included: of this rank's micro-batch, and of the whole optimizer step on all ranks.
         table: the window's answers as columns, for the completions table; empty after a resume.
     """
 
     rows: list[Experience]
     order: list[int]
     micro_batches: list[list[Unit]]
+    local_tokens: Tensor
+    step_tokens: Tensor
     table: dict[str, list] = field(default_factory=dict)
+
+    def tokens_per_row(self, loss_type: str, step: int, k: int, task: str) -> float:
+        """Mean scored tokens of a row of ``task`` in micro-step ``step``: of its optimizer step, for ``"bnpo"`` its own."""
+        counted = self.local_tokens if loss_type == "bnpo" else self.step_tokens
+        tokens, rows = counted[step, k, TASKS.index(task)].tolist()
+        return tokens / max(rows, 1.0)
 
 
 def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, metrics: Metrics) -> Window:
@@ -81,7 +93,14 @@ def compare(pipe: Pipeline, scores: Tensor) -> Advantages:
     args = pipe.args
     weights = torch.tensor(pipe.rewards.weights, dtype=torch.float32)
     return group_advantages(
-        scores, weights, args.num_generations, args.scale_rewards, args.multi_objective_aggregation
+        scores,
+        weights,
+        args.num_generations,
+        args.scale_rewards,
+        args.multi_objective_aggregation,
+        estimator=args.advantage_estimator,
+        temperature=args.advantage_temperature,
+        clip=args.advantage_clip,
     )
 
 
@@ -117,14 +136,20 @@ def refill(
 
 def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
     """The row's corruption for all inner updates, ``[1, K, S, L]``."""
-    algorithm = pipe.algorithms[sample.rollout.canvas.task]
-    return algorithm.noising(
+    canvas = sample.rollout.canvas
+    algorithm = pipe.algorithms[canvas.task]
+    noise = algorithm.noising(
         sample.rollout,
         num_iterations=pipe.args.num_iterations,
         num_samples=algorithm.settings.num_noise_samples,
         key=(pipe.args.seed, window),
         rows=[sample.index],
     )
+    if pipe.policy.mask_token_id is not None:
+        return noise
+    generator = keyed_generator("corruption", pipe.args.seed, window, sample.index)
+    noisy = random_corruption(noise.hidden[0].cpu(), canvas.ids[0].cpu(), canvas.token_space, generator=generator)
+    return replace(noise, input_ids=noisy[None].to(canvas.ids.device))
 
 
 def unpack(pipe: Pipeline, sample: Sample, noise: Noise, advantage: float, reward: float) -> Experience:
@@ -167,13 +192,34 @@ def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> 
     steps = pipe.args.steps_per_generation
     size = len(order) // steps
     dealt = [order[step * size : (step + 1) * size] for step in range(steps)]
-    betas = {task: algorithm.settings.beta for task, algorithm in pipe.algorithms.items()}
-    units = cut_units(rows, dealt, pipe.policy, betas)
+    units = cut_units(rows, dealt, pipe.policy, {task: mixing(own) for task, own in pipe.algorithms.items()})
     counts = torch.tensor([[len(unit) for unit in units]], device=pipe.device)
     everyone = pipe.gather(counts)
     if len(everyone) > 1:
         units = pad_units(units, everyone.amax(dim=0).clamp(min=1).tolist(), rows)
-    return Window(rows=rows, order=order, micro_batches=units)
+    local = count_tokens(pipe, rows, dealt)
+    every = pipe.args.gradient_accumulation_steps
+    step = local.view(-1, every, *local.shape[1:]).sum(dim=1)
+    step = pipe.gather(step.to(pipe.device)[None]).cpu().sum(dim=0).repeat_interleave(every, dim=0)
+    return Window(rows=rows, order=order, micro_batches=units, local_tokens=local, step_tokens=step)
+
+
+def mixing(algorithm: Algorithm) -> Mixing:
+    """What cutting has to know of ``algorithm``."""
+    return Mixing(beta=algorithm.settings.beta, mixes_draws=algorithm.mixes_draws, tokenwise=algorithm.tokenwise)
+
+
+def count_tokens(pipe: Pipeline, rows: list[Experience], dealt: list[list[int]]) -> Tensor:
+    """``Window.local_tokens``: tokens by which ``"bnpo"`` and ``"dapo"`` divide."""
+    counts = torch.zeros(len(dealt), pipe.args.num_iterations, len(TASKS), 2)
+    for step, indices in enumerate(dealt):
+        for row in (rows[index] for index in indices):
+            algorithm, place = pipe.algorithms[row.task], TASKS.index(row.task)
+            whole = algorithm.loss.normalization == "completion"
+            for k in range(pipe.args.num_iterations):
+                scored = float(row.completion_mask.sum()) if whole else count_scored(row, k, algorithm.mixes_draws)
+                counts[step, k, place] += torch.tensor([scored, 1.0])
+    return counts
 
 
 @torch.no_grad()
@@ -181,7 +227,7 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
     """Old and reference log-probabilities on the window's own noise and units.
 
     Units that are used before the first optimizer step of the window need no old pass: there old = new. ``always_old``
-    computes it all the same.
+    computes it all the same. Algorithms without a ratio need none at all.
     """
     moved_after = pipe.args.gradient_accumulation_steps
     for row in window.rows:
@@ -190,13 +236,14 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
     for k in range(pipe.args.num_iterations):
         for step, units in enumerate(window.micro_batches):
             for unit in units:
-                if always_old or k > 0 or step >= moved_after:
+                needed = pipe.algorithms[window.rows[unit.rows[0]].task].needs_old
+                if always_old or (needed and (k > 0 or step >= moved_after)):
                     _score_into(pipe, window, unit, k, pipe.model, "old_logps")
     # The exact KL compares whole distributions, which are made anew beside each update and never kept.
     with_reference = {
         task
         for task, algorithm in pipe.algorithms.items()
-        if algorithm.settings.beta > 0 and algorithm.settings.kl_estimator != "exact"
+        if algorithm.settings.needs_reference and not algorithm.settings.exact_kl
     }
     if not any(row.task in with_reference for row in window.rows):
         return
@@ -226,9 +273,14 @@ def _score_into(pipe: Pipeline, window: Window, unit: Unit, k: int, model, name:
         )
     if unit.dummy:
         return
+    logps = scores.logps.cpu().unflatten(0, (len(unit.rows), -1))
     for place, index in enumerate(unit.rows):
         row = window.rows[index]
-        getattr(row, name)[k, unit.draw] = scores.logps[place, : len(row.ids)].cpu()
+        kept = getattr(row, name)[k]
+        if unit.draw is None:
+            kept.copy_(logps[place, : len(kept), : len(row.ids)])
+        else:
+            kept[unit.draw] = logps[place, 0, : len(row.ids)]
         if name == "old_logps":
             row.old_known[k] = True
 

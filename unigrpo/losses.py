@@ -1,12 +1,15 @@
-"""The clipped, KL-regularised policy loss. It sees log-probabilities, never a model."""
+"""The policy loss. It sees log-probabilities, never a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from .reduction import MIXING, Reduction
+from .surrogates import SURROGATES, Clip
 
 
 def kl_estimate(ref_logps: Tensor, logps: Tensor, estimator: str) -> Tensor:
@@ -41,72 +44,155 @@ class LossTerms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyLoss:
-    """UniGRPO's objective (arXiv 2505.15809, Eq. 5), as a loss.
+class _Values:
+    """Log-likelihoods ``[b, n]`` that enter one ratio each: n = L tokens, or 1 sequence."""
 
-    ``-min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta KL`` with r = exp(log p - log p_old) on the same masked
-    input. At ``level="token"`` it is averaged over a row's tokens; at ``"sequence"`` (built on Eq. 4) r and KL are made
-    of the row's mean log-probabilities, at ``"sequence_sum"`` of their sums. An exact KL stays a mean over tokens.
+    logps: Tensor
+    log_ratio: Tensor
+    reference: Tensor
+    kl: Tensor | None
+    scored: Tensor
+    weight: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyLoss:
+    """-surrogate(r, A) + beta KL with r = exp(log p - log p_old) on the same masked input.
+
+    With the defaults it is UniGRPO's objective (arXiv 2505.15809, Eq. 5). At ``level="token"`` it is averaged over a
+    row's tokens; at ``"sequence"`` (built on Eq. 4) r and KL are made of the row's mean log-probabilities, at
+    ``"sequence_sum"`` of their sums. An exact KL stays a mean over tokens.
 
     Args:
-        normalization: ``"masked"`` divides a row by its scored tokens, ``"completion"`` by the literal |o_i|.
+        surrogate: a name in ``SURROGATES``; ``delta`` as in ``surrogates.ppo``.
+        reduction: how the draws of a row are mixed.
+        kl_level: of sequences, the estimate is made of what the ratio is made of (``"ratio"``), or of the summed
+            log-ratio and then divided by the length (``"sum"``).
+        log_ratio_clip: log-ratios are cut to +-this, None = not at all.
+        loss_type: what a row's sum over tokens is divided by: ``"grpo"`` the row's own tokens, ``"dr_grpo"``
+            ``max_length``, ``"dapo"`` and ``"bnpo"`` the mean tokens a row, given to the call.
+        normalization: a row's own tokens are its ``"masked"`` ones, or the literal |o_i| (``"completion"``); also the
+            length in the mean of ``"sequence"``.
     """
 
     epsilon: float
     epsilon_high: float
     beta: float = 0.0
     kl_estimator: str = "k3"
+    kl_level: str = "ratio"
     level: str = "token"
     normalization: str = "masked"
+    surrogate: str = "ppo"
+    delta: float | None = None
+    log_ratio_clip: float | None = None
+    reduction: Reduction = field(default_factory=Reduction)
+    loss_type: str = "grpo"
+    max_length: int | None = None
 
     def __call__(
         self,
-        logps: Float[Tensor, "b L"],
-        old_logps: Float[Tensor, "b L"],
-        ref_logps: Float[Tensor, "b L"] | None,
+        logps: Float[Tensor, "m L"],
+        old_logps: Float[Tensor, "m L"],
+        ref_logps: Float[Tensor, "m L"] | None,
         advantages: Float[Tensor, " b"],
-        target: Bool[Tensor, "b L"],
-        weight: Float[Tensor, "b L"],
+        target: Bool[Tensor, "m L"],
+        weight: Float[Tensor, "m L"],
         completion_length: Float[Tensor, " b"],
-        exact_kl: Float[Tensor, "b L"] | None = None,
+        exact_kl: Float[Tensor, "m L"] | None = None,
+        scored_tokens: Float[Tensor, " b"] | None = None,
+        tokens_per_row: float | None = None,
     ) -> LossTerms:
-        """``exact_kl`` takes the place of the estimate from ``ref_logps``.
+        """Terms of b rows with S = m / b draws each, a row's draws adjacent.
+
+        Args:
+            exact_kl: takes the place of the estimate from ``ref_logps``.
+            scored_tokens: the row's scored tokens where this call sees a part of its draws; None = counted here.
+            tokens_per_row: mean scored tokens a row, for ``"dapo"`` and ``"bnpo"``.
 
         Values outside ``target`` are ignored and may be anything finite; a row without a target has loss 0."""
-        weight = weight * target
-        count = target.sum(dim=1).clamp(min=1).to(logps.dtype)
-        delta = torch.where(target, logps - old_logps, 0.0)
-        reference = torch.zeros_like(delta)
-        if ref_logps is not None:
-            reference = torch.where(target, ref_logps - logps, 0.0)
-        scored = target
-        advantages = advantages[:, None]
-        token_kl = None if exact_kl is None else torch.where(target, exact_kl, 0.0)
+        values = self._values(
+            logps, old_logps, ref_logps, exact_kl, target, weight, advantages, completion_length, scored_tokens
+        )
+        lengths, advantages = values.lengths, advantages[:, None]
         if self.level != "token":
-            share = 1.0 / count[:, None] if self.level == "sequence" else 1.0
-            delta = (delta * weight).sum(dim=1, keepdim=True) * share
-            reference = (reference * weight).sum(dim=1, keepdim=True) * share
-            if token_kl is not None:
-                token_kl = (token_kl * weight).sum(dim=1, keepdim=True) / count[:, None]
-            scored = target.any(dim=1, keepdim=True)
-            weight = scored.to(logps.dtype)
-            count = torch.ones_like(count)
-        ratio = delta.exp()
-        low, high = ratio < 1 - self.epsilon, ratio > 1 + self.epsilon_high
-        surrogate = torch.minimum(
-            ratio * advantages, ratio.clamp(1 - self.epsilon, 1 + self.epsilon_high) * advantages
-        )
-        kl = token_kl
+            values = self._as_sequences(values)
+        log_ratio = values.log_ratio
+        if self.log_ratio_clip is not None:
+            log_ratio = log_ratio.clamp(-self.log_ratio_clip, self.log_ratio_clip)
+        clip = Clip(low=self.epsilon, high=self.epsilon_high, delta=self.delta)
+        objective = SURROGATES[self.surrogate].formula(log_ratio, values.logps, advantages, clip)
+        kl = values.kl
         if kl is None:
-            kl = kl_estimate(reference, torch.zeros_like(reference), self.kl_estimator)
-        divisor = count
-        if self.level == "token" and self.normalization == "completion":
-            divisor = completion_length.clamp(min=1).to(logps.dtype)
-        rows = ((self.beta * kl - surrogate) * weight).sum(dim=1) / divisor
+            scale = lengths[:, None] if self.kl_level == "sum" and self.level == "sequence" else 1.0
+            reference = values.reference * scale
+            kl = kl_estimate(reference, torch.zeros_like(reference), self.kl_estimator) / scale
+        total = ((self.beta * kl - objective.value) * values.weight).sum(dim=1)
+        scored = values.scored
         return LossTerms(
-            rows=rows,
-            kl=(kl * scored).sum(dim=1).detach() / count,
-            ratio=ratio[scored].detach(),
-            clipped_low=(low & (advantages < 0))[scored],
-            clipped_high=(high & (advantages > 0))[scored],
+            rows=total / self._divisor(lengths, tokens_per_row),
+            kl=(kl * scored).sum(dim=1).detach() / scored.sum(dim=1).clamp(min=1),
+            ratio=log_ratio.exp()[scored].detach(),
+            clipped_low=objective.clipped_low[scored],
+            clipped_high=objective.clipped_high[scored],
         )
+
+    def _values(
+        self, logps, old_logps, ref_logps, exact_kl, target, weight, advantages, completion_length, scored_tokens
+    ) -> _Values:
+        """Per token, with the draws mixed where ``reduction`` mixes them."""
+        weight = weight * target
+        if self.reduction.kind in MIXING:
+            shape = (len(advantages), -1, logps.shape[1])
+            draws, weights = target.view(shape), weight.view(shape)
+
+            def mix(values: Tensor | None) -> Tensor | None:
+                return None if values is None else self.reduction(values.view(shape), draws, weights, advantages)
+
+            if exact_kl is not None:
+                seen = draws.sum(dim=1).clamp(min=1)
+                exact_kl = torch.where(draws, exact_kl.view(shape), 0.0).sum(dim=1) / seen
+            logps, old_logps, ref_logps = mix(logps), mix(old_logps), mix(ref_logps)
+            target = draws.any(dim=1)
+            weight = target.to(logps.dtype)
+        count = target.sum(dim=1) if scored_tokens is None else scored_tokens
+        lengths = completion_length if self.normalization == "completion" else count
+        zeros = torch.zeros_like(logps)
+        return _Values(
+            logps=torch.where(target, logps, 0.0),
+            log_ratio=torch.where(target, logps - old_logps, 0.0),
+            reference=zeros if ref_logps is None else torch.where(target, ref_logps - logps, 0.0),
+            kl=None if exact_kl is None else torch.where(target, exact_kl, 0.0),
+            scored=target,
+            weight=weight,
+            lengths=lengths.clamp(min=1).to(logps.dtype),
+        )
+
+    def _as_sequences(self, values: _Values) -> _Values:
+        """Sums or means over each row's tokens, ``[b, 1]``."""
+        share = 1.0 / values.lengths[:, None] if self.level == "sequence" else 1.0
+
+        def pooled(tokens: Tensor) -> Tensor:
+            return (tokens * values.weight).sum(dim=1, keepdim=True)
+
+        scored = values.scored.any(dim=1, keepdim=True)
+        return _Values(
+            logps=pooled(values.logps) * share,
+            log_ratio=pooled(values.log_ratio) * share,
+            reference=pooled(values.reference) * share,
+            kl=None if values.kl is None else pooled(values.kl) / values.lengths[:, None],
+            scored=scored,
+            weight=scored.to(values.weight.dtype),
+            lengths=torch.ones_like(values.lengths),
+        )
+
+    def _divisor(self, lengths: Tensor, tokens_per_row: float | None) -> Tensor | float:
+        """What a row's sum is divided by. A sequence stands for all its tokens where tokens are counted."""
+        sequence = self.level != "token"
+        if self.loss_type == "grpo":
+            return 1.0 if sequence else lengths
+        constant = self.max_length if self.loss_type == "dr_grpo" else tokens_per_row
+        if not constant:
+            needed = "max_length" if self.loss_type == "dr_grpo" else "tokens_per_row"
+            raise ValueError(f"loss_type={self.loss_type!r} needs {needed}, got {constant}")
+        return constant / lengths if sequence else constant

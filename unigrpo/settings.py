@@ -8,19 +8,25 @@ from typing import Any
 
 
 CHOICES = {
+    "advantage_estimator": ("group_mean", "leave_one_out", "batch_mean", "softmax"),
+    "draw_coupling": ("independent", "stratified", "antithetic"),
     "guidance": ("rollout", "both", "none"),
     "image_transform": ("squash", "crop", "pad"),
     "importance_sampling_level": ("token", "sequence", "sequence_sum"),
     "kl_estimator": ("k1", "k2", "k3", "exact"),
+    "kl_level": ("ratio", "sum"),
+    "kl_reference": ("initial", "old"),
     "length_normalization": ("masked", "completion"),
-    "loss_type": ("grpo",),
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "mask_schedule": ("cosine", "linear", "pow2", "pow3.5", "sigmoid"),
     "prompt_truncation": ("error", "left", "right"),
     "remask_noise_decay": ("linear", "compound"),
+    "reduce": ("per_draw", "per_token", "signed"),
     "remasking": ("low_confidence", "random"),
-    "scale_rewards": ("group", "batch", "none"),
+    "scale_rewards": ("group", "group_population", "batch", "none"),
     "timesteps": ("stratified", "paper_formula", "random", "truncated", "cosine"),
+    "weighting": ("uniform", "inverse_probability"),
 }
 
 TASK_KEYS = (
@@ -46,13 +52,28 @@ TASK_KEYS = (
     "timesteps",
     "timestep_start",
     "mask_ratio_min",
+    "mask_ratio_max",
+    "p_mask_prompt",
+    "draw_coupling",
+    "trajectory_shrink",
     "num_noise_samples",
+    "weighting",
+    "reduce",
+    "bound_exponent",
+    "bound_mixture",
     "importance_sampling_level",
+    "surrogate",
     "epsilon",
     "epsilon_high",
+    "delta",
+    "log_ratio_clip",
     "beta",
     "kl_estimator",
+    "kl_reference",
+    "kl_level",
+    "loss_type",
     "length_normalization",
+    "loss_weight",
 )
 """What one task may set for itself in ``task_overrides``."""
 
@@ -83,18 +104,43 @@ class TaskSettings:
     timesteps: str
     timestep_start: int | None
     mask_ratio_min: float | None
+    mask_ratio_max: float | None
+    p_mask_prompt: float
+    draw_coupling: str
+    trajectory_shrink: int
     num_noise_samples: int
+    weighting: str
+    reduce: str
+    bound_exponent: float
+    bound_mixture: float
     importance_sampling_level: str
+    surrogate: str
     epsilon: float
     epsilon_high: float
+    delta: float | None
+    log_ratio_clip: float | None
     beta: float
     kl_estimator: str
+    kl_reference: str
+    kl_level: str
+    loss_type: str
     length_normalization: str
+    loss_weight: float
 
     @property
     def likelihood_guidance(self) -> float | None:
         """The guidance scale of the likelihood, None for the conditional model alone."""
         return self.guidance_scale if self.guidance == "both" and self.guidance_scale else None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a KL to the initial model is taken."""
+        return self.beta > 0 and self.kl_reference == "initial"
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether whole distributions are compared."""
+        return self.needs_reference and self.kl_estimator == "exact"
 
 
 def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -104,61 +150,3 @@ def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"{key}={value!r} is not valid: {hint}choose one of {list(choices)}")
-
-
-OPTIONAL = ("eval_denoising_steps", "max_prompt_length", "timestep_start")
-WHOLE = ("num_noise_samples", "max_completion_length", "steps", "block_length", *OPTIONAL)
-
-
-def check_ranges(where: str, values: Any, num_timesteps: int) -> None:
-    """Raises ``ValueError`` for a number of one task's settings that cannot train; ``where`` prefixes its name."""
-    for key in WHOLE:
-        value = getattr(values, key)
-        unset = value is None and key in OPTIONAL
-        if not unset and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ValueError(f"{where}{key}={value!r} must be a whole number")
-    for key in ("beta", "temperature", "guidance_scale", "remask_temperature", "eval_temperature", "epsilon"):
-        if isinstance(getattr(values, key), bool) or not isinstance(getattr(values, key), int | float):
-            raise ValueError(f"{where}{key}={getattr(values, key)!r} must be a number")
-    for key in ("num_noise_samples", "max_completion_length", "steps", "block_length"):
-        if getattr(values, key) < 1:
-            raise ValueError(f"{where}{key}={getattr(values, key)} must be at least 1")
-    if values.eval_denoising_steps is not None and values.eval_denoising_steps < 1:
-        raise ValueError(f"{where}eval_denoising_steps={values.eval_denoising_steps} must be at least 1")
-    for key in ("beta", "temperature", "guidance_scale", "remask_temperature", "eval_temperature"):
-        if getattr(values, key) < 0:
-            raise ValueError(f"{where}{key}={getattr(values, key)} must not be negative")
-    if values.temperature == 0:
-        raise ValueError(
-            f"{where}temperature=0 makes every answer of a group equal, so nothing is learned; use e.g. 1.0"
-        )
-    if not 0 < values.epsilon < 1:
-        raise ValueError(f"{where}epsilon={values.epsilon} must lie in (0, 1)")
-    if values.epsilon_high is not None and values.epsilon_high <= 0:
-        raise ValueError(f"{where}epsilon_high={values.epsilon_high} must be positive")
-    if values.mask_ratio_min is not None and not 0 <= values.mask_ratio_min < 1:
-        raise ValueError(f"{where}mask_ratio_min={values.mask_ratio_min} must lie in [0, 1)")
-    if values.mask_ratio_min is not None and values.timesteps not in ("truncated", "cosine"):
-        raise ValueError(
-            f"{where}mask_ratio_min={values.mask_ratio_min} does nothing with timesteps={values.timesteps!r}; set both, "
-            "with 'truncated' or 'cosine', in task_overrides if one task alone is meant"
-        )
-    size = values.image_size
-    sides = [size] if not isinstance(size, list | tuple) else list(size)
-    if size is not None and (len(sides) > 2 or not all(isinstance(side, int) and side > 0 for side in sides)):
-        raise ValueError(f"{where}image_size={size!r} must be a side in pixels or [height, width]")
-    if values.timestep_start is not None and not 1 <= values.timestep_start <= num_timesteps:
-        raise ValueError(f"{where}timestep_start={values.timestep_start} must lie in 1..num_timesteps={num_timesteps}")
-
-
-def check_blocks(where: str, values: TaskSettings) -> None:
-    """Raises ``ValueError`` where a text answer has more blocks than denoising steps."""
-    blocks = -(-values.max_completion_length // values.block_length)
-    rollouts = ("steps", values.sampler, values.steps)
-    held_out = ("eval_denoising_steps", values.eval_sampler or values.sampler, values.eval_denoising_steps)
-    for key, sampler, steps in (rollouts, held_out):
-        if sampler == "semi_autoregressive" and steps is not None and steps < blocks:
-            raise ValueError(
-                f"{where}{key}={steps} is less than the {blocks} blocks of an answer (max_completion_length="
-                f"{values.max_completion_length} / block_length={values.block_length}); raise {key} or block_length"
-            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class UniGRPOTrainer(Trainer):
             base.config.image_tokenizer = self._image_tokenizer
         self.args = args
         train_dataset, eval_dataset = self._checked(train_dataset, eval_dataset)
-        with_reference = any(algorithm.settings.beta > 0 for algorithm in self.algorithms.values())
+        with_reference = any(algorithm.settings.needs_reference for algorithm in self.algorithms.values())
         model = trainable(model, peft_config, args, with_reference)
         args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
         self._twin = frozen_copy(model) if with_reference and not isinstance(model, PeftModel) else None
@@ -230,12 +231,15 @@ class UniGRPOTrainer(Trainer):
             for number, unit in enumerate(units, start=1):
                 last = number == len(units)
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    total += self._backward(model, unit, k)
+                    total += self._backward(model, unit, k, step)
         self._micro_step += 1
         return total
 
-    def _backward(self, model: nn.Module, unit: Unit, k: int) -> Tensor:
-        batch = collate(self._window.rows, unit, k, self.policy, self.args.device)
+    def _backward(self, model: nn.Module, unit: Unit, k: int, step: int) -> Tensor:
+        task = self._window.rows[unit.rows[0]].task
+        algorithm = self.algorithms[task]
+        batch = collate(self._window.rows, unit, k, self.policy, self.args.device, algorithm.mixes_draws)
+        batch = replace(batch, tokens_per_row=self._window.tokens_per_row(algorithm.loss.loss_type, step, k, task))
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, batch)
         # Engines divide by accumulation and by ranks; the loss is already the step's own share of the mean.
@@ -252,7 +256,7 @@ class UniGRPOTrainer(Trainer):
         noisy = (inputs.canvas, inputs.hidden, inputs.target, inputs.noisy_ids)
         law = (settings.temperature, settings.likelihood_guidance)
         ref_logprobs = None
-        if settings.beta > 0 and settings.kl_estimator == "exact":
+        if settings.exact_kl:
             with self._reference() as reference, evaluating(reference):
                 ref_logprobs = token_logprobs(reference, self.policy, *noisy, *law)
         scores = score_tokens(model, self.policy, *noisy, *law, ref_logprobs)
@@ -260,17 +264,19 @@ class UniGRPOTrainer(Trainer):
         terms = algorithm.loss(
             scores.logps,
             old_logps,
-            inputs.ref_logps,
+            old_logps if settings.kl_reference == "old" else inputs.ref_logps,
             inputs.advantages,
             inputs.target,
             inputs.weight,
             inputs.completion_length,
             scores.kl,
+            inputs.scored_tokens,
+            inputs.tokens_per_row,
         )
         if bool(inputs.scale.any()):
             loss_metrics(self._metrics, terms, scores.entropy, inputs.target, settings.beta > 0)
         rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        loss = (terms.rows * inputs.scale).sum() / rows_per_step
+        loss = settings.loss_weight * (terms.rows * inputs.scale).sum() / rows_per_step
         return (loss, {"scores": scores, "terms": terms}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -1,6 +1,7 @@
 """Cutting a window into units of compute, and collating one of them.
 
-A unit is a set of rows of one task, one length bucket and one noise draw. A window is cut once; old, reference and
+A unit is a set of rows of one task and one length bucket, with one noise draw each, or with all of a row's draws where
+the algorithm mixes them. A window is cut once; old, reference and
 every inner update use the same units, so that the same rows share a forward every time (a row alone and the same row in
 another batch differ by about 1e-6, which would break "ratio exactly 1").
 """
@@ -22,20 +23,40 @@ BUCKET = 64
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Indices into the window's rows, and the noise draw. A dummy unit has weight 0: it only keeps ranks in step."""
+    """Indices into the window's rows, and the noise draw, None for all draws of each row together.
+
+    A dummy unit has weight 0: it only keeps ranks in step.
+    """
 
     rows: tuple[int, ...]
-    draw: int
+    draw: int | None
     dummy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixing:
+    """What cutting has to know of a task's algorithm.
+
+    Attributes:
+        beta: weight of its KL.
+        mixes_draws: the draws of a row become one log-likelihood before the ratio.
+        tokenwise: every token has a term of its own, so that draws which share no token may run apart all the same.
+    """
+
+    beta: float = 0.0
+    mixes_draws: bool = False
+    tokenwise: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """One unit at one inner update, padded to its longest row: everything ``score_tokens`` and the loss need.
 
-    Shapes are ``[b, L]``, ``advantages``, ``completion_length`` and ``scale`` are ``[b]``. ``old_logps`` is None while
-    the policy has not moved, ``ref_logps`` where there is no reference. ``scale`` is what a row's loss is multiplied
-    with: 1 / its draws, 0 in dummy units.
+    Shapes are ``[m, L]`` with m = b rows x their draws, a row's draws adjacent; ``advantages``, ``completion_length``,
+    ``scored_tokens`` and ``scale`` are ``[b]``. ``old_logps`` is None while the policy has not moved, ``ref_logps`` where
+    there is no reference. ``scored_tokens`` counts the tokens of a row that the unit's draw scores, or all of its draws
+    where they are mixed. ``scale`` is what a row's loss is multiplied with: 1 / its draws where each has a loss of its
+    own, else 1; 0 in dummy units. ``tokens_per_row`` is ``Window.tokens_per_row``'s.
     """
 
     canvas: Canvas
@@ -47,7 +68,9 @@ class Batch:
     ref_logps: Tensor | None
     advantages: Tensor
     completion_length: Tensor
+    scored_tokens: Tensor
     scale: Tensor
+    tokens_per_row: float | None = None
 
 
 def _bucket(row: Experience, policy: DiffusionPolicy) -> int:
@@ -56,7 +79,7 @@ def _bucket(row: Experience, policy: DiffusionPolicy) -> int:
 
 
 def cut_units(
-    rows: list[Experience], micro_batches: list[list[int]], policy: DiffusionPolicy, betas: dict[str, float]
+    rows: list[Experience], micro_batches: list[list[int]], policy: DiffusionPolicy, mixing: dict[str, Mixing]
 ) -> list[list[Unit]]:
     """The units of each micro-batch. Rows that cannot move the policy are left out.
 
@@ -67,13 +90,30 @@ def cut_units(
         groups: dict[tuple, list[int]] = {}
         for index in indices:
             row = rows[index]
-            if not row.active or (row.advantage == 0 and betas[row.task] == 0):
+            if not row.active or (row.advantage == 0 and mixing[row.task].beta == 0):
                 continue
-            for draw in range(row.target.shape[1]):
-                if bool(row.target[:, draw].any()):
-                    groups.setdefault((row.task, _bucket(row, policy), draw), []).append(index)
-        cut.append([Unit(tuple(members), key[2]) for key, members in sorted(groups.items())])
+            for draw in _draws(row, mixing[row.task]):
+                groups.setdefault((row.task, _bucket(row, policy), draw), []).append(index)
+        units = [Unit(tuple(members), None if key[2] < 0 else key[2]) for key, members in sorted(groups.items())]
+        cut.append(units)
     return cut
+
+
+def _draws(row: Experience, mixing: Mixing) -> list[int]:
+    """The draws that need a unit each, or -1 for one unit with all of them."""
+    used = row.target.any(dim=2).any(dim=0)
+    overlap = bool((row.target.sum(dim=1) > 1).any())
+    if mixing.mixes_draws and len(used) > 1 and (overlap or not mixing.tokenwise):
+        return [-1] if bool(used.any()) else []
+    return used.nonzero().squeeze(1).tolist()
+
+
+def count_scored(row: Experience, k: int, mixes_draws: bool) -> float:
+    """Tokens that update ``k`` scores in ``row``: of all draws together, or the mean over draws that score any."""
+    if mixes_draws:
+        return float(row.target[k].any(dim=0).sum())
+    draws = int(row.target[k].any(dim=1).sum())
+    return float(row.target[k].sum()) / max(draws, 1)
 
 
 def pad_units(units: list[list[Unit]], counts: list[int], rows: list[Experience]) -> list[list[Unit]]:
@@ -94,19 +134,26 @@ def _stack(values: list[Tensor], length: int, fill: float | bool) -> Tensor:
 
 
 def collate(
-    window: list[Experience], unit: Unit, k: int, policy: DiffusionPolicy, device: torch.device | str
+    window: list[Experience],
+    unit: Unit,
+    k: int,
+    policy: DiffusionPolicy,
+    device: torch.device | str,
+    mixes_draws: bool = False,
 ) -> Batch:
-    """``unit`` at inner update ``k``, on ``device``."""
+    """``unit`` at inner update ``k``, on ``device``; ``mixes_draws`` as in ``Mixing``."""
     rows = [window[index] for index in unit.rows]
     length = max(len(row.ids) for row in rows)
+    draws = [unit.draw] if unit.draw is not None else list(range(max(row.target.shape[1] for row in rows)))
 
     def stack(name: str, fill: float | bool = 0) -> Tensor:
-        return _stack([getattr(row, name) for row in rows], length, fill).to(device)
+        values = [getattr(row, name) for row in rows for _ in draws]
+        return _stack(values, length, fill).to(device)
 
     def drawn(name: str, fill: float | bool = 0) -> Tensor | None:
         if any(getattr(row, name) is None for row in rows):
             return None
-        return _stack([getattr(row, name)[k, unit.draw] for row in rows], length, fill).to(device)
+        return _stack([_draw(getattr(row, name)[k], s) for row in rows for s in draws], length, fill).to(device)
 
     canvas = Canvas(
         ids=stack("ids", policy.pad_token_id),
@@ -115,19 +162,32 @@ def collate(
         task=rows[0].task,
         token_space=rows[0].token_space,
         position_ids=None if rows[0].position_ids is None else stack("position_ids"),
-        extra={key: torch.cat([row.extra[key] for row in rows]).to(device) for key in rows[0].extra},
+        extra={key: torch.cat([row.extra[key] for row in rows for _ in draws]).to(device) for key in rows[0].extra},
     )
     old_known = all(row.old_known is not None and bool(row.old_known[k]) for row in rows)
-    draws = [0.0 if unit.dummy else 1.0 / max(int(row.target[k].any(dim=-1).sum()), 1) for row in rows]
+    target = drawn("target", False)
+    scored = [count_scored(row, k, True) for row in rows] if mixes_draws else target.sum(dim=1).tolist()
     return Batch(
         canvas=canvas,
         hidden=drawn("hidden", False),
-        target=drawn("target", False),
+        target=target,
         weight=drawn("weight"),
         noisy_ids=drawn("input_ids", policy.pad_token_id),
         old_logps=drawn("old_logps") if old_known else None,
         ref_logps=drawn("ref_logps"),
         advantages=torch.tensor([row.advantage for row in rows], device=device),
         completion_length=torch.tensor([float(row.completion_mask.sum()) for row in rows], device=device),
-        scale=torch.tensor(draws, device=device),
+        scored_tokens=torch.tensor([float(count) for count in scored], device=device),
+        scale=torch.tensor([_scale(row, unit, k, mixes_draws) for row in rows], device=device),
     )
+
+
+def _draw(values: Tensor, s: int) -> Tensor:
+    """Draw ``s`` of ``[S, L]``; zeros where the row has fewer."""
+    return values[s] if s < len(values) else torch.zeros_like(values[0])
+
+
+def _scale(row: Experience, unit: Unit, k: int, mixes_draws: bool) -> float:
+    if unit.dummy:
+        return 0.0
+    return 1.0 if mixes_draws else 1.0 / max(int(row.target[k].any(dim=-1).sum()), 1)

@@ -86,7 +86,7 @@ class DiffusionPolicy(ABC):
         ids = canvas.ids
         if noisy_ids is not None:
             ids = noisy_ids
-        elif hidden is not None:
+        elif hidden is not None and self.mask_token_id is not None:
             ids = ids.masked_fill(hidden, self.mask_token_id)
         inputs = {"input_ids": ids, "attention_mask": canvas.attention_mask, **canvas.extra}
         if canvas.position_ids is not None:

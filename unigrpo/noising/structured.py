@@ -1,4 +1,4 @@
-"""Corruption of answers for the likelihood. ``NOISING`` is the one place to add a scheme."""
+"""Structured noising, and the timestep rules that give its mask ratios."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from .rng import keyed_generator
-from .settings import TaskSettings
-from .types import Noise, Rollout
+from ..rng import keyed_generator
+from .base import Answer, Draw, Key, Noising, random_subset
 
 
 HIGHEST_TRUNCATED = 0.999
@@ -53,20 +52,12 @@ def timesteps(
     return [t1, *later.tolist()]
 
 
-def random_subset(candidates: Bool[Tensor, " L"], count: int, *, generator: torch.Generator) -> Bool[Tensor, " L"]:
-    """Exactly ``count`` of the True positions, uniformly at random."""
-    positions = candidates.nonzero().squeeze(1)
-    chosen = positions[torch.randperm(len(positions), generator=generator)[:count].to(positions.device)]
-    return torch.zeros_like(candidates).index_fill(0, chosen, True)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StructuredNoising:
+class StructuredNoising(Noising):
     """UniGRPO's structured noising (arXiv 2505.15809, section 3.3): a mask ratio t/T per inner update.
 
     The question is never masked. Of the n tokens that count, exactly round(n t / T), at least one, are hidden and
-    scored. The draws of one inner update share its timestep. Every mask comes from a private generator keyed by
-    (seed, window, row, inner update, draw).
+    scored. The draws of one inner update share its timestep.
     """
 
     timesteps: str = "stratified"
@@ -74,42 +65,37 @@ class StructuredNoising:
     mask_ratio_min: float | None = None
     num_timesteps: int = 1000
 
-    def __call__(
-        self, rollout: Rollout, *, num_iterations: int, num_samples: int, key: tuple[int, ...], rows: list[int]
-    ) -> Noise:
-        """Noise ``[B, K, S, L]`` for ``rollout``; ``key`` = (seed, window), ``rows`` = global row numbers ``[B]``."""
-        completion = rollout.completion_mask.cpu()
-        batch, length = completion.shape
-        hidden = torch.zeros(batch, num_iterations, num_samples, length, dtype=torch.bool)
-        ratio = torch.zeros(batch, num_iterations, num_samples)
-        for b, row in enumerate(rows):
-            count = int(completion[b].sum())
-            for k, t in enumerate(self.row_timesteps(num_iterations, (*key, row))):
-                ratio[b, k] = t / self.num_timesteps
-                masked = min(max(round(count * t / self.num_timesteps), 1), count)
-                for s in range(num_samples):
-                    generator = keyed_generator("mask", *key, row, k, s)
-                    hidden[b, k, s] = random_subset(completion[b], masked, generator=generator)
-        hidden = hidden.to(rollout.completion_mask.device)
-        return Noise(hidden=hidden, target=hidden, weight=hidden.float(), mask_ratio=ratio.to(hidden.device))
+    def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
+        """``num_samples`` masks of one size."""
+        t = self.row_timesteps(num_iterations, key)[k]
+        masked = self.masked_count(answer.length, t)
+        drawn = []
+        for s in range(num_samples):
+            hidden = self.choose(answer.completion, masked, keyed_generator("mask", *key, k, s))
+            chance = masked / max(answer.length, 1)
+            drawn.append(
+                Draw(
+                    hidden=hidden,
+                    target=hidden,
+                    ratio=t / self.num_timesteps,
+                    probability=chance,
+                    share=1.0 / num_samples,
+                )
+            )
+        return drawn
 
-    def row_timesteps(self, num_iterations: int, key: tuple[int, ...]) -> list[int]:
+    def masked_count(self, length: int, t: int) -> int:
+        """How many of ``length`` tokens timestep ``t`` hides."""
+        return min(max(round(length * t / self.num_timesteps), 1), length)
+
+    def choose(self, completion: Bool[Tensor, " L"], count: int, generator: torch.Generator) -> Bool[Tensor, " L"]:
+        """Which tokens are hidden: any, with equal chance."""
+        return random_subset(completion, count, generator=generator)
+
+    def row_timesteps(self, num_iterations: int, key: Key) -> list[int]:
         """t_1..t_K of the row named by ``key`` = (seed, window, row); t_1 ~ U{1..T} unless it is fixed."""
         generator = keyed_generator("timestep", *key)
         drawn = int(torch.randint(1, self.num_timesteps + 1, (), generator=generator))
         t1 = self.timestep_start or drawn
         lowest = LOWEST_RATIO.get(self.timesteps, 0.0) if self.mask_ratio_min is None else self.mask_ratio_min
         return timesteps(self.timesteps, t1, num_iterations, self.num_timesteps, lowest, generator=generator)
-
-
-def structured(settings: TaskSettings, num_timesteps: int) -> StructuredNoising:
-    """``StructuredNoising`` as a task asks for it."""
-    return StructuredNoising(
-        timesteps=settings.timesteps,
-        timestep_start=settings.timestep_start,
-        mask_ratio_min=settings.mask_ratio_min,
-        num_timesteps=num_timesteps,
-    )
-
-
-NOISING = {"structured": structured}
