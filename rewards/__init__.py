@@ -13,9 +13,11 @@ REWARDS: dict[str, str] = {
     "answer_correctness": "rewards.answers:answer_correctness",
     "clip_score": "rewards.clip:ClipScore",
     "colour": "rewards.pixels:colour",
+    "countdown": "rewards.puzzles:countdown",
     "image_reward": "rewards.imagereward:ImageReward",
     "jpeg_size": "rewards.pixels:jpeg_size",
     "math_correctness": "rewards.math:math_correctness",
+    "sudoku": "rewards.puzzles:sudoku",
     "think_format": "rewards.format:think_format",
 }
 """Name of a reward -> where it lives, as ``module:attribute``. A module is imported when its reward is asked for."""

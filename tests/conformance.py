@@ -15,8 +15,10 @@ from torch import Tensor
 
 from unigrpo.likelihood import score_tokens
 from unigrpo.models import DiffusionPolicy
+from unigrpo.noising import random_corruption
 from unigrpo.rng import keyed_generator
 from unigrpo.samplers import Emerge, MaskGIT, SemiAutoregressive
+from unigrpo.samplers.writing import CanvasWriter
 from unigrpo.types import Canvas, Rollout
 
 
@@ -26,12 +28,18 @@ TEMPERATURE = 0.7
 
 
 def check_policy(
-    model, policy: DiffusionPolicy, rows: list[dict[str, Any]], task: str = "text", padding: int | None = None
+    model,
+    policy: DiffusionPolicy,
+    rows: list[dict[str, Any]],
+    task: str = "text",
+    padding: int | None = None,
+    block_length: int | None = None,
 ) -> None:
     """Every law below.
 
     Args:
         padding: the id of padding in canvases of ``task`` where it is not ``policy.pad_token_id``.
+        block_length: answer positions in a block, for models that see no later block; None for bidirectional ones.
     """
     model.eval()
     check_encode(policy, rows, task, padding)
@@ -41,7 +49,10 @@ def check_policy(
     check_scores_are_the_models(model, policy, rollout)
     check_padding_changes_nothing(model, policy, rollout)
     check_hidden_ids_do_not_leak(model, policy, rollout)
-    check_visible_ids_count(model, policy, rollout)
+    if block_length is None:
+        check_visible_ids_count(model, policy, rollout)
+    else:
+        check_blocks_are_causal(model, policy, rollout, block_length)
     check_gradient(model, policy, rollout)
 
 
@@ -78,9 +89,21 @@ def some_hidden(rollout: Rollout) -> tuple[Tensor, Tensor]:
     return (draw < 0.5) | first, (draw < 0.25) | first
 
 
-def score(model, policy, canvas: Canvas, hidden: Tensor, target: Tensor) -> Tensor:
+def corrupted(policy: DiffusionPolicy, canvas: Canvas, hidden: Tensor) -> Tensor | None:
+    """Random tokens at ``hidden`` for policies without a mask id, each row's from an equal stream; else None."""
+    if policy.mask_token_id is not None:
+        return None
+    rows = [
+        random_corruption(own, ids, canvas.token_space, generator=keyed_generator("noise"))
+        for own, ids in zip(hidden, canvas.ids, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def score(model, policy, canvas: Canvas, hidden: Tensor, target: Tensor, noisy_ids: Tensor | None = None) -> Tensor:
+    noisy_ids = corrupted(policy, canvas, hidden) if noisy_ids is None else noisy_ids
     with torch.no_grad():
-        return score_tokens(model, policy, canvas, hidden, target, temperature=TEMPERATURE).logps
+        return score_tokens(model, policy, canvas, hidden, target, noisy_ids, TEMPERATURE).logps
 
 
 def worst(difference: Tensor) -> float:
@@ -142,9 +165,10 @@ def plain(completion: Any) -> Any:
 def check_scores_are_the_models(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
     """Scores equal a log-softmax over the token space of the full logits, read where the family puts them."""
     canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
+    noisy_ids = corrupted(policy, canvas, hidden)
     with torch.no_grad():
-        logits = model(**policy.inputs(canvas, hidden)).logits.double() / TEMPERATURE
-        entropy = score_tokens(model, policy, canvas, hidden, target, temperature=TEMPERATURE).entropy
+        logits = model(**policy.inputs(canvas, hidden, noisy_ids)).logits.double() / TEMPERATURE
+        entropy = score_tokens(model, policy, canvas, hidden, target, noisy_ids, TEMPERATURE).entropy
     open_columns = canvas.token_space.contains(torch.arange(logits.shape[-1]))
     table = logits.masked_fill(~open_columns, -torch.inf).log_softmax(-1)
     logps = score(model, policy, canvas, hidden, target)
@@ -203,21 +227,35 @@ def check_hidden_ids_do_not_leak(model, policy: DiffusionPolicy, rollout: Rollou
 
 def check_visible_ids_count(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
     """Tokens before and after a scored position both matter: the model is bidirectional."""
-    canvas = rollout.canvas
     for scored, changed in ((0, -1), (-1, 0)):
-        places = [fill.nonzero().flatten() for fill in canvas.fill_mask]
-        target, visible = torch.zeros_like(canvas.fill_mask), torch.zeros_like(canvas.fill_mask)
-        for row, place in enumerate(places):
-            target[row, place[scored]] = visible[row, place[changed]] = True
-        expected = score(model, policy, canvas, target, target)
-        assert worst(score(model, policy, another(canvas, visible), target, target) - expected) > 10 * TOLERANCE
+        assert influence(model, policy, rollout.canvas, scored, changed) > 10 * TOLERANCE
+
+
+def check_blocks_are_causal(model, policy: DiffusionPolicy, rollout: Rollout, block_length: int) -> None:
+    """A token sees its own block, both ways, and earlier ones; of later ones it sees nothing, bitwise."""
+    last = block_length - 1
+    for scored, changed in ((0, last), (last, 0), (block_length, last), (-1, 0)):
+        assert influence(model, policy, rollout.canvas, scored, changed) > 10 * TOLERANCE
+    for scored, changed in ((0, -1), (last, block_length)):
+        assert influence(model, policy, rollout.canvas, scored, changed) == 0
+
+
+def influence(model, policy: DiffusionPolicy, canvas: Canvas, scored: int, changed: int) -> float:
+    """How far the score of answer token ``scored`` moves with the visible token ``changed``."""
+    target, visible = torch.zeros_like(canvas.fill_mask), torch.zeros_like(canvas.fill_mask)
+    for row, fill in enumerate(canvas.fill_mask):
+        place = fill.nonzero().flatten()
+        target[row, place[scored]] = visible[row, place[changed]] = True
+    expected = score(model, policy, canvas, target, target)
+    return worst(score(model, policy, another(canvas, visible), target, target) - expected)
 
 
 def check_gradient(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
     """The gradient reaches the parameters, and a step along it raises the score."""
     canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    value = score_tokens(model, policy, canvas, hidden, target, temperature=TEMPERATURE).logps.sum()
+    noisy_ids = corrupted(policy, canvas, hidden)
+    value = score_tokens(model, policy, canvas, hidden, target, noisy_ids, TEMPERATURE).logps.sum()
     gradients = torch.autograd.grad(value, trainable, allow_unused=True)
     reached = [g for g in gradients if g is not None and bool(g.abs().max() > 0)]
     assert len(reached) > 0.8 * len(trainable)
@@ -235,9 +273,15 @@ def check_gradient(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
 
 
 def check_sampling_logps(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
-    """What the sampler recorded for each step equals the score with the same positions hidden."""
-    fill = rollout.canvas.fill_mask
+    """What the sampler recorded for each step equals the score with the same positions hidden.
+
+    Without a mask id the holes must hold the sampler's own random tokens, the first draws of the rows' streams.
+    """
+    fill, holes = rollout.canvas.fill_mask, None
+    if policy.mask_token_id is None:
+        holes = CanvasWriter(rollout.canvas, policy, 0.0, streams(len(fill))).ids
     for step in range(int(rollout.step_map.max()) + 1):
         hidden, target = fill & (rollout.step_map >= step), fill & (rollout.step_map == step)
-        logps = score(model, policy, rollout.canvas, hidden, target)
+        noisy_ids = None if holes is None else torch.where(hidden, holes, rollout.canvas.ids)
+        logps = score(model, policy, rollout.canvas, hidden, target, noisy_ids)
         assert worst((logps - rollout.sampling_logps)[target]) < TOLERANCE

@@ -8,7 +8,7 @@ import sys
 from jaxtyping import install_import_hook
 
 
-CHECKED = ["unigrpo.losses", "unigrpo.advantages", "unigrpo.noising", "unigrpo.likelihood"]
+CHECKED = ["unigrpo.losses", "unigrpo.advantages", "unigrpo.noising", "unigrpo.likelihood", "unigrpo.reduction"]
 loaded = [name for name in CHECKED if name in sys.modules]
 if loaded:
     raise RuntimeError(f"{loaded} were imported before their shapes could be checked")
@@ -59,6 +59,7 @@ def make_trainer(tmp_path):
         rewards=low_ids,
         rows=None,
         eval_rows=None,
+        sft_rows=None,
         kind=UniGRPOTrainer,
         callbacks=None,
         processor=True,
@@ -74,6 +75,7 @@ def make_trainer(tmp_path):
             processing_class=tiny_processor() if processor else None,
             peft_config=LoraConfig(r=4, lora_dropout=dropout) if lora else None,
             callbacks=callbacks,
+            sft_dataset=sft_rows,
         )
 
     return make

@@ -1,10 +1,10 @@
-"""The conformance suite over every policy: MMaDA, LLaDA, a masked LM of Hugging Face, and one with shifted logits."""
+"""The conformance suite over every policy: MMaDA, LLaDA, a masked LM of Hugging Face, one with shifted logits, one with
+block-causal attention and one without a mask id.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from transformers import BertForMaskedLM
 
 from tests import conformance
 from tests.tiny import golden_tokenizer, prompts, tiny_model, tiny_processor
+from tests.tiny_policies import BLOCK, UniformNoisePolicy, block_causal, example, uniform_noise
 from unigrpo.models import (
     LLaDAConfig,
     LLaDAForMaskedDiffusion,
@@ -24,19 +25,6 @@ from unigrpo.models import (
 from unigrpo.models.llada.policy import LLaDAPolicy
 from unigrpo.models.mmada.policy import MMaDAPolicy as ListedMMaDA
 from unigrpo.types import TokenSpace
-
-
-EXAMPLE = Path(__file__).parent.parent / "examples" / "custom_policy.py"
-
-
-def load_example():
-    spec = importlib.util.spec_from_file_location("custom_policy", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-example = load_example()
 
 
 class ShiftedLogits(BertForMaskedLM):
@@ -102,12 +90,16 @@ def mmada_reading_images():
     return model, policy, [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
 
 
-FAMILIES = [mmada, mmada_attending_padding, llada, bert, shifted]
+FAMILIES = [mmada, mmada_attending_padding, llada, bert, shifted, uniform_noise]
 
 
 @pytest.mark.parametrize("build", FAMILIES)
 def test_policy_conforms(build):
     conformance.check_policy(*build())
+
+
+def test_policy_conforms_when_it_sees_no_later_block():
+    conformance.check_policy(*block_causal(), block_length=BLOCK)
 
 
 @pytest.mark.smoke
@@ -209,6 +201,30 @@ def test_the_suite_rejects_broken_policies(broken):
         return
     with pytest.raises(AssertionError):
         conformance.check_policy(model, wrong, rows)
+
+
+class ShowsTheAnswer(UniformNoisePolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        return super().inputs(canvas, hidden)
+
+
+class DrawsItsOwnNoise(UniformNoisePolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        noise = torch.randint_like(canvas.ids, 1, self.config.vocab_size)
+        return super().inputs(canvas, hidden, torch.where(hidden, noise, canvas.ids))
+
+
+@pytest.mark.parametrize("broken", [ShowsTheAnswer, DrawsItsOwnNoise])
+def test_the_suite_rejects_broken_policies_without_a_mask_id(broken):
+    model, policy, rows = uniform_noise()
+    with pytest.raises(AssertionError):
+        conformance.check_policy(model, broken(model.config, policy.processor), rows)
+
+
+def test_the_suite_tells_block_causal_from_bidirectional():
+    for build, block_length in ((bert, BLOCK), (block_causal, None)):
+        with pytest.raises(AssertionError):
+            conformance.check_policy(*build(), block_length=block_length)
 
 
 class ForgetsTheMask(MMaDAPolicy):

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset, Image
 
 from unigrpo.buffer import load_window
-from unigrpo.trainer import window_file
+from unigrpo.checkpointing import window_file
 
 from .test_image_laws import GUIDED, image_rows, options
 from .test_trainer_resume import history

@@ -313,9 +313,9 @@ class Recorder(UniGRPOTrainer):
 
     seen: list
 
-    def _backward(self, model, unit, k, step):
+    def _policy_loss(self, model, unit, k, step):
         self._rows = unit.rows
-        return super()._backward(model, unit, k, step)
+        return super()._policy_loss(model, unit, k, step)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         for place, row in enumerate(self._rows):

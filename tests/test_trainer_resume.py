@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from unigrpo.buffer import load_window
+from unigrpo.checkpointing import window_file
 from unigrpo.models import MMaDAForMaskedDiffusion
-from unigrpo.trainer import window_file
 
 from .tiny import prompts, tiny_model
 

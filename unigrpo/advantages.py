@@ -30,7 +30,7 @@ class Advantages:
     equal: Tensor
 
 
-def _moments(values: Tensor, population: bool = False) -> tuple[Tensor, Tensor]:
+def group_moments(values: Tensor, population: bool = False) -> tuple[Tensor, Tensor]:
     """NaN-aware mean and std over the last dimension, kept; Bessel-corrected unless ``population``; std 0 of one value."""
     count = (~values.isnan()).sum(dim=-1, keepdim=True)
     mean = values.nanmean(dim=-1, keepdim=True)
@@ -87,20 +87,20 @@ def group_advantages(
     weighted = rewards_per_func * weights
     rewards = torch.where(applies.any(dim=1), weighted.nansum(dim=1), torch.nan)
     groups = rewards.view(-1, num_generations)
-    mean, std = _moments(groups)
+    std = group_moments(groups)[1]
     if aggregation == "normalize_then_sum":
         per_func = rewards_per_func.T.reshape(-1, len(groups), num_generations)
-        func_mean, func_std = _moments(per_func)
+        func_mean, func_std = group_moments(per_func)
         normalised = ((per_func - func_mean) / (func_std + EPSILON)).reshape(len(weights), -1).T
         total = torch.where(applies.any(dim=1), (normalised * weights).nansum(dim=1), torch.nan)
-        batch_mean, batch_std = _moments(total)
+        batch_mean, batch_std = group_moments(total)
         values = (total - batch_mean) / (batch_std + EPSILON)
     else:
         values = _centred(groups, estimator, temperature)
         if scale_rewards.startswith("group"):
-            values = values / (_moments(groups, scale_rewards == "group_population")[1] + EPSILON)
+            values = values / (group_moments(groups, scale_rewards == "group_population")[1] + EPSILON)
         elif scale_rewards == "batch":
-            values = values / (_moments(rewards)[1] + EPSILON)
+            values = values / (group_moments(rewards)[1] + EPSILON)
     spread = groups.nan_to_num(-torch.inf).amax(dim=1) - groups.nan_to_num(torch.inf).amin(dim=1)
     equal = (spread <= 0).repeat_interleave(num_generations)
     values = values.reshape(-1).nan_to_num(0.0)

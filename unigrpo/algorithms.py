@@ -39,10 +39,14 @@ class Algorithm:
         return self.settings.importance_sampling_level == "token" and self.settings.reduce != "signed"
 
     @property
+    def uses_ratio(self) -> bool:
+        """Whether the surrogate compares with the old policy."""
+        return SURROGATES[self.settings.surrogate].uses_ratio
+
+    @property
     def needs_old(self) -> bool:
         """Whether the old policy's log-probabilities are read."""
-        compares_kl = self.settings.beta > 0 and self.settings.kl_reference == "old"
-        return SURROGATES[self.settings.surrogate].uses_ratio or compares_kl
+        return self.uses_ratio or (self.settings.beta > 0 and self.settings.kl_reference == "old")
 
 
 def build_sampler(settings: TaskSettings, **overrides) -> Callable:

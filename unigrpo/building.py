@@ -132,10 +132,15 @@ def load_rows(spec: DatasetSpec) -> Any:
 def _builtin_rows(spec: DatasetSpec) -> Any:
     from datasets import Dataset
 
-    from .toy import arithmetic, shapes
+    from .toy import arithmetic, countdown, shapes, sudoku
 
     shapes_rows = shapes.questions if spec.task == "mmu" else shapes.problems
-    makers = {"arithmetic": arithmetic.problems, "shapes": shapes_rows}
+    makers = {
+        "arithmetic": arithmetic.problems,
+        "countdown": countdown.problems,
+        "shapes": shapes_rows,
+        "sudoku": sudoku.problems,
+    }
     name = spec.path.removeprefix(BUILTIN)
     if name not in makers:
         raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in makers]}")

@@ -52,13 +52,19 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     resolve_names(recipe)
     notes = [f"runs code: {path}" for path in import_paths(recipe)]
     notes += _check_model(recipe, offline)
-    with_pictures = any(spec.task in ("mmu", "t2i") for spec in (*recipe.datasets, *recipe.eval_datasets))
+    if bool(recipe.sft_datasets) != (args.sft_weight > 0):
+        raise RecipeError(
+            f"{recipe.source}: sft_weight={args.sft_weight} with {len(recipe.sft_datasets)} sft_datasets: the auxiliary "
+            "denoising loss needs both"
+        )
+    every = (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets)
+    with_pictures = any(spec.task in ("mmu", "t2i") for spec in every)
     if with_pictures or args.image_tokenizer is not None:
         notes += _check_image_tokenizer(recipe, offline)
     notes += _check_reward_models(recipe, offline)
     for spec in recipe.datasets:
         notes += _check_data(recipe, spec, offline, gold=True)
-    for spec in recipe.eval_datasets:
+    for spec in (*recipe.eval_datasets, *recipe.sft_datasets):
         notes += _check_data(recipe, spec, offline, gold=False)
     return notes
 

@@ -7,12 +7,11 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
-from .checks import check_parts, check_ranges
 from .presets import BASE, DEFAULT_EPSILON, NOISING_KEYS, PRESETS, TASK_DEFAULTS, preset_values
-from .settings import CHOICES, TASK_KEYS, TaskSettings, check_choice
+from .run_checks import check_engine, check_overrides, check_summed_ratios, check_values
+from .settings import TaskSettings, check_choice
 from .types import TASKS
 
 
@@ -52,22 +51,43 @@ class UniGRPOConfig(TrainingArguments):
         eval_sampler, eval_denoising_steps: sampler and steps of held-out generation; None = the rollouts'.
         eval_temperature: temperature of held-out generation; 0 = greedy.
         num_iterations: K, inner updates on one rollout, each with its own noise.
-        noising, timesteps, timestep_start, num_timesteps, mask_ratio_min, num_noise_samples: see ``noising``.
-        importance_sampling_level: ratio a ``"token"``, a ``"sequence"`` (exp of the mean log-ratio) or, with one update
-            a rollout only, ``"sequence_sum"`` (exp of the summed log-ratio).
+        noising, timesteps, timestep_start, num_timesteps, mask_ratio_min, mask_ratio_max, draw_coupling,
+            trajectory_shrink, p_mask_prompt: see ``noising``; p_mask_prompt hides prompt tokens with that probability.
+        num_noise_samples: S, draws an inner update; 0 = every step, for noisings that follow the order of writing.
+        weighting: coefficient of a scored token: ``"uniform"`` or ``"inverse_probability"`` (see ``noising.base``).
+        reduce: each draw has its own ratio (``"per_draw"``), or draws are mixed first: linearly (``"per_token"``), or with
+            an upper bound for negative advantages (``"signed"``).
+        bound_exponent, bound_mixture: exponent and share of that upper bound, see ``reduction``.
+        importance_sampling_level: ratio a ``"token"``, a ``"sequence"`` (exp of the mean log-ratio; GSPO) or, with one
+            update a rollout only, ``"sequence_sum"`` (exp of the summed log-ratio).
+        surrogate: ``"ppo"``, ``"cispo"``, ``"log_likelihood"`` or ``"linear_bound"``, see ``surrogates``.
         epsilon, epsilon_high: clip range [1 - epsilon, 1 + epsilon_high]; epsilon_high defaults to epsilon.
+        delta: largest ratio that a negative advantage may meet (dual clip); None = no bound.
+        log_ratio_clip: log-ratios are cut to +-this before anything else; None = not.
         beta: weight of the KL to the reference; 0 loads no reference.
         kl_estimator: ``"k1"``, ``"k2"``, ``"k3"`` or ``"exact"``, the categorical KL over the whole token space.
-        loss_type: ``"grpo"``, mean over a row's tokens, then over rows.
+        kl_reference: the ``"initial"`` model, or the ``"old"`` policy that wrote the rollout.
+        kl_level: of sequences, the estimate is made of what the ratio is made of, or of the summed log-ratio and divided
+            by the length (``"sum"``).
+        loss_type: tokens are averaged in their row, then rows (``"grpo"``); over all tokens of the optimizer step
+            (``"dapo"``) or of the micro-batch (``"bnpo"``), each task by itself; or divided by max_completion_length
+            (``"dr_grpo"``). TRL's names; its ``cispo`` is a ``surrogate`` here.
         length_normalization: a row's tokens are its ``"masked"`` ones or its whole ``"completion"``.
-        scale_rewards: divide by the std of the ``"group"``, the ``"batch"``, or not (``"none"``); True and False are
-            read as ``"group"`` and ``"none"``.
+        loss_weight: multiplies the whole loss; meant for ``task_overrides``.
+        advantage_estimator: baseline ``"group_mean"``, ``"leave_one_out"`` or ``"batch_mean"``, or the ``"softmax"``
+            weights of wd1 with temperature ``advantage_temperature``.
+        advantage_clip: advantages are cut to +-this; None = not.
+        scale_rewards: divide by the std of the ``"group"`` (``"group_population"``: without Bessel's correction), the
+            ``"batch"``, or not (``"none"``); True and False are read as ``"group"`` and ``"none"``.
         reward_weights: one weight a reward; None = all 1.
         multi_objective_aggregation: ``"sum_then_normalize"`` or ``"normalize_then_sum"``.
         refill_rounds: how often groups of equal rewards are replaced by new prompts, 0 = never.
+        sft_weight, sft_batch_size: weight of the auxiliary denoising loss on ``sft_dataset``, and its rows a micro-step and
+            process (default: per_device_train_batch_size).
         sync_ref_model, ref_model_mixup_alpha, ref_model_sync_steps: periodic reference update (full fine-tuning only);
             an ``"exact"`` KL follows it at once, also inside a window.
         task_overrides: ``{task: {key: value}}`` with keys from ``TASK_KEYS``.
+        log_exact_kl: logs the exact KL of a few tokens once a window where the KL is an estimate (two more forwards).
         log_completions, num_completions_to_print: sampled answers as a table and as parquet files.
 
     Raises:
@@ -147,6 +167,8 @@ class UniGRPOConfig(TrainingArguments):
     reward_weights: list[float] | None = None
     multi_objective_aggregation: str = "sum_then_normalize"
     refill_rounds: int = 0
+    sft_weight: float = 0.0
+    sft_batch_size: int | None = None
 
     sync_ref_model: bool = False
     ref_model_mixup_alpha: float = 0.6
@@ -154,34 +176,22 @@ class UniGRPOConfig(TrainingArguments):
 
     task_overrides: dict[str, Any] | str | None = field(default_factory=dict)
     log_completions: bool = False
+    log_exact_kl: bool = True
     num_completions_to_print: int | None = None
     use_vllm: bool = False
 
     def __post_init__(self) -> None:
-        self._check_engine()
+        check_engine(self)
         self._read_overrides()
         self._apply_preset()
-        self._check_values()
+        check_values(self)
         # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number.
         learning_rate, self.learning_rate = self.learning_rate, self.learning_rate or 0.0
         super().__post_init__()
         self.learning_rate = learning_rate
-        self._check_batches()
-        self._check_overrides()
-        self._check_summed_ratios()
-
-    def _check_engine(self) -> None:
-        if self.use_vllm:
-            raise ValueError(
-                "use_vllm=True: vLLM decodes autoregressively and cannot roll out a masked-diffusion policy. Leave it "
-                "False; rollouts run on the training model. vLLM can serve a judge reward instead"
-            )
-        if self.bf16 and not self.use_cpu and not torch.cuda.is_available():
-            raise ValueError(
-                "bf16=True needs a GPU, and none is visible. Set bf16=False, or use_cpu=True to run bf16 on the CPU"
-            )
-        if self.auto_find_batch_size:
-            raise ValueError("auto_find_batch_size=True would change the rollout window; set the batch size yourself")
+        self._settle_batches()
+        check_overrides(self)
+        check_summed_ratios(self)
 
     def _read_overrides(self) -> None:
         """``task_overrides`` as a mapping of its own, also where it was given as JSON."""
@@ -207,6 +217,8 @@ class UniGRPOConfig(TrainingArguments):
         if isinstance(self.scale_rewards, bool):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         by_task = {key for key, value in PRESETS[self.algorithm].items() if isinstance(value, dict) for key in value}
+        if "noising" in by_task:
+            by_task |= set(NOISING_KEYS)
         for key, value in self._preset_values().items():
             if getattr(self, key) is None and key not in TASK_KEYS_BY_DEFAULT | by_task:
                 setattr(self, key, value)
@@ -224,29 +236,9 @@ class UniGRPOConfig(TrainingArguments):
             values |= {"epsilon": None, "epsilon_high": None}
         return values
 
-    def _check_values(self) -> None:
-        for key, choices in CHOICES.items():
-            if getattr(self, key) is not None:
-                check_choice(key, getattr(self, key), choices)
-        minimum = {"num_generations": 2, "num_generations_eval": 1, "num_iterations": 1, "num_timesteps": 1}
-        for key, least in {**minimum, "ref_model_sync_steps": 1}.items():
-            if getattr(self, key) < least:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least {least}")
-        if self.refill_rounds < 0:
-            raise ValueError(f"refill_rounds={self.refill_rounds} must not be negative")
-        if self.attn_mask_mode is not None:
-            check_choice("attn_mask_mode", self.attn_mask_mode, ("bool", "none"))
-        if self.advantage_temperature <= 0:
-            raise ValueError(f"advantage_temperature={self.advantage_temperature} must be positive")
-        if self.advantage_clip is not None and self.advantage_clip <= 0:
-            raise ValueError(f"advantage_clip={self.advantage_clip} must be positive")
-        check_ranges("", self._settings("text", {}), self.num_timesteps)
-        check_parts("", self._settings("text", {}))
-        if self.sync_ref_model and self.beta == 0:
-            raise ValueError("sync_ref_model=True with beta=0 updates a reference that is never used; set beta > 0")
-
-    def _check_batches(self) -> None:
+    def _settle_batches(self) -> None:
         micro = self.per_device_train_batch_size * self.world_size
+        self.sft_batch_size = self.sft_batch_size or self.per_device_train_batch_size
         if self.steps_per_generation is not None and self.generation_batch_size is not None:
             raise ValueError("give steps_per_generation or generation_batch_size, not both")
         if self.generation_batch_size is not None:
@@ -271,29 +263,6 @@ class UniGRPOConfig(TrainingArguments):
                 f"make it a multiple"
             )
 
-    def _check_overrides(self) -> None:
-        for task, values in self.task_overrides.items():
-            for key, value in values.items():
-                if key not in TASK_KEYS:
-                    near = difflib.get_close_matches(key, TASK_KEYS, n=1)
-                    hint = f"did you mean {near[0]!r}? " if near else ""
-                    raise ValueError(f"task_overrides.{task}.{key} is not allowed: {hint}keys are {list(TASK_KEYS)}")
-                if key in CHOICES:
-                    check_choice(f"task_overrides.{task}.{key}", value, CHOICES[key])
-            check_ranges(f"task_overrides.{task}.", self.for_task(task), self.num_timesteps)
-            check_parts(f"task_overrides.{task}.", self.for_task(task))
-
-    def _check_summed_ratios(self) -> None:
-        updates = self.num_iterations * self.steps_per_generation // self.gradient_accumulation_steps
-        settings = [self.for_task(task) for task in TASKS]
-        summed = [own for own in settings if own.importance_sampling_level == "sequence_sum"]
-        if any(own.surrogate != "log_likelihood" for own in summed) and updates > 1:
-            raise ValueError(
-                f"importance_sampling_level='sequence_sum' with {updates} updates a rollout: off-policy, a ratio summed "
-                "over many tokens spans orders of magnitude. Use 'sequence' (the mean) or 'token', or one update: "
-                "num_iterations=1 and steps_per_generation=gradient_accumulation_steps"
-            )
-
     def to_dict(self) -> dict[str, Any]:
         """As in transformers; an image tokenizer given as a module is named, not copied."""
         module, self.image_tokenizer = self.image_tokenizer, tokenizer_name(self.image_tokenizer)
@@ -304,14 +273,16 @@ class UniGRPOConfig(TrainingArguments):
 
     def for_task(self, task: str) -> TaskSettings:
         """The settings of ``task``: its overrides, else the run's, else the task's defaults, else the algorithm's."""
-        return self._settings(task, self.task_overrides.get(task, {}))
+        return self.settings_of(task, self.task_overrides.get(task, {}))
 
-    def _settings(self, task: str, override: dict[str, Any]) -> TaskSettings:
-        """An overridden ratio level brings its own default clip range."""
+    def settings_of(self, task: str, override: dict[str, Any]) -> TaskSettings:
+        """The settings of ``task`` with ``override``. An overridden ratio level brings its own default clip range, an
+        overridden noising drops the values that the preset gave to its own.
+        """
         values = {item.name: getattr(self, item.name) for item in fields(TaskSettings)}
-        noising = override.get("noising", values["noising"])
-        if noising != values["noising"] and values["noising"] is not None:
-            # Values the run-level noising brought with it; what the user set stays out of reach here by design.
+        noising = override.get("noising")
+        if noising is not None and values["noising"] not in (None, noising):
+            # What the run-level preset gave to its own noising does not follow to another one.
             values |= {key: None for key in NOISING_KEYS if values[key] == self._preset_values().get(key)}
         for key, value in self._preset_values(task, override).items():
             if key in values and values[key] is None:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from .advantages import Advantages, group_advantages
 from .algorithms import Algorithm
-from .likelihood import score_tokens
+from .diagnostics import thinned, window_metrics
+from .likelihood import score_tokens, token_logprobs
 from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
+from .models.base import DiffusionPolicy
 from .noising import random_corruption
 from .rng import keyed_generator
 from .sampling import Pipeline, Sample, evaluating, sample_answers
-from .types import TASKS, Experience, Noise
+from .types import TASKS, Experience, Noise, Rollout
 from .units import Mixing, Unit, collate, count_scored, cut_units, pad_units
 
 
@@ -64,9 +66,7 @@ def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, 
         samples, scores = refill(pipe, samples, scores, advantages, window, attempt, metrics)
         advantages = compare(pipe, scores)
     local = local_slice(pipe, len(samples))
-    reward_metrics(metrics, pipe.rewards.names, scores, advantages, pipe.args.num_generations)
-    task_metrics(metrics, [sample.rollout.canvas.task for sample in samples], advantages.rewards[local])
-    completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
+    tasks = log_answers(pipe, samples, scores, advantages, metrics)
     rows = [
         unpack(pipe, sample, draw_noise(pipe, sample, window), advantage, reward)
         for sample, advantage, reward in zip(
@@ -76,8 +76,24 @@ def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, 
     result = cut_window(pipe, rows, window)
     with metrics.timed("time/old_and_reference"):
         add_old_and_reference(pipe, result)
+        if pipe.args.log_exact_kl:
+            log_exact_kl(pipe, result, tasks, metrics)
+    window_metrics(metrics, result.rows)
     result.table = answer_table(pipe, samples, scores[local], advantages.values[local])
     return result
+
+
+def log_answers(
+    pipe: Pipeline, samples: list[Sample], scores: Tensor, advantages: Advantages, metrics: Metrics
+) -> list[str]:
+    """Metrics of the answers and their rewards; returns the task of each row of all ranks."""
+    own = [sample.rollout.canvas.task for sample in samples]
+    numbers = torch.tensor([TASKS.index(task) for task in own], device=pipe.device)
+    tasks = [TASKS[number] for number in pipe.gather(numbers).tolist()]
+    reward_metrics(metrics, pipe.rewards.names, scores, advantages, pipe.args.num_generations, tasks)
+    task_metrics(metrics, own, advantages.rewards[local_slice(pipe, len(samples))])
+    completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
+    return tasks
 
 
 def score_answers(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Tensor:
@@ -145,9 +161,14 @@ def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
         key=(pipe.args.seed, window),
         rows=[sample.index],
     )
-    if pipe.policy.mask_token_id is not None:
+    return corrupted(pipe.policy, noise, sample.rollout, (pipe.args.seed, window, sample.index))
+
+
+def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tuple[int | str, ...]) -> Noise:
+    """``noise`` of one row with random tokens at its hidden positions, for policies without a mask id."""
+    if policy.mask_token_id is not None:
         return noise
-    generator = keyed_generator("corruption", pipe.args.seed, window, sample.index)
+    canvas, generator = rollout.canvas, keyed_generator("corruption", *key)
     noisy = random_corruption(noise.hidden[0].cpu(), canvas.ids[0].cpu(), canvas.token_space, generator=generator)
     return replace(noise, input_ids=noisy[None].to(canvas.ids.device))
 
@@ -283,6 +304,31 @@ def _score_into(pipe: Pipeline, window: Window, unit: Unit, k: int, model, name:
             kept[unit.draw] = logps[place, 0, : len(row.ids)]
         if name == "old_logps":
             row.old_known[k] = True
+
+
+@torch.no_grad()
+def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metrics) -> None:
+    """``kl_exact``: the categorical KL(policy || reference) at some scored tokens of each task's first unit, in nats.
+
+    For tasks whose ``kl`` is an estimate. ``tasks`` are those of all ranks' rows: every rank makes the same forwards, one
+    without a unit of the task makes them on another unit and lets the result go.
+    """
+    units = [unit for step in window.micro_batches for unit in step]
+    for task in sorted(set(tasks)):
+        settings = pipe.algorithms[task].settings
+        if not units or not settings.needs_reference or settings.exact_kl:
+            continue
+        own = [unit for unit in units if window.rows[unit.rows[0]].task == task and not unit.dummy]
+        batch = collate(window.rows, (own or units)[0], 0, pipe.policy, pipe.device)
+        settings = pipe.algorithms[batch.canvas.task].settings
+        arguments = (batch.canvas, batch.hidden, thinned(batch.target), batch.noisy_ids)
+        law = (settings.temperature, settings.likelihood_guidance)
+        with evaluating(pipe.model):
+            policy = token_logprobs(pipe.model, pipe.policy, *arguments, *law)
+        with pipe.reference() as model, evaluating(model):
+            reference = token_logprobs(model, pipe.policy, *arguments, *law)
+        if own:
+            metrics.add("kl_exact", (policy.exp() * (policy - reference)).sum(dim=-1).mean(), task)
 
 
 def answer_table(pipe: Pipeline, samples: list[Sample], scores: Tensor, advantages: Tensor) -> dict[str, list]:

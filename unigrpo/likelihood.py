@@ -42,11 +42,12 @@ def score_tokens(
     Probabilities are normalised over ``canvas.token_space`` and divided by ``temperature``, as in the sampler.
 
     Args:
+        noisy_ids: the corrupted canvas itself (``random_corruption``), for policies without a mask id.
         guidance_scale: scores of the guided policy ``u + (s + 1)(c - u)``; None = of the conditional model.
         ref_logprobs: ``token_logprobs`` of the reference on the same arguments, for the exact KL.
 
     Raises:
-        ValueError: a scored token lies outside the token space.
+        ValueError: a scored token lies outside the token space, or a policy without a mask id was not given ``noisy_ids``.
     """
     tokens = canvas.ids[target]
     if not bool(canvas.token_space.contains(tokens).all()):
@@ -77,6 +78,11 @@ def token_logprobs(
 
 def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale) -> dict[str, Any]:
     """The arguments of ``model.forward`` but the targets."""
+    if policy.mask_token_id is None and noisy_ids is None:
+        raise ValueError(
+            f"{type(policy).__name__} has no mask id, so the model would read the tokens to score: give noisy_ids, the "
+            "canvas with random tokens at hidden (unigrpo.noising.random_corruption)"
+        )
     select = policy.rows(target)
     if guidance_scale is None:
         inputs = policy.inputs(canvas, hidden, noisy_ids)

@@ -195,4 +195,4 @@ class PolicyLoss:
         if not constant:
             needed = "max_length" if self.loss_type == "dr_grpo" else "tokens_per_row"
             raise ValueError(f"loss_type={self.loss_type!r} needs {needed}, got {constant}")
-        return constant / lengths if sequence else constant
+        return constant / lengths if sequence else float(constant)

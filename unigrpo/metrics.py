@@ -10,22 +10,37 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .advantages import Advantages
-from .losses import LossTerms
+from .advantages import Advantages, group_moments
 from .types import Rollout
 
 
 class Metrics:
-    """Values collected between two logs: means, except times and counts under ``time/`` and ``num_``, which add up."""
+    """Values collected between two logs: means, except times and counts under ``time/`` and ``num_``, which add up.
 
-    def __init__(self) -> None:
+    Args:
+        by_task: the run has several tasks, so that what is told apart by task is also logged as ``NAME/TASK``.
+    """
+
+    def __init__(self, by_task: bool = False) -> None:
+        self.by_task = by_task
         self._values: dict[str, list[float]] = defaultdict(list)
 
-    def add(self, name: str, value: float | Tensor) -> None:
-        """Record one value; NaN is dropped."""
+    def add(self, name: str, value: float | Tensor, task: str | None = None) -> None:
+        """Record one value, of ``task`` alone where one is given; NaN is dropped."""
         value = float(value)
         if value == value:
             self._values[name].append(value)
+            if task is not None and self.by_task:
+                self._values[f"{name}/{task}"].append(value)
+
+    def scopes(self, tasks: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """What a metric of rows with these ``tasks`` is made of: the suffix of its name and ``[B]`` bool, the rows.
+
+        All rows under the plain name, then those of each task where the run has several.
+        """
+        yield "", torch.ones(len(tasks), dtype=torch.bool)
+        for task in sorted(set(tasks)) if self.by_task else ():
+            yield f"/{task}", torch.tensor([own == task for own in tasks])
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -47,17 +62,32 @@ class Metrics:
 
 
 def reward_metrics(
-    metrics: Metrics, names: list[str], scores: Tensor, advantages: Advantages, num_generations: int
+    metrics: Metrics,
+    names: list[str],
+    scores: Tensor,
+    advantages: Advantages,
+    num_generations: int,
+    tasks: list[str],
 ) -> None:
-    """``rewards/<name>/{mean,std}``, ``reward``, ``reward_std``, ``frac_reward_zero_std``."""
+    """``rewards/<name>/{mean,std,group_std}``, ``reward``, ``reward_std``, ``frac_reward_zero_std`` of all ranks' rows.
+
+    ``group_std`` is the mean over groups of the reward's std inside a group, of the groups with two scores and more:
+    what is left of a reward's spread once the prompts are the same.
+    """
     for name, column in zip(names, scores.T, strict=True):
         applies = column[~column.isnan()]
         if len(applies):
-            metrics.add(f"rewards/{name}/mean", applies.mean())
             metrics.add(f"rewards/{name}/std", applies.std() if len(applies) > 1 else 0.0)
     metrics.add("reward", advantages.rewards.nanmean())
-    metrics.add("reward_std", advantages.group_std.mean())
-    metrics.add("frac_reward_zero_std", advantages.equal[::num_generations].float().mean())
+    for suffix, own in metrics.scopes(tasks):
+        for name, column in zip(names, scores[own].T, strict=True):
+            groups = column.view(-1, num_generations)
+            _, std = group_moments(groups)
+            compared = (~groups.isnan()).sum(dim=1) > 1
+            metrics.add(f"rewards/{name}/mean{suffix}", column.nanmean())
+            metrics.add(f"rewards/{name}/group_std{suffix}", std.squeeze(1)[compared].mean())
+        metrics.add(f"reward_std{suffix}", advantages.group_std[own].mean())
+        metrics.add(f"frac_reward_zero_std{suffix}", advantages.equal[own][::num_generations].float().mean())
 
 
 def task_metrics(metrics: Metrics, tasks: list[str], rewards: Tensor) -> None:
@@ -88,18 +118,6 @@ def completion_metrics(metrics: Metrics, rollouts: list[Rollout], stop_token_ids
             metrics.add(f"completions/mean_{prefix}length", values.mean())
             metrics.add(f"completions/min_{prefix}length", values.min())
             metrics.add(f"completions/max_{prefix}length", values.max())
-    metrics.add("completions/clipped_ratio", 1.0 - sum(stopped) / len(stopped))
-
-
-def loss_metrics(metrics: Metrics, terms: LossTerms, entropy: Tensor, target: Tensor, with_kl: bool) -> None:
-    """``kl``, ``entropy``, ``clip_ratio/*`` and ``ratio/*`` of one unit."""
-    if not terms.ratio.numel():
-        return
-    if with_kl:
-        metrics.add("kl", terms.kl.mean())
-    metrics.add("entropy", entropy[target].mean())
-    metrics.add("clip_ratio/low_mean", terms.clipped_low.float().mean())
-    metrics.add("clip_ratio/high_mean", terms.clipped_high.float().mean())
-    metrics.add("clip_ratio/region_mean", (terms.clipped_low | terms.clipped_high).float().mean())
-    metrics.add("ratio/mean", terms.ratio.mean())
-    metrics.add("ratio/max", terms.ratio.max())
+    cut = 1.0 - torch.tensor(stopped, dtype=torch.float64)
+    for suffix, own in metrics.scopes([rollout.canvas.task for rollout in rollouts]):
+        metrics.add(f"completions/clipped_ratio{suffix}", cut[own].mean())

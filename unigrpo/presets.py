@@ -2,8 +2,8 @@
 
 A preset chooses the parts of a method: noising and weighting of its draws, how draws are mixed (``reduce``), the level of
 the ratio, the surrogate, the advantage, the KL and its reference, and how tokens are averaged. Every key can be set
-over it. Adding a method is adding an entry. "Code" is the authors' public code; where it and the paper differ, the
-entry says which one it follows. Learning rates and numbers of generations are the user's; a comment names the authors'.
+over it. Adding a method is adding a function and its line in ``METHODS``. "Code" is the authors' public code; where it and
+the paper differ, the docstring says which one is followed. Learning rates and numbers of generations are the user's.
 """
 
 from __future__ import annotations
@@ -37,14 +37,25 @@ BASE: dict[str, Any] = {
 }
 """What a preset does not say."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # MMaDA's UniGRPO, arXiv 2505.15809, section 3.3, Eq. 5 and Algorithm 1 (not arXiv 2603.23500, which shares the
-    # name). The paper leaves epsilon, beta, the KL estimator and the number of inner updates open; these are ours.
-    "unigrpo": {"num_iterations": 4, "beta": 0.01},
-    # diffu-GRPO of d1, arXiv 2504.12216, Eq. 3-5: the answer wholly hidden, 15 % of the prompt too, a fresh prompt mask
-    # for each of 12 updates. Advantages without a standard deviation, the mean over all tokens, as in the code.
-    # Authors: G 6, learning rate 3e-6 with LoRA 128/64.
-    "diffu_grpo": {
+
+def unigrpo() -> dict[str, Any]:
+    """MMaDA's UniGRPO, arXiv 2505.15809, section 3.3, Eq. 5 and Algorithm 1 (not arXiv 2603.23500, which shares the name).
+
+    -1/G sum_i 1/|M_i| sum_{t in M_i} min(r A, clip(r) A) + beta KL(policy || initial), masks M_i of ratios spaced over the
+    noise range, one an inner update; A = (r - mean) / std. The paper leaves epsilon, beta, the KL estimator and the number
+    of inner updates open; these are ours. Its text divides by |o_i|: ``length_normalization: completion``.
+    """
+    return {"num_iterations": 4, "beta": 0.01}
+
+
+def diffu_grpo() -> dict[str, Any]:
+    """diffu-GRPO of d1, arXiv 2504.12216.
+
+    The answer wholly hidden, so that each token's log p is a one-step guess; 15 % of the prompt hidden too, anew for each
+    update. Token ratios, k3, A = r - mean, and the mean over all tokens, as in the code. Authors: G 6, learning rate 3e-6,
+    LoRA 128/64.
+    """
+    return {
         "noising": "full",
         "p_mask_prompt": 0.15,
         "num_iterations": 12,
@@ -52,11 +63,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 0.04,
         "scale_rewards": "none",
         "loss_type": "dapo",
-    },
-    # coupled-GRPO of DiffuCoder, arXiv 2506.20639, section 4.2: a fully hidden row and a complementary pair, mixed per
-    # token. Leave-one-out advantages as released, although the paper's own ablation prefers the plain mean.
-    # Authors: G 10, learning rate 1e-6.
-    "coupled_grpo": {
+    }
+
+
+def coupled_grpo() -> dict[str, Any]:
+    """coupled-GRPO of DiffuCoder, arXiv 2506.20639.
+
+    log p(token) = 1/2 [log p(token | nothing else) + w log p(token | what the pair shows)]: a fully hidden row and a
+    complementary pair with t ~ U(0.2, 0.8), w one over the chance to be hidden; then token ratios. Leave-one-out
+    advantages as released, although the paper's own ablation prefers the plain mean. Authors: G 10, learning rate 1e-6.
+    """
+    return {
         "noising": "coupled",
         "weighting": "inverse_probability",
         "reduce": "per_token",
@@ -67,11 +84,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 0.01,
         "advantage_estimator": "leave_one_out",
         "scale_rewards": "none",
-    },
-    # Random masking, the baseline of TraceRL (dLLM-RL, arXiv 2509.06949), as coded: several rows of ratio U(.1, .9),
-    # each with its own mean, KL to the old policy. The code takes 35 rows for LLaDA and 2 for MMaDA; here 2. Its newer
-    # version clips log-ratios at 10 and takes the KL as a mean over tokens; this follows it.
-    "random_masking": {
+    }
+
+
+def random_masking() -> dict[str, Any]:
+    """Random masking, the baseline in the code of TraceRL (dLLM-RL, arXiv 2509.06949).
+
+    Several rows of ratio U(0.1, 0.9), each with its own token mean; KL to the old policy; A = (r - mean) / population std.
+    The code takes 35 rows for LLaDA and 2 for MMaDA, here 2. Its older version sums the KL over tokens, its newer one takes
+    the mean and cuts log-ratios at 10: this follows the newer.
+    """
+    return {
         "noising": "random",
         "draw_coupling": "independent",
         "mask_ratio_min": 0.1,
@@ -82,10 +105,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "log_ratio_clip": 10.0,
         "scale_rewards": "group_population",
         "t2i": {"kl_estimator": "k3"},
-    },
-    # TraceRL, arXiv 2509.06949, Eq. 6, without the optional value model: one row for every ``trajectory_shrink`` steps of
-    # the rollout. The code weighs rows alike, so answers of many steps weigh more; here every answer weighs the same.
-    "trace_rl": {
+    }
+
+
+def trace_rl() -> dict[str, Any]:
+    """TraceRL, arXiv 2509.06949, without its optional value model.
+
+    One row for every ``trajectory_shrink`` steps of the rollout: later tokens hidden, those of the step scored. The code
+    weighs rows alike, so that answers of many steps weigh more; here every answer weighs the same.
+    """
+    return {
         "noising": "trajectory",
         "trajectory_shrink": 8,
         "num_noise_samples": 0,
@@ -94,10 +123,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "log_ratio_clip": 10.0,
         "scale_rewards": "group_population",
         "t2i": {"kl_estimator": "k3"},
-    },
-    # wd1, arXiv 2507.08838, Eq. 8: log-likelihoods weighted by softmax(A / psi) - softmax(-A / psi) over the group, no
-    # ratio, no reference. Sums over the answer's tokens, as coded; d1's masks. Authors: learning rate 3e-6.
-    "wd1": {
+    }
+
+
+def wd1() -> dict[str, Any]:
+    """wd1, arXiv 2507.08838.
+
+    -sum_i (w+_i - w-_i) sum_t log p(token), w+- = softmax over the group of +-A / psi, psi = 1; no ratio, no reference.
+    Sums over the answer, as coded, on d1's masks. Authors: learning rate 3e-6, 12 updates.
+    """
+    return {
         "noising": "full",
         "p_mask_prompt": 0.15,
         "num_iterations": 12,
@@ -105,12 +140,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "surrogate": "log_likelihood",
         "advantage_estimator": "softmax",
         "scale_rewards": "none",
-    },
-    # SPG, arXiv 2510.09541, Eq. 7-11, its mixture variant: a lower bound of the likelihood for good answers, half of it
-    # and half an upper bound for bad ones. As coded, all hidden tokens are scored, not only the block's, and weights are
-    # one over their share of the answer; where a draw misses a token the code rescales the upper bound, this does not.
-    # The paper's exponent is 1.5 (1.0 for Sudoku). Authors: learning rate 3e-6.
-    "spg": {
+    }
+
+
+def spg() -> dict[str, Any]:
+    """SPG, arXiv 2510.09541, its mixture variant.
+
+    -A log-likelihood, without a ratio, where the likelihood of a good answer is a lower bound and that of a bad one half
+    the lower and half the upper bound (1/b) sum_t log E[w p^b], b = 1.5 (the authors use 1.0 for Sudoku); block-wise masks.
+    As coded, all hidden tokens are scored and not the block's alone, and w is one over their share of the answer; where no
+    draw meets a token the code rescales the upper bound by n over the tokens met, this does not. Authors: lr 3e-6.
+    """
+    return {
         "noising": "block",
         "p_mask_prompt": 0.15,
         "weighting": "inverse_probability",
@@ -122,12 +163,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale_rewards": "none",
         "loss_type": "dapo",
         "length_normalization": "completion",
-    },
-    # ESPO, arXiv 2512.03759, Eq. 9-12: one ratio for the whole answer, exp of the difference of lower bounds over its
-    # length, from complementary masks. As coded the k2 is made of the bounds themselves and then divided by the length.
-    # The code divides by the canvas length and scores the tail; this uses the answer's tokens. beta is by task there:
-    # 1e-3 (GSM8K), 3e-3 (Countdown), 1e-2 (Sudoku, code). Its Countdown recipe has epsilon 0, which no update survives.
-    "espo": {
+    }
+
+
+def espo() -> dict[str, Any]:
+    """ESPO, arXiv 2512.03759.
+
+    One ratio an answer, exp((ELBO - ELBO_old) / n), from complementary masks with weights (n + 1) / l; k2 made of the
+    bounds themselves and divided by n, as coded; leave-one-out advantages. The code divides by the canvas length and scores
+    the tail; this uses the answer's tokens. beta goes by task there: 1e-3 (GSM8K), 3e-3 (Countdown), 1e-2 (Sudoku, code).
+    Its Countdown recipe has epsilon 0, under which no update survives; this has 0.2. Authors: lr 3e-6.
+    """
+    return {
         "noising": "random",
         "draw_coupling": "antithetic",
         "weighting": "inverse_probability",
@@ -143,11 +190,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale_rewards": "none",
         "length_normalization": "completion",
         "t2i": {"kl_estimator": "k2"},
-    },
-    # GDPO for diffusion language models, arXiv 2510.08554 (not the GDPO behind TRL's ``normalize_then_sum``): the lower
-    # bound by quadrature in the mask ratio. Bernoulli masks, for which the rule is exact; the code hides a rounded
-    # number and keeps the weight 1 / t. Authors: learning rate 3e-7, 12 updates.
-    "gdpo": {
+    }
+
+
+def gdpo() -> dict[str, Any]:
+    """GDPO for diffusion language models, arXiv 2510.08554 (not the GDPO behind TRL's ``normalize_then_sum``).
+
+    One ratio an answer, exp((ELBO - ELBO_old) / n), the bound by Gauss-Legendre quadrature in the mask ratio, two nodes.
+    Bernoulli masks, for which the rule is exact; the code hides a rounded number and keeps the weight 1 / t. Advantages
+    without a standard deviation, as in the paper (a port divides by it). Authors: lr 3e-7, 12 updates.
+    """
+    return {
         "noising": "quadrature",
         "weighting": "inverse_probability",
         "reduce": "per_token",
@@ -157,11 +210,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epsilon": 0.5,
         "scale_rewards": "none",
         "length_normalization": "completion",
-    },
-    # MaskGRPO, arXiv 2510.02880: high, rising mask ratios; text hides late tokens more often, images any. The loss mask
-    # of all updates is applied to each one in the code; here a token is scored where it is hidden, as in the paper.
-    # Its likelihood of images is guided (``guidance: both``). Authors: G 6 to 9, learning rate 3e-6.
-    "mask_grpo": {
+    }
+
+
+def mask_grpo() -> dict[str, Any]:
+    """MaskGRPO, arXiv 2510.02880 (not the Mask-GRPO for Show-o).
+
+    Ratios min(g + (1 - g) k / K, 0.999), g = 0.6; text hides late tokens more often, images any. In the code the loss mask
+    of all updates is applied to each; here a token is scored where it is hidden, as in the paper. The likelihood of images
+    is guided as in the code. Authors: G 6 to 9, lr 3e-6, 6 (images) or 12 (text) updates.
+    """
+    return {
         "noising": "ramp",
         "timesteps": "truncated",
         "mask_ratio_min": 0.6,
@@ -169,37 +228,74 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 0.01,
         "loss_type": "dapo",
         "t2i": {"noising": "structured", "kl_estimator": "k3", "guidance": "both"},
-    },
-    # JustGRPO, arXiv 2601.15165: answers written and scored strictly left to right, one forward a token; one update,
-    # so the ratio is 1; no KL. The code divides by the canvas length; this by the answer's. Authors: G 16, 5e-6.
-    "just_grpo": {
+    }
+
+
+def just_grpo() -> dict[str, Any]:
+    """JustGRPO, arXiv 2601.15165, a method for text.
+
+    Answers written and scored strictly left to right: the exact likelihood, at one forward a token. One update, so r = 1;
+    no KL. The code divides by the canvas length, this by the answer's. Authors: G 16, lr 5e-6.
+    """
+    return {
         "noising": "autoregressive",
         "reduce": "per_token",
         "num_noise_samples": 0,
         "text": {"sampler": "left_to_right"},
         "mmu": {"sampler": "left_to_right"},
-    },
-    # BGPO, arXiv 2510.11683: a bound of the sequence objective that is additive over draws, so that memory does not grow
-    # with them.
-    "bgpo": {
+    }
+
+
+def bgpo() -> dict[str, Any]:
+    """BGPO, arXiv 2510.11683.
+
+    A lower bound of the sequence objective that is additive over draws, so that memory does not grow with them:
+    A (1 + d) for A >= 0, A exp(d) else, d = (ELBO_s - ELBO_s,old) / n of one draw. Up to 16 draws there, 4 here.
+    """
+    return {
         "noising": "random",
         "weighting": "inverse_probability",
         "num_noise_samples": 4,
         "importance_sampling_level": "sequence",
         "surrogate": "linear_bound",
         "length_normalization": "completion",
-    },
-    # DiPO of DiRL, arXiv 2512.22234: exact steps of the rollout, asymmetric clipping, KL to the initial model. Its filter
-    # of equal groups is ``refill_rounds``.
-    "dipo": {
+    }
+
+
+def dipo() -> dict[str, Any]:
+    """DiPO of DiRL, arXiv 2512.22234.
+
+    Exact steps of the rollout, token ratios, asymmetric clipping 0.2 / 0.28, k3 to the initial model. Its filter of equal
+    groups is ``refill_rounds``.
+    """
+    return {
         "noising": "trajectory",
         "reduce": "per_token",
         "num_noise_samples": 0,
         "epsilon": 0.2,
         "epsilon_high": 0.28,
         "beta": 0.1,
-    },
-}
+    }
+
+
+METHODS = (
+    unigrpo,
+    diffu_grpo,
+    coupled_grpo,
+    random_masking,
+    trace_rl,
+    wd1,
+    spg,
+    espo,
+    gdpo,
+    mask_grpo,
+    just_grpo,
+    bgpo,
+    dipo,
+)
+
+PRESETS: dict[str, dict[str, Any]] = {method.__name__: method() for method in METHODS}
+"""Values by method; a nested dictionary holds those of one task."""
 
 _TEXT = {
     "sampler": "semi_autoregressive",

@@ -110,6 +110,7 @@ class Recipe:
     rewards: list[RewardSpec]
     policy: str | None = None
     eval_datasets: list[DatasetSpec] = field(default_factory=list)
+    sft_datasets: list[DatasetSpec] = field(default_factory=list)
     accuracy: dict[str, str] = field(default_factory=lambda: dict(ACCURACY))
     lora: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -125,7 +126,7 @@ FIELD_TYPES: dict[str, tuple[type, ...]] = {
 }
 """Types of the specs' fields; the others are text or null."""
 
-SECTIONS = ("model", "policy", "datasets", "eval_datasets", "accuracy", "rewards", "lora")
+SECTIONS = ("model", "policy", "datasets", "eval_datasets", "sft_datasets", "accuracy", "rewards", "lora")
 CONFIG_KEYS = tuple(item.name for item in fields(UniGRPOConfig) if item.init)
 LORA_KEYS = tuple(item.name for item in fields(LoraConfig) if item.init)
 
@@ -160,6 +161,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
         policy=data.get("policy"),
         datasets=_sections(DatasetSpec, data["datasets"], f"{source}: datasets"),
         eval_datasets=_sections(DatasetSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
+        sft_datasets=_sections(DatasetSpec, data.get("sft_datasets") or [], f"{source}: sft_datasets"),
         rewards=_sections(RewardSpec, data["rewards"], f"{source}: rewards"),
         accuracy=_accuracy(data.get("accuracy"), source),
         lora=data.get("lora") or None,
@@ -170,12 +172,12 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
             raise RecipeError(f"{source}: lora must be a mapping of LoraConfig keys, or null, got {recipe.lora!r}")
         for key in recipe.lora:
             _known(key, LORA_KEYS, f"{source}: lora")
-    for spec in (*recipe.datasets, *recipe.eval_datasets):
+    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
         if spec.image_transform is not None and spec.image_transform not in CHOICES["image_transform"]:
             raise RecipeError(
                 f"{source}: image_transform={spec.image_transform!r}: choose one of {list(CHOICES['image_transform'])}"
             )
-    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.rewards):
+    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets, *recipe.rewards):
         if spec.task is not None and spec.task not in TASKS:
             raise RecipeError(f"{source}: task={spec.task!r}: choose one of {list(TASKS)}")
     return recipe

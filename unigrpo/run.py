@@ -48,6 +48,7 @@ def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
         args=args,
         train_dataset=build_dataset(recipe.datasets),
         eval_dataset=build_dataset(recipe.eval_datasets),
+        sft_dataset=build_dataset(recipe.sft_datasets),
         processing_class=build_processor(recipe),
         peft_config=build_lora(recipe),
         policy=recipe.policy,

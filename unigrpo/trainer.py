@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -26,31 +27,26 @@ from .assembly import (
     reward_set,
     trainable,
 )
-from .buffer import load_window, save_window
 from .callbacks import UniGRPOProgress, save_completions, show_completions
+from .checkpointing import WindowCheckpoints
 from .codec import ImageCodec
 from .config import UniGRPOConfig, tokenizer_name
 from .data import WindowLoader, WindowSampler, check_dataset, task_of, undecoded
-from .experience import make_experience, rebuild_window
+from .demonstrations import check_demonstration, demonstration_loss, demonstrations
+from .diagnostics import loss_metrics
+from .experience import make_experience
+from .guards import FiniteGuard
 from .likelihood import score_tokens, token_logprobs
-from .metrics import Metrics, loss_metrics
+from .metrics import Metrics
 from .models import DiffusionPolicy, policy_class_of
-from .reference import ADAPTER, frozen_copy, is_peft, reference_context, reload_trained_adapter
+from .reference import frozen_copy, reference_context
 from .rewarding import ModelReward
 from .rng import keyed_generator
 from .sampling import Pipeline, check_prompt, evaluating
 from .units import Batch, Unit, collate
 
 
-REFERENCE_FILE = "reference_model.safetensors"
-
-
-def window_file(checkpoint: str | Path, rank: int) -> Path:
-    """Where a checkpoint keeps the rollout buffer of one rank."""
-    return Path(checkpoint) / f"rollout_window_{rank}.safetensors"
-
-
-class UniGRPOTrainer(Trainer):
+class UniGRPOTrainer(WindowCheckpoints, Trainer):
     """Trains a masked-diffusion policy with MMaDA's UniGRPO (arXiv 2505.15809) or another algorithm of ``PRESETS``.
 
     Args:
@@ -61,6 +57,8 @@ class UniGRPOTrainer(Trainer):
         train_dataset: rows with ``prompt`` and any columns that rewards ask for; ``image`` or ``images`` makes a row a
             question about a picture, ``task="t2i"`` a caption to draw.
         eval_dataset: the same, or a dict of such sets.
+        sft_dataset: rows with a given answer beside the prompt (``completion`` text; ``image`` for ``task="t2i"``) for the
+            auxiliary denoising loss of weight ``sft_weight``.
         processing_class: the policy's tokenizer or processor; None = the one saved beside the model.
         reward_processing_classes: tokenizers of reward models, one entry a reward, None for functions.
         callbacks, optimizers: as in ``transformers.Trainer``.
@@ -86,6 +84,7 @@ class UniGRPOTrainer(Trainer):
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
         policy: str | None = None,
+        sft_dataset: Any = None,
     ) -> None:
         args = UniGRPOConfig("unigrpo-output") if args is None else copy.copy(args)
         if args.n_gpu > 1:
@@ -108,7 +107,9 @@ class UniGRPOTrainer(Trainer):
             # Saved with the weights, so that pictures are decoded later by what they were trained with.
             base.config.image_tokenizer = self._image_tokenizer
         self.args = args
+        self._tasks: set[str] = set()
         train_dataset, eval_dataset = self._checked(train_dataset, eval_dataset)
+        self.sft_dataset = self._checked_demonstrations(sft_dataset)
         with_reference = any(algorithm.settings.needs_reference for algorithm in self.algorithms.values())
         model = trainable(model, peft_config, args, with_reference)
         args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
@@ -123,7 +124,8 @@ class UniGRPOTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._micro_step, self._window, self._metrics = 0, None, Metrics()
+        self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
+        self._guard = FiniteGuard()
         if self._twin is not None:
             self._twin = self.accelerator.prepare_model(self._twin, evaluation_mode=True)
         for reward in self.rewards.functions:
@@ -148,12 +150,36 @@ class UniGRPOTrainer(Trainer):
             check_dataset(part, name, self._check_held_out_row)
         return train_dataset, eval_dataset
 
-    def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> None:
-        """A dataset row that this run cannot answer is an error; the first picture loads the image tokenizer."""
+    def _checked_demonstrations(self, dataset: Any) -> Any:
+        """The rows with given answers, each of which fits its canvas."""
+        if (dataset is None) != (self.args.sft_weight == 0):
+            raise ValueError(
+                f"sft_weight={self.args.sft_weight} {'without' if dataset is None else 'with'} sft_dataset: the auxiliary "
+                "denoising loss needs both a weight > 0 and rows with given answers"
+            )
+        if dataset is None:
+            return None
+
+        def check(row: dict[str, Any], where: str) -> None:
+            self._know_codec(row)
+            check_demonstration(self.policy, self.args, self.codec, row, where)
+
+        dataset = undecoded(dataset)
+        check_dataset(dataset, "sft_dataset", check)
+        return dataset
+
+    def _know_codec(self, row: dict[str, Any]) -> None:
+        """The first row with a picture loads the image tokenizer."""
         if self.codec is None and task_of(row) != "text":
             self.codec = load_codec(self._image_tokenizer, self.policy)
+
+    def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> None:
+        """A dataset row that this run cannot answer is an error."""
+        self._know_codec(row)
         check_prompt(self.policy, self.args, self.codec, row, where, held_out)
         self.rewards.know_columns(row)
+        if not held_out:
+            self._tasks.add(task_of(row))
 
     def _check_held_out_row(self, row: dict[str, Any], where: str) -> None:
         self._check_row(row, where, held_out=True)
@@ -224,28 +250,47 @@ class UniGRPOTrainer(Trainer):
             self._window = make_experience(self.pipeline(), inputs, number, self._metrics)
             self._show_window()
         k, step = divmod(position, self.args.steps_per_generation)
-        units = self._window.micro_batches[step]
+        parts = [partial(self._policy_loss, model, unit, k, step) for unit in self._window.micro_batches[step]]
+        if self.sft_dataset is not None:
+            parts += self._denoising_losses(model)
         model.train()
         total = torch.zeros((), device=self.args.device)
         with self._metrics.timed("time/update"):
-            for number, unit in enumerate(units, start=1):
-                last = number == len(units)
+            for number, part in enumerate(parts, start=1):
+                last = number == len(parts)
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    total += self._backward(model, unit, k, step)
+                    total += self._backward(part)
+        if (self._micro_step + 1) % self.args.gradient_accumulation_steps == 0:
+            self._stop_unless_finite(model)
         self._micro_step += 1
         return total
 
-    def _backward(self, model: nn.Module, unit: Unit, k: int, step: int) -> Tensor:
-        task = self._window.rows[unit.rows[0]].task
-        algorithm = self.algorithms[task]
-        batch = collate(self._window.rows, unit, k, self.policy, self.args.device, algorithm.mixes_draws)
-        batch = replace(batch, tokens_per_row=self._window.tokens_per_row(algorithm.loss.loss_type, step, k, task))
+    def _backward(self, part: Callable[[], Tensor]) -> Tensor:
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, batch)
+            loss = part()
         # Engines divide by accumulation and by ranks; the loss is already the step's own share of the mean.
         engine = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         self.accelerator.backward(loss, **engine)
         return loss.detach()
+
+    def _policy_loss(self, model: nn.Module, unit: Unit, k: int, step: int) -> Tensor:
+        window, task = self._window, self._window.rows[unit.rows[0]].task
+        algorithm = self.algorithms[task]
+        batch = collate(window.rows, unit, k, self.policy, self.args.device, algorithm.mixes_draws)
+        batch = replace(batch, tokens_per_row=window.tokens_per_row(algorithm.loss.loss_type, step, k, task))
+        if batch.old_logps is None and (k > 0 or step >= self.args.gradient_accumulation_steps):
+            # The policy has moved, and nobody asked for its old log-probabilities.
+            batch = replace(batch, sampling_logps=None)
+        loss, outputs = self.compute_loss(model, batch, return_outputs=True)
+        self._guard.check_loss(outputs["terms"].rows.detach(), unit, window.rows, k, window.table)
+        return loss
+
+    def _denoising_losses(self, model: nn.Module) -> list[Callable[[], Tensor]]:
+        """The auxiliary term of this micro-step, one part a unit."""
+        pipe = self.pipeline()
+        rows, units = demonstrations(pipe, self.sft_dataset, self._micro_step)
+
+        return [partial(demonstration_loss, pipe, model, rows, unit, self._metrics) for unit in units]
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -274,7 +319,7 @@ class UniGRPOTrainer(Trainer):
             inputs.tokens_per_row,
         )
         if bool(inputs.scale.any()):
-            loss_metrics(self._metrics, terms, scores.entropy, inputs.target, settings.beta > 0)
+            loss_metrics(self._metrics, algorithm, inputs, scores, terms, old_logps)
         rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         loss = settings.loss_weight * (terms.rows * inputs.scale).sum() / rows_per_step
         return (loss, {"scores": scores, "terms": terms}) if return_outputs else loss
@@ -344,58 +389,6 @@ class UniGRPOTrainer(Trainer):
     def prediction_step(self, *args: Any, **kwargs: Any):
         """Not used: ``evaluate`` generates and scores answers instead of predicting labels."""
         raise ValueError("predict() has no meaning for a policy; use evaluate(), or policy.generate() for answers")
-
-    # ---- checkpoints ----
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Trainer's checkpoint plus this rank's rollout buffer and micro-step counter."""
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        inside = self._window is not None and self._micro_step % self._window_length > 0
-        rows, order = (self._window.rows, self._window.order) if inside else ([], [])
-        path = window_file(folder, self.accelerator.process_index)
-        save_window(path, rows, order, self._micro_step, self._window_sizes())
-        if self.args.sync_ref_model and self.args.should_save:
-            twin = self.accelerator.unwrap_model(self._twin)
-            save_file({name: value.contiguous() for name, value in twin.state_dict().items()}, folder / REFERENCE_FILE)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Also restores the place inside the window, which the weights alone cannot give back."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        self._micro_step, self._window = 0, None
-        if checkpoint is None:
-            return
-        path = window_file(checkpoint, self.accelerator.process_index)
-        if not path.exists():
-            raise ValueError(f"{checkpoint} has no {path.name}: it was not written by this trainer with as many ranks")
-        rows, order, self._micro_step, sizes = load_window(path)
-        self._check_same_window(sizes, checkpoint)
-        if rows:
-            self._window = rebuild_window(self.pipeline(), rows, order)
-        reference = Path(checkpoint) / REFERENCE_FILE
-        if self.args.sync_ref_model and reference.exists():
-            self.accelerator.unwrap_model(self._twin).load_state_dict(load_file(reference))
-
-    def _window_sizes(self) -> dict[str, int]:
-        """What the micro-step counter of a checkpoint counts in; a resumed run must agree."""
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
-        names += ("num_generations", "num_iterations", "world_size")
-        return {name: getattr(self.args, name) for name in names}
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Also loads the trained adapter where a frozen copy of it lies beside: transformers 5.17 reads only that one."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if is_peft(self.model) and ADAPTER in self.model.peft_config:
-            reload_trained_adapter(self.model, resume_from_checkpoint)
-
-    def _check_same_window(self, sizes: dict[str, int], checkpoint: str) -> None:
-        own = self._window_sizes()
-        changed = {name: f"{value} there, {own[name]} here" for name, value in sizes.items() if value != own[name]}
-        if changed:
-            raise ValueError(
-                f"{checkpoint} counts rollouts of another size: {changed}; resume with the same batch sizes, or start a "
-                "new run from its weights"
-            )
 
 
 def _mean(values: list[float]) -> float:

@@ -51,6 +51,12 @@ class TokenSpace:
             inside &= ids != token
         return inside
 
+    def draw(self, count: int, *, generator: torch.Generator) -> Tensor:
+        """``count`` of its ids ``[count]``, uniform and independent, on the CPU."""
+        allowed = torch.arange(self.start, self.stop)
+        allowed = allowed[self.contains(allowed)]
+        return allowed[torch.randint(len(allowed), (count,), generator=generator)]
+
 
 def _take(value: Any, rows: Tensor) -> Any:
     """Rows of one record field: tensors and lists are row-first, dictionaries hold either, the rest is shared."""

@@ -56,7 +56,8 @@ class Batch:
     ``scored_tokens`` and ``scale`` are ``[b]``. ``old_logps`` is None while the policy has not moved, ``ref_logps`` where
     there is no reference. ``scored_tokens`` counts the tokens of a row that the unit's draw scores, or all of its draws
     where they are mixed. ``scale`` is what a row's loss is multiplied with: 1 / its draws where each has a loss of its
-    own, else 1; 0 in dummy units. ``tokens_per_row`` is ``Window.tokens_per_row``'s.
+    own, else 1; 0 in dummy units. ``sampling_logps`` are None where no log-probabilities of the policy that sampled are
+    known to compare them with. ``tokens_per_row`` is ``Window.tokens_per_row``'s.
     """
 
     canvas: Canvas
@@ -70,6 +71,7 @@ class Batch:
     completion_length: Tensor
     scored_tokens: Tensor
     scale: Tensor
+    sampling_logps: Tensor | None = None
     tokens_per_row: float | None = None
 
 
@@ -179,6 +181,7 @@ def collate(
         completion_length=torch.tensor([float(row.completion_mask.sum()) for row in rows], device=device),
         scored_tokens=torch.tensor([float(count) for count in scored], device=device),
         scale=torch.tensor([_scale(row, unit, k, mixes_draws) for row in rows], device=device),
+        sampling_logps=stack("sampling_logps"),
     )
 
 

@@ -50,7 +50,7 @@ def test_arguments_are_bound_to_a_function():
     ("name", "parts"),
     [
         ("math_corectness", ["'math_corectness'", "Did you mean 'math_correctness'?", "think_format"]),
-        ("nonsense", ["'nonsense'", "math_correctness, think_format"]),
+        ("nonsense", ["'nonsense'", "math_correctness, sudoku, think_format"]),
         ("", ["''", "math_correctness"]),
         (None, ["None", "math_correctness"]),
         ("no_such_pkg.mod:attr", ["no module 'no_such_pkg'", "math_correctness"]),

@@ -73,15 +73,30 @@ class DiffusionPolicy(ABC):
         ``completion_mask [B, L]`` marks the tokens that count.
         """
 
+    def answer_ids(self, text: str) -> list[int]:
+        """Ids of a text answer as the policy would write it, without a stop token."""
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def guidance_canvas(self, canvas: Canvas) -> Canvas:
-        """The unconditional twin: every prompt token hidden, as in the public text sampler."""
+        """The unconditional twin: every prompt token hidden, as in the public text sampler.
+
+        Raises:
+            ValueError: the policy has no mask id to hide them with.
+        """
+        if self.mask_token_id is None:
+            raise ValueError(
+                f"{type(self).__name__} has no mask id to hide a prompt with: set guidance_scale=0, or let its "
+                "guidance_canvas return the canvas without a prompt that its model was trained with"
+            )
         prompt = canvas.attention_mask & ~canvas.fill_mask
         return replace(canvas, ids=canvas.ids.masked_fill(prompt, self.mask_token_id))
 
     def inputs(self, canvas: Canvas, hidden: Tensor | None = None, noisy_ids: Tensor | None = None) -> dict[str, Any]:
         """Arguments of ``model.forward`` for a canvas, with ``hidden [B, L]`` positions corrupted.
 
-        ``noisy_ids [B, L]``, where given, is the corrupted canvas itself (families without a mask id).
+        ``noisy_ids [B, L]``, where given, is the corrupted canvas itself (families without a mask id). Without it such a
+        family reads ``canvas.ids`` as they are: in a sampler, random tokens at the holes.
         """
         ids = canvas.ids
         if noisy_ids is not None:

@@ -13,7 +13,7 @@ from ..rng import keyed_generator
 from ..types import Noise, Rollout, TokenSpace
 
 
-Key = tuple[int, ...]
+Key = tuple[int | str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +114,10 @@ class Noising(ABC):
         result = []
         for s, draw in enumerate(drawn):
             generator = keyed_generator("prompt mask", *key, k, s)
-            chance = torch.rand(answer.prompt.shape, generator=generator) < self.p_mask_prompt
+            extra = independent_subset(answer.prompt, self.p_mask_prompt, generator=generator)
             result.append(
                 Draw(
-                    hidden=draw.hidden | (chance & answer.prompt),
+                    hidden=draw.hidden | extra,
                     target=draw.target,
                     ratio=draw.ratio,
                     probability=draw.probability,
@@ -148,11 +148,22 @@ def random_subset(candidates: Bool[Tensor, " L"], count: int, *, generator: torc
     return torch.zeros_like(candidates).index_fill(0, chosen, True)
 
 
+def independent_subset(
+    candidates: Bool[Tensor, " L"], chance: int | float | Float[Tensor, " L"], *, generator: torch.Generator
+) -> Bool[Tensor, " L"]:
+    """Each True position with its own ``chance``. Draws there alone, so that padding does not move a row's stream."""
+    chosen = torch.zeros_like(candidates)
+    chances = chance[candidates] if isinstance(chance, Tensor) else chance
+    chosen[candidates] = torch.rand(int(candidates.sum()), generator=generator) < chances
+    return chosen
+
+
 def random_corruption(
     hidden: Bool[Tensor, "... L"], ids: Int[Tensor, " L"], space: TokenSpace, *, generator: torch.Generator
 ) -> Int[Tensor, "... L"]:
-    """``ids`` with uniformly random tokens of ``space`` at ``hidden``: corruption for models without a mask id."""
-    allowed = torch.arange(space.start, space.stop)
-    allowed = allowed[space.contains(allowed)]
-    noise = allowed[torch.randint(len(allowed), hidden.shape, generator=generator)].to(ids.device)
-    return torch.where(hidden, noise, ids.expand(hidden.shape))
+    """``ids`` with uniformly random tokens of ``space`` at ``hidden``: corruption for models without a mask id.
+
+    Nothing is drawn for other positions, so that padding does not move the noise.
+    """
+    noise = space.draw(int(hidden.sum()), generator=generator).to(ids)
+    return ids.expand(hidden.shape).masked_scatter(hidden, noise)

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..rng import keyed_generator
-from .base import Answer, Draw, Key, Noising, random_subset
+from .base import Answer, Draw, Key, Noising, independent_subset, random_subset
 
 
 def merged_steps(step_map: Int[Tensor, " n"], shrink: int) -> Int[Tensor, " n"]:
@@ -32,6 +32,10 @@ class TrajectoryNoising(Noising):
     TraceRL (arXiv 2509.06949). ``shrink`` merges that many steps into one stage. The tail is hidden, as it was while
     the answer was written; where a stop token was written after tokens behind it, these count as not yet written.
     ``num_samples`` stages are drawn at random, 0 = all.
+
+    With ``shrink`` 1 the scores are otherwise the sampler's own log-probabilities, for a policy with a mask id. Without
+    one, the hidden positions hold fresh random tokens, not those that the sampler saw there: the same steps, but other
+    states. New, old and reference policy still see the same tokens.
     """
 
     shrink: int = 1
@@ -105,6 +109,6 @@ class BlockNoising(Noising):
         size = max(int(own.sum()), 1)
         count = int(torch.randint(1, size + 1, (), generator=generator))
         earlier = answer.completion & (block_of < block) & (block_of >= 0)
-        chance = torch.rand(own.shape, generator=generator) < self.p_mask_prompt
+        again = independent_subset(earlier, self.p_mask_prompt, generator=generator)
         later = answer.fill & (block_of > block)
-        return random_subset(own, count, generator=generator) | (earlier & chance) | later | answer.tail
+        return random_subset(own, count, generator=generator) | again | later | answer.tail

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..rng import keyed_generator
-from .base import Answer, Draw, Key
+from .base import Answer, Draw, Key, independent_subset
 from .structured import StructuredNoising
 
 
@@ -29,7 +29,7 @@ class RampNoising(StructuredNoising):
         drawn = []
         for s in range(num_samples):
             generator = keyed_generator("mask", *key, k, s)
-            hidden = answer.completion & (torch.rand(chance.shape, generator=generator) < chance)
+            hidden = independent_subset(answer.completion, chance, generator=generator)
             drawn.append(
                 Draw(
                     hidden=hidden,

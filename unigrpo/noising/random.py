@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..rng import keyed_generator
-from .base import Answer, Draw, Key, Noising, random_subset
+from .base import Answer, Draw, Key, Noising, independent_subset, random_subset
 
 
 DRAW_COUPLING = ("independent", "stratified", "antithetic")
@@ -125,8 +124,7 @@ class QuadratureNoising(Noising):
         drawn = []
         for s, (t, weight) in enumerate(zip(*unit_nodes(num_samples), strict=True)):
             generator = keyed_generator("mask", *key, k, s)
-            chance: Tensor = torch.rand(answer.completion.shape, generator=generator) < t
-            hidden = answer.completion & chance
+            hidden = independent_subset(answer.completion, t, generator=generator)
             drawn.append(Draw(hidden=hidden, target=hidden, ratio=t, probability=t, share=weight))
         return drawn
 

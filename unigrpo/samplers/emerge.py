@@ -49,7 +49,7 @@ class Emerge:
     ) -> Rollout:
         """Fill ``canvas``; arguments as in ``SemiAutoregressive``."""
         check_streams(generators, canvas)
-        writer = CanvasWriter(canvas, policy, self.guidance_scale)
+        writer = CanvasWriter(canvas, policy, self.guidance_scale, generators)
         schedule = MASK_SCHEDULES[self.mask_schedule]
         for step in range(self.steps):
             now, then = schedule(step / self.steps), schedule((step + 1) / self.steps)

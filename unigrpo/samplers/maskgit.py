@@ -66,7 +66,7 @@ class MaskGIT:
         check_streams(generators, canvas)
         if self.reference and any(stream is not generators[0] for stream in generators):
             raise ValueError("reference=True draws all rows from one generator: give the same one for every row")
-        writer = CanvasWriter(canvas, policy, self.guidance_scale)
+        writer = CanvasWriter(canvas, policy, self.guidance_scale, generators)
         scale, everything = self.remask_temperature, image_positions(canvas)
         for step in range(self.steps):
             done = (step + 1) / self.steps

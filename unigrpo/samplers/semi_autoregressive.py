@@ -88,7 +88,7 @@ class SemiAutoregressive:
             ValueError: fewer steps than blocks, or a generator count other than B.
         """
         check_streams(generators, canvas)
-        state = _State(canvas, policy, self)
+        state = _State(canvas, policy, self, generators)
         schedule = split_evenly(self.steps, state.blocks)
         if schedule[-1] == 0:
             raise ValueError(
@@ -111,8 +111,10 @@ class SemiAutoregressive:
 class _State(CanvasWriter):
     """The canvas with its blocks and stop tokens."""
 
-    def __init__(self, canvas: Canvas, policy: DiffusionPolicy, sampler: SemiAutoregressive) -> None:
-        super().__init__(canvas, policy, sampler.guidance_scale)
+    def __init__(
+        self, canvas: Canvas, policy: DiffusionPolicy, sampler: SemiAutoregressive, streams: list[torch.Generator]
+    ) -> None:
+        super().__init__(canvas, policy, sampler.guidance_scale, streams)
         self.sampler, fill = sampler, canvas.fill_mask
         self.block_of = torch.where(fill, (fill.cumsum(1) - 1) // sampler.block_length, -1)
         self.blocks = int(self.block_of.max()) + 1

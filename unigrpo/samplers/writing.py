@@ -15,14 +15,23 @@ from .draw import draw_tokens
 class CanvasWriter:
     """A canvas with holes.
 
+    Without a mask id, holes hold uniformly random tokens of the token space. Each row draws its own from its stream,
+    before anything else, and they stay until they are written over.
+
     Attributes:
         ids, hidden: ``[B, L]``, the canvas so far and its holes.
         step_map, logps: ``[B, L]``, as in ``Rollout``.
     """
 
-    def __init__(self, canvas: Canvas, policy: DiffusionPolicy, guidance_scale: float) -> None:
+    def __init__(
+        self, canvas: Canvas, policy: DiffusionPolicy, guidance_scale: float, streams: list[torch.Generator]
+    ) -> None:
         self.canvas, self.policy, self.guidance_scale = canvas, policy, guidance_scale
         self.ids, self.hidden = canvas.ids.clone(), canvas.fill_mask.clone()
+        if policy.mask_token_id is None:
+            counts = self.hidden.sum(dim=1).tolist()
+            noise = [canvas.token_space.draw(n, generator=own) for n, own in zip(counts, streams, strict=True)]
+            self.ids.masked_scatter_(self.hidden, torch.cat(noise).to(self.ids))
         self.step_map = torch.full_like(canvas.ids, -1)
         self.logps = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
         self.twin = policy.guidance_canvas(canvas) if guidance_scale else None

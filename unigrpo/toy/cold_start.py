@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from torch import Tensor
 from ..accuracy import integer_match
 from ..generation import LoadedPolicy
 from ..models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from ..types import Canvas
 from .arithmetic import problems, trace
 from .tokenizer import build_tokenizer, special_token_ids
 
 
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "arithmetic"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 SAMPLING = {"max_completion_length": 16, "steps": 16, "block_length": 4}
 """Blocks shorter than an answer: the reasoning is written before the result that depends on it."""
@@ -91,29 +94,26 @@ def initialise(model: MMaDAForMaskedDiffusion, generator: torch.Generator) -> No
         weight.normal_(0.0, std, generator=generator)
 
 
-def encode_traces(policy: MMaDAPolicy, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Ids ``[n, L]`` int64 of prompt, trace, end of turn and an eos tail, and the ``[n, L]`` bool mask of the answer."""
-    canvas = policy.encode(rows, max_completion_length=SAMPLING["max_completion_length"])
+def encode_answers(policy: MMaDAPolicy, rows: list[dict[str, Any]], answers: list[str], length: int) -> Canvas:
+    """Filled canvases: the holes hold the answer, an end of turn and an eos tail, ``length`` tokens together."""
+    canvas = policy.encode(rows, max_completion_length=length)
     tokenizer = policy.processor.tokenizer
-    answers = tokenizer([f"{trace(row)}<|eot_id|>" for row in rows], add_special_tokens=False)["input_ids"]
-    length = SAMPLING["max_completion_length"]
-    padded = torch.tensor([answer + [policy.pad_token_id] * (length - len(answer)) for answer in answers])
-    return canvas.ids.masked_scatter(canvas.fill_mask, padded), canvas.fill_mask
+    tokens = tokenizer([f"{answer}<|eot_id|>" for answer in answers], add_special_tokens=False)["input_ids"]
+    padded = torch.tensor([own + [policy.pad_token_id] * (length - len(own)) for own in tokens])
+    return replace(canvas, ids=canvas.ids.masked_scatter(canvas.fill_mask, padded))
 
 
-def masked_loss(model, policy: MMaDAPolicy, ids: Tensor, fill: Tensor, *, generator: torch.Generator) -> Tensor:
+def masked_loss(model, policy: MMaDAPolicy, canvas: Canvas, *, generator: torch.Generator) -> Tensor:
     """LLaDA's masked cross-entropy with weight 1/t, in nats per answer token.
 
     The ratios t of a batch are evenly spaced from a random start, each uniform by itself, and at least 0.05.
     """
+    ids, fill = canvas.ids, canvas.fill_mask
     spaced = torch.arange(len(ids)) / len(ids) + torch.rand((), generator=generator)
     ratio = spaced.remainder(1.0).clamp(min=0.05)[:, None]
     hidden = fill & (torch.rand(ids.shape, generator=generator) < ratio)
     logps = model(
-        input_ids=ids.masked_fill(hidden, policy.mask_token_id),
-        select=hidden,
-        targets=ids[hidden],
-        token_space=policy.token_space("text"),
+        **policy.inputs(canvas, hidden), select=hidden, targets=ids[hidden], token_space=canvas.token_space
     ).logps
     return -(logps / ratio.expand_as(hidden)[hidden]).sum() / fill.sum()
 
@@ -121,6 +121,7 @@ def masked_loss(model, policy: MMaDAPolicy, ids: Tensor, fill: Tensor, *, genera
 def train(
     policy: MMaDAPolicy,
     model,
+    draw: Callable[[int], Canvas],
     *,
     steps: int,
     batch_size: int,
@@ -128,17 +129,18 @@ def train(
     decay: int,
     generator: torch.Generator,
 ) -> None:
-    """One stage on the train split, in place: a short warm-up, flat, then linear to zero over the last ``decay`` steps."""
+    """One stage, in place: a short warm-up, flat, then linear to zero over the last ``decay`` steps.
+
+    ``draw(n)`` gives n rows to learn, filled as ``encode_answers`` does.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     warm_up = steps // 20
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (warm_up + 1), 1.0, max((steps - step) / decay, 0.0))
     )
-    ids, fill = encode_traces(policy, problems("train", 8_000))
     model.train()
     for _ in track(range(steps), description="cold start"):
-        rows = torch.randint(len(ids), (batch_size,), generator=generator)
-        masked_loss(model, policy, ids[rows], fill[rows], generator=generator).backward()
+        masked_loss(model, policy, draw(batch_size), generator=generator).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -170,24 +172,54 @@ def _share(answers: list[str], test) -> float:
     return sum(bool(test(answer)) for answer in answers) / len(answers)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=CHECKPOINT)
+def untaught(generator: torch.Generator, words: tuple[str, ...] = (), **fields: Any) -> LoadedPolicy:
+    """A policy before its cold start; ``words`` as in ``build_tokenizer``, ``fields`` as in ``build_model``."""
+    tokenizer = build_tokenizer(words)
+    model = build_model(tokenizer, generator=generator, **fields)
+    return LoadedPolicy(model=model, policy=MMaDAPolicy(model.config, MMaDAProcessor(tokenizer)))
+
+
+def arguments(name: str, description: str) -> argparse.Namespace:
+    """The command line of a cold start, whose checkpoint ships as ``builtin:NAME``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=CHECKPOINTS / name)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def report(figures: dict[str, float]) -> None:
+    """Prints shares."""
+    for name, value in figures.items():
+        Console().print(f"{name:20} {100 * value:5.1f} %")
+
+
+def save(loaded: LoadedPolicy, output: Path, *, half: bool = False) -> None:
+    """Writes the checkpoint; ``half`` halves its bytes. It loads in float32, because float16 weights do not train."""
+    model = loaded.model.half() if half else loaded.model
+    model.save_pretrained(output)
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(output)
+    loaded.policy.processor.save_pretrained(output)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    Console().print(f"{'checkpoint':20} {size / 1e6:5.2f} MB in {output}")
+
+
+def main() -> None:
+    args = arguments("arithmetic", __doc__)
     generator = torch.Generator().manual_seed(args.seed)
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, generator=generator)
-    policy = MMaDAPolicy(model.config, MMaDAProcessor(tokenizer))
-    console = Console()
+    loaded = untaught(generator)
+    rows = problems("train", 8_000)
+    length = SAMPLING["max_completion_length"]
+    canvas = encode_answers(loaded.policy, rows, [trace(row) for row in rows], length)
+
+    def draw(count: int) -> Canvas:
+        return canvas.take(torch.randint(len(rows), (count,), generator=generator))
+
     for stage in (LEARN, UNSETTLE):
-        train(policy, model, **stage, generator=generator)
-        for name, value in start_figures(LoadedPolicy(model=model.eval(), policy=policy)).items():
-            console.print(f"{name:20} {100 * value:5.1f} %")
-    model.save_pretrained(args.output)
-    policy.processor.save_pretrained(args.output)
-    size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
-    console.print(f"{'checkpoint':20} {size / 1e6:5.2f} MB in {args.output}")
+        train(loaded.policy, loaded.model, draw, **stage, generator=generator)
+        loaded.model.eval()
+        report(start_figures(loaded))
+    save(loaded, args.output)
 
 
 if __name__ == "__main__":

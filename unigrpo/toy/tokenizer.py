@@ -33,8 +33,8 @@ def prompt_pieces() -> list[str]:
 def build_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer that restores every text of printable ASCII characters exactly.
 
-    Known pieces are one token, any other character is its own; a digit always is. ``words`` are further pieces, each
-    also with a space before it. ``<think>`` and ``</think>`` are
+    Known pieces are one token, any other character is its own; a digit is, unless ``words`` have the number. ``words`` are
+    further pieces, each also with a space before it. ``<think>`` and ``</think>`` are
     ordinary tokens, so decoding keeps them; the rest of the layout tokens are special.
     """
     special = [*CHAT_TOKENS.values(), *(f"<|{name}|>" for name in LAYOUT_TOKENS), "<|unk|>"]

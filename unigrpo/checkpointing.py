@@ -1,0 +1,100 @@
+"""Checkpoints that hold the place inside a rollout window, and the last good one before a bad step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .buffer import load_window, save_window
+from .experience import rebuild_window
+from .guards import NonFiniteError
+from .reference import ADAPTER, is_peft, reload_trained_adapter
+
+
+REFERENCE_FILE = "reference_model.safetensors"
+
+
+def window_file(checkpoint: str | Path, rank: int) -> Path:
+    """Where a checkpoint keeps the rollout buffer of one rank."""
+    return Path(checkpoint) / f"rollout_window_{rank}.safetensors"
+
+
+class WindowCheckpoints:
+    """What ``UniGRPOTrainer`` adds to ``transformers.Trainer``'s checkpoints: its window, micro-step and reference."""
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's checkpoint plus this rank's rollout buffer and micro-step counter."""
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        inside = self._window is not None and self._micro_step % self._window_length > 0
+        rows, order = (self._window.rows, self._window.order) if inside else ([], [])
+        path = window_file(folder, self.accelerator.process_index)
+        save_window(path, rows, order, self._micro_step, self._window_sizes())
+        if self.args.sync_ref_model and self.args.should_save:
+            twin = self.accelerator.unwrap_model(self._twin)
+            save_file({name: value.contiguous() for name, value in twin.state_dict().items()}, folder / REFERENCE_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also restores the place inside the window, which the weights alone cannot give back."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._micro_step, self._window = 0, None
+        if checkpoint is None:
+            return
+        path = window_file(checkpoint, self.accelerator.process_index)
+        if not path.exists():
+            raise ValueError(f"{checkpoint} has no {path.name}: it was not written by this trainer with as many ranks")
+        rows, order, self._micro_step, sizes = load_window(path)
+        self._check_same_window(sizes, checkpoint)
+        if rows:
+            self._window = rebuild_window(self.pipeline(), rows, order)
+        reference = Path(checkpoint) / REFERENCE_FILE
+        if self.args.sync_ref_model and reference.exists():
+            self.accelerator.unwrap_model(self._twin).load_state_dict(load_file(reference))
+
+    def _window_sizes(self) -> dict[str, int]:
+        """What the micro-step counter of a checkpoint counts in; a resumed run must agree."""
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+        names += ("num_generations", "num_iterations", "world_size")
+        return {name: getattr(self.args, name) for name in names}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Also loads the trained adapter where a frozen copy of it lies beside: transformers 5.17 reads only that one."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if is_peft(self.model) and ADAPTER in self.model.peft_config:
+            reload_trained_adapter(self.model, resume_from_checkpoint)
+
+    def _check_same_window(self, sizes: dict[str, int], checkpoint: str) -> None:
+        own = self._window_sizes()
+        changed = {name: f"{value} there, {own[name]} here" for name, value in sizes.items() if value != own[name]}
+        if changed:
+            raise ValueError(
+                f"{checkpoint} counts rollouts of another size: {changed}; resume with the same batch sizes, or start a "
+                "new run from its weights"
+            )
+
+    def _stop_unless_finite(self, model: nn.Module) -> None:
+        """Raises ``NonFiniteError`` before a bad step reaches the weights; the last good state is saved first.
+
+        fp16's loss scaler skips steps that overflow by itself, so there only the loss is checked.
+        """
+        if self.accelerator.scaler is None:
+            self._guard.check_gradients(model, self._window.rows, self._window.table)
+        found = self._guard.flush()
+        bad = torch.tensor([bool(found)], device=self.accelerator.device)
+        if not bool(self.accelerator.gather(bad).any()):
+            return
+        every = self.args.gradient_accumulation_steps
+        self._micro_step = self._micro_step // every * every
+        folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
+        if not folder.exists():
+            model.zero_grad()
+            self._save_checkpoint(model, trial=None)
+        raise NonFiniteError(
+            f"step {self.state.global_step + 1} is not finite: {found or 'on another rank'}. The weights before it are in "
+            f"{folder}; resume from there with a lower learning_rate, log_ratio_clip, advantage_clip or max_grad_norm, or "
+            "without these rows"
+        )

@@ -1,0 +1,68 @@
+"""Stopping a run whose numbers have left the finite ones, before they reach the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .types import Experience
+from .units import Unit
+
+
+SHOWN = 8
+"""Rows that an error names."""
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient that is NaN or infinite; the message names the rows and the checkpoint that was saved."""
+
+
+class FiniteGuard:
+    """Collects what went wrong during one optimizer step.
+
+    A loss is checked unit by unit, so that its rows are known; gradients once, before they are clipped.
+    """
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.rows: list[int] = []
+
+    def check_loss(self, losses: Tensor, unit: Unit, rows: list[Experience], k: int, table: dict[str, list]) -> None:
+        """``losses [b]`` of a unit's rows at inner update ``k``; ``table`` has their prompts where they are known."""
+        self.rows += [] if unit.dummy else list(unit.rows)
+        if bool(losses.isfinite().all()):
+            return
+        for place, loss in enumerate(losses.tolist()):
+            if not torch.isfinite(torch.tensor(loss)):
+                row = rows[unit.rows[place]]
+                self.faults.append(f"loss {loss} of {describe(row, unit.rows[place], table)} at inner update {k + 1}")
+
+    def check_gradients(self, model: nn.Module, rows: list[Experience], table: dict[str, list]) -> None:
+        """Gradients of the finished optimizer step; a fault names all of its rows, because they are summed."""
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if self.faults or not gradients or bool(total_norm(gradients).isfinite()):
+            return
+        named = "; ".join(describe(rows[index], index, table) for index in self.rows[:SHOWN])
+        more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
+        self.faults.append(f"gradient of an optimizer step with {named}{more}")
+
+    def flush(self) -> str:
+        """What was found since the last call, empty if all is well."""
+        found = "; ".join(self.faults[:SHOWN])
+        self.faults, self.rows = [], []
+        return found
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients, sharded ones gathered."""
+    norm = nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def describe(row: Experience, index: int, table: dict[str, list]) -> str:
+    """One row in words."""
+    prompts: list[Any] = table.get("prompt", [])
+    prompt = f", prompt {str(prompts[index])[:60]!r}" if index < len(prompts) else ""
+    return f"row {row.index} (task {row.task}, advantage {row.advantage:.3g}{prompt})"

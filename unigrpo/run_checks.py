@@ -1,0 +1,81 @@
+"""Whether the arguments of a run can train. ``args`` is a ``UniGRPOConfig`` in the making."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+
+from .checks import check_parts, check_ranges
+from .settings import CHOICES, TASK_KEYS, check_choice
+from .types import TASKS
+
+
+def check_engine(args: Any) -> None:
+    """Raises ``ValueError`` for what cannot run here or does not apply to diffusion."""
+    if args.use_vllm:
+        raise ValueError(
+            "use_vllm=True: vLLM decodes autoregressively and cannot roll out a masked-diffusion policy. Leave it "
+            "False; rollouts run on the training model. vLLM can serve a judge reward instead"
+        )
+    if args.bf16 and not args.use_cpu and not torch.cuda.is_available():
+        raise ValueError(
+            "bf16=True needs a GPU, and none is visible. Set bf16=False, or use_cpu=True to run bf16 on the CPU"
+        )
+    if args.auto_find_batch_size:
+        raise ValueError("auto_find_batch_size=True would change the rollout window; set the batch size yourself")
+
+
+def check_values(args: Any) -> None:
+    """Raises ``ValueError`` for a value out of its range, or parts that do not fit."""
+    for key, choices in CHOICES.items():
+        if getattr(args, key) is not None:
+            check_choice(key, getattr(args, key), choices)
+    minimum = {"num_generations": 2, "num_generations_eval": 1, "num_iterations": 1, "num_timesteps": 1}
+    for key, least in {**minimum, "ref_model_sync_steps": 1}.items():
+        if getattr(args, key) < least:
+            raise ValueError(f"{key}={getattr(args, key)} must be at least {least}")
+    if args.refill_rounds < 0:
+        raise ValueError(f"refill_rounds={args.refill_rounds} must not be negative")
+    if args.attn_mask_mode is not None:
+        check_choice("attn_mask_mode", args.attn_mask_mode, ("bool", "none"))
+    if args.sft_weight < 0:
+        raise ValueError(f"sft_weight={args.sft_weight} must not be negative")
+    if args.sft_batch_size is not None and args.sft_batch_size < 1:
+        raise ValueError(f"sft_batch_size={args.sft_batch_size} must be at least 1")
+    if args.advantage_temperature <= 0:
+        raise ValueError(f"advantage_temperature={args.advantage_temperature} must be positive")
+    if args.advantage_clip is not None and args.advantage_clip <= 0:
+        raise ValueError(f"advantage_clip={args.advantage_clip} must be positive")
+    check_ranges("", args.settings_of("text", {}), args.num_timesteps)
+    check_parts("", args.settings_of("text", {}))
+    if args.sync_ref_model and args.beta == 0:
+        raise ValueError("sync_ref_model=True with beta=0 updates a reference that is never used; set beta > 0")
+
+
+def check_overrides(args: Any) -> None:
+    """Raises ``ValueError`` for an override that is unknown, out of range, or does not fit."""
+    for task, values in args.task_overrides.items():
+        for key, value in values.items():
+            if key not in TASK_KEYS:
+                near = difflib.get_close_matches(key, TASK_KEYS, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(f"task_overrides.{task}.{key} is not allowed: {hint}keys are {list(TASK_KEYS)}")
+            if key in CHOICES:
+                check_choice(f"task_overrides.{task}.{key}", value, CHOICES[key])
+        check_ranges(f"task_overrides.{task}.", args.for_task(task), args.num_timesteps)
+        check_parts(f"task_overrides.{task}.", args.for_task(task))
+
+
+def check_summed_ratios(args: Any) -> None:
+    """Raises ``ValueError`` for summed ratios of more than one update."""
+    updates = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
+    settings = [args.for_task(task) for task in TASKS]
+    summed = [own for own in settings if own.importance_sampling_level == "sequence_sum"]
+    if any(own.surrogate != "log_likelihood" for own in summed) and updates > 1:
+        raise ValueError(
+            f"importance_sampling_level='sequence_sum' with {updates} updates a rollout: off-policy, a ratio summed "
+            "over many tokens spans orders of magnitude. Use 'sequence' (the mean) or 'token', or one update: "
+            "num_iterations=1 and steps_per_generation=gradient_accumulation_steps"
+        )
