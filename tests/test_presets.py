@@ -520,6 +520,20 @@ def test_summed_sequences_without_a_ratio_are_divided_by_tokens_where_tokens_are
     assert value == pytest.approx(-sum(rows) / sum(COUNTS), abs=1e-5)
 
 
+def test_a_plain_mixture_is_the_mean_over_the_draws_that_score_a_token():
+    """log p_j = 1/|S_j| sum_{s in S_j} log p_js over the draws S_j that hide j; then C(rho, A, .2) a token."""
+    options = {"noising": "random", "reduce": "per_token", "weighting": "uniform", "num_noise_samples": 3}
+    table = Table(config(**options, num_iterations=1, beta=0.0))
+
+    def row(b):
+        seen = {j: [s for s in range(3) if j in table.target[b][s]] for j in range(COUNTS[b])}
+        ratios = [mean(new(b, s, j) - old(b, s, j) for s in own) for j, own in seen.items() if own]
+        assert any(len(own) > 1 for own in seen.values())
+        return mean(clipped(d, table.A[b], 0.2) for d in ratios)
+
+    assert table.loss() == pytest.approx(-mean(row(b) for b in range(4)), abs=1e-6)
+
+
 def test_kl_to_the_old_policy_needs_no_reference():
     """beta k3(log p_old - log p) beside the surrogate, a mean over the row's tokens."""
     table = Table(config(noising="full", num_iterations=1, beta=0.5, kl_reference="old", scale_rewards="none"))

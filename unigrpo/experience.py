@@ -45,7 +45,7 @@ class Window:
         """Mean scored tokens of a row of ``task`` in micro-step ``step``: of its optimizer step, for ``"bnpo"`` its own."""
         counted = self.local_tokens if loss_type == "bnpo" else self.step_tokens
         tokens, rows = counted[step, k, TASKS.index(task)].tolist()
-        return tokens / max(rows, 1.0)
+        return max(tokens, 1.0) / max(rows, 1.0)
 
 
 def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, metrics: Metrics) -> Window:

@@ -187,7 +187,7 @@ class PolicyLoss:
         )
 
     def _divisor(self, lengths: Tensor, tokens_per_row: float | None) -> Tensor | float:
-        """What a row's sum is divided by. A sequence stands for all its tokens where tokens are counted."""
+        """What a row's sum is divided by. Where tokens are counted, a sequence's mean stands for all of its tokens."""
         sequence = self.level != "token"
         if self.loss_type == "grpo":
             return 1.0 if sequence else lengths
