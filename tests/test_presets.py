@@ -298,11 +298,15 @@ def espo(t: Table) -> float:
 
 
 def gdpo(t: Table) -> float:
-    """E = sum_q w_q / xi_q sum_{M_q} log p with xi = 1/2 -+ 1/(2 sqrt 3), w = 1/2; C(exp((E - E_old) / n), A, .5)."""
+    """E = sum_q w_q n / l_q sum_{M_q} log p with l_q = round(xi_q n), xi = 1/2 -+ 1/(2 sqrt 3), w = 1/2;
+    C(exp((E - E_old) / n), A, .5).
+    """
     nodes = (0.5 - 0.5 / math.sqrt(3), 0.5 + 0.5 / math.sqrt(3))
 
     def bound(values, b):
-        return sum(0.5 / nodes[q] * sum(values(b, q, j) for j in t.target[b][q]) for q in (0, 1))
+        sizes = [max(round(node * t.n[b]), 1) for node in nodes]
+        assert [len(t.target[b][q]) for q in (0, 1)] == sizes
+        return sum(0.5 * t.n[b] / sizes[q] * sum(values(b, q, j) for j in t.target[b][q]) for q in (0, 1))
 
     return -mean(clipped((bound(new, b) - bound(old, b)) / t.n[b], t.A[b], 0.5) for b in range(4))
 

@@ -197,8 +197,8 @@ def gdpo() -> dict[str, Any]:
     """GDPO for diffusion language models, arXiv 2510.08554 (not the GDPO behind TRL's ``normalize_then_sum``).
 
     One ratio an answer, exp((ELBO - ELBO_old) / n), the bound by Gauss-Legendre quadrature in the mask ratio, two nodes.
-    Bernoulli masks, for which the rule is exact; the code hides a rounded number and keeps the weight 1 / t. Advantages
-    without a standard deviation, as in the paper (a port divides by it). Authors: lr 3e-7, 12 updates.
+    A rounded number l of tokens is hidden, as coded; the weight is n / l where the code keeps 1 / t. Advantages without a
+    standard deviation, as in the paper (a port divides by it). Authors: lr 3e-7, 12 updates.
     """
     return {
         "noising": "quadrature",

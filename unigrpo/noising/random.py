@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..rng import keyed_generator
-from .base import Answer, Draw, Key, Noising, independent_subset, random_subset
+from .base import Answer, Draw, Key, Noising, random_subset
 
 
 DRAW_COUPLING = ("independent", "stratified", "antithetic")
@@ -113,19 +113,22 @@ class CoupledNoising(Noising):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuadratureNoising(Noising):
-    """Mask ratios at the S Gauss-Legendre nodes of [0, 1], each token hidden with that chance (GDPO, arXiv 2510.08554).
+    """Mask ratios at the S Gauss-Legendre nodes of [0, 1] (GDPO, arXiv 2510.08554).
 
-    With inverse probabilities the weights are w_s / t_s. The integrand is a polynomial of degree n - 1 in t, so S
-    nodes are without bias for answers of up to 2 S tokens; for longer ones the error is the quadrature's.
+    Of n tokens round(t_s n), at least one, are hidden at random, as in the published code: a fixed number is far less noisy
+    than a coin for each token, for which the rule would be exact up to 2 S tokens. With inverse probabilities the weights are
+    w_s n / l_s. The error is the quadrature's and the rounding's.
     """
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """One mask a node."""
-        drawn = []
+        drawn, n = [], answer.length
         for s, (t, weight) in enumerate(zip(*unit_nodes(num_samples), strict=True)):
-            generator = keyed_generator("mask", *key, k, s)
-            hidden = independent_subset(answer.completion, t, generator=generator)
-            drawn.append(Draw(hidden=hidden, target=hidden, ratio=t, probability=t, share=weight))
+            count = min(max(round(t * n), 1), n)
+            hidden = random_subset(answer.completion, count, generator=keyed_generator("mask", *key, k, s))
+            drawn.append(
+                Draw(hidden=hidden, target=hidden, ratio=t, probability=max(count, 1) / max(n, 1), share=weight)
+            )
         return drawn
 
 

@@ -119,11 +119,6 @@ def uniform_size(n: int) -> Float[Tensor, "M n"]:
     return sum(of_size(n, size, n / size) for size in range(1, n + 1)) / n
 
 
-def bernoulli(n: int, ratio: float, weight: float = 1.0) -> Float[Tensor, "M n"]:
-    """Each token hidden by itself with chance ``ratio``."""
-    return independent([ratio] * n, weight)
-
-
 def independent(ratios: list[float], weight: float = 1.0) -> Float[Tensor, "M n"]:
     """Token i hidden by itself with chance ``ratios[i]``."""
     chances, masks = torch.tensor(ratios, dtype=torch.float64), all_masks(len(ratios))
@@ -155,11 +150,15 @@ def coupled(n: int, lowest: float = 0.2, highest: float = 0.8) -> Float[Tensor, 
 
 
 def quadrature(n: int, nodes: int) -> Float[Tensor, "M n"]:
-    """sum_s w_s E[sum_{i hidden at ratio t_s} log p_i] / t_s at the Gauss-Legendre nodes (GDPO, arXiv 2510.08554)."""
+    """sum_s w_s (n / l_s) E[sum of l_s random hidden tokens], l_s = round(t_s n) at least 1, t_s and w_s Gauss-Legendre's on
+    [0, 1] (GDPO, arXiv 2510.08554).
+    """
     points, weights = np.polynomial.legendre.leggauss(nodes)
-    return sum(
-        bernoulli(n, (point + 1) / 2, weight / (point + 1)) for point, weight in zip(points, weights, strict=True)
-    )
+    total = torch.zeros(2**n, n, dtype=torch.float64)
+    for point, weight in zip(points, weights, strict=True):
+        size = max(round(n * (point + 1) / 2), 1)
+        total += of_size(n, size, weight / 2 * n / size)
+    return total
 
 
 def blocks(n: int, block_length: int, p_mask: float = 0.0) -> Float[Tensor, "M n"]:
