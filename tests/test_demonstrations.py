@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unigrpo.demonstrations import demonstration_loss, demonstrations, written
+from unigrpo.guards import FiniteGuard
 from unigrpo.likelihood import score_tokens
 from unigrpo.metrics import Metrics
 from unigrpo.recipe import RecipeError, parse_recipe
@@ -49,12 +50,12 @@ def test_loss_is_lladas_formula(make_trainer):
     trainer = make_trainer(sft_rows=ROWS, sft_weight=3.0, sft_batch_size=5)
     pipe = trainer.pipeline()
     rows, units = demonstrations(pipe, trainer.sft_dataset, 7)
-    total = sum(demonstration_loss(pipe, trainer.model, rows, unit, Metrics()) for unit in units)
+    total = sum(demonstration_loss(pipe, trainer.model, rows, unit, Metrics(), FiniteGuard()) for unit in units)
     expected = 0.0
     for row in rows:
         hidden = row.hidden[:, 0]
-        l, n = int(hidden.sum()), int(row.completion_mask.sum())
-        assert 1 <= l <= n and bool((hidden[0] <= row.completion_mask).all())
+        masked, length = int(hidden.sum()), int(row.completion_mask.sum())
+        assert 1 <= masked <= length and bool((hidden[0] <= row.completion_mask).all())
         canvas = pipe.policy.encode([{"prompt": "w1"}], max_completion_length=12)
         canvas = type(canvas)(
             ids=row.ids[None],
@@ -64,7 +65,7 @@ def test_loss_is_lladas_formula(make_trainer):
             token_space=row.token_space,
         )
         logps = score_tokens(trainer.model, pipe.policy, canvas, hidden, hidden).logps
-        expected -= float(logps.detach().sum()) / l
+        expected -= float(logps.detach().sum()) / masked
     accumulation = trainer.args.gradient_accumulation_steps
     assert float(total.detach()) == pytest.approx(3.0 * expected / (5 * accumulation), rel=1e-5)
 

@@ -199,10 +199,12 @@ def timestep_counts(n: int, total: int = 1000) -> list[float]:
 
 
 def ratio_counts(n: int, lowest: float, highest: float) -> list[float]:
-    """l = floor(r n) + 1 for r ~ U(lowest, highest)."""
-    return [0.0] + [
-        max(min(size / n, highest) - max((size - 1) / n, lowest), 0) / (highest - lowest) for size in range(1, n + 1)
-    ]
+    """l = round(r n), at least 1, for r ~ U(lowest, highest)."""
+    chances = [0.0] * (n + 1)
+    for size in range(n + 1):
+        inside = min((size + 0.5) / n, highest) - max((size - 0.5) / n, lowest)
+        chances[max(size, 1)] += max(inside, 0.0) / (highest - lowest)
+    return chances
 
 
 def one_step_behind_masks(answer: Answer) -> float:

@@ -33,7 +33,9 @@ def diverging(trainer, after: int, what: str):
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_bad_step_names_its_rows_and_leaves_a_checkpoint(make_trainer, what):
     trainer = diverging(make_trainer(), 2, what)
-    with pytest.raises(NonFiniteError, match=rf"step 3 is not finite: {what}.*row \d+ \(task text, .*prompt 'w") as caught:
+    with pytest.raises(
+        NonFiniteError, match=rf"step 3 is not finite: {what}.*row \d+ \(task text, .*prompt 'w"
+    ) as caught:
         trainer.train()
     folder = Path(trainer.args.output_dir) / "checkpoint-2"
     assert str(folder) in str(caught.value)
@@ -61,6 +63,27 @@ def test_a_checkpoint_of_that_step_is_not_written_twice(make_trainer):
     with pytest.raises(NonFiniteError):
         trainer.train()
     assert saved == [1, 2]
+
+
+def test_a_folder_of_another_run_is_not_taken_for_the_saved_state(make_trainer, tmp_path):
+    trainer = diverging(make_trainer(), 0, "loss")
+    stale = tmp_path / "run" / "checkpoint-0"
+    stale.mkdir(parents=True)
+    with pytest.raises(NonFiniteError):
+        trainer.train()
+    assert (stale / "model.safetensors").exists()
+
+
+def test_a_bad_given_answer_is_named(make_trainer):
+    rows = [{"prompt": "w1 w2", "completion": "w5 w6 w7"}]
+    trainer = make_trainer(
+        sft_rows=rows, sft_weight=float("inf"), rewards=lambda completions, **_: [1.0] * 16, beta=0.0
+    )
+    with pytest.raises(NonFiniteError, match="gradient of an optimizer step with given answers alone"):
+        trainer.train()
+    guard = FiniteGuard()
+    guard.check_given(torch.tensor([torch.nan]), Unit((0,), 0), [row(index=3)])
+    assert "sft loss nan of the given answer with tokens [300, 301" in guard.flush()
 
 
 def test_only_the_bad_rows_of_a_unit_are_named():

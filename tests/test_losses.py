@@ -109,6 +109,11 @@ def evaluate(ratios, advantage, *, epsilon=0.2, epsilon_high=0.2, ref=None, beta
     return terms, logps
 
 
+def test_an_unknown_estimator_is_refused():
+    with pytest.raises(ValueError, match="kl_estimator='exact' is no estimate"):
+        kl_estimate(torch.zeros(1), torch.zeros(1), "exact")
+
+
 def test_clipping_table():
     """Four ratios and both signs: clipping acts only where it removes an incentive."""
     ratios = [0.5, 0.9, 1.1, 1.5]
@@ -125,6 +130,16 @@ def test_clipping_table():
     assert not bool(negative.clipped_high.any())
     negative.rows.sum().backward()
     assert logps.grad[0].tolist() == pytest.approx([0.0, 0.45, 0.55, 0.75])
+
+
+def test_log_ratios_to_the_reference_are_cut_too():
+    """One token at log p = -100 where the reference says -0.1: k3 of x cut at 10 is e^10 - 11 and has no gradient."""
+    free, _ = evaluate([1.0], 0.0, ref=[40.0], beta=1.0)
+    assert free.rows.item() == pytest.approx(math.exp(42) - 43)
+    cut, logps = evaluate([1.0], 0.0, ref=[40.0], beta=1.0, log_ratio_clip=10.0)
+    assert cut.rows.item() == pytest.approx(math.exp(10) - 11)
+    cut.rows.sum().backward()
+    assert logps.grad.item() == 0.0
 
 
 def test_epsilon_high_moves_only_the_upper_bound():

@@ -124,7 +124,10 @@ def test_rows_that_cannot_be_prompts_are_named(make_trainer, case):
         ({"task_overrides": {"t2i": {"steps": "16"}}}, r"task_overrides\.t2i\.steps='16' must be a whole number"),
         ({"steps": 4.5}, r"steps=4.5 must be a whole number"),
         ({"guidance_scale": "3"}, r"guidance_scale='3' must be a number"),
-        ({"mask_ratio_min": 0.8}, r"mask_ratio_min=0.8 does nothing with noising='structured' and timesteps='stratified'"),
+        (
+            {"mask_ratio_min": 0.8},
+            r"mask_ratio_min=0.8 does nothing with noising='structured' and timesteps='stratified'",
+        ),
     ],
 )
 def test_numbers_that_are_none_are_named(changes, message):

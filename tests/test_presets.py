@@ -23,7 +23,7 @@ from unigrpo.units import collate
 from .test_recipe import MINIMAL, recipe
 
 
-pytestmark = pytest.mark.smoke
+pytestmark = [pytest.mark.smoke, pytest.mark.filterwarnings("ignore:algorithm .* does not read what was set")]
 
 
 PROMPT, WRITTEN, LENGTH = 2, 12, 14
@@ -514,13 +514,10 @@ def test_loss_types(loss_type, level):
 
 
 def test_summed_sequences_without_a_ratio_are_divided_by_tokens_where_tokens_are_counted():
-    """dapo of A sum_t log p, summed over the rows and divided by all tokens: each row's sum counts n times its mean.
-
-    A sequence stands for all its tokens, so its term is multiplied with n.
-    """
+    """dapo of A sum_t log p: the rows' sums over all their tokens, by which token ratios would be divided too."""
     options = {"surrogate": "log_likelihood", "importance_sampling_level": "sequence_sum"}
     value, table = own_loss(loss_type="dapo", **options)
-    rows = [n * sum(row) for n, row in zip(COUNTS, tokens(table, lambda d, a, logp: a * logp), strict=True)]
+    rows = [sum(row) for row in tokens(table, lambda d, a, logp: a * logp)]
     assert value == pytest.approx(-sum(rows) / sum(COUNTS), abs=1e-5)
 
 
@@ -671,16 +668,16 @@ def test_a_mask_ratio_that_is_given_stays_with_another_noising():
 
 def test_the_order_in_which_settings_are_found():
     """Task override, then the run's key, the preset's for the task, the task's default, the preset's."""
-    preset = "random_masking"
-    assert PRESETS[preset]["t2i"] == {"kl_estimator": "k3"}
+    preset = "espo"
+    assert PRESETS[preset]["t2i"] == {"kl_estimator": "k2"}
     assert (TASK_DEFAULTS["t2i"]["kl_estimator"], BASE["kl_estimator"]) == ("exact", "k3")
 
     def found(task="t2i", **values):
         return config(**values).for_task(task).kl_estimator
 
-    assert found(algorithm=preset, kl_estimator="k2", task_overrides={"t2i": {"kl_estimator": "k1"}}) == "k1"
-    assert found(algorithm=preset, kl_estimator="k2") == "k2"
-    assert found(algorithm=preset) == "k3"
+    assert found(algorithm=preset, kl_estimator="k3", task_overrides={"t2i": {"kl_estimator": "k1"}}) == "k1"
+    assert found(algorithm=preset, kl_estimator="k3") == "k3"
+    assert found(algorithm=preset) == "k2"
     assert found(algorithm="unigrpo") == "exact"
     assert found("text", algorithm="unigrpo") == "k3"
     assert config(algorithm="unigrpo").for_task("text").beta == PRESETS["unigrpo"]["beta"] != BASE["beta"]
@@ -689,6 +686,73 @@ def test_the_order_in_which_settings_are_found():
     assert (
         config(algorithm="just_grpo", sampler="semi_autoregressive").for_task("text").sampler == "semi_autoregressive"
     )
+
+
+def test_pictures_take_an_estimate_where_the_kl_is_to_the_old_policy():
+    """Their default is the exact KL, for which the old policy's whole distributions are not kept."""
+    assert config(kl_reference="old").for_task("t2i").kl_estimator == "k3"
+    overridden = config(task_overrides={"t2i": {"kl_reference": "old"}})
+    assert overridden.for_task("t2i").kl_estimator == "k3"
+    with pytest.raises(ValueError, match="kl_estimator='exact' with kl_reference='old'"):
+        config(task_overrides={"t2i": {"kl_reference": "old", "kl_estimator": "exact"}})
+
+
+def test_another_timestep_rule_drops_the_presets_lowest_ratio():
+    own = config(algorithm="mask_grpo", timesteps="stratified")
+    assert [own.for_task(task).mask_ratio_min for task in TASKS] == [None] * 3
+
+
+def test_inverse_probabilities_sum_over_the_whole_answer():
+    assert config(weighting="inverse_probability").for_task("text").length_normalization == "completion"
+    overridden = config(task_overrides={"t2i": {"weighting": "inverse_probability"}})
+    assert overridden.for_task("t2i").length_normalization == "completion"
+    assert overridden.for_task("text").length_normalization == "masked"
+    with pytest.raises(ValueError, match=r"length_normalization='masked' .* twice; use 'completion'"):
+        config(weighting="inverse_probability", length_normalization="masked")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"algorithm": "spg", "epsilon": 0.3}, ["epsilon=0.3", "surrogates 'ppo' and 'cispo'"]),
+        ({"draw_coupling": "antithetic"}, ["draw_coupling='antithetic'", "noising 'random'"]),
+        ({"bound_mixture": 0.3}, ["bound_mixture=0.3", "reduce 'signed'"]),
+        ({"algorithm": "gdpo", "kl_estimator": "k2"}, ["kl_estimator='k2'", "beta > 0"]),
+        ({"advantage_temperature": 2.0}, ["advantage_temperature=2.0", "softmax"]),
+        ({"task_overrides": {"t2i": {"trajectory_shrink": 2}}}, ["task_overrides.t2i.trajectory_shrink=2"]),
+    ],
+)
+def test_keys_that_nothing_reads_are_told(values, told):
+    with pytest.warns(UserWarning, match="does not read what was set") as caught:
+        config(**values)
+    assert all(part in str(caught[0].message) for part in told)
+
+
+def test_presets_alone_are_read_whole(recwarn):
+    for name in PRESETS:
+        config(algorithm=name)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"advantage_temperature": "x"}, "advantage_temperature='x' must be a number"),
+        ({"advantage_clip": "1"}, "advantage_clip='1' must be a number"),
+        ({"sft_weight": "x"}, "sft_weight='x' must be a number"),
+        ({"refill_rounds": None}, "refill_rounds=None must be a whole number"),
+        ({"sft_batch_size": 2.5}, "sft_batch_size=2.5 must be a whole number"),
+        ({"delta": 1.05}, "delta=1.05 must be greater than 1.2"),
+        (
+            {"advantage_estimator": "softmax", "multi_objective_aggregation": "normalize_then_sum"},
+            "advantage_estimator='softmax' with .* use 'sum_then_normalize'",
+        ),
+        ({"advantage_estimator": "batch_mean", "refill_rounds": 1}, "refill_rounds=1 with .* set refill_rounds=0"),
+    ],
+)
+def test_values_that_cannot_train_are_refused(values, told):
+    with pytest.raises(ValueError, match=told):
+        config(**values)
 
 
 def test_clip_ranges_follow_the_level_unless_given():

@@ -78,6 +78,19 @@ def test_rows_that_cannot_move_the_policy_are_left_out():
     assert cut([rows[2]], mixing=KL) == [[]]
 
 
+def test_mixed_draws_that_share_tokens_stay_together_and_bounded():
+    """Six rows of three draws in one forward would be 18; a unit holds as many draws as its micro-batch has rows."""
+    rows = [row(draws=3) for _ in range(6)]
+    for own in rows:
+        own.hidden[:] = own.completion_mask
+        own.target[:] = own.completion_mask
+    mixing = {"text": Mixing(mixes_draws=True)}
+    assert cut(rows, mixing=mixing) == [[Unit((0, 1), None), Unit((2, 3), None), Unit((4, 5), None)]]
+    assert cut(rows[:2], mixing=mixing) == [[Unit((0,), None), Unit((1,), None)]]
+    batch = collate(rows, Unit((0, 1), None), 0, POLICY, "cpu", mixes_draws=True)
+    assert batch.target.shape == (6, 6) and batch.scale.tolist() == [1.0, 1.0]
+
+
 def test_missing_draws_make_no_unit():
     rows = [row(draws=2), row(draws=2, missing=(1,))]
     assert cut(rows) == [[Unit((0, 1), 0), Unit((0,), 1)]]

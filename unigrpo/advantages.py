@@ -87,26 +87,37 @@ def group_advantages(
     weighted = rewards_per_func * weights
     rewards = torch.where(applies.any(dim=1), weighted.nansum(dim=1), torch.nan)
     groups = rewards.view(-1, num_generations)
-    std = group_moments(groups)[1]
-    if aggregation == "normalize_then_sum":
-        per_func = rewards_per_func.T.reshape(-1, len(groups), num_generations)
-        func_mean, func_std = group_moments(per_func)
-        normalised = ((per_func - func_mean) / (func_std + EPSILON)).reshape(len(weights), -1).T
-        total = torch.where(applies.any(dim=1), (normalised * weights).nansum(dim=1), torch.nan)
-        batch_mean, batch_std = group_moments(total)
-        values = (total - batch_mean) / (batch_std + EPSILON)
-    else:
-        values = _centred(groups, estimator, temperature)
-        if scale_rewards.startswith("group"):
-            values = values / (group_moments(groups, scale_rewards == "group_population")[1] + EPSILON)
-        elif scale_rewards == "batch":
-            values = values / (group_moments(rewards)[1] + EPSILON)
     spread = groups.nan_to_num(-torch.inf).amax(dim=1) - groups.nan_to_num(torch.inf).amin(dim=1)
     equal = (spread <= 0).repeat_interleave(num_generations)
+    if aggregation == "normalize_then_sum":
+        values = _normalised_each(rewards_per_func, weights, num_generations)
+    else:
+        values = _scaled(_centred(groups, estimator, temperature), groups, scale_rewards, estimator)
     values = values.reshape(-1).nan_to_num(0.0)
     if aggregation == "sum_then_normalize" and estimator != "batch_mean":
         # The mean of equal fp32 numbers can differ from them in the last digit; such a group has no preference.
         values = values.masked_fill(equal, 0.0)
     if clip is not None:
         values = values.clamp(-clip, clip)
-    return Advantages(values=values, rewards=rewards, group_std=std.expand_as(groups).reshape(-1), equal=equal)
+    std = group_moments(groups)[1].expand_as(groups).reshape(-1)
+    return Advantages(values=values, rewards=rewards, group_std=std, equal=equal)
+
+
+def _scaled(values: Tensor, groups: Tensor, scale_rewards: str, estimator: str) -> Tensor:
+    """``values [N, G]`` over the std that ``scale_rewards`` names; softmax weights have a scale of their own."""
+    if estimator == "softmax" or scale_rewards == "none":
+        return values
+    if scale_rewards == "batch":
+        return values / (group_moments(groups.reshape(-1))[1] + EPSILON)
+    return values / (group_moments(groups, scale_rewards == "group_population")[1] + EPSILON)
+
+
+def _normalised_each(rewards_per_func: Tensor, weights: Tensor, num_generations: int) -> Tensor:
+    """Each reward normalised in its group, their weighted sum ``[B]`` whitened over the batch."""
+    per_func = rewards_per_func.T.reshape(len(weights), -1, num_generations)
+    mean, std = group_moments(per_func)
+    normalised = ((per_func - mean) / (std + EPSILON)).reshape(len(weights), -1).T
+    some = (~rewards_per_func.isnan()).any(dim=1)
+    total = torch.where(some, (normalised * weights).nansum(dim=1), torch.nan)
+    mean, std = group_moments(total)
+    return (total - mean) / (std + EPSILON)

@@ -23,12 +23,18 @@ def window_file(checkpoint: str | Path, rank: int) -> Path:
     return Path(checkpoint) / f"rollout_window_{rank}.safetensors"
 
 
+CURE = "A lower learning_rate, log_ratio_clip, advantage_clip, or leaving these rows out may help"
+
+
 class WindowCheckpoints:
     """What ``UniGRPOTrainer`` adds to ``transformers.Trainer``'s checkpoints: its window, micro-step and reference."""
+
+    _saved_step: int | None = None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's checkpoint plus this rank's rollout buffer and micro-step counter."""
         super()._save_checkpoint(model, trial)
+        self._saved_step = self.state.global_step
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         inside = self._window is not None and self._micro_step % self._window_length > 0
         rows, order = (self._window.rows, self._window.order) if inside else ([], [])
@@ -89,12 +95,12 @@ class WindowCheckpoints:
             return
         every = self.args.gradient_accumulation_steps
         self._micro_step = self._micro_step // every * every
+        what = f"step {self.state.global_step + 1} is not finite: {found or 'on another rank'}"
+        if self.is_deepspeed_enabled:
+            # Its engine steps inside backward: the weights in memory are no longer the last good ones.
+            raise NonFiniteError(f"{what}. DeepSpeed has applied it already; resume from the last checkpoint. {CURE}")
         folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
-        if not folder.exists():
+        if self._saved_step != self.state.global_step:
             model.zero_grad()
             self._save_checkpoint(model, trial=None)
-        raise NonFiniteError(
-            f"step {self.state.global_step + 1} is not finite: {found or 'on another rank'}. The weights before it are in "
-            f"{folder}; resume from there with a lower learning_rate, log_ratio_clip, advantage_clip or max_grad_norm, or "
-            "without these rows"
-        )
+        raise NonFiniteError(f"{what}. The weights before it are in {folder}; resume from there. {CURE}")

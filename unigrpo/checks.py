@@ -82,12 +82,21 @@ def check_parts(where: str, values: TaskSettings) -> None:
             f"{where}kl_estimator='exact' with kl_reference='old' would keep the old policy's whole distributions; use "
             "'k3', or kl_reference='initial'"
         )
+    _check_weights(where, values)
     for key, most in (("p_mask_prompt", 1), ("bound_mixture", 1)):
         if getattr(values, key) > most:
             raise ValueError(f"{where}{key}={getattr(values, key)} must lie in [0, {most}]")
-    for key, least in (("delta", 1), ("log_ratio_clip", 0)):
+    for key, least in (("delta", 1 + values.epsilon_high), ("log_ratio_clip", 0)):
         if getattr(values, key) is not None and getattr(values, key) <= least:
             raise ValueError(f"{where}{key}={getattr(values, key)} must be greater than {least}")
+
+
+def _check_weights(where: str, values: TaskSettings) -> None:
+    if (values.weighting, values.reduce, values.length_normalization) == ("inverse_probability", "per_draw", "masked"):
+        raise ValueError(
+            f"{where}length_normalization='masked' with weighting='inverse_probability' and reduce='per_draw' divides by the "
+            "hidden share twice; use 'completion', the default there"
+        )
 
 
 def _check_mask_ratios(where: str, values: TaskSettings) -> None:

@@ -13,6 +13,7 @@ from .presets import BASE, DEFAULT_EPSILON, NOISING_KEYS, PRESETS, TASK_DEFAULTS
 from .run_checks import check_engine, check_overrides, check_summed_ratios, check_values
 from .settings import TaskSettings, check_choice
 from .types import TASKS
+from .unread import READ_WITH, warn_of_unread
 
 
 TASK_KEYS_BY_DEFAULT = {key for defaults in TASK_DEFAULTS.values() for key in defaults}
@@ -63,7 +64,7 @@ class UniGRPOConfig(TrainingArguments):
         surrogate: ``"ppo"``, ``"cispo"``, ``"log_likelihood"`` or ``"linear_bound"``, see ``surrogates``.
         epsilon, epsilon_high: clip range [1 - epsilon, 1 + epsilon_high]; epsilon_high defaults to epsilon.
         delta: largest ratio that a negative advantage may meet (dual clip); None = no bound.
-        log_ratio_clip: log-ratios are cut to +-this before anything else; None = not.
+        log_ratio_clip: log-ratios, to the old policy and to the reference, are cut to +-this; None = not.
         beta: weight of the KL to the reference; 0 loads no reference.
         kl_estimator: ``"k1"``, ``"k2"``, ``"k3"`` or ``"exact"``, the categorical KL over the whole token space.
         kl_reference: the ``"initial"`` model, or the ``"old"`` policy that wrote the rollout.
@@ -183,7 +184,11 @@ class UniGRPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         check_engine(self)
         self._read_overrides()
+        before = {key: getattr(self, key) for key in (*READ_WITH, "advantage_temperature")}
         self._apply_preset()
+        # Set to something else than the algorithm's own: saved arguments, read again, hold those.
+        own = {**BASE, **self._preset_values(), "epsilon": DEFAULT_EPSILON.get(self.importance_sampling_level)}
+        given = {key for key, value in before.items() if value is not None and value != own.get(key)}
         check_values(self)
         # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number.
         learning_rate, self.learning_rate = self.learning_rate, self.learning_rate or 0.0
@@ -192,6 +197,7 @@ class UniGRPOConfig(TrainingArguments):
         self._settle_batches()
         check_overrides(self)
         check_summed_ratios(self)
+        warn_of_unread(self, given)
 
     def _read_overrides(self) -> None:
         """``task_overrides`` as a mapping of its own, also where it was given as JSON."""
@@ -228,10 +234,15 @@ class UniGRPOConfig(TrainingArguments):
     def _preset_values(self, task: str | None = None, override: dict[str, Any] | None = None) -> dict[str, Any]:
         """The algorithm's values, without those that belong to a noising or a ratio level which was replaced."""
         values, own = preset_values(self.algorithm, task), {}
-        for key in ("noising", "importance_sampling_level"):
+        for key in ("noising", "timesteps", "importance_sampling_level", "weighting"):
             own[key] = (override or {}).get(key) or getattr(self, key) or values[key]
+        if own["weighting"] == "inverse_probability":
+            # The weights make up for what is not hidden: the whole answer is summed.
+            values["length_normalization"] = "completion"
         if own["noising"] != values["noising"]:
             values |= {key: BASE.get(key) for key in NOISING_KEYS}
+        elif own["timesteps"] != values["timesteps"]:
+            values["mask_ratio_min"] = None
         if own["importance_sampling_level"] != values["importance_sampling_level"]:
             values |= {"epsilon": None, "epsilon_high": None}
         return values
@@ -284,9 +295,15 @@ class UniGRPOConfig(TrainingArguments):
         if noising is not None and values["noising"] not in (None, noising):
             # What the run-level preset gave to its own noising does not follow to another one.
             values |= {key: None for key in NOISING_KEYS if values[key] == self._preset_values().get(key)}
+        if values["length_normalization"] == self._preset_values()["length_normalization"]:
+            values["length_normalization"] = None
+        given = {**values, **override}
         for key, value in self._preset_values(task, override).items():
             if key in values and values[key] is None:
                 values[key] = value
+        if given["kl_estimator"] is None and given["kl_reference"] == "old" and values["kl_estimator"] == "exact":
+            # Only the default of pictures: the old policy's whole distributions are not kept.
+            values["kl_estimator"] = "k3"
         level = override.get("importance_sampling_level", self.importance_sampling_level)
         if level != self.importance_sampling_level:
             values["epsilon"], values["epsilon_high"] = DEFAULT_EPSILON[level], None

@@ -17,6 +17,7 @@ from .codec import ImageCodec
 from .config import UniGRPOConfig
 from .data import image_of, task_of
 from .experience import corrupted, unpack
+from .guards import FiniteGuard
 from .images import load_image
 from .likelihood import score_tokens
 from .losses import PolicyLoss
@@ -53,7 +54,14 @@ def demonstrations(pipe: Pipeline, dataset: Any, micro_step: int) -> tuple[list[
     return rows, units[0]
 
 
-def demonstration_loss(pipe: Pipeline, model: Any, rows: list[Experience], unit: Unit, metrics: Metrics) -> Tensor:
+def demonstration_loss(
+    pipe: Pipeline,
+    model: Any,
+    rows: list[Experience],
+    unit: Unit,
+    metrics: Metrics,
+    guard: FiniteGuard,
+) -> Tensor:
     """The unit's share of the optimizer step's auxiliary loss, times ``sft_weight``; logs the rows' mean."""
     batch = collate(rows, unit, 0, pipe.policy, pipe.device)
     scores = score_tokens(model, pipe.policy, batch.canvas, batch.hidden, batch.target, batch.noisy_ids)
@@ -66,6 +74,7 @@ def demonstration_loss(pipe: Pipeline, model: Any, rows: list[Experience], unit:
         batch.weight,
         batch.completion_length,
     )
+    guard.check_given(terms.rows.detach(), unit, rows)
     if not unit.dummy:
         metrics.add("sft_loss", terms.rows.detach().mean())
     nominal = pipe.args.sft_batch_size * pipe.args.gradient_accumulation_steps

@@ -213,7 +213,8 @@ def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> 
     steps = pipe.args.steps_per_generation
     size = len(order) // steps
     dealt = [order[step * size : (step + 1) * size] for step in range(steps)]
-    units = cut_units(rows, dealt, pipe.policy, {task: mixing(own) for task, own in pipe.algorithms.items()})
+    moves = steps * pipe.args.num_iterations > pipe.args.gradient_accumulation_steps
+    units = cut_units(rows, dealt, pipe.policy, {task: mixing(own, moves) for task, own in pipe.algorithms.items()})
     counts = torch.tensor([[len(unit) for unit in units]], device=pipe.device)
     everyone = pipe.gather(counts)
     if len(everyone) > 1:
@@ -225,9 +226,16 @@ def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> 
     return Window(rows=rows, order=order, micro_batches=units, local_tokens=local, step_tokens=step)
 
 
-def mixing(algorithm: Algorithm) -> Mixing:
-    """What cutting has to know of ``algorithm``."""
-    return Mixing(beta=algorithm.settings.beta, mixes_draws=algorithm.mixes_draws, tokenwise=algorithm.tokenwise)
+def mixing(algorithm: Algorithm, policy_moves: bool) -> Mixing:
+    """What cutting has to know of ``algorithm``; ``policy_moves`` = a window has more than one optimizer step.
+
+    k2 and k3 to the old policy and their gradients are 0 where the policy is still the old one.
+    """
+    settings = algorithm.settings
+    felt = settings.needs_reference or policy_moves or settings.kl_estimator == "k1"
+    return Mixing(
+        beta=settings.beta if felt else 0.0, mixes_draws=algorithm.mixes_draws, tokenwise=algorithm.tokenwise
+    )
 
 
 def count_tokens(pipe: Pipeline, rows: list[Experience], dealt: list[list[int]]) -> Tensor:
@@ -252,7 +260,8 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
     """
     moved_after = pipe.args.gradient_accumulation_steps
     for row in window.rows:
-        row.old_logps = torch.zeros_like(row.weight)
+        needed = always_old or pipe.algorithms[row.task].needs_old
+        row.old_logps = torch.zeros_like(row.weight) if needed else None
         row.old_known = torch.zeros(row.weight.shape[0], dtype=torch.bool)
     for k in range(pipe.args.num_iterations):
         for step, units in enumerate(window.micro_batches):

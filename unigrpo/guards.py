@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .types import Experience
@@ -32,21 +31,25 @@ class FiniteGuard:
     def check_loss(self, losses: Tensor, unit: Unit, rows: list[Experience], k: int, table: dict[str, list]) -> None:
         """``losses [b]`` of a unit's rows at inner update ``k``; ``table`` has their prompts where they are known."""
         self.rows += [] if unit.dummy else list(unit.rows)
-        if bool(losses.isfinite().all()):
-            return
-        for place, loss in enumerate(losses.tolist()):
-            if not torch.isfinite(torch.tensor(loss)):
-                row = rows[unit.rows[place]]
-                self.faults.append(f"loss {loss} of {describe(row, unit.rows[place], table)} at inner update {k + 1}")
+        for place in (~losses.isfinite()).nonzero().squeeze(1).tolist():
+            row = describe(rows[unit.rows[place]], unit.rows[place], table)
+            self.faults.append(f"loss {losses[place].item()} of {row} at inner update {k + 1}")
+
+    def check_given(self, losses: Tensor, unit: Unit, rows: list[Experience]) -> None:
+        """``losses [b]`` of given answers (``sft_dataset``)."""
+        for place in (~losses.isfinite()).nonzero().squeeze(1).tolist():
+            tokens = rows[unit.rows[place]].ids.tolist()
+            self.faults.append(f"sft loss {losses[place].item()} of the given answer with tokens {tokens[:SHOWN]} ...")
 
     def check_gradients(self, model: nn.Module, rows: list[Experience], table: dict[str, list]) -> None:
         """Gradients of the finished optimizer step; a fault names all of its rows, because they are summed."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if self.faults or not gradients or bool(total_norm(gradients).isfinite()):
+        # Always taken: with sharded gradients the norm is a collective, and a fault may be this rank's alone.
+        if not gradients or bool(total_norm(gradients).isfinite()) or self.faults:
             return
         named = "; ".join(describe(rows[index], index, table) for index in self.rows[:SHOWN])
         more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
-        self.faults.append(f"gradient of an optimizer step with {named}{more}")
+        self.faults.append(f"gradient of an optimizer step with {named or 'given answers alone'}{more}")
 
     def flush(self) -> str:
         """What was found since the last call, empty if all is well."""

@@ -22,7 +22,9 @@ def kl_estimate(ref_logps: Tensor, logps: Tensor, estimator: str) -> Tensor:
         return -x
     if estimator == "k2":
         return 0.5 * x.square()
-    return torch.expm1(x) - x
+    if estimator == "k3":
+        return torch.expm1(x) - x
+    raise ValueError(f"kl_estimator={estimator!r} is no estimate from samples: choose k1, k2 or k3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,8 @@ class PolicyLoss:
         reduction: how the draws of a row are mixed.
         kl_level: of sequences, the estimate is made of what the ratio is made of (``"ratio"``), or of the summed
             log-ratio and then divided by the length (``"sum"``).
-        log_ratio_clip: log-ratios are cut to +-this, None = not at all.
+        log_ratio_clip: log-ratios to the old policy and to the reference, of tokens or sequences as ``level`` says, are cut
+            to +-this; None = not at all.
         loss_type: what a row's sum over tokens is divided by: ``"grpo"`` the row's own tokens, ``"dr_grpo"``
             ``max_length``, ``"dapo"`` and ``"bnpo"`` the mean tokens a row, given to the call.
         normalization: a row's own tokens are its ``"masked"`` ones, or the literal |o_i| (``"completion"``); also the
@@ -117,16 +120,15 @@ class PolicyLoss:
         lengths, advantages = values.lengths, advantages[:, None]
         if self.level != "token":
             values = self._as_sequences(values)
-        log_ratio = values.log_ratio
-        if self.log_ratio_clip is not None:
-            log_ratio = log_ratio.clamp(-self.log_ratio_clip, self.log_ratio_clip)
+        log_ratio, reference = self._cut(values.log_ratio), self._cut(values.reference)
         clip = Clip(low=self.epsilon, high=self.epsilon_high, delta=self.delta)
         objective = SURROGATES[self.surrogate].formula(log_ratio, values.logps, advantages, clip)
         kl = values.kl
         if kl is None:
-            scale = lengths[:, None] if self.kl_level == "sum" and self.level == "sequence" else 1.0
-            reference = values.reference * scale
-            kl = kl_estimate(reference, torch.zeros_like(reference), self.kl_estimator) / scale
+            summed = self.kl_level == "sum" and self.level != "token"
+            scale = lengths[:, None] if summed else 1.0
+            sums = reference * (scale if self.level == "sequence" else 1.0)
+            kl = kl_estimate(sums, torch.zeros_like(sums), self.kl_estimator) / scale
         total = ((self.beta * kl - objective.value) * values.weight).sum(dim=1)
         scored = values.scored
         return LossTerms(
@@ -136,6 +138,9 @@ class PolicyLoss:
             clipped_low=objective.clipped_low[scored],
             clipped_high=objective.clipped_high[scored],
         )
+
+    def _cut(self, log_ratio: Tensor) -> Tensor:
+        return log_ratio if self.log_ratio_clip is None else log_ratio.clamp(-self.log_ratio_clip, self.log_ratio_clip)
 
     def _values(
         self, logps, old_logps, ref_logps, exact_kl, target, weight, advantages, completion_length, scored_tokens
@@ -195,4 +200,4 @@ class PolicyLoss:
         if not constant:
             needed = "max_length" if self.loss_type == "dr_grpo" else "tokens_per_row"
             raise ValueError(f"loss_type={self.loss_type!r} needs {needed}, got {constant}")
-        return constant / lengths if sequence else float(constant)
+        return constant / lengths if self.level == "sequence" else float(constant)

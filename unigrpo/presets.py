@@ -84,6 +84,7 @@ def coupled_grpo() -> dict[str, Any]:
         "beta": 0.01,
         "advantage_estimator": "leave_one_out",
         "scale_rewards": "none",
+        "length_normalization": "completion",
     }
 
 
@@ -91,6 +92,8 @@ def random_masking() -> dict[str, Any]:
     """Random masking, the baseline in the code of TraceRL (dLLM-RL, arXiv 2509.06949).
 
     Several rows of ratio U(0.1, 0.9), each with its own token mean; KL to the old policy; A = (r - mean) / population std.
+    Clipping and KL act from the second optimizer step on a rollout on: the code takes many steps a rollout
+    (``steps_per_generation``), one pass over each answer.
     The code takes 35 rows for LLaDA and 2 for MMaDA, here 2. Its older version sums the KL over tokens, its newer one takes
     the mean and cuts log-ratios at 10: this follows the newer.
     """
@@ -104,14 +107,14 @@ def random_masking() -> dict[str, Any]:
         "kl_reference": "old",
         "log_ratio_clip": 10.0,
         "scale_rewards": "group_population",
-        "t2i": {"kl_estimator": "k3"},
     }
 
 
 def trace_rl() -> dict[str, Any]:
     """TraceRL, arXiv 2509.06949, without its optional value model.
 
-    One row for every ``trajectory_shrink`` steps of the rollout: later tokens hidden, those of the step scored. The code
+    One row for every ``trajectory_shrink`` steps of the rollout: later tokens hidden, those of the step scored. Clipping and
+    KL act from the second optimizer step on a rollout on, as in ``random_masking``. The code
     weighs rows alike, so that answers of many steps weigh more; here every answer weighs the same.
     """
     return {
@@ -122,7 +125,6 @@ def trace_rl() -> dict[str, Any]:
         "kl_reference": "old",
         "log_ratio_clip": 10.0,
         "scale_rewards": "group_population",
-        "t2i": {"kl_estimator": "k3"},
     }
 
 
@@ -250,7 +252,8 @@ def bgpo() -> dict[str, Any]:
     """BGPO, arXiv 2510.11683.
 
     A lower bound of the sequence objective that is additive over draws, so that memory does not grow with them:
-    A (1 + d) for A >= 0, A exp(d) else, d = (ELBO_s - ELBO_s,old) / n of one draw. Up to 16 draws there, 4 here.
+    A (1 + d) for A >= 0, A exp(d) else, d = (ELBO_s - ELBO_s,old) / n of one draw. Up to 16 draws there, 4 here. A public port
+    clips as PPO besides; this does not, so take one update a rollout, the default.
     """
     return {
         "noising": "random",

@@ -36,10 +36,28 @@ def check_values(args: Any) -> None:
     for key, least in {**minimum, "ref_model_sync_steps": 1}.items():
         if getattr(args, key) < least:
             raise ValueError(f"{key}={getattr(args, key)} must be at least {least}")
-    if args.refill_rounds < 0:
-        raise ValueError(f"refill_rounds={args.refill_rounds} must not be negative")
     if args.attn_mask_mode is not None:
         check_choice("attn_mask_mode", args.attn_mask_mode, ("bool", "none"))
+    for key in ("sft_weight", "advantage_temperature", "advantage_clip"):
+        value = getattr(args, key)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ValueError(f"{key}={value!r} must be a number")
+    for key in ("refill_rounds", "sft_batch_size"):
+        value = getattr(args, key)
+        if isinstance(value, bool) or not isinstance(value, int | None) or (value is None and key == "refill_rounds"):
+            raise ValueError(f"{key}={value!r} must be a whole number")
+    if args.refill_rounds < 0:
+        raise ValueError(f"refill_rounds={args.refill_rounds} must not be negative")
+    if args.multi_objective_aggregation == "normalize_then_sum" and args.advantage_estimator != "group_mean":
+        raise ValueError(
+            f"advantage_estimator={args.advantage_estimator!r} with multi_objective_aggregation='normalize_then_sum', which "
+            "normalises each reward by its group's mean; use 'sum_then_normalize'"
+        )
+    if args.refill_rounds and args.advantage_estimator == "batch_mean":
+        raise ValueError(
+            f"refill_rounds={args.refill_rounds} with advantage_estimator='batch_mean' would throw away groups that it learns "
+            "from; set refill_rounds=0"
+        )
     if args.sft_weight < 0:
         raise ValueError(f"sft_weight={args.sft_weight} must not be negative")
     if args.sft_batch_size is not None and args.sft_batch_size < 1:

@@ -186,6 +186,11 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
 
     def _add_callbacks(self) -> None:
         if self.args.sync_ref_model:
+            if not any(algorithm.settings.needs_reference for algorithm in self.algorithms.values()):
+                raise ValueError(
+                    "sync_ref_model=True does nothing: no task takes a KL to the initial model (beta=0, or kl_reference="
+                    "'old'). Set it to False, or kl_reference='initial'"
+                )
             if self._twin is None:
                 raise ValueError(
                     "sync_ref_model=True does nothing with adapters: the reference is the model without them. Set it "
@@ -290,7 +295,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         pipe = self.pipeline()
         rows, units = demonstrations(pipe, self.sft_dataset, self._micro_step)
 
-        return [partial(demonstration_loss, pipe, model, rows, unit, self._metrics) for unit in units]
+        return [partial(demonstration_loss, pipe, model, rows, unit, self._metrics, self._guard) for unit in units]
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -85,7 +85,8 @@ def cut_units(
 ) -> list[list[Unit]]:
     """The units of each micro-batch. Rows that cannot move the policy are left out.
 
-    A row is left out when no reward applied to it, or when its advantage is 0 and its task has no KL term.
+    A row is left out when no reward applied to it, or when its advantage is 0 and its task has no KL term. A unit never
+    holds more draws than its micro-batch has rows, one row's own draws aside.
     """
     cut = []
     for indices in micro_batches:
@@ -96,7 +97,13 @@ def cut_units(
                 continue
             for draw in _draws(row, mixing[row.task]):
                 groups.setdefault((row.task, _bucket(row, policy), draw), []).append(index)
-        units = [Unit(tuple(members), None if key[2] < 0 else key[2]) for key, members in sorted(groups.items())]
+        units = []
+        for (_, _, draw), members in sorted(groups.items()):
+            if draw >= 0:
+                units.append(Unit(tuple(members), draw))
+                continue
+            most = max(len(indices) // max(rows[index].target.shape[1] for index in members), 1)
+            units += [Unit(tuple(members[i : i + most]), None) for i in range(0, len(members), most)]
         cut.append(units)
     return cut
 

@@ -22,11 +22,12 @@ from rewards import get_reward
 from ..building import build_config
 from ..config import UniGRPOConfig
 from ..evaluation import held_out_answers
+from ..presets import preset_values
 from ..recipe import Recipe
 from ..run import build_trainer, versions
 from ..trainer import UniGRPOTrainer
 from .budget import Budget, PassCounter
-from .tasks import Task
+from .tasks import TASKS, Task
 
 
 FORMAT = 1
@@ -51,8 +52,14 @@ class Cell:
 
 
 def cells_of(tasks: list[str], algorithms: list[str], seeds: list[int]) -> list[Cell]:
-    """All cells; seed by seed, so that an interrupted benchmark compares everything on the seeds it has."""
-    return [Cell(task, algorithm, seed) for seed in seeds for task in tasks for algorithm in algorithms]
+    """All cells that make sense; seed by seed, so that an interrupted benchmark compares everything on the seeds it has."""
+    pairs = [(task, algorithm) for task in tasks for algorithm in algorithms if suits(algorithm, TASKS[task].kind)]
+    return [Cell(task, algorithm, seed) for seed in seeds for task, algorithm in pairs]
+
+
+def suits(algorithm: str, kind: str) -> bool:
+    """Left-to-right likelihoods are for text: pictures are not written in that order."""
+    return kind == "text" or preset_values(algorithm, kind)["noising"] != "autoregressive"
 
 
 def settings_of(cell: Cell, task: Task) -> dict[str, Any]:

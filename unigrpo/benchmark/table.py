@@ -20,25 +20,26 @@ Records = dict[Cell, dict[str, Any] | None]
 def gain(start: list[list[int]], end: list[list[int]], draws: int = 2000, seed: int = 0) -> Accuracy:
     """Mean of ``end - start`` with its 95 % percentile-bootstrap interval over seeds and prompts.
 
-    A draw picks seeds and, within each picked seed, prompts; a prompt keeps its start and end together.
+    A draw picks seeds, and one set of prompts for all of them, because every seed is measured on the same prompts; a prompt
+    keeps its start and end together. Three seeds say little about other seeds: the interval is narrow in that respect.
 
     Args:
         start, end: 0/1 outcomes, a list a seed, the same prompts in both.
 
     Raises:
-        ValueError: no seeds, or seeds without prompts.
+        ValueError: no seeds, seeds without prompts, or with different numbers of them.
     """
     if not start or not all(start):
         raise ValueError("no outcomes to average")
     rng = np.random.default_rng(seed)
-    differences = [np.subtract(after, before, dtype=np.float64) for before, after in zip(start, end, strict=True)]
+    differences = np.subtract(end, start, dtype=np.float64)
+    seeds, prompts = differences.shape
     means = np.zeros(draws)
     for place in range(draws):
-        picked = [differences[own] for own in rng.integers(0, len(differences), len(differences))]
-        means[place] = np.mean([own[rng.integers(0, len(own), len(own))].mean() for own in picked])
+        of_seeds = differences[rng.integers(0, seeds, seeds)].mean(axis=0)
+        means[place] = of_seeds[rng.integers(0, prompts, prompts)].mean()
     low, high = np.percentile(means, [2.5, 97.5])
-    mean = float(np.mean([own.mean() for own in differences]))
-    return Accuracy(mean=mean, low=float(low), high=float(high), count=sum(len(own) for own in differences))
+    return Accuracy(mean=float(differences.mean()), low=float(low), high=float(high), count=differences.size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Entry:
     Attributes:
         seeds, missing, failed: seeds that were measured, have not been run, and failed.
         start, end, gain, low, high: percent and points; None without a measured seed.
-        passes, optimizer_steps, train_seconds: means over the measured seeds.
+        passes, optimizer_steps, train_cpu_seconds: means over the measured seeds.
         stopped_by_time: seeds that the clock ended before the budget.
         errors: of the failed ones, by seed.
     """
@@ -65,14 +66,14 @@ class Entry:
     high: float | None = None
     passes: float | None = None
     optimizer_steps: float | None = None
-    train_seconds: float | None = None
+    train_cpu_seconds: float | None = None
     stopped_by_time: list[int]
     errors: dict[str, str]
 
     def text(self) -> str:
-        """``40.2 → 74.2, +34.0 [27.0, 40.6]`` with marks, ``error`` or ``-``."""
+        """``40.2 → 74.2, +34.0 [27.0, 40.6]`` with marks, ``error``, ``-``, or ``for text``."""
         if not self.seeds:
-            return "error" if self.failed else "-"
+            return "error" if self.failed else "-" if self.missing else "for text"
         points = f"{self.start:.1f} → {self.end:.1f}, **{self.gain:+.1f}** [{self.low:+.1f}, {self.high:+.1f}]"
         asked = len(self.seeds) + len(self.missing) + len(self.failed)
         marks = f" ({len(self.seeds)} of {asked} seeds)" if len(self.seeds) < asked else ""
@@ -107,7 +108,7 @@ def entry_of(task: str, algorithm: str, records: Records) -> Entry:
         high=100 * points.high,
         passes=_mean(runs, "passes"),
         optimizer_steps=_mean(runs, "optimizer_steps"),
-        train_seconds=_mean(runs, "train_seconds"),
+        train_cpu_seconds=_mean(runs, "train_cpu_seconds"),
     )
 
 
@@ -166,7 +167,7 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         *_rows(tasks, {name: [entry.text() for entry in own] for name, own in entries.items()}),
         "",
-        "Optimizer steps (thousands of row-passes, seconds of training), means over seeds:",
+        "Optimizer steps (thousands of row-passes, CPU seconds of training), means over seeds:",
         "",
         *_rows(tasks, {name: [_cost(entry) for entry in own] for name, own in entries.items()}),
     ]
@@ -193,4 +194,4 @@ def _rows(tasks: list[str], rows: dict[str, list[str]]) -> list[str]:
 def _cost(entry: Entry) -> str:
     if not entry.seeds:
         return "-"
-    return f"{entry.optimizer_steps:.0f} ({entry.passes / 1000:.1f} k, {entry.train_seconds:.0f} s)"
+    return f"{entry.optimizer_steps:.0f} ({entry.passes / 1000:.1f} k, {entry.train_cpu_seconds:.0f} s)"

@@ -12,9 +12,6 @@ from ..rng import keyed_generator
 from .base import Answer, Draw, Key, Noising, random_subset
 
 
-DRAW_COUPLING = ("independent", "stratified", "antithetic")
-
-
 def coupled_uniforms(count: int, coupling: str, *, generator: torch.Generator) -> list[float]:
     """``count`` numbers in [0, 1), each uniform: independent, or one in each of ``count`` equal strata."""
     draws = torch.rand(count, dtype=torch.float64, generator=generator)
@@ -39,7 +36,7 @@ class FullNoising(Noising):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomNoising(Noising):
-    """A fresh random number of hidden tokens for every draw, ratios in [lowest, highest].
+    """A fresh random number of hidden tokens for every draw, ratios r in [lowest, highest]: round(r n), at least one.
 
     With the whole range [0, 1] the number is uniform on 1..n and weights n / l make the weighted sum unbiased for the
     evidence lower bound (LLaDA, arXiv 2502.09992, Eq. 14). In antithetic pairs the second draw hides what the first one
@@ -61,7 +58,7 @@ class RandomNoising(Noising):
         drawn, n = [], answer.length
         for s, u in enumerate(coupled_uniforms(num_samples // (1 + paired), self.coupling, generator=generator)):
             ratio = self.lowest + (self.highest - self.lowest) * u
-            count = min(math.floor(ratio * (n + 1)), n) if paired else min(math.floor(ratio * n) + 1, n)
+            count = self._count(ratio, n, paired)
             own = keyed_generator("mask", *key, k, s)
             share = 1.0 / num_samples
             if paired:
@@ -69,9 +66,16 @@ class RandomNoising(Noising):
             else:
                 hidden = random_subset(answer.completion, count, generator=own)
                 drawn.append(
-                    Draw(hidden=hidden, target=hidden, ratio=ratio, probability=count / max(n, 1), share=share)
+                    Draw(hidden=hidden, target=hidden, ratio=ratio, probability=max(count, 1) / max(n, 1), share=share)
                 )
         return drawn
+
+    def _count(self, ratio: float, n: int, paired: bool) -> int:
+        """Tokens hidden at ``ratio``: over the whole range uniform on 1..n, in pairs on 0..n; else round(r n), at least 1."""
+        if paired:
+            return min(math.floor(ratio * (n + 1)), n)
+        whole = (self.lowest, self.highest) == (0.0, 1.0)
+        return min(math.floor(ratio * n) + 1 if whole else max(round(ratio * n), 1), n)
 
 
 def complementary_pair(
@@ -115,9 +119,9 @@ class CoupledNoising(Noising):
 class QuadratureNoising(Noising):
     """Mask ratios at the S Gauss-Legendre nodes of [0, 1] (GDPO, arXiv 2510.08554).
 
-    Of n tokens round(t_s n), at least one, are hidden at random, as in the published code: a fixed number is far less noisy
-    than a coin for each token, for which the rule would be exact up to 2 S tokens. With inverse probabilities the weights are
-    w_s n / l_s. The error is the quadrature's and the rounding's.
+    Of n tokens round(t_s n), at least one, are hidden at random, as in the published code; with inverse probabilities the
+    weights are w_s n / l_s. The error is the quadrature's and the rounding's. (A coin for each token would make the rule
+    exact up to 2 S tokens, and much noisier where tokens are alike.)
     """
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
