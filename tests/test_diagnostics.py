@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unigrpo.advantages import group_advantages
+from unigrpo.anchors import log_exact_kl
 from unigrpo.diagnostics import (
     FIFTHS,
     KL_TOKENS,
@@ -20,7 +21,7 @@ from unigrpo.diagnostics import (
     thinned,
     window_metrics,
 )
-from unigrpo.experience import log_exact_kl, make_experience
+from unigrpo.experience import make_experience
 from unigrpo.likelihood import score_tokens, token_logprobs
 from unigrpo.losses import LossTerms
 from unigrpo.metrics import Metrics, completion_metrics, reward_metrics

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unigrpo.experience import add_old_and_reference, rebuild_window
+from unigrpo.anchors import add_old_and_reference
+from unigrpo.window import rebuild_window
 
 from .test_magvit import tiny_tokenizer
 from .test_trainer_laws import (

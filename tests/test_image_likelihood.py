@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unigrpo.anchors import add_old_and_reference
 from unigrpo.evaluation import eval_pipeline
-from unigrpo.experience import add_old_and_reference, rebuild_window
 from unigrpo.images import fit_image, to_pixels
 from unigrpo.likelihood import score_tokens
+from unigrpo.window import rebuild_window
 
 from .test_image_laws import GUIDED, assert_on_policy, options, picture
 from .test_magvit import tiny_tokenizer

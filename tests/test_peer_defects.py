@@ -11,11 +11,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from unigrpo.experience import add_old_and_reference, draw_noise, rebuild_window
+from unigrpo.anchors import add_old_and_reference
+from unigrpo.experience import draw_noise
 from unigrpo.losses import PolicyLoss
 from unigrpo.presets import PRESETS
 from unigrpo.sampling import sample_answers
 from unigrpo.units import Unit, collate
+from unigrpo.window import rebuild_window
 
 from .test_preset_runs import losses_of, preset, total_and_gradient
 from .test_trainer_laws import aligned, difference, first_window, gradients, weights

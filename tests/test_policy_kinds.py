@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
+from unigrpo.anchors import add_old_and_reference
 from unigrpo.buffer import load_window
 from unigrpo.checkpointing import window_file
-from unigrpo.experience import add_old_and_reference
 from unigrpo.likelihood import score_tokens
 from unigrpo.noising import random_corruption
 from unigrpo.rng import keyed_generator

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from unigrpo.algorithms import Algorithm
-from unigrpo.experience import add_old_and_reference, rebuild_window
+from unigrpo.anchors import add_old_and_reference
 from unigrpo.presets import PRESETS
 from unigrpo.units import collate
+from unigrpo.window import rebuild_window
 
 from .test_image_laws import options
 from .test_trainer_laws import Calls, aligned, difference, first_window, gradients, weights

@@ -14,11 +14,12 @@ import unigrpo
 from unigrpo.algorithms import build_algorithm, build_algorithms
 from unigrpo.building import build_config
 from unigrpo.config import UniGRPOConfig
-from unigrpo.experience import compare, rebuild_window
+from unigrpo.experience import compare
 from unigrpo.presets import BASE, PRESETS, TASK_DEFAULTS
 from unigrpo.settings import TASK_KEYS
 from unigrpo.types import TASKS, Canvas, Experience, Rollout, TokenSpace
 from unigrpo.units import collate
+from unigrpo.window import rebuild_window
 
 from .test_recipe import MINIMAL, recipe
 

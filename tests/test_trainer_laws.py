@@ -14,9 +14,11 @@ from torch import nn
 from transformers import TrainerCallback
 
 from unigrpo import UniGRPOTrainer
-from unigrpo.experience import add_old_and_reference, make_experience, rebuild_window
+from unigrpo.anchors import add_old_and_reference
+from unigrpo.experience import make_experience
 from unigrpo.metrics import Metrics
 from unigrpo.units import collate
+from unigrpo.window import rebuild_window
 
 from .tiny import low_ids, prompts, tiny_model
 

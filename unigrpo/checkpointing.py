@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .buffer import load_window, save_window
-from .experience import rebuild_window
 from .guards import NonFiniteError
 from .reference import ADAPTER, is_peft, reload_trained_adapter
+from .window import rebuild_window
 
 
 REFERENCE_FILE = "reference_model.safetensors"

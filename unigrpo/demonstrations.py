@@ -1,8 +1,7 @@
 """The auxiliary masked-denoising (SFT) term: given answers that hold the model together while rewards move it.
 
 LaViDa-R1 and MMaDA's training mix it in where a KL alone lets high-entropy tokens drift. A row's loss is
--(1/n) sum_t (n/l) log p(token) over the l hidden of n tokens, l uniform on 1..n: LLaDA's SFT loss (arXiv 2502.09992,
-Eq. 5).
+-(1/n) sum_t (n/l) log p(token) over the l hidden of n tokens, l uniform on 1..n: LLaDA's SFT loss (arXiv 2502.09992).
 """
 
 from __future__ import annotations

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .advantages import Advantages, group_advantages
-from .algorithms import Algorithm
-from .diagnostics import thinned, window_metrics
-from .likelihood import score_tokens, token_logprobs
+from .anchors import add_old_and_reference, log_exact_kl
+from .diagnostics import window_metrics
 from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
 from .models.base import DiffusionPolicy
 from .noising import random_corruption
 from .rng import keyed_generator
-from .sampling import Pipeline, Sample, evaluating, sample_answers
+from .sampling import Pipeline, Sample, sample_answers
 from .types import TASKS, Experience, Noise, Rollout
-from .units import Mixing, Unit, collate, count_scored, cut_units, pad_units
-
-
-@dataclass(slots=True, kw_only=True)
-class Window:
-    """All rows of one rollout on this rank, cut into units by micro-batch.
-
-    Attributes:
-        rows: training data in sampling order.
-        order: the shuffled row indices that micro-batches are cut from.
-        micro_batches: ``steps_per_generation`` lists of units.
-        local_tokens, step_tokens: ``[micro-steps, K, tasks, 2]`` fp64, scored tokens and rows of each task, rows without
-            a reward included: of this rank's micro-batch, and of the whole optimizer step on all ranks.
-        table: the window's answers as columns, for the completions table; empty after a resume.
-    """
-
-    rows: list[Experience]
-    order: list[int]
-    micro_batches: list[list[Unit]]
-    local_tokens: Tensor
-    step_tokens: Tensor
-    table: dict[str, list] = field(default_factory=dict)
-
-    def tokens_per_row(self, loss_type: str, step: int, k: int, task: str) -> float:
-        """Mean scored tokens of a row of ``task`` in micro-step ``step``: of its optimizer step, for ``"bnpo"`` its own."""
-        counted = self.local_tokens if loss_type == "bnpo" else self.step_tokens
-        tokens, rows = counted[step, k, TASKS.index(task)].tolist()
-        return max(tokens, 1.0) / max(rows, 1.0)
+from .window import Window, cut_window
 
 
 def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, metrics: Metrics) -> Window:
@@ -200,144 +172,6 @@ def unpack(pipe: Pipeline, sample: Sample, noise: Noise, advantage: float, rewar
         token_space=canvas.token_space,
         index=sample.index,
     )
-
-
-def cut_window(pipe: Pipeline, rows: list[Experience], window: int) -> Window:
-    """Rows shuffled, dealt to micro-batches and cut into units; every rank gets the same number of units."""
-    generator = keyed_generator("order", pipe.args.seed, window, pipe.rank)
-    return rebuild_window(pipe, rows, torch.randperm(len(rows), generator=generator).tolist())
-
-
-def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> Window:
-    """The window of ``rows`` in a known ``order``; a resume and a fresh window share this path."""
-    steps = pipe.args.steps_per_generation
-    size = len(order) // steps
-    dealt = [order[step * size : (step + 1) * size] for step in range(steps)]
-    moves = steps * pipe.args.num_iterations > pipe.args.gradient_accumulation_steps
-    units = cut_units(rows, dealt, pipe.policy, {task: mixing(own, moves) for task, own in pipe.algorithms.items()})
-    counts = torch.tensor([[len(unit) for unit in units]], device=pipe.device)
-    everyone = pipe.gather(counts)
-    if len(everyone) > 1:
-        units = pad_units(units, everyone.amax(dim=0).clamp(min=1).tolist(), rows)
-    local = count_tokens(pipe, rows, dealt)
-    every = pipe.args.gradient_accumulation_steps
-    step = local.view(-1, every, *local.shape[1:]).sum(dim=1)
-    step = pipe.gather(step.to(pipe.device)[None]).cpu().sum(dim=0).repeat_interleave(every, dim=0)
-    return Window(rows=rows, order=order, micro_batches=units, local_tokens=local, step_tokens=step)
-
-
-def mixing(algorithm: Algorithm, policy_moves: bool) -> Mixing:
-    """What cutting has to know of ``algorithm``; ``policy_moves`` = a window has more than one optimizer step.
-
-    k2 and k3 to the old policy and their gradients are 0 where the policy is still the old one.
-    """
-    settings = algorithm.settings
-    felt = settings.needs_reference or policy_moves or settings.kl_estimator == "k1"
-    return Mixing(
-        beta=settings.beta if felt else 0.0, mixes_draws=algorithm.mixes_draws, tokenwise=algorithm.tokenwise
-    )
-
-
-def count_tokens(pipe: Pipeline, rows: list[Experience], dealt: list[list[int]]) -> Tensor:
-    """``Window.local_tokens``: tokens by which ``"bnpo"`` and ``"dapo"`` divide."""
-    counts = torch.zeros(len(dealt), pipe.args.num_iterations, len(TASKS), 2)
-    for step, indices in enumerate(dealt):
-        for row in (rows[index] for index in indices):
-            algorithm, place = pipe.algorithms[row.task], TASKS.index(row.task)
-            whole = algorithm.loss.normalization == "completion"
-            for k in range(pipe.args.num_iterations):
-                scored = float(row.completion_mask.sum()) if whole else count_scored(row, k, algorithm.mixes_draws)
-                counts[step, k, place] += torch.tensor([scored, 1.0])
-    return counts
-
-
-@torch.no_grad()
-def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = False) -> None:
-    """Old and reference log-probabilities on the window's own noise and units.
-
-    Units that are used before the first optimizer step of the window need no old pass: there old = new. ``always_old``
-    computes it all the same. Algorithms without a ratio need none at all.
-    """
-    moved_after = pipe.args.gradient_accumulation_steps
-    for row in window.rows:
-        needed = always_old or pipe.algorithms[row.task].needs_old
-        row.old_logps = torch.zeros_like(row.weight) if needed else None
-        row.old_known = torch.zeros(row.weight.shape[0], dtype=torch.bool)
-    for k in range(pipe.args.num_iterations):
-        for step, units in enumerate(window.micro_batches):
-            for unit in units:
-                needed = pipe.algorithms[window.rows[unit.rows[0]].task].needs_old
-                if always_old or (needed and (k > 0 or step >= moved_after)):
-                    _score_into(pipe, window, unit, k, pipe.model, "old_logps")
-    # The exact KL compares whole distributions, which are made anew beside each update and never kept.
-    with_reference = {
-        task
-        for task, algorithm in pipe.algorithms.items()
-        if algorithm.settings.needs_reference and not algorithm.settings.exact_kl
-    }
-    if not any(row.task in with_reference for row in window.rows):
-        return
-    with pipe.reference() as model:
-        for row in window.rows:
-            row.ref_logps = torch.zeros_like(row.weight) if row.task in with_reference else None
-        for k in range(pipe.args.num_iterations):
-            for units in window.micro_batches:
-                for unit in units:
-                    if window.rows[unit.rows[0]].task in with_reference:
-                        _score_into(pipe, window, unit, k, model, "ref_logps")
-
-
-def _score_into(pipe: Pipeline, window: Window, unit: Unit, k: int, model, name: str) -> None:
-    batch = collate(window.rows, unit, k, pipe.policy, pipe.device)
-    settings = pipe.algorithms[batch.canvas.task].settings
-    with evaluating(model):
-        scores = score_tokens(
-            model,
-            pipe.policy,
-            batch.canvas,
-            batch.hidden,
-            batch.target,
-            batch.noisy_ids,
-            settings.temperature,
-            settings.likelihood_guidance,
-        )
-    if unit.dummy:
-        return
-    logps = scores.logps.cpu().unflatten(0, (len(unit.rows), -1))
-    for place, index in enumerate(unit.rows):
-        row = window.rows[index]
-        kept = getattr(row, name)[k]
-        if unit.draw is None:
-            kept.copy_(logps[place, : len(kept), : len(row.ids)])
-        else:
-            kept[unit.draw] = logps[place, 0, : len(row.ids)]
-        if name == "old_logps":
-            row.old_known[k] = True
-
-
-@torch.no_grad()
-def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metrics) -> None:
-    """``kl_exact``: the categorical KL(policy || reference) at some scored tokens of each task's first unit, in nats.
-
-    For tasks whose ``kl`` is an estimate. ``tasks`` are those of all ranks' rows: every rank makes the same forwards, one
-    without a unit of the task makes them on another unit and lets the result go.
-    """
-    units = [unit for step in window.micro_batches for unit in step]
-    for task in sorted(set(tasks)):
-        settings = pipe.algorithms[task].settings
-        if not units or not settings.needs_reference or settings.exact_kl:
-            continue
-        own = [unit for unit in units if window.rows[unit.rows[0]].task == task and not unit.dummy]
-        batch = collate(window.rows, (own or units)[0], 0, pipe.policy, pipe.device)
-        settings = pipe.algorithms[batch.canvas.task].settings
-        arguments = (batch.canvas, batch.hidden, thinned(batch.target), batch.noisy_ids)
-        law = (settings.temperature, settings.likelihood_guidance)
-        with evaluating(pipe.model):
-            policy = token_logprobs(pipe.model, pipe.policy, *arguments, *law)
-        with pipe.reference() as model, evaluating(model):
-            reference = token_logprobs(model, pipe.policy, *arguments, *law)
-        if own:
-            metrics.add("kl_exact", (policy.exp() * (policy - reference)).sum(dim=-1).mean(), task)
 
 
 def answer_table(pipe: Pipeline, samples: list[Sample], scores: Tensor, advantages: Tensor) -> dict[str, list]:

@@ -123,12 +123,7 @@ class PolicyLoss:
         log_ratio, reference = self._cut(values.log_ratio), self._cut(values.reference)
         clip = Clip(low=self.epsilon, high=self.epsilon_high, delta=self.delta)
         objective = SURROGATES[self.surrogate].formula(log_ratio, values.logps, advantages, clip)
-        kl = values.kl
-        if kl is None:
-            summed = self.kl_level == "sum" and self.level != "token"
-            scale = lengths[:, None] if summed else 1.0
-            sums = reference * (scale if self.level == "sequence" else 1.0)
-            kl = kl_estimate(sums, torch.zeros_like(sums), self.kl_estimator) / scale
+        kl = self._kl(values.kl, reference, lengths)
         total = ((self.beta * kl - objective.value) * values.weight).sum(dim=1)
         scored = values.scored
         return LossTerms(
@@ -138,6 +133,14 @@ class PolicyLoss:
             clipped_low=objective.clipped_low[scored],
             clipped_high=objective.clipped_high[scored],
         )
+
+    def _kl(self, exact: Tensor | None, reference: Tensor, lengths: Tensor) -> Tensor:
+        """The exact KL where there is one, else the estimate from log-ratios to the reference; 0 where it has no weight."""
+        if exact is not None or self.beta == 0:
+            return torch.zeros_like(reference) if exact is None else exact
+        scale = lengths[:, None] if self.kl_level == "sum" and self.level != "token" else 1.0
+        sums = reference * (scale if self.level == "sequence" else 1.0)
+        return kl_estimate(sums, torch.zeros_like(sums), self.kl_estimator) / scale
 
     def _cut(self, log_ratio: Tensor) -> Tensor:
         return log_ratio if self.log_ratio_clip is None else log_ratio.clamp(-self.log_ratio_clip, self.log_ratio_clip)

@@ -57,7 +57,7 @@ def linear(
 def upper_bound(
     logps: Float[Tensor, "b S L"], target: Bool[Tensor, "b S L"], weight: Float[Tensor, "b S L"], exponent: float
 ) -> Float[Tensor, "b L"]:
-    """(1 / beta) log sum_s w_s p_s^beta: SPG's evidence upper bound of a token (arXiv 2510.09541, Eq. 9).
+    """(1 / beta) log sum_s w_s p_s^beta: SPG's evidence upper bound of a token (arXiv 2510.09541).
 
     Summed over the tokens it lies above the lower bound for every beta, and above log p itself for beta >= the number
     of tokens (Hoelder's inequality); for smaller beta up to a constant that does not depend on the policy. The logarithm

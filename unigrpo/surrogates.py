@@ -36,7 +36,7 @@ def _free(value: Tensor) -> Objective:
 
 
 def ppo(log_ratio: Tensor, logps: Tensor, advantages: Tensor, clip: Clip) -> Objective:
-    """min(r A, clip(r, 1 - low, 1 + high) A), PPO (arXiv 1707.06347, Eq. 7); asymmetric as in DAPO (2503.14476).
+    """min(r A, clip(r, 1 - low, 1 + high) A), PPO (arXiv 1707.06347); asymmetric as in DAPO (2503.14476).
 
     With ``delta`` r is first cut at delta, which bounds the loss of negative advantages: dual-clip PPO (1912.09729),
     TRL's ``delta``.
@@ -51,7 +51,7 @@ def ppo(log_ratio: Tensor, logps: Tensor, advantages: Tensor, clip: Clip) -> Obj
 
 
 def cispo(log_ratio: Tensor, logps: Tensor, advantages: Tensor, clip: Clip) -> Objective:
-    """sg(min(r, 1 + high)) A log p: every token keeps a gradient, its weight is bounded. CISPO, arXiv 2506.13585, Eq. 4.
+    """sg(min(r, 1 + high)) A log p: every token keeps a gradient, its weight is bounded. CISPO, arXiv 2506.13585.
 
     Only the upper bound acts, as in the paper's runs. TRL writes the bound itself into ``epsilon_high``; here it is
     1 + ``epsilon_high`` as in the paper.

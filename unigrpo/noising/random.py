@@ -39,7 +39,7 @@ class RandomNoising(Noising):
     """A fresh random number of hidden tokens for every draw, ratios r in [lowest, highest]: round(r n), at least one.
 
     With the whole range [0, 1] the number is uniform on 1..n and weights n / l make the weighted sum unbiased for the
-    evidence lower bound (LLaDA, arXiv 2502.09992, Eq. 14). In antithetic pairs the second draw hides what the first one
+    evidence lower bound (LLaDA, arXiv 2502.09992). In antithetic pairs the second draw hides what the first one
     shows: the number is uniform on 0..n, weights are (n + 1) / l and (n + 1) / (n - l) (ESPO, arXiv 2512.03759).
 
     Args:

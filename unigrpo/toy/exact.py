@@ -74,7 +74,7 @@ class ExactLikelihood:
         return torch.tensor([self.along(order) for order in every], dtype=torch.float64)
 
     def elbo(self) -> float:
-        """The evidence lower bound n E_{l ~ U{1..n}} E_M (1/l) sum_{i in M} log p_i (LLaDA, arXiv 2502.09992, Eq. 14)."""
+        """The evidence lower bound n E_{l ~ U{1..n}} E_M (1/l) sum_{i in M} log p_i (LLaDA, arXiv 2502.09992)."""
         return self.expect(uniform_size(self.n))
 
     def elbo_over_orders(self) -> float:

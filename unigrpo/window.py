@@ -1,0 +1,90 @@
+"""A rollout window: its rows dealt to micro-batches and cut into units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .algorithms import Algorithm
+from .rng import keyed_generator
+from .sampling import Pipeline
+from .types import TASKS, Experience
+from .units import Mixing, Unit, count_scored, cut_units, pad_units
+
+
+@dataclass(slots=True, kw_only=True)
+class Window:
+    """All rows of one rollout on this rank, cut into units by micro-batch.
+
+    Attributes:
+        rows: training data in sampling order.
+        order: the shuffled row indices that micro-batches are cut from.
+        micro_batches: ``steps_per_generation`` lists of units.
+        local_tokens, step_tokens: ``[micro-steps, K, tasks, 2]`` fp64, scored tokens and rows of each task, rows without
+            a reward included: of this rank's micro-batch, and of the whole optimizer step on all ranks.
+        table: the window's answers as columns, for the completions table; empty after a resume.
+    """
+
+    rows: list[Experience]
+    order: list[int]
+    micro_batches: list[list[Unit]]
+    local_tokens: Tensor
+    step_tokens: Tensor
+    table: dict[str, list] = field(default_factory=dict)
+
+    def tokens_per_row(self, loss_type: str, step: int, k: int, task: str) -> float:
+        """Mean scored tokens of a row of ``task`` in micro-step ``step``: of its optimizer step, for ``"bnpo"`` its own."""
+        counted = self.local_tokens if loss_type == "bnpo" else self.step_tokens
+        tokens, rows = counted[step, k, TASKS.index(task)].tolist()
+        return max(tokens, 1.0) / max(rows, 1.0)
+
+
+def cut_window(pipe: Pipeline, rows: list[Experience], window: int) -> Window:
+    """Rows shuffled, dealt to micro-batches and cut into units; every rank gets the same number of units."""
+    generator = keyed_generator("order", pipe.args.seed, window, pipe.rank)
+    return rebuild_window(pipe, rows, torch.randperm(len(rows), generator=generator).tolist())
+
+
+def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> Window:
+    """The window of ``rows`` in a known ``order``; a resume and a fresh window share this path."""
+    steps = pipe.args.steps_per_generation
+    size = len(order) // steps
+    dealt = [order[step * size : (step + 1) * size] for step in range(steps)]
+    moves = steps * pipe.args.num_iterations > pipe.args.gradient_accumulation_steps
+    units = cut_units(rows, dealt, pipe.policy, {task: mixing(own, moves) for task, own in pipe.algorithms.items()})
+    counts = torch.tensor([[len(unit) for unit in units]], device=pipe.device)
+    everyone = pipe.gather(counts)
+    if len(everyone) > 1:
+        units = pad_units(units, everyone.amax(dim=0).clamp(min=1).tolist(), rows)
+    local = count_tokens(pipe, rows, dealt)
+    every = pipe.args.gradient_accumulation_steps
+    step = local.view(-1, every, *local.shape[1:]).sum(dim=1)
+    step = pipe.gather(step.to(pipe.device)[None]).cpu().sum(dim=0).repeat_interleave(every, dim=0)
+    return Window(rows=rows, order=order, micro_batches=units, local_tokens=local, step_tokens=step)
+
+
+def mixing(algorithm: Algorithm, policy_moves: bool) -> Mixing:
+    """What cutting has to know of ``algorithm``; ``policy_moves`` = a window has more than one optimizer step.
+
+    k2 and k3 to the old policy and their gradients are 0 where the policy is still the old one.
+    """
+    settings = algorithm.settings
+    felt = settings.needs_reference or policy_moves or settings.kl_estimator == "k1"
+    return Mixing(
+        beta=settings.beta if felt else 0.0, mixes_draws=algorithm.mixes_draws, tokenwise=algorithm.tokenwise
+    )
+
+
+def count_tokens(pipe: Pipeline, rows: list[Experience], dealt: list[list[int]]) -> Tensor:
+    """``Window.local_tokens``: tokens by which ``"bnpo"`` and ``"dapo"`` divide."""
+    counts = torch.zeros(len(dealt), pipe.args.num_iterations, len(TASKS), 2)
+    for step, indices in enumerate(dealt):
+        for row in (rows[index] for index in indices):
+            algorithm, place = pipe.algorithms[row.task], TASKS.index(row.task)
+            whole = algorithm.loss.normalization == "completion"
+            for k in range(pipe.args.num_iterations):
+                scored = float(row.completion_mask.sum()) if whole else count_scored(row, k, algorithm.mixes_draws)
+                counts[step, k, place] += torch.tensor([scored, 1.0])
+    return counts
