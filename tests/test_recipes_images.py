@@ -13,9 +13,9 @@ from PIL import Image
 from unigrpo.algorithms import build_algorithm
 from unigrpo.building import build_config, load_rows
 from unigrpo.cli import main
-from unigrpo.config import CHOICES, TASK_KEYS
 from unigrpo.recipe import CONFIG_KEYS, DatasetSpec, RecipeError, load_recipe
 from unigrpo.run import evaluate_recipe
+from unigrpo.settings import CHOICES, TASK_KEYS
 
 from .test_cli import RECIPES, ROOT, SMALL, replaced_data, replaced_models, replaced_sizes, tiny_models, tiny_path  # noqa: F401
 
