@@ -113,7 +113,8 @@ class PolicyLoss:
             scored_tokens: the row's scored tokens where this call sees a part of its draws; None = counted here.
             tokens_per_row: mean scored tokens a row, for ``"dapo"`` and ``"bnpo"``.
 
-        Values outside ``target`` are ignored and may be anything finite; a row without a target has loss 0."""
+        Values outside ``target`` are ignored and may be anything finite; a row without a target has loss 0.
+        """
         values = self._values(
             logps, old_logps, ref_logps, exact_kl, target, weight, advantages, completion_length, scored_tokens
         )
@@ -146,7 +147,16 @@ class PolicyLoss:
         return log_ratio if self.log_ratio_clip is None else log_ratio.clamp(-self.log_ratio_clip, self.log_ratio_clip)
 
     def _values(
-        self, logps, old_logps, ref_logps, exact_kl, target, weight, advantages, completion_length, scored_tokens
+        self,
+        logps: Tensor,
+        old_logps: Tensor,
+        ref_logps: Tensor | None,
+        exact_kl: Tensor | None,
+        target: Tensor,
+        weight: Tensor,
+        advantages: Tensor,
+        completion_length: Tensor,
+        scored_tokens: Tensor | None,
     ) -> _Values:
         """Per token, with the draws mixed where ``reduction`` mixes them."""
         weight = weight * target
