@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from PIL import Image
 
-from unigrpo.demonstrations import demonstration_loss, demonstrations, written
+from unigrpo.check import check_recipe
+from unigrpo.demonstrations import answer_ids, demonstration_loss, demonstrations, written
 from unigrpo.guards import FiniteGuard
 from unigrpo.likelihood import score_tokens
 from unigrpo.metrics import Metrics
@@ -111,6 +115,41 @@ def test_pictures_are_given_answers_too(make_trainer):
     assert bool(rollout.completion_mask.equal(rollout.canvas.fill_mask))
     assert bool(space.contains(rollout.canvas.ids[rollout.completion_mask]).all())
     assert any("sft_loss" in log for log in trainer.state.log_history)
+
+
+def test_a_given_picture_is_read_as_the_task_says(make_trainer):
+    """``images`` with one picture is as good as ``image``, and the task's own transform holds."""
+    settings = options("mixed", 6)
+    wide = Image.new("RGB", (96, 32), "black")
+    wide.paste((255, 0, 0), (0, 0, 32, 32))
+    given = [{"prompt": "w1 w2", "task": "t2i", "image": wide}, {"prompt": "w1 w2", "task": "t2i", "images": [wide]}]
+    codes = {}
+    for transform in ("squash", "crop"):
+        overrides = {**settings.get("task_overrides", {})}
+        overrides["t2i"] = {**overrides.get("t2i", {}), "image_transform": transform}
+        trainer = make_trainer(**{**settings, "task_overrides": overrides}, sft_rows=given, sft_weight=1.0)
+        one, other = (answer_ids(trainer.policy, trainer.args, trainer.codec, row) for row in given)
+        assert torch.equal(one, other)
+        codes[transform] = one
+    assert not torch.equal(codes["squash"], codes["crop"])
+
+
+def test_check_finds_given_answers_that_are_not_there(tmp_path):
+    rows = tmp_path / "given.jsonl"
+    rows.write_text(json.dumps({"prompt": "Tom has 3 cups and gets 4. Total?", "solution": "7"}) + "\n")
+    recipe = {
+        "model": {"path": "builtin:arithmetic"},
+        "datasets": [{"path": "builtin:arithmetic", "limit": 64}],
+        "rewards": [{"name": "think_format"}],
+        "sft_datasets": [{"path": str(rows)}],
+        "sft_weight": 0.1,
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+    }
+    with pytest.raises(ValueError, match=r"\[0\]\['completion'\]=None must be the answer's text.*column_map"):
+        check_recipe(parse_recipe(recipe, "here"))
+    recipe["sft_datasets"][0]["column_map"] = {"completion": "solution"}
+    assert check_recipe(parse_recipe(recipe, "here"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from .algorithms import build_algorithms, check_task_sampler
 from .building import FILE_KINDS, build_config, build_lora, build_rewards, import_paths, load_rows, resolve_names
 from .codec import sides
 from .data import check_dataset, task_of
+from .demonstrations import check_given
 from .generation import BUILTIN, model_path
 from .models import MagvitV2Config
 from .recipe import DatasetSpec, Recipe, RecipeError
@@ -64,8 +65,10 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     notes += _check_reward_models(recipe, offline)
     for spec in recipe.datasets:
         notes += _check_data(recipe, spec, offline, gold=True)
-    for spec in (*recipe.eval_datasets, *recipe.sft_datasets):
+    for spec in recipe.eval_datasets:
         notes += _check_data(recipe, spec, offline, gold=False)
+    for spec in recipe.sft_datasets:
+        notes += _check_data(recipe, spec, offline, gold=False, given=True)
     return notes
 
 
@@ -138,7 +141,8 @@ def _is_local(path: str, what: str = "model path") -> bool:
     return looks_local
 
 
-def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool) -> list[str]:
+def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool, given: bool = False) -> list[str]:
+    """The rows of one dataset; ``gold`` for those trained on, ``given`` for those with given answers."""
     notes: list[str] = []
     if not spec.path.startswith(BUILTIN) and Path(spec.path).suffix not in FILE_KINDS:
         rows, notes = _reach(f"dataset {spec.path}", lambda: load_rows(spec), offline)
@@ -147,9 +151,13 @@ def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool) ->
     if rows is None:
         return notes
     args = build_config(recipe)
-    check_dataset(
-        rows, f"dataset {spec.path}", lambda row, where: check_task_sampler(args, task_of(row), where, not gold)
-    )
+
+    def check_row(row: dict[str, Any], where: str) -> None:
+        check_task_sampler(args, task_of(row), where, held_out=not gold and not given)
+        if given:
+            check_given(row, where)
+
+    check_dataset(rows, f"dataset {spec.path}", check_row)
     notes = [f"dataset {spec.path}: {len(rows)} rows, columns {rows.column_names}"]
     if gold and "solution" in rows.column_names:
         notes += _check_gold(recipe, rows, spec)

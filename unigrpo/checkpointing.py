@@ -101,6 +101,5 @@ class WindowCheckpoints:
             raise NonFiniteError(f"{what}. DeepSpeed has applied it already; resume from the last checkpoint. {CURE}")
         folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
         if self._saved_step != self.state.global_step:
-            model.zero_grad()
             self._save_checkpoint(model, trial=None)
         raise NonFiniteError(f"{what}. The weights before it are in {folder}; resume from there. {CURE}")

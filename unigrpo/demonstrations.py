@@ -17,7 +17,6 @@ from .config import UniGRPOConfig
 from .data import image_of, task_of
 from .experience import corrupted, unpack
 from .guards import FiniteGuard
-from .images import load_image
 from .likelihood import score_tokens
 from .losses import PolicyLoss
 from .metrics import Metrics
@@ -109,21 +108,18 @@ def answer_ids(policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec |
     """Ids of the given answer: the ``completion`` text with a stop token where one fits, or the codes of ``image``."""
     task = task_of(row)
     if task == "t2i":
-        size, transform = image_size(args, policy, task), row.get("image_transform") or args.image_transform
-        picture = load_image(row["image"], "a demonstration's 'image'")
+        size = image_size(args, policy, task)
+        transform = row.get("image_transform") or args.for_task(task).image_transform
+        picture = image_of(row, f"a given answer to {str(row['prompt'])[:60]!r}")
         return codec.encode([picture], size, [transform])[0] + policy.token_space(task).start
     room = args.for_task(task).max_completion_length
     ids = policy.answer_ids(row["completion"])
     return torch.tensor([*ids, *policy.stop_token_ids[-1:]][:room] if len(ids) <= room else ids, dtype=torch.int64)
 
 
-def check_demonstration(
-    policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, row: dict[str, Any], where: str
-) -> None:
-    """Raises ``ValueError`` naming row and column for a given answer that cannot be written."""
-    check_prompt(policy, args, codec, row, where)
-    task = task_of(row)
-    if task == "t2i":
+def check_given(row: dict[str, Any], where: str) -> None:
+    """Raises ``ValueError`` naming row and column where a given answer is missing; needs no policy."""
+    if task_of(row) == "t2i":
         image_of(row, where)
         return
     text = row.get("completion")
@@ -131,6 +127,17 @@ def check_demonstration(
         raise ValueError(
             f"{where}['completion']={text!r} must be the answer's text; rename your column (column_map in a recipe)"
         )
+
+
+def check_demonstration(
+    policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, row: dict[str, Any], where: str
+) -> None:
+    """Raises ``ValueError`` naming row and column for a given answer that cannot be written."""
+    check_prompt(policy, args, codec, row, where)
+    check_given(row, where)
+    task = task_of(row)
+    if task == "t2i":
+        return
     ids, room = answer_ids(policy, args, codec, row), args.for_task(task).max_completion_length
     if len(ids) > room:
         raise ValueError(

@@ -58,6 +58,7 @@ def reference_context(model: nn.Module, wrapped: Callable[[], Any], twin: nn.Mod
 
     @contextmanager
     def reference() -> Iterator[Any]:
+        """The module to call as the reference policy."""
         if twin is not None:
             yield twin
         elif ADAPTER in model.peft_config:

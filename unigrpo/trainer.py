@@ -294,7 +294,6 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         """The auxiliary term of this micro-step, one part a unit."""
         pipe = self.pipeline()
         rows, units = demonstrations(pipe, self.sft_dataset, self._micro_step)
-
         return [partial(demonstration_loss, pipe, model, rows, unit, self._metrics, self._guard) for unit in units]
 
     def compute_loss(

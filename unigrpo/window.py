@@ -22,7 +22,7 @@ class Window:
         rows: training data in sampling order.
         order: the shuffled row indices that micro-batches are cut from.
         micro_batches: ``steps_per_generation`` lists of units.
-        local_tokens, step_tokens: ``[micro-steps, K, tasks, 2]`` fp64, scored tokens and rows of each task, rows without
+        local_tokens, step_tokens: ``[micro-steps, K, tasks, 2]`` fp32, scored tokens and rows of each task, rows without
             a reward included: of this rank's micro-batch, and of the whole optimizer step on all ranks.
         table: the window's answers as columns, for the completions table; empty after a resume.
     """

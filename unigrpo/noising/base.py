@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -115,15 +115,7 @@ class Noising(ABC):
         for s, draw in enumerate(drawn):
             generator = keyed_generator("prompt mask", *key, k, s)
             extra = independent_subset(answer.prompt, self.p_mask_prompt, generator=generator)
-            result.append(
-                Draw(
-                    hidden=draw.hidden | extra,
-                    target=draw.target,
-                    ratio=draw.ratio,
-                    probability=draw.probability,
-                    share=draw.share,
-                )
-            )
+            result.append(replace(draw, hidden=draw.hidden | extra))
         return result
 
     def _weight(self, draw: Draw) -> float | Tensor:

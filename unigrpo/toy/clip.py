@@ -201,6 +201,7 @@ def retrieval_accuracy(
 
 
 def main() -> None:
+    """Command line: trains and saves the shipped CLIP."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=CHECKPOINT)
     parser.add_argument("--image-tokenizer", type=Path, default=TOKENIZER_CHECKPOINT)

@@ -205,6 +205,7 @@ def save(loaded: LoadedPolicy, output: Path, *, half: bool = False) -> None:
 
 
 def main() -> None:
+    """Command line: trains and saves the shipped arithmetic policy."""
     args = arguments("arithmetic", __doc__)
     generator = torch.Generator().manual_seed(args.seed)
     loaded = untaught(generator)

@@ -107,6 +107,7 @@ def table(answers: int = 4, longest: int = 7, count: int = 1000) -> list[str]:
 
 
 def main() -> None:
+    """Command line: prints the table."""
     parser = argparse.ArgumentParser(description="Bias and variance of the likelihood estimators.")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     output = parser.parse_args().output

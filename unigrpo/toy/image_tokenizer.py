@@ -148,6 +148,7 @@ def reconstruction_accuracy(model: MagvitV2, per_spec: int = 4, seed: int = HELD
 
 
 def main() -> None:
+    """Command line: trains and saves the shipped image tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=CHECKPOINT)
     parser.add_argument("--seed", type=int, default=0)

@@ -178,6 +178,7 @@ def start_figures(loaded: LoadedPolicy, count: int = 480) -> dict[str, float]:
 
 
 def main() -> None:
+    """Command line: trains and saves the shipped shapes policy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=CHECKPOINT)
     parser.add_argument("--seed", type=int, default=0)
