@@ -10,6 +10,7 @@ import torch
 
 from unigrpo.likelihood import score_tokens
 from unigrpo.models import MMaDAPolicy
+from unigrpo.models.draw import choose_tokens
 from unigrpo.rng import keyed_generator
 from unigrpo.samplers import MASK_SCHEDULES, SAMPLERS, Emerge, MaskGIT
 from unigrpo.types import Canvas
@@ -97,9 +98,9 @@ class Uniform:
     def __init__(self, policy):
         self.policy = policy
 
-    def __call__(self, *, select, token_space, **_):
-        count = int(select.sum())
-        return type("Out", (), {"logits": torch.zeros(count, token_space.width)})()
+    def __call__(self, *, select, token_space, draw, **_):
+        drawn = choose_tokens(torch.zeros(int(select.sum()), token_space.width), draw)
+        return drawn._replace(tokens=drawn.tokens + token_space.start)
 
     def eval(self):
         return self

@@ -12,10 +12,10 @@ import torch
 from tests.tiny import golden, tiny_model, tiny_processor
 from unigrpo.likelihood import score_tokens
 from unigrpo.models import MMaDAPolicy
+from unigrpo.models.draw import Draw, choose_tokens
 from unigrpo.models.mmada import modeling
 from unigrpo.rng import keyed_generator
 from unigrpo.samplers import SAMPLERS, SemiAutoregressive
-from unigrpo.samplers.draw import draw_tokens
 from unigrpo.samplers.semi_autoregressive import split_evenly, transfer_counts
 from unigrpo.types import Canvas, TokenSpace
 
@@ -366,6 +366,10 @@ def test_greedy_tokens_are_the_most_likely_ones(policy, model):
 
 
 # ---- drawing tokens ----
+
+
+def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    return choose_tokens(logits, Draw(uniforms=uniforms)).tokens
 
 
 def test_draws_follow_the_softmax():

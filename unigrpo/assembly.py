@@ -15,15 +15,27 @@ from .codec import ImageCodec, load_tokenizer
 from .config import UniGRPOConfig
 from .generation import model_path
 from .models import DiffusionPolicy, resolve_policy
+from .quantization import check_quantization, prepare_quantised
 from .reference import freeze_adapter_copy
 from .rewarding import RewardSet, resolve_reward
 
 
-def load_trainable(model: str, policy: str | None, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
-    """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise."""
+def load_trainable(
+    model: str, policy: str | None, init_kwargs: dict[str, Any] | None, args: UniGRPOConfig, adapters: bool
+) -> PreTrainedModel:
+    """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise.
+
+    Raises:
+        ValueError: quantised weights that no ``adapters`` will be put on, or without the package for them.
+    """
+    check_quantization(init_kwargs, adapters)
+    options = {"dtype": "auto", **(init_kwargs or {})}
+    if options.get("quantization_config") is not None:
+        # Made of the weights while they are loaded, on the device that has to compute with them.
+        options.setdefault("device_map", {"": str(args.device)})
     model = model_path(model)
     name = policy or AutoConfig.from_pretrained(model).model_type
-    return resolve_policy(name).load_model(model, **{"dtype": "auto", **(init_kwargs or {})})
+    return resolve_policy(name).load_model(model, **options)
 
 
 def load_codec(tokenizer: Any, policy: DiffusionPolicy) -> ImageCodec | None:
@@ -64,11 +76,12 @@ def trainable(
     """The module that is trained: with its adapter, with a frozen copy of one it came with, without dropout.
 
     Raises:
-        ValueError: a ``PeftModel`` without anything to train.
+        ValueError: a ``PeftModel`` without anything to train, or quantised weights without an adapter.
     """
     was_adapted = isinstance(model, PeftModel)
     if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("the PeftModel has nothing to train: load it with from_pretrained(..., is_trainable=True)")
+    prepare_quantised(model, adapters=was_adapted or peft_config is not None)
     model = add_adapter(model, peft_config)
     if was_adapted and with_reference:
         freeze_adapter_copy(model)

@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import LoraConfig
 from torch.utils.data import ConcatDataset
+from transformers import BitsAndBytesConfig
 
 from rewards import get_reward
 
@@ -15,6 +16,7 @@ from .config import UniGRPOConfig
 from .data import undecoded
 from .generation import BUILTIN, model_path
 from .models import resolve_policy
+from .quantization import quantization_config
 from .recipe import DatasetSpec, Recipe, RecipeError
 from .rewarding import resolve_reward, reward_name
 
@@ -47,6 +49,21 @@ def build_lora(recipe: Recipe) -> LoraConfig | None:
         return LoraConfig(**recipe.lora)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{recipe.source}: lora: {error}") from error
+
+
+def build_quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
+    """How the recipe's base weights are quantised.
+
+    Raises:
+        RecipeError: keys that do not go together, or a package that is missing.
+    """
+    spec = recipe.model
+    try:
+        return quantization_config(
+            spec.load_in_8bit, spec.load_in_4bit, spec.bnb_4bit_quant_type, spec.use_bnb_nested_quant
+        )
+    except ValueError as error:
+        raise RecipeError(f"{recipe.source}: model: {error}") from error
 
 
 class ForTask:
@@ -132,12 +149,13 @@ def load_rows(spec: DatasetSpec) -> Any:
 def _builtin_rows(spec: DatasetSpec) -> Any:
     from datasets import Dataset
 
-    from .toy import arithmetic, countdown, shapes, sudoku
+    from .toy import arithmetic, countdown, running_sums, shapes, sudoku
 
     shapes_rows = shapes.questions if spec.task == "mmu" else shapes.problems
     makers = {
         "arithmetic": arithmetic.problems,
         "countdown": countdown.problems,
+        "running_sums": running_sums.problems,
         "shapes": shapes_rows,
         "sudoku": sudoku.problems,
     }

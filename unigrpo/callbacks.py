@@ -57,6 +57,27 @@ class UniGRPOProgress(ProgressCallback):
             self.training_bar.set_description_str("" if done == total else f"rollout {done}/{total}")
 
 
+def reference_update(twin: Any, with_reference: bool, accelerator: Any) -> TrainerCallback:
+    """Mixes the policy into its reference ``twin`` now and then.
+
+    Raises:
+        ValueError: there is no reference, or it is the policy without its adapters.
+    """
+    if not with_reference:
+        raise ValueError(
+            "sync_ref_model=True does nothing: no task takes a KL to the initial model (beta=0, or kl_reference='old'). "
+            "Set it to False, or kl_reference='initial'"
+        )
+    if twin is None:
+        raise ValueError(
+            "sync_ref_model=True does nothing with adapters: the reference is the model without them. Set it to False, or "
+            "train the whole model"
+        )
+    from trl import SyncRefModelCallback
+
+    return SyncRefModelCallback(ref_model=twin, accelerator=accelerator)
+
+
 class JsonLines(TrainerCallback):
     """Every log as one line of JSON, with the step, in ``path``; lines after a resumed step are dropped first."""
 

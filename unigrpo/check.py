@@ -10,12 +10,22 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from .algorithms import build_algorithms, check_task_sampler
-from .building import FILE_KINDS, build_config, build_lora, build_rewards, import_paths, load_rows, resolve_names
+from .building import (
+    FILE_KINDS,
+    build_config,
+    build_lora,
+    build_quantization,
+    build_rewards,
+    import_paths,
+    load_rows,
+    resolve_names,
+)
 from .codec import sides
 from .data import check_dataset, task_of
 from .demonstrations import check_given
 from .generation import BUILTIN, model_path
 from .models import MagvitV2Config
+from .quantization import check_quantization
 from .recipe import DatasetSpec, Recipe, RecipeError
 from .rewarding import Answer, RewardSet, resolve_reward
 
@@ -50,6 +60,8 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     args = build_config(recipe)
     build_algorithms(args)
     build_lora(recipe)
+    options = {"quantization_config": build_quantization(recipe), **(args.model_init_kwargs or {})}
+    check_quantization(options, recipe.lora is not None)
     resolve_names(recipe)
     notes = [f"runs code: {path}" for path in import_paths(recipe)]
     notes += _check_model(recipe, offline)

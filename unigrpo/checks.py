@@ -15,6 +15,8 @@ OPTIONAL = (
     "log_ratio_clip",
     "mask_ratio_min",
     "mask_ratio_max",
+    "confidence_threshold",
+    "exit_entropy",
 )
 AT_LEAST_ONE = ("max_completion_length", "steps", "block_length", "trajectory_shrink")
 WHOLE = (*AT_LEAST_ONE, "num_noise_samples", "eval_denoising_steps", "max_prompt_length", "timestep_start")
@@ -29,7 +31,17 @@ NOT_NEGATIVE = (
     "bound_mixture",
     "loss_weight",
 )
-NUMBERS = (*NOT_NEGATIVE, "epsilon", "bound_exponent", "delta", "log_ratio_clip", "mask_ratio_min", "mask_ratio_max")
+NUMBERS = (
+    *NOT_NEGATIVE,
+    "epsilon",
+    "bound_exponent",
+    "delta",
+    "log_ratio_clip",
+    "mask_ratio_min",
+    "mask_ratio_max",
+    "confidence_threshold",
+    "exit_entropy",
+)
 RANGED = {"structured": ("truncated", "cosine"), "ramp": ("truncated", "cosine"), "random": None, "coupled": None}
 """Noisings that read ``mask_ratio_min``, and the timestep rules with which they do; None = with any."""
 
@@ -67,6 +79,7 @@ def check_ranges(where: str, values: Any, num_timesteps: int) -> None:
 def check_parts(where: str, values: TaskSettings) -> None:
     """Raises ``ValueError`` for parts of an algorithm that do not fit each other."""
     _check_mask_ratios(where, values)
+    check_shortcuts(where, values)
     if values.num_noise_samples == 0 and values.noising not in ("trajectory", "autoregressive"):
         raise ValueError(
             f"{where}num_noise_samples=0 means every step of the rollout, which noising={values.noising!r} does not "
@@ -89,6 +102,20 @@ def check_parts(where: str, values: TaskSettings) -> None:
     for key, least in (("delta", 1 + values.epsilon_high), ("log_ratio_clip", 0)):
         if getattr(values, key) is not None and getattr(values, key) <= least:
             raise ValueError(f"{where}{key}={getattr(values, key)} must be greater than {least}")
+
+
+def check_shortcuts(where: str, values: Any) -> None:
+    """Raises ``ValueError`` for approximate decoding of text that cannot work; ``values`` may be a sampler."""
+    threshold, entropy = values.confidence_threshold, values.exit_entropy
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"{where}confidence_threshold={threshold} is a probability: it must lie in (0, 1)")
+    if entropy is not None and entropy < 0:
+        raise ValueError(f"{where}exit_entropy={entropy} is in nats: it must not be negative")
+    if threshold is not None and values.remasking == "random":
+        raise ValueError(
+            f"{where}confidence_threshold={threshold} commits by confidence, and remasking='random' does not: set "
+            "remasking='low_confidence', or no threshold"
+        )
 
 
 def _check_weights(where: str, values: TaskSettings) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .presets import BASE, DEFAULT_EPSILON, NOISING_KEYS, PRESETS, TASK_DEFAULTS, preset_values
-from .run_checks import check_engine, check_overrides, check_summed_ratios, check_values
+from .run_checks import check_engine, check_overrides, check_summed_ratios, check_values, settle_compile
 from .settings import TaskSettings, check_choice
 from .types import TASKS
 from .unread import READ_WITH, warn_of_unread
@@ -40,6 +40,8 @@ class UniGRPOConfig(TrainingArguments):
         shuffle_dataset: new prompt order every epoch.
         steps_per_generation: micro-steps fed by one rollout; default ``gradient_accumulation_steps``, and a multiple.
         generation_batch_size: the same in answers; give one of the two.
+        rollout_batch_size: answers that a process denoises together; None = all of a task's. Answers do not depend on it.
+            A batch that does not fit into memory is halved, and the size that fitted is kept.
         image_tokenizer: id, path, ``builtin:NAME`` or module of the tokenizer for ``mmu`` and ``t2i`` rows; None = the
             one that the model's config names.
         image_size: side in pixels, or ``[height, width]``, of images made and read; None = the checkpoint's, or 512.
@@ -48,6 +50,8 @@ class UniGRPOConfig(TrainingArguments):
         trim_padding: image canvases are padded to the longest caption of the batch, not to all text slots.
         sampler, steps, block_length, temperature, remasking, guidance_scale, mask_schedule, remask_temperature,
             remask_noise_decay: see ``samplers``.
+        kv_cache, confidence_threshold, exit_entropy: approximate decoding of text, off by default; see
+            ``SemiAutoregressive``, and ``unigrpo agreement`` for what they cost on a checkpoint.
         guidance: classifier-free guidance in the ``"rollout"``, in rollout and likelihood (``"both"``), or ``"none"``.
         eval_sampler, eval_denoising_steps: sampler and steps of held-out generation; None = the rollouts'.
         eval_temperature: temperature of held-out generation; 0 = greedy.
@@ -87,6 +91,8 @@ class UniGRPOConfig(TrainingArguments):
             process (default: per_device_train_batch_size).
         sync_ref_model, ref_model_mixup_alpha, ref_model_sync_steps: periodic reference update (full fine-tuning only);
             an ``"exact"`` KL follows it at once, also inside a window.
+        torch_compile, torch_compile_backend, torch_compile_mode: compiles each transformer block, not the whole model; a
+            backend or a mode turns it on. Default backend ``"inductor"``.
         task_overrides: ``{task: {key: value}}`` with keys from ``TASK_KEYS``.
         log_exact_kl: logs the exact KL of a few tokens once a window where the KL is an estimate (two more forwards).
         log_completions, num_completions_to_print: sampled answers as a table and as parquet files.
@@ -113,6 +119,7 @@ class UniGRPOConfig(TrainingArguments):
     shuffle_dataset: bool = True
     steps_per_generation: int | None = None
     generation_batch_size: int | None = None
+    rollout_batch_size: int | None = None
 
     image_tokenizer: str | None = None
     image_size: int | None = None
@@ -124,6 +131,9 @@ class UniGRPOConfig(TrainingArguments):
     block_length: int = 32
     temperature: float = 1.0
     remasking: str = "low_confidence"
+    kv_cache: str = "none"
+    confidence_threshold: float | None = None
+    exit_entropy: float | None = None
     guidance_scale: float | None = None
     guidance: str | None = None
     mask_schedule: str = "cosine"
@@ -183,17 +193,22 @@ class UniGRPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_engine(self)
+        settle_compile(self)
         self._read_overrides()
         before = {key: getattr(self, key) for key in (*READ_WITH, "advantage_temperature")}
         self._apply_preset()
         # Set to something else than the algorithm's own: saved arguments, read again, hold those.
-        own = {**BASE, **self._preset_values(), "epsilon": DEFAULT_EPSILON.get(self.importance_sampling_level)}
-        given = {key for key, value in before.items() if value is not None and value != own.get(key)}
+        usual = {**BASE, **self._preset_values(), "epsilon": DEFAULT_EPSILON.get(self.importance_sampling_level)}
+        given = {key for key, value in before.items() if value is not None and value != usual.get(key)}
         check_values(self)
-        # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number.
-        learning_rate, self.learning_rate = self.learning_rate, self.learning_rate or 0.0
+        # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number. And it must
+        # not see torch_compile, with which it turns on TF32: the head's arithmetic would no longer be fp32.
+        held = {"learning_rate": self.learning_rate or 0.0, "torch_compile": False}
+        held |= {"torch_compile_backend": None, "torch_compile_mode": None}
+        own = {key: getattr(self, key) for key in held}
+        vars(self).update(held)
         super().__post_init__()
-        self.learning_rate = learning_rate
+        vars(self).update(own)
         self._settle_batches()
         check_overrides(self)
         check_summed_ratios(self)

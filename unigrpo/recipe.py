@@ -58,13 +58,20 @@ def parse_yaml(text: str, where: str) -> Any:
 
 @dataclass(slots=True, kw_only=True)
 class ModelSpec:
-    """``path`` is a hub id, a folder or ``builtin:NAME``; ``think_prompt`` as in ``MMaDAProcessor``."""
+    """``path`` is a hub id, a folder or ``builtin:NAME``; ``think_prompt`` as in ``MMaDAProcessor``.
+
+    ``load_in_8bit`` or ``load_in_4bit`` quantise the base weights under ``lora``; the last two keys are read with 4 bits.
+    """
 
     path: str
     dtype: str = "auto"
     revision: str | None = None
     device_map: str | dict | None = None
     think_prompt: bool | str | None = None
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    bnb_4bit_quant_type: str = "nf4"
+    use_bnb_nested_quant: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,6 +130,10 @@ FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "args": (dict,),
     "device_map": (str, dict, type(None)),
     "think_prompt": (bool, str, type(None)),
+    "load_in_8bit": (bool,),
+    "load_in_4bit": (bool,),
+    "bnb_4bit_quant_type": (str,),
+    "use_bnb_nested_quant": (bool,),
 }
 """Types of the specs' fields; the others are text or null."""
 

@@ -20,7 +20,7 @@ from rewards import get_reward
 from . import __version__
 from .algorithms import build_algorithms
 from .assembly import load_codec, load_trainable, reward_set
-from .building import build_config, build_dataset, build_lora, build_rewards
+from .building import build_config, build_dataset, build_lora, build_quantization, build_rewards
 from .callbacks import JsonLines
 from .config import UniGRPOConfig
 from .data import task_of
@@ -41,7 +41,7 @@ def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
     """The trainer that a recipe describes."""
     args = build_config(recipe)
     spec = recipe.model
-    model = load_trainable(spec.path, recipe.policy, model_options(recipe, args))
+    model = load_trainable(spec.path, recipe.policy, model_options(recipe, args), args, recipe.lora is not None)
     trainer = UniGRPOTrainer(
         model=model,
         reward_funcs=build_rewards(recipe),
@@ -64,6 +64,7 @@ def model_options(recipe: Recipe, args: UniGRPOConfig) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that the recipe asks for, the same for training and evaluation."""
     spec = recipe.model
     options = {"dtype": spec.dtype, "revision": spec.revision, "device_map": spec.device_map}
+    options["quantization_config"] = build_quantization(recipe)
     options = {key: value for key, value in options.items() if value is not None}
     if args.attn_mask_mode is not None:
         options["attn_mask_mode"] = args.attn_mask_mode
@@ -85,30 +86,9 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
     Raises:
         ValueError: the recipe has no ``eval_datasets``.
     """
-    args = build_config(recipe)
-    data = build_dataset(recipe.eval_datasets)
-    if data is None:
-        raise ValueError(f"{recipe.source} has no eval_datasets to evaluate on")
-    path = model or recipe.model.path
-    options = model_options(recipe, args)
-    if model is not None:
-        options.pop("revision", None)
-    device = "cpu" if args.use_cpu else None
-    processor = build_processor(recipe) if model is None else None
-    loaded = load_policy(path, policy=recipe.policy, device=device, processing_class=processor, **options)
-    rows = [data[index] for index in range(len(data))]
-    codec = None
-    if any(task_of(row) != "text" for row in rows):
-        codec = load_codec(args.image_tokenizer, loaded.policy).to(loaded.model.device)
-    pipe = Pipeline(
-        model=loaded.model,
-        policy=loaded.policy,
-        args=args,
-        rewards=reward_set(build_rewards(recipe), None, args.reward_weights),
-        algorithms=build_algorithms(args),
-        device=loaded.model.device,
-        codec=codec,
-    )
+    rows = held_out_rows(recipe)
+    pipe = held_out_pipeline(recipe, rows, model)
+    args, path = pipe.args, model or recipe.model.path
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("answering", total=len(rows))
         samples = held_out_answers(
@@ -123,6 +103,42 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
         sheet.save(out / "images_evaluated.png")
         Console().print(f"wrote {out / 'images_evaluated.png'}")
     return result
+
+
+def held_out_rows(recipe: Recipe) -> list[dict[str, Any]]:
+    """The rows of the recipe's ``eval_datasets``.
+
+    Raises:
+        ValueError: there are none.
+    """
+    data = build_dataset(recipe.eval_datasets)
+    if data is None:
+        raise ValueError(f"{recipe.source} has no eval_datasets to evaluate on")
+    return [data[index] for index in range(len(data))]
+
+
+def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | None = None) -> Pipeline:
+    """What answers ``rows``: the recipe's model, or ``model`` (weights or adapter), with the recipe's settings."""
+    args = build_config(recipe)
+    options = model_options(recipe, args)
+    if model is not None:
+        options.pop("revision", None)
+    device = "cpu" if args.use_cpu else None
+    processor = build_processor(recipe) if model is None else None
+    path = model or recipe.model.path
+    loaded = load_policy(path, policy=recipe.policy, device=device, processing_class=processor, **options)
+    codec = None
+    if any(task_of(row) != "text" for row in rows):
+        codec = load_codec(args.image_tokenizer, loaded.policy).to(loaded.model.device)
+    return Pipeline(
+        model=loaded.model,
+        policy=loaded.policy,
+        args=args,
+        rewards=reward_set(build_rewards(recipe), None, args.reward_weights),
+        algorithms=build_algorithms(args),
+        device=loaded.model.device,
+        codec=codec,
+    )
 
 
 def run_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -27,6 +27,28 @@ def check_engine(args: Any) -> None:
         raise ValueError("auto_find_batch_size=True would change the rollout window; set the batch size yourself")
 
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def settle_compile(args: Any) -> None:
+    """``torch_compile`` and its backend, either of which may be left to the others.
+
+    Raises:
+        ValueError: a backend or mode that is unknown, or a mode of another backend.
+    """
+    if not (args.torch_compile or args.torch_compile_backend or args.torch_compile_mode):
+        return
+    args.torch_compile, args.torch_compile_backend = True, args.torch_compile_backend or "inductor"
+    check_choice("torch_compile_backend", args.torch_compile_backend, tuple(torch.compiler.list_backends(())))
+    if args.torch_compile_mode is not None:
+        check_choice("torch_compile_mode", args.torch_compile_mode, COMPILE_MODES)
+        if args.torch_compile_backend != "inductor":
+            raise ValueError(
+                f"torch_compile_mode={args.torch_compile_mode!r} belongs to torch_compile_backend='inductor', not "
+                f"{args.torch_compile_backend!r}; leave one of them out"
+            )
+
+
 def check_values(args: Any) -> None:
     """Raises ``ValueError`` for a value out of its range, or parts that do not fit."""
     for key, choices in CHOICES.items():
@@ -42,7 +64,7 @@ def check_values(args: Any) -> None:
         value = getattr(args, key)
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise ValueError(f"{key}={value!r} must be a number")
-    for key in ("refill_rounds", "sft_batch_size"):
+    for key in ("refill_rounds", "sft_batch_size", "rollout_batch_size"):
         value = getattr(args, key)
         if isinstance(value, bool) or not isinstance(value, int | None) or (value is None and key == "refill_rounds"):
             raise ValueError(f"{key}={value!r} must be a whole number")
@@ -60,8 +82,9 @@ def check_values(args: Any) -> None:
         )
     if args.sft_weight < 0:
         raise ValueError(f"sft_weight={args.sft_weight} must not be negative")
-    if args.sft_batch_size is not None and args.sft_batch_size < 1:
-        raise ValueError(f"sft_batch_size={args.sft_batch_size} must be at least 1")
+    for key in ("sft_batch_size", "rollout_batch_size"):
+        if getattr(args, key) is not None and getattr(args, key) < 1:
+            raise ValueError(f"{key}={getattr(args, key)} must be at least 1")
     if args.advantage_temperature <= 0:
         raise ValueError(f"advantage_temperature={args.advantage_temperature} must be positive")
     if args.advantage_clip is not None and args.advantage_clip <= 0:

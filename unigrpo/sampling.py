@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from .algorithms import Algorithm, check_task_sampler
 from .codec import ImageCodec
 from .config import UniGRPOConfig
 from .data import image_of, task_of
+from .lockstep import lockstep
 from .models.base import DiffusionPolicy
 from .rewarding import Answer, RewardSet
 from .rng import keyed_generator
+from .rollouts import OnStep, in_batches
 from .types import TASKS, Rollout
 
 
@@ -35,6 +37,10 @@ class Pipeline:
         rank, device: this process.
         on_step: progress of sampling, ``on_step(done, total)``.
         codec: the image tokenizer; needed for ``mmu`` and ``t2i`` rows.
+        forwards_meet: a forward waits for the other processes (see ``lockstep``). All of them then make equally many in a
+            rollout, and none repeats one that ran out of memory.
+        fitted: the rollout batch that fitted, by task, where ``rollout_batch_size`` did not. Written by ``sample_answers``;
+            who keeps a run's pipelines hands the same mapping to each.
     """
 
     model: Any
@@ -47,9 +53,11 @@ class Pipeline:
     new_prompt: Callable[[int, int, int], dict[str, Any]] | None = None
     rank: int = 0
     device: torch.device | str = "cpu"
-    on_step: Callable[[int, int], None] | None = None
+    on_step: OnStep | None = None
     trainer_state: Any = None
     codec: ImageCodec | None = None
+    forwards_meet: bool = False
+    fitted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,30 +94,56 @@ def sample_answers(
     indices: list[int] | None = None,
     stream: str = "sample",
 ) -> list[Sample]:
-    """Answers to ``prompts`` in order, one a row; ``indices`` are the rows' global numbers (default: this rank's)."""
+    """Answers to ``prompts`` in order, one a row; ``indices`` are the rows' global numbers (default: this rank's).
+
+    An answer depends on its prompt and its number alone, not on the rows that ``rollout_batch_size`` puts beside it.
+    """
     if indices is None:
         start = pipe.rank * len(prompts)
         indices = list(range(start, start + len(prompts)))
     samples: list[Sample | None] = [None] * len(prompts)
-    for task in TASKS:
-        members = [i for i, row in enumerate(prompts) if task_of(row) == task]
-        if not members:
-            continue
-        algorithm = pipe.algorithms[task]
-        rows, images = prompt_images(pipe, [prompts[i] for i in members], task)
-        canvas = pipe.policy.encode(rows, task, **canvas_arguments(pipe.args, pipe.policy, pipe.codec, task))
-        generators = [keyed_generator(stream, pipe.args.seed, window, indices[i]) for i in members]
-        with evaluating(pipe.model):
-            rollout = algorithm.sampler(
-                pipe.model, pipe.policy, canvas.to(pipe.device), on_step=pipe.on_step, generators=generators
-            )
+    together = lockstep(pipe.model, pipe.policy, pipe.device) if pipe.forwards_meet else nullcontext(pipe.model)
+    with evaluating(pipe.model), together as model:
+        for task in TASKS:
+            members = [i for i, row in enumerate(prompts) if task_of(row) == task]
+            if not members:
+                continue
+            rows, images = prompt_images(pipe, [prompts[i] for i in members], task)
+            keys = [(stream, pipe.args.seed, window, indices[i]) for i in members]
+            for i, own, pictures in zip(members, roll_out(pipe, model, task, rows, keys), images, strict=True):
+                samples[i] = Sample(row=prompts[i], rollout=own, index=indices[i], images=pictures)
+    return samples
+
+
+def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], keys: list[tuple]) -> list[Rollout]:
+    """One rollout (B = 1) a row of ``task``, in order, each with the random stream of its key.
+
+    A batch is padded to its own longest prompt. Where padding is attended like text, an answer would then depend on its
+    batch, so there all rows keep one padding, that of the longest prompt.
+    """
+    arguments = canvas_arguments(pipe.args, pipe.policy, pipe.codec, task)
+    canvas = pipe.policy.encode(rows, task, **arguments)
+
+    def fill(batch: list[int], on_step: OnStep | None) -> Rollout:
+        if pipe.policy.attends_padding or len(batch) == len(rows):
+            own = canvas.take(torch.tensor(batch))
+        else:
+            own = pipe.policy.encode([rows[place] for place in batch], task, **arguments)
+        generators = [keyed_generator(*keys[place]) for place in batch]
+        sampler = pipe.algorithms[task].sampler
+        rollout = sampler(model, pipe.policy, own.to(pipe.device), on_step=on_step, generators=generators)
         if task == "t2i":
             size = image_size(pipe.args, pipe.policy, task)
             rollout = replace(rollout, completions=pipe.codec.decode(rollout.completions, size))
-        for place, i in enumerate(members):
-            own = rollout.take(torch.tensor([place]))
-            samples[i] = Sample(row=prompts[i], rollout=own, index=indices[i], images=images[place])
-    return samples
+        return rollout
+
+    lengths = canvas.attention_mask.sum(dim=1).tolist()
+    size = pipe.fitted.get(task) or pipe.args.rollout_batch_size or len(rows)
+    splits = not pipe.forwards_meet
+    rollouts, fitted = in_batches(fill, lengths, size, task=task, splits=splits, on_step=pipe.on_step)
+    if fitted < min(size, len(rows)):
+        pipe.fitted[task] = fitted
+    return rollouts
 
 
 def image_size(args: UniGRPOConfig, policy: DiffusionPolicy, task: str) -> int | list[int]:

@@ -14,6 +14,7 @@ CHOICES = {
     "image_transform": ("squash", "crop", "pad"),
     "importance_sampling_level": ("token", "sequence", "sequence_sum"),
     "kl_estimator": ("k1", "k2", "k3", "exact"),
+    "kv_cache": ("none", "prefix", "dual"),
     "kl_level": ("ratio", "sum"),
     "kl_reference": ("initial", "old"),
     "length_normalization": ("masked", "completion"),
@@ -35,6 +36,9 @@ TASK_KEYS = (
     "block_length",
     "temperature",
     "remasking",
+    "kv_cache",
+    "confidence_threshold",
+    "exit_entropy",
     "guidance_scale",
     "guidance",
     "mask_schedule",
@@ -87,6 +91,9 @@ class TaskSettings:
     block_length: int
     temperature: float
     remasking: str
+    kv_cache: str
+    confidence_threshold: float | None
+    exit_entropy: float | None
     guidance_scale: float
     guidance: str
     mask_schedule: str

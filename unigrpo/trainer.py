@@ -27,9 +27,10 @@ from .assembly import (
     reward_set,
     trainable,
 )
-from .callbacks import UniGRPOProgress, save_completions, show_completions
+from .callbacks import UniGRPOProgress, reference_update, save_completions, show_completions
 from .checkpointing import WindowCheckpoints
 from .codec import ImageCodec
+from .compiling import compile_blocks
 from .config import UniGRPOConfig, tokenizer_name
 from .data import WindowLoader, WindowSampler, check_dataset, task_of, undecoded
 from .demonstrations import check_demonstration, demonstration_loss, demonstrations
@@ -37,6 +38,7 @@ from .diagnostics import loss_metrics
 from .experience import make_experience
 from .guards import FiniteGuard
 from .likelihood import score_tokens, token_logprobs
+from .lockstep import forwards_meet
 from .metrics import Metrics
 from .models import DiffusionPolicy, policy_class_of
 from .reference import frozen_copy, reference_context
@@ -94,7 +96,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
                 "ignore_data_skip=True would resume a window with another window's prompts; leave it False"
             )
         if isinstance(model, str):
-            model = load_trainable(model, policy, args.model_init_kwargs)
+            model = load_trainable(model, policy, args.model_init_kwargs, args, peft_config is not None)
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         if args.attn_mask_mode is not None:
             base.config.attn_mask_mode = args.attn_mask_mode
@@ -114,6 +116,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         model = trainable(model, peft_config, args, with_reference)
         args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
         self._twin = frozen_copy(model) if with_reference and not isinstance(model, PeftModel) else None
+        compile_blocks(args, model, self._twin)
         super().__init__(
             model=model,
             args=args,
@@ -125,7 +128,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
             optimizers=optimizers,
         )
         self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
-        self._guard = FiniteGuard()
+        self._guard, self._fitted = FiniteGuard(), {}
         if self._twin is not None:
             self._twin = self.accelerator.prepare_model(self._twin, evaluation_mode=True)
         for reward in self.rewards.functions:
@@ -136,6 +139,12 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         self._add_callbacks()
         if hasattr(model, "add_model_tags"):
             model.add_model_tags(self._tag_names)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in transformers, but accelerate does not compile the whole model: its blocks are compiled already."""
+        backend, self.args.torch_compile_backend = self.args.torch_compile_backend, None
+        super().create_accelerator_and_postprocess()
+        self.args.torch_compile_backend = backend
 
     def _checked(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
         """The datasets with their pictures left encoded, every row checked."""
@@ -186,19 +195,8 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
 
     def _add_callbacks(self) -> None:
         if self.args.sync_ref_model:
-            if not any(algorithm.settings.needs_reference for algorithm in self.algorithms.values()):
-                raise ValueError(
-                    "sync_ref_model=True does nothing: no task takes a KL to the initial model (beta=0, or kl_reference="
-                    "'old'). Set it to False, or kl_reference='initial'"
-                )
-            if self._twin is None:
-                raise ValueError(
-                    "sync_ref_model=True does nothing with adapters: the reference is the model without them. Set it "
-                    "to False, or train the whole model"
-                )
-            from trl import SyncRefModelCallback
-
-            self.add_callback(SyncRefModelCallback(ref_model=self._twin, accelerator=self.accelerator))
+            with_reference = any(algorithm.settings.needs_reference for algorithm in self.algorithms.values())
+            self.add_callback(reference_update(self._twin, with_reference, self.accelerator))
         self._progress = None
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -236,6 +234,8 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
             on_step=progress.on_rollout if progress is not None else None,
             trainer_state=self.state,
             codec=self.codec.to(self.accelerator.device) if self.codec is not None else None,
+            forwards_meet=forwards_meet(self.model_wrapped),
+            fitted=self._fitted,
         )
 
     # ---- one micro-step ----

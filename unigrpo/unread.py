@@ -13,6 +13,12 @@ from .types import TASKS
 READ_WITH: dict[str, tuple[str, Callable[[TaskSettings], bool]]] = {
     "timesteps": ("noising 'structured' and 'ramp'", lambda own: own.noising in ("structured", "ramp")),
     "timestep_start": ("noising 'structured' and 'ramp'", lambda own: own.noising in ("structured", "ramp")),
+    "kv_cache": (
+        "sampler 'semi_autoregressive'",
+        lambda own: own.kv_cache == "none" or own.sampler == "semi_autoregressive",
+    ),
+    "confidence_threshold": ("sampler 'semi_autoregressive'", lambda own: own.sampler == "semi_autoregressive"),
+    "exit_entropy": ("sampler 'semi_autoregressive'", lambda own: own.sampler == "semi_autoregressive"),
     "draw_coupling": ("noising 'random'", lambda own: own.noising == "random"),
     "trajectory_shrink": ("noising 'trajectory'", lambda own: own.noising == "trajectory"),
     "bound_exponent": ("reduce 'signed'", lambda own: own.reduce == "signed"),

@@ -23,6 +23,7 @@ class DiffusionPolicy(ABC):
         stop_token_ids: ids that end an answer; empty where an answer always fills its canvas.
         logit_shift: 1 when the logits at position i predict token i + 1, else 0.
         linear_head: True when guidance may be combined before the head.
+        supports_cache: True when the door takes a ``KeyValueCache`` (``kv_cache`` of the text sampler).
         processor: the tokenizer or processor of this instance, saved with checkpoints.
         attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.
         image_tokenizer, image_size, codebook_size: id of the family's image tokenizer, usual side of an image in pixels
@@ -37,6 +38,7 @@ class DiffusionPolicy(ABC):
     stop_token_ids: tuple[int, ...] = ()
     logit_shift: int = 0
     linear_head: bool = False
+    supports_cache: bool = False
     attends_padding: bool = False
     image_tokenizer: str | None = None
     image_size: int | None = None

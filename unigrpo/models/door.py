@@ -1,7 +1,7 @@
 """The one door for compute: what every policy's ``forward`` takes and returns, and an adapter for foreign models.
 
-``model(**inputs, select=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=)``; the arguments are described at
-``LLaDAForMaskedDiffusion.forward``.
+``model(**inputs, select=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=, draw=, cache=)``; the arguments
+are described at ``LLaDAForMaskedDiffusion.forward``. ``cache`` is for models whose policy says ``supports_cache``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..types import TokenSpace
+from .draw import Draw, choose_tokens
 from .head import gather_logps
 
 
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
-    """fp32 ``logits``, or when targets were given ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``."""
+    """fp32 ``logits``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn ``tokens [n]`` with
+    their ``logps [n]`` and, where asked, ``entropy [n]``.
+    """
 
     logits: Tensor | None = None
+    tokens: Tensor | None = None
     logps: Tensor | None = None
     entropy: Tensor | None = None
     kl: Tensor | None = None
@@ -51,6 +55,7 @@ class MaskedDiffusionMixin:
         temperature: float = 1.0,
         guidance_scale: float | None = None,
         ref_logprobs: Tensor | None = None,
+        draw: Draw | None = None,
         **kwargs,
     ) -> MaskedDiffusionOutput:
         """See ``LLaDAForMaskedDiffusion.forward`` for shapes and meanings."""
@@ -67,6 +72,11 @@ class MaskedDiffusionMixin:
             if token_space.exclude:
                 closed = torch.tensor(token_space.exclude, device=rows.device) - token_space.start
                 rows = rows.index_fill(-1, closed, torch.finfo(rows.dtype).min)
+            if draw is not None:
+                drawn = choose_tokens(rows, draw)
+                return MaskedDiffusionOutput(
+                    tokens=drawn.tokens + token_space.start, logps=drawn.logps, entropy=drawn.entropy
+                )
             if targets is None:
                 return MaskedDiffusionOutput(logits=rows)
             scores = gather_logps(rows, targets, token_space, ref_logprobs)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..types import TokenSpace
+from .draw import Draw, DrawnTokens, choose_tokens, join
 
 
-ROWS_PER_CHUNK = 256
-"""Rows scored at once: 256 x 134,656 fp32 logits are 138 MB; fewer rows are slower on CPU, more only cost memory."""
+ROWS_PER_CHUNK = 128
+"""Rows scored at once: 128 x 134,656 fp32 logits are 69 MB; fewer rows are slower on CPU, more only cost memory."""
 
 VOCAB_PER_CHUNK = 16_384
 """Vocabulary rows upcast at once when the head is not fp32; the weight is never upcast whole."""
@@ -82,6 +83,21 @@ def gather_logps(
     return TokenLogProbs(logps, entropy, kl)
 
 
+def _scores_and_probs(
+    logits: Tensor, targets: Tensor, space: TokenSpace, ref_logprobs: Tensor | None
+) -> tuple[TokenLogProbs, Tensor]:
+    """``gather_logps`` in fewer passes over the logits, and the probabilities ``[n, W]``; no gradient."""
+    top, probs = logits.amax(dim=-1), logits.softmax(dim=-1)
+    lse = top - probs.amax(dim=-1).log()
+    logps = logits.gather(1, (targets - space.start)[:, None]).squeeze(1) - lse
+    entropy = lse - torch.linalg.vecdot(probs, logits)
+    kl = torch.zeros_like(logps)
+    if ref_logprobs is not None:
+        logprobs = normalised(logits)
+        kl = (logprobs.exp() * (logprobs - ref_logprobs)).sum(dim=-1)
+    return TokenLogProbs(logps, entropy, kl), probs
+
+
 class _SelectedLogProbs(torch.autograd.Function):
     """log p(target), entropy and exact KL over a vocabulary slice, row chunk by row chunk.
 
@@ -97,11 +113,10 @@ class _SelectedLogProbs(torch.autograd.Function):
         parts, saved = [], []
         for rows, ids, ref in _chunks(hidden, targets, ref_logprobs):
             logits = space_logits(rows, weight, space, temperature)
-            scores = gather_logps(logits, ids, space, ref)
-            kl = torch.zeros_like(scores.logps) if scores.kl is None else scores.kl
-            parts.append(torch.stack([scores.logps, scores.entropy, kl]))
+            scores, probs = _scores_and_probs(logits, ids, space, ref)
+            parts.append(torch.stack(scores))
             if keep:
-                slopes = _slopes(logits, ids, ref, kl, space)
+                slopes = _slopes(logits, probs, ids, ref, scores.kl, space)
                 saved.append([_through_head(slope, weight, space, temperature).to(hidden.dtype) for slope in slopes])
         ctx.space, ctx.temperature, ctx.frozen = space, temperature, frozen
         if frozen:
@@ -130,9 +145,12 @@ def _chunks(hidden: Tensor, targets: Tensor, ref_logprobs: Tensor | None):
         yield hidden[part], targets[part], None if ref_logprobs is None else ref_logprobs[part]
 
 
-def _slopes(logits, targets, ref_logprobs, kl, space) -> list[Tensor]:
-    """d logp / d logits = onehot - p and, with a reference, d KL / d logits = p (log p - log q - KL), each ``[n, W]``."""
-    residual = logits.softmax(dim=-1).neg_()
+def _slopes(logits, probs, targets, ref_logprobs, kl, space) -> list[Tensor]:
+    """d logp / d logits = onehot - p and, with a reference, d KL / d logits = p (log p - log q - KL), each ``[n, W]``.
+
+    ``probs`` is overwritten.
+    """
+    residual = probs.neg_()
     slopes = [residual]
     if ref_logprobs is not None:
         slopes.append(-residual * (normalised(logits) - ref_logprobs - kl[:, None]))
@@ -154,11 +172,13 @@ def _recompute_gradients(ctx, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Te
     for rows, ids, ref in _chunks(hidden, targets, ref_logprobs):
         part = slice(start, start + len(rows))
         logits = space_logits(rows, weight, space, ctx.temperature)
-        kl = gather_logps(logits, ids, space, ref).kl
-        slopes = _slopes(logits, ids, ref, kl, space)
-        slope = sum(g[part, None] * s for g, s in zip((grad, grad_kl), slopes, strict=False)) / ctx.temperature
+        scores, probs = _scores_and_probs(logits, ids, space, ref)
+        slopes = _slopes(logits, probs, ids, ref, scores.kl, space)
+        slope = slopes[0].mul_(grad[part, None] / ctx.temperature)
+        if ref is not None:
+            slope.addcmul_(slopes[1], grad_kl[part, None] / ctx.temperature)
         grad_hidden[part] = _matmul(slope, weight[space.start : space.stop]).to(hidden.dtype)
-        grad_weight[space.start : space.stop] += slope.T @ rows.float()
+        grad_weight[space.start : space.stop].addmm_(slope.T, rows.float())
         start += len(rows)
     return grad_hidden, grad_weight.to(weight.dtype)
 
@@ -173,21 +193,25 @@ class VocabularyHead(nn.Linear):
         token_space: TokenSpace | None = None,
         temperature: float = 1.0,
         ref_logprobs: Tensor | None = None,
-    ) -> Tensor | TokenLogProbs:
-        """fp32 logits, or the scores of ``targets``.
+        draw: Draw | None = None,
+    ) -> Tensor | TokenLogProbs | DrawnTokens:
+        """fp32 logits, the scores of ``targets``, or tokens chosen as ``draw`` says.
 
         Args:
-            hidden: ``[..., d]``; ``[n, d]`` when targets are given.
+            hidden: ``[..., d]``; ``[n, d]`` when targets or a draw are given.
             targets: ``[n]`` int64 vocabulary ids inside ``token_space``.
             token_space: the slice that probabilities are normalised over; None = the whole vocabulary.
             temperature: divides the logits, > 0.
             ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over the token space, for the exact KL.
 
         Returns:
-            logits ``[..., W]`` without targets, else ``TokenLogProbs``.
+            logits ``[..., W]`` without targets and draw, else ``TokenLogProbs`` or ``DrawnTokens``, which never hold more
+            than ``ROWS_PER_CHUNK`` rows of logits.
         """
         space = token_space or TokenSpace(start=0, stop=self.out_features)
         with torch.autocast(hidden.device.type, enabled=False):
+            if draw is not None:
+                return self._draw(hidden, space, temperature, draw)
             if targets is None:
                 rows = hidden.reshape(-1, hidden.shape[-1])
                 flat = by_chunks(lambda part: space_logits(part, self.weight, space, temperature), rows)
@@ -196,3 +220,14 @@ class VocabularyHead(nn.Linear):
                 hidden, self.weight, targets, ref_logprobs, space, temperature
             )
             return TokenLogProbs(logps, entropy, None if ref_logprobs is None else kl)
+
+    @torch.no_grad()
+    def _draw(self, hidden: Tensor, space: TokenSpace, temperature: float, draw: Draw) -> DrawnTokens:
+        parts = []
+        for start in range(0, max(len(hidden), 1), ROWS_PER_CHUNK):
+            part = slice(start, start + ROWS_PER_CHUNK)
+            uniforms = None if draw.uniforms is None else draw.uniforms[part]
+            logits = space_logits(hidden[part], self.weight, space, temperature)
+            parts.append(choose_tokens(logits, Draw(uniforms=uniforms, entropy=draw.entropy)))
+        drawn = join(parts)
+        return drawn._replace(tokens=drawn.tokens + space.start)

@@ -59,7 +59,8 @@ class Emerge:
             rows = shown.any(dim=1).nonzero().squeeze(1)
             if len(rows):
                 places, streams = shown[rows], [generators[row] for row in rows.tolist()]
-                writer.write(rows, places, *writer.draw(model, rows, places, self.temperature, streams), step)
+                drawn = writer.draw(model, rows, places, self.temperature, streams)
+                writer.write(rows, places, scatter(places, drawn.tokens), scatter(places, drawn.logps), step)
             if on_step is not None:
                 on_step(step + 1, self.steps)
         return writer.rollout()

@@ -86,7 +86,7 @@ class MaskGIT:
         holes = writer.hidden[rows]
         streams = [generators[row] for row in rows.tolist()]
         if self.reference:
-            tokens, logps, noise = self._draw_like_the_public_code(model, writer, rows, image, streams[0])
+            tokens, logps, noise = self._draw_like_the_public_code(model, writer, rows, holes, image, streams[0])
         else:
             tokens, logps, noise = self._draw(model, writer, rows, holes, streams)
         keep = torch.zeros_like(holes)
@@ -101,16 +101,19 @@ class MaskGIT:
 
     def _draw(self, model, writer: CanvasWriter, rows, holes, streams) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, their log-probabilities and Gumbel noise, ``[b, L]``, at the holes."""
-        tokens, logps = writer.draw(model, rows, holes, self.temperature, streams)
-        return tokens, logps, scatter(holes, gumbel(uniforms(holes, streams)).float())
+        drawn = writer.draw(model, rows, holes, self.temperature, streams)
+        noise = gumbel(uniforms(holes, streams)).float()
+        return scatter(holes, drawn.tokens), scatter(holes, drawn.logps), scatter(holes, noise)
 
-    def _draw_like_the_public_code(self, model, writer: CanvasWriter, rows, image, generator):
-        logits, space = writer.logits(model, rows, image, writer.canvas.token_space)
+    def _draw_like_the_public_code(self, model, writer: CanvasWriter, rows, holes, image, generator):
+        logits, space = writer.logits(model, rows, holes, writer.canvas.token_space)
         probs = logits.softmax(dim=-1)
-        columns = torch.multinomial(probs, 1, generator=generator).squeeze(1)
+        # What torch.multinomial draws of one sample: an exponential number for every code, of written positions too.
+        exponentials = torch.empty(int(image.sum()), space.width).exponential_(1, generator=generator)
+        columns = (probs / exponentials[holes[image].cpu()].to(probs)).argmax(dim=1)
         logps = probs.gather(1, columns[:, None]).squeeze(1).log()
         noise = torch.zeros(image.shape[0], int(image[0].sum())).uniform_(0, 1, generator=generator)
-        return scatter(image, columns + space.start), scatter(image, logps), scatter(image, gumbel(noise).flatten())
+        return scatter(holes, columns + space.start), scatter(holes, logps), scatter(image, gumbel(noise).flatten())
 
 
 def gumbel(uniform: Tensor) -> Tensor:

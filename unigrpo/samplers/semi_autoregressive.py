@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_shortcuts
 from ..models.base import DiffusionPolicy
+from ..models.draw import DrawnTokens
+from ..settings import CHOICES
 from ..types import Canvas, Rollout
-from .draw import draw_tokens
+from .caching import BlockCache
 from .writing import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 
 
@@ -46,8 +49,15 @@ class SemiAutoregressive:
         stop: ``"first"``: after a row's first stop token its tail becomes padding and is no longer denoised;
             ``"block_end"``: return once every row's block ends with a stop token (``mmu_generate_fast``);
             ``"never"``: fill everything.
+        kv_cache: approximate; the keys and values of positions outside the active block are refreshed once a block, by its
+            first forward. ``"prefix"`` keeps those before the block, ``"dual"`` those on both sides, ``"none"`` none
+            (Fast-dLLM, arXiv 2505.22618).
+        confidence_threshold: approximate; what is more probable than this is committed too, beside the scheduled tokens
+            (Fast-dLLM's parallel decoding). None = the schedule alone.
+        exit_entropy: approximate; a row's block is committed whole once no hole of it has more entropy than this, in nats.
         reference: parity with the public code: tokens from the whole vocabulary, mask id included (a position that
-            draws it stays masked), confidence without temperature.
+            draws it stays masked), by Gumbel noise in fp64; confidence without temperature. At temperature > 0 all draws
+            come from one generator, so the rows' generators must be the same object.
     """
 
     steps: int = 128
@@ -56,14 +66,19 @@ class SemiAutoregressive:
     remasking: str = "low_confidence"
     guidance_scale: float = 0.0
     stop: str = "first"
+    kv_cache: str = "none"
+    confidence_threshold: float | None = None
+    exit_entropy: float | None = None
     reference: bool = False
 
     def __post_init__(self) -> None:
         check_sampler(self, ("steps", "block_length"), ("temperature", "guidance_scale"))
-        if self.remasking not in REMASKING:
-            raise ValueError(f"remasking={self.remasking!r}: choose one of {REMASKING}")
-        if self.stop not in STOPS:
-            raise ValueError(f"stop={self.stop!r}: choose one of {STOPS}")
+        for name, choices in (("remasking", REMASKING), ("stop", STOPS), ("kv_cache", CHOICES["kv_cache"])):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {choices}")
+        check_shortcuts("", self)
+        if self.reference and (self.kv_cache != "none" or self.confidence_threshold or self.exit_entropy):
+            raise ValueError("reference=True is exact: leave kv_cache, confidence_threshold and exit_entropy unset")
 
     @torch.no_grad()
     def __call__(
@@ -88,6 +103,8 @@ class SemiAutoregressive:
             ValueError: fewer steps than blocks, or a generator count other than B.
         """
         check_streams(generators, canvas)
+        if self.reference and self.temperature and any(stream is not generators[0] for stream in generators):
+            raise ValueError("reference=True draws all rows from one generator: give the same one for every row")
         state = _State(canvas, policy, self, generators)
         schedule = split_evenly(self.steps, state.blocks)
         if schedule[-1] == 0:
@@ -119,9 +136,9 @@ class _State(CanvasWriter):
         self.block_of = torch.where(fill, (fill.cumsum(1) - 1) // sampler.block_length, -1)
         self.blocks = int(self.block_of.max()) + 1
         self.stops = torch.tensor(policy.stop_token_ids, dtype=torch.int64, device=canvas.ids.device)
-        self.space = canvas.token_space
-        if sampler.reference:
-            self.space = None
+        self.kept = None
+        if sampler.kv_cache != "none":
+            self.kept = BlockCache(sampler.kv_cache, policy, guided=self.twin is not None)
 
     def masked_in(self, block: int) -> Tensor:
         return (self.hidden & (self.block_of == block)).sum(dim=1)
@@ -133,26 +150,42 @@ class _State(CanvasWriter):
         if not len(active):
             return
         candidates, k = candidates[active], k[active]
-        scale = 1.0 if self.sampler.reference else self.sampler.temperature or 1.0
-        logits, space = self.logits(model, active, candidates, self.space, scale)
         streams = [generators[row] for row in active.tolist()]
-        tokens, logps = self._draw(logits, candidates, streams, space)
-        confidence = logps
+        if self.sampler.reference:
+            drawn = self._draw_like_the_public_code(model, active, candidates, streams[0])
+        else:
+            cache = None if self.kept is None else self.kept.ready(block, active, self.block_of == block)
+            options = {} if cache is None else {"cache": cache}
+            with_entropy = self.sampler.exit_entropy is not None
+            drawn = self.draw(
+                model, active, candidates, self.sampler.temperature, streams, entropy=with_entropy, **options
+            )
+        confidence = drawn.logps
         if self.sampler.remasking == "random":
             confidence = uniforms(candidates, streams).float()
-        commit = _most_confident(confidence, candidates, k)
-        self.write(active, commit, scatter(candidates, tokens), scatter(candidates, logps), step)
+        commit = _most_confident(confidence, candidates, k) | self._sure(drawn, candidates)
+        self.write(active, commit, scatter(candidates, drawn.tokens), scatter(candidates, drawn.logps), step)
 
-    def _draw(self, logits, candidates, streams, space) -> tuple[Tensor, Tensor]:
-        """Token ids and their log-probabilities ``[n]`` for the n candidate positions, row-major."""
-        temperature = self.sampler.temperature
-        if temperature == 0:
-            columns = logits.argmax(dim=1)
-        else:
-            sharpened = logits / temperature if self.sampler.reference else logits
-            columns = draw_tokens(sharpened, uniforms(candidates, streams))
+    def _sure(self, drawn: DrawnTokens, candidates: Tensor) -> Tensor:
+        """What is committed beside the schedule, ``[b, L]``: probable tokens, and all of a block without a doubtful hole."""
+        sure = torch.zeros_like(candidates)
+        if self.sampler.confidence_threshold is not None:
+            sure |= scatter(candidates, drawn.logps.exp() > self.sampler.confidence_threshold)
+        if self.sampler.exit_entropy is not None:
+            doubtful = scatter(candidates, drawn.entropy > self.sampler.exit_entropy).any(dim=1)
+            sure |= candidates & ~doubtful[:, None]
+        return sure
+
+    def _draw_like_the_public_code(self, model, active, candidates, generator: torch.Generator) -> DrawnTokens:
+        """Tokens by argmax of exp(logit) / (-log u)^temperature over the whole vocabulary, u of every position drawn."""
+        logits, space = self.logits(model, active, candidates, None)
+        columns, temperature = logits.argmax(dim=1), self.sampler.temperature
+        if temperature:
+            shape = (*candidates.shape, space.width)
+            noise = torch.rand(shape, dtype=torch.float64, generator=generator).to(logits.device)[candidates]
+            columns = (logits.double() - temperature * (-noise.log()).log()).argmax(dim=1)
         logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
-        return columns + space.start, logps
+        return DrawnTokens(columns, logps)
 
     def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
         """Also keeps a drawn mask id a hole, and makes the tail after a stop token padding."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
+from ..models.draw import Draw, DrawnTokens
 from ..types import Canvas, Rollout, TokenSpace
-from .draw import draw_tokens
 
 
 class CanvasWriter:
@@ -36,30 +37,43 @@ class CanvasWriter:
         self.logps = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
         self.twin = policy.guidance_canvas(canvas) if guidance_scale else None
 
-    def logits(
-        self, model, rows: Tensor, holes: Tensor, space: TokenSpace | None, temperature: float = 1.0
-    ) -> tuple[Tensor, TokenSpace]:
+    def logits(self, model, rows: Tensor, holes: Tensor, space: TokenSpace | None) -> tuple[Tensor, TokenSpace]:
         """fp32 logits ``[n, W]`` of ``holes [b, L]`` in ``rows [b]``, row-major, guided, and the space of their columns."""
-        canvas, hidden = replace(self.canvas, ids=self.ids).take(rows), self.hidden[rows]
-        select, guidance = self.policy.rows(holes), None
-        if self.twin is None:
-            inputs = self.policy.inputs(canvas, hidden)
-        else:
-            inputs = self.policy.guided_inputs(canvas, hidden, twin=self.twin.take(rows))
-            select, guidance = torch.cat([select, select]), self.guidance_scale
-        logits = model(
-            **inputs, select=select, token_space=space, temperature=temperature, guidance_scale=guidance
-        ).logits
+        logits = model(**self._request(rows, holes), token_space=space).logits
         return logits, space or TokenSpace(start=0, stop=logits.shape[1])
 
     def draw(
-        self, model, rows: Tensor, holes: Tensor, temperature: float, streams: list[torch.Generator]
-    ) -> tuple[Tensor, Tensor]:
-        """A token for each of ``holes [b, L]`` in ``rows [b]`` and its log-probability, both ``[b, L]``; 0 = argmax."""
-        logits, space = self.logits(model, rows, holes, self.canvas.token_space, temperature or 1.0)
-        columns = draw_tokens(logits, uniforms(holes, streams)) if temperature else logits.argmax(dim=1)
-        logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
-        return scatter(holes, columns + space.start), scatter(holes, logps)
+        self,
+        model,
+        rows: Tensor,
+        holes: Tensor,
+        temperature: float,
+        streams: list[torch.Generator],
+        *,
+        entropy: bool = False,
+        **options: Any,
+    ) -> DrawnTokens:
+        """A token for each of the n ``holes [b, L]`` in ``rows [b]``, row-major; temperature 0 = argmax.
+
+        ``entropy`` as in ``Draw``; ``options`` are further arguments of the door.
+        """
+        output = model(
+            **self._request(rows, holes),
+            token_space=self.canvas.token_space,
+            temperature=temperature or 1.0,
+            draw=Draw(uniforms=uniforms(holes, streams) if temperature else None, entropy=entropy),
+            **options,
+        )
+        return DrawnTokens(output.tokens, output.logps, output.entropy)
+
+    def _request(self, rows: Tensor, holes: Tensor) -> dict[str, Any]:
+        """Inputs, selected rows and guidance of a forward."""
+        canvas, hidden = replace(self.canvas, ids=self.ids).take(rows), self.hidden[rows]
+        select = self.policy.rows(holes)
+        if self.twin is None:
+            return {**self.policy.inputs(canvas, hidden), "select": select, "guidance_scale": None}
+        inputs = self.policy.guided_inputs(canvas, hidden, twin=self.twin.take(rows))
+        return {**inputs, "select": torch.cat([select, select]), "guidance_scale": self.guidance_scale}
 
     def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
         """Commit ``tokens`` where ``places`` is True, all ``[b, L]``, in ``rows [b]``."""

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...types import TokenSpace
+from ..cache import KeyValueCache, positions_of
 from ..door import MaskedDiffusionOutput, combine_guidance
+from ..draw import Draw
 from ..head import VocabularyHead
 from .configuration import LLaDAConfig
 
@@ -54,8 +56,9 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class LLaDABlock(GradientCheckpointingLayer):
     """Pre-norm attention and gated MLP. Attention is bidirectional, always."""
 
-    def __init__(self, config: LLaDAConfig) -> None:
+    def __init__(self, config: LLaDAConfig, number: int) -> None:
         super().__init__()
+        self.number = number
         size, head_dim = config.d_model, config.d_model // config.n_heads
         self.head_dim, self.grouped = head_dim, config.n_kv_heads != config.n_heads
         self.attn_norm = RMSNorm(size, config.rms_norm_eps)
@@ -71,14 +74,31 @@ class LLaDABlock(GradientCheckpointingLayer):
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
-        """``hidden [B, L, d]``; ``key_mask [B, 1, 1, L]`` bool, True = attended, or None."""
+    def forward(
+        self,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        key_mask: Tensor | None,
+        cache: KeyValueCache | None = None,
+        queries: Tensor | None = None,
+    ) -> Tensor:
+        """``hidden [B, m, d]`` of all L positions or of the cache's span -> the same, or ``[B, q, d]`` of ``queries``.
+
+        ``key_mask [B, 1, 1, L]`` bool, True = attended, or None. ``queries [B, q]`` are the positions whose output is wanted.
+        """
         normed = self.attn_norm(hidden)
-        query = apply_rotary(self._heads(self.q_proj(normed)), cos, sin)
         key = apply_rotary(self._heads(self.k_proj(normed)), cos, sin)
-        attended = F.scaled_dot_product_attention(
-            query, key, self._heads(self.v_proj(normed)), attn_mask=key_mask, enable_gqa=self.grouped
-        )
+        value = self._heads(self.v_proj(normed))
+        if cache is not None:
+            key, value = cache.update(self.number, key, value)
+        if queries is not None:
+            at = queries[:, :, None]
+            hidden, normed = (states.gather(1, at.expand(-1, -1, states.shape[-1])) for states in (hidden, normed))
+            at = at[:, None].expand(-1, 1, -1, cos.shape[-1])
+            cos, sin = (own.expand(at.shape[0], 1, *cos.shape[-2:]).gather(2, at) for own in (cos, sin))
+        query = apply_rotary(self._heads(self.q_proj(normed)), cos, sin)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, enable_gqa=self.grouped)
         hidden = hidden + self.attn_out(attended.transpose(1, 2).flatten(2))
         normed = self.ff_norm(hidden)
         return hidden + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
@@ -93,27 +113,46 @@ class LLaDATrunk(nn.Module):
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.d_model),
-                "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
+                "blocks": nn.ModuleList(LLaDABlock(config, n) for n in range(config.n_layers)),
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
                 "ff_out": VocabularyHead(config.d_model, config.vocab_size, bias=False),
             }
         )
 
     def forward(
-        self, embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, keep_states: bool
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        select: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        keep_states: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Final hidden states ``[B, L, d]`` and, when asked, the embeddings and every block's output but the last's."""
+        """Final hidden states ``[B, m, d]``, or ``[n, d]`` of the positions that ``select [B, m]`` marks, row-major; and, when
+        asked, the embeddings and every block's output but the last's. m = L, or the cache's span of ``embeds [B, m, d]``.
+
+        The last block reads every position and computes the selected ones alone.
+        """
+        columns = slice(None) if cache is None else cache.columns()
         if position_ids is None:
-            position_ids = torch.arange(embeds.shape[1], device=embeds.device)
-        cos, sin = rotary_angles(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
+            length = embeds.shape[1] if cache is None or cache.span is None else cache.length
+            position_ids = torch.arange(length, device=embeds.device)
+        head_dim = self.config.d_model // self.config.n_heads
+        cos, sin = rotary_angles(position_ids[..., columns], head_dim, self.config.rope_theta)
         key_mask = self._key_mask(attention_mask)
+        *blocks, last = self.transformer["blocks"]
         hidden, states = embeds, []
-        for block in self.transformer["blocks"]:
+        for block in blocks:
             if keep_states:
                 states.append(hidden)
-            hidden = block(hidden, cos, sin, key_mask)
-        hidden = self.transformer["ln_f"](hidden)
-        return hidden, (*states, hidden) if keep_states else None
+            hidden = block(hidden, cos, sin, key_mask, cache)
+        if select is not None and not keep_states:
+            queries, counted = positions_of(select)
+            hidden = last(hidden, cos, sin, key_mask, cache, queries)[counted]
+            return self.transformer["ln_f"](hidden), None
+        states.append(hidden)
+        hidden = self.transformer["ln_f"](last(hidden, cos, sin, key_mask, cache))
+        return hidden if select is None else hidden[select], (*states, hidden) if keep_states else None
 
     def _key_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """Without padding there is no mask at all, so that the fastest attention kernels stay available."""
@@ -173,10 +212,12 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         temperature: float = 1.0,
         guidance_scale: float | None = None,
         ref_logprobs: Tensor | None = None,
+        draw: Draw | None = None,
+        cache: KeyValueCache | None = None,
         output_hidden_states: bool = False,
         **kwargs,
     ) -> MaskedDiffusionOutput:
-        """Logits, or log-probabilities, of chosen rows over a chosen vocabulary range.
+        """Logits of chosen rows over a chosen vocabulary range, log-probabilities of given tokens, or tokens drawn.
 
         Args:
             input_ids: ``[B, L]`` int64 (or ``inputs_embeds [B, L, d]``).
@@ -190,21 +231,38 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
             guidance_scale: s of classifier-free guidance; the batch is then ``[conditional; unconditional]`` with equal
                 ``select`` counts, rows are combined as ``u + (s + 1)(c - u)`` before the linear head, and n halves.
             ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over ``token_space``, for the exact KL.
+            draw: how to choose a token for each selected row; needs ``select``.
+            cache: keys and values to fill or to use; its span says which columns are computed. Inputs stay ``[B, L]``.
 
         Returns:
-            ``MaskedDiffusionOutput`` with fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``), or with
-            ``logps [n]`` and ``entropy [n]`` (and ``kl [n]`` with a reference) when ``targets`` are given.
+            ``MaskedDiffusionOutput`` with fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``); with ``logps [n]``
+            and ``entropy [n]`` (and ``kl [n]`` with a reference) when ``targets`` are given; with ``tokens [n]`` and their
+            ``logps [n]`` when a ``draw`` is.
+
+        Raises:
+            ValueError: arguments that do not go together, or a selected row outside the cache's span.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if targets is not None and select is None:
-            raise ValueError("targets need select, the [B, L] mask of the rows they belong to")
+        if (targets is not None or draw is not None) and select is None:
+            raise ValueError("targets and draws need select, the [B, L] mask of the rows they belong to")
+        if cache is not None and cache.span is not None:
+            input_ids, inputs_embeds, select = _within(cache, input_ids, inputs_embeds, select)
         embeds = self.model.transformer["wte"](input_ids) if inputs_embeds is None else inputs_embeds
-        hidden, states = self.model(embeds, attention_mask, position_ids, output_hidden_states)
-        rows = hidden if select is None else hidden[select]
+        rows, states = self.model(embeds, attention_mask, position_ids, select, cache, output_hidden_states)
         if guidance_scale is not None:
             rows = combine_guidance(rows, guidance_scale)
-        scores = self.model.transformer["ff_out"](rows, targets, token_space, temperature, ref_logprobs)
+        scores = self.model.transformer["ff_out"](rows, targets, token_space, temperature, ref_logprobs, draw)
+        if draw is not None:
+            return MaskedDiffusionOutput(tokens=scores.tokens, logps=scores.logps, entropy=scores.entropy)
         if targets is None:
             return MaskedDiffusionOutput(logits=scores, hidden_states=states)
         return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl, hidden_states=states)
+
+
+def _within(cache: KeyValueCache, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The cache's columns of ``inputs [B, L, ...]``, the last of which marks the selected rows."""
+    select, columns = inputs[-1], cache.columns()
+    if select is not None and int(select.sum()) != int(select[:, columns].sum()):
+        raise ValueError(f"select marks rows outside the columns {cache.span} that the cache computes")
+    return tuple(None if own is None else own[:, columns] for own in inputs)

@@ -31,6 +31,7 @@ class MMaDAPolicy(DiffusionPolicy):
     model_class = MMaDAForMaskedDiffusion
     processor_class = MMaDAProcessor
     linear_head = True
+    supports_cache = True
 
     def __init__(self, config: MMaDAConfig, processor: MMaDAProcessor) -> None:
         self.config, self.processor = config, processor

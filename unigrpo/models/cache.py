@@ -1,0 +1,55 @@
+"""Keys and values of a canvas, kept while a block of it is being written (Fast-dLLM, arXiv 2505.22618).
+
+Bidirectional attention makes every key depend on every token, so kept keys are stale as soon as a token is written: decoding
+with them is an approximation, as good as the canvas outside the block is settled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KeyValueCache:
+    """What each layer's attention saw at the last full forward.
+
+    A forward with ``span=None`` computes all positions and keeps their keys and values. A forward with a span computes those
+    columns alone, overwrites their keys and values, and attends to everything that is kept.
+
+    Attributes:
+        span: columns ``[start, stop)`` that the next forward computes; None = all.
+        length: L, once it is filled.
+    """
+
+    def __init__(self) -> None:
+        self.span: tuple[int, int] | None = None
+        self.length: int | None = None
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def columns(self) -> slice:
+        """``span`` as a slice."""
+        return slice(None) if self.span is None else slice(*self.span)
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps ``[B, heads, span, head_dim]`` and returns keys and values ``[B, heads, L, head_dim]`` of all positions."""
+        if self.span is None:
+            self._layers[layer], self.length = (key, value), key.shape[2]
+            return key, value
+        for kept, new in zip(self._layers[layer], (key, value), strict=True):
+            kept[:, :, self.columns()] = new
+        return self._layers[layer]
+
+    def take(self, rows: Tensor) -> None:
+        """Goes on with ``rows [b]`` of the batch alone."""
+        self._layers = {n: (key[rows], value[rows]) for n, (key, value) in self._layers.items()}
+
+
+def positions_of(select: Tensor) -> tuple[Tensor, Tensor]:
+    """The True positions of ``select [B, L]``, packed to the left: indices ``[B, q]`` and which of them count, bool.
+
+    q is the longest row's number, at least 1; shorter rows are filled up with other positions.
+    """
+    counts = select.sum(dim=1)
+    longest = max(int(counts.max()), 1)
+    index = (~select).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+    return index, torch.arange(longest, device=select.device) < counts[:, None]

@@ -1,0 +1,95 @@
+"""Tokens chosen from logits: the likeliest, or an exact draw with one uniform number a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+BLOCK = 512
+"""Columns whose masses are summed first; the sums are accumulated in fp64."""
+
+ROWS_IN_CACHE = 8
+"""Rows whose probabilities stay in a CPU's cache between the passes over them; a GPU takes all rows at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """How the door chooses tokens for the selected rows.
+
+    A record rather than tensors of their own, because engines cast the floating-point arguments of a forward.
+
+    Attributes:
+        uniforms: ``[n]`` fp64 in [0, 1), one a row; None = the likeliest token.
+        entropy: whether the entropy of each row is wanted as well.
+    """
+
+    uniforms: Tensor | None = None
+    entropy: bool = False
+
+
+class DrawnTokens(NamedTuple):
+    """``tokens [n]`` int64, their ``logps [n]`` and, where asked, the ``entropy [n]`` of their rows, fp32 in nats."""
+
+    tokens: Tensor
+    logps: Tensor
+    entropy: Tensor | None = None
+
+
+def choose_tokens(logits: Tensor, draw: Draw) -> DrawnTokens:
+    """One column for each row of ``logits [n, W]`` fp32, by argmax or from softmax(logits)."""
+    size = ROWS_IN_CACHE if logits.device.type == "cpu" else max(len(logits), 1)
+    parts = []
+    for start in range(0, max(len(logits), 1), size):
+        part = slice(start, start + size)
+        uniforms = None if draw.uniforms is None else draw.uniforms[part]
+        parts.append(_choose(logits[part], uniforms, draw.entropy))
+    return join(parts)
+
+
+def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> DrawnTokens:
+    probs = logits.softmax(dim=1)
+    columns = logits.argmax(dim=1) if uniforms is None else draw_columns(probs, uniforms)
+    picked = columns[:, None]
+    # The log of the probability itself: what was chosen has mass.
+    logps = probs.gather(1, picked).squeeze(1).log()
+    entropy = None
+    if with_entropy:
+        # The chosen column is a good reference point: log-sum-exp = its logit - its log-probability.
+        lse = logits.gather(1, picked).squeeze(1) - logps
+        entropy = lse - torch.linalg.vecdot(probs, logits)
+    return DrawnTokens(columns, logps, entropy)
+
+
+def join(parts: list[DrawnTokens]) -> DrawnTokens:
+    """The rows of ``parts``, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return DrawnTokens(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def draw_columns(masses: Tensor, uniforms: Tensor) -> Tensor:
+    """Columns ``[n]`` drawn in proportion to ``masses [n, W]`` fp32, by the inverse of their cumulative sums.
+
+    The same law as Gumbel-max at 1/W of the random numbers. Block sums are accumulated in fp64, so that the last of 134,656
+    tokens is as likely as its mass says; entries stay fp32. A column without mass is never drawn.
+    """
+    width = masses.shape[1]
+    whole = width // BLOCK * BLOCK
+    sums = masses[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=2)
+    if whole < width:
+        sums = torch.cat([sums, masses[:, whole:].sum(dim=1, keepdim=True)], dim=1)
+    cumulative = sums.double().cumsum(dim=1)
+    threshold = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
+    block = torch.searchsorted(cumulative, threshold, right=True).clamp(max=cumulative.shape[1] - 1)
+    before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
+    places = block * BLOCK + torch.arange(BLOCK, device=masses.device)
+    inside = masses.gather(1, places.clamp(max=width - 1)) * (places < width)
+    running = inside.double().cumsum(dim=1)
+    column = torch.searchsorted(running, threshold - before, right=True)
+    # fp32 block sums and fp64 running sums differ in the last digits: past the end means the last token with mass.
+    last = BLOCK - 1 - (inside > 0).flip(1).int().argmax(dim=1, keepdim=True)
+    return (block * BLOCK + torch.minimum(column, last)).squeeze(1)

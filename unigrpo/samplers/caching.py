@@ -1,0 +1,48 @@
+"""Keys and values kept while a block is written (Fast-dLLM, arXiv 2505.22618)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..models.base import DiffusionPolicy
+from ..models.cache import KeyValueCache
+
+
+class BlockCache:
+    """The cache of the active block: filled by the block's first forward, used by its later ones.
+
+    Args:
+        kind: ``"prefix"`` keeps what stands before the block and computes the rest, ``"dual"`` keeps both sides and computes
+            the block alone.
+        policy: its logits may be shifted: then the block is predicted from one column earlier.
+        guided: the batch is ``[conditional; unconditional]``.
+
+    Raises:
+        ValueError: an unknown kind, or a policy whose model cannot keep keys and values.
+    """
+
+    def __init__(self, kind: str, policy: DiffusionPolicy, guided: bool) -> None:
+        if not policy.supports_cache:
+            raise ValueError(
+                f"kv_cache={kind!r}: {type(policy).__name__} has no cache (supports_cache=False); set kv_cache='none'"
+            )
+        self.kind, self.shift, self.guided = kind, policy.logit_shift, guided
+        self.block, self.rows, self.cache = -1, torch.empty(0, dtype=torch.int64), KeyValueCache()
+
+    def ready(self, block: int, rows: Tensor, inside: Tensor) -> KeyValueCache:
+        """The cache for the next forward of ``rows [b]``; ``inside [B, L]`` marks the positions of ``block``.
+
+        Rows only ever leave while a block is being written.
+        """
+        if block != self.block:
+            self.block, self.rows, self.cache = block, rows, KeyValueCache()
+            return self.cache
+        stay = torch.isin(self.rows, rows).nonzero().squeeze(1)
+        if len(stay) < len(self.rows):
+            self.cache.take(torch.cat([stay, stay + len(self.rows)]) if self.guided else stay)
+            self.rows = rows
+        columns = inside.any(dim=0).nonzero().squeeze(1)
+        stop = int(columns[-1]) + 1 if self.kind == "dual" else inside.shape[1]
+        self.cache.span = (int(columns[0]) - self.shift, stop)
+        return self.cache
