@@ -246,8 +246,10 @@ def test_trace_rows_of_an_answer_without_a_tail_are_the_published_ones_as_drawn(
     assert noise.target[0, 0, :4].tolist() == ARRAYS["trace.TraceRL.p_mask"][:4].bool().tolist()
 
 
-def test_trace_rows_of_a_shorter_answer_count_its_own_steps_and_hide_its_tail():
-    """Steps 8 9 6 4 4 5 2 7 of eight tokens, three at a time: 2 4 5, then 6 7 8, then 9. The tail is never visible."""
+def test_trace_rows_of_a_shorter_answer_count_its_own_steps_and_hide_its_tail_until_it_ends():
+    """Steps 8 9 6 4 4 5 2 7 of eight tokens, three at a time: 2 4 5, then 6 7 8, then 9. Step 7 wrote the last token; from
+    then on the tail was padding.
+    """
     noise = trace_draws(kept(ARRAYS["trace.clean"]))
     answer = slice(START, START + 8)
     assert ARRAYS["trace.step_map"].flip(0).tolist()[:8] == [8, 9, 6, 4, 4, 5, 2, 7]
@@ -255,7 +257,8 @@ def test_trace_rows_of_a_shorter_answer_count_its_own_steps_and_hide_its_tail():
     later = [[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0, 0, 0]]
     assert noise.target[1, 0, :3, answer].int().tolist() == targets
     assert noise.hidden[1, 0, :3, answer].int().tolist() == later
-    assert bool(noise.hidden[1, 0, :3, START + 8 :].all())
+    assert bool(noise.hidden[1, 0, :2, START + 8 :].all())
+    assert not bool(noise.hidden[1, 0, 2, START + 8 :].any())
     assert not bool(noise.target[1, 0, :, START + 8 :].any())
     assert not bool(noise.target[1, 0, 3:].any())
 

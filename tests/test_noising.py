@@ -9,7 +9,8 @@ import torch
 
 from unigrpo.algorithms import build_algorithms
 from unigrpo.config import UniGRPOConfig
-from unigrpo.noising import StructuredNoising, timesteps
+from unigrpo.noising import StructuredNoising, TrajectoryNoising, timesteps
+from unigrpo.noising.base import Answer
 from unigrpo.rng import keyed_generator
 from unigrpo.types import Canvas, Rollout, TokenSpace
 
@@ -237,3 +238,20 @@ def test_one_update_of_the_record():
     second = noise.at(1)
     assert torch.equal(second.hidden, noise.hidden[:, 1:2])
     assert torch.equal(second.mask_ratio, noise.mask_ratio[:, 1:2])
+
+
+def test_a_trajectory_hides_the_tail_until_the_stop_token_is_written():
+    """Order of writing 1 0 3 2, the stop token at place 3: the sampler made the tail padding when it wrote it, in step 2."""
+    completion = torch.tensor([0, 1, 1, 1, 1, 0, 0]).bool()
+    fill = torch.tensor([0, 1, 1, 1, 1, 1, 1]).bool()
+    steps = torch.tensor([-1, 1, 0, 3, 2, -1, -1])
+    answer = Answer(completion=completion, fill=fill, prompt=~fill, step_map=steps)
+    draws = TrajectoryNoising().draws(answer, 0, 1, 0, (0,))
+    assert [draw.hidden.long().tolist() for draw in draws] == [
+        [0, 1, 1, 1, 1, 1, 1],
+        [0, 1, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1, 0, 0, 0],
+    ]
+    merged = TrajectoryNoising(shrink=3).draws(answer, 0, 1, 0, (0,))
+    assert [draw.hidden.long().tolist() for draw in merged] == [[0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0, 0]]

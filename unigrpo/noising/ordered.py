@@ -29,9 +29,9 @@ def chosen_stages(count: int, num_samples: int, *, generator: torch.Generator) -
 class TrajectoryNoising(Noising):
     """The canvas as it was before each step of the rollout; the tokens which that step wrote are scored.
 
-    TraceRL (arXiv 2509.06949). ``shrink`` merges that many steps into one stage. The tail is hidden, as it was while
-    the answer was written; where a stop token was written after tokens behind it, these count as not yet written.
-    ``num_samples`` stages are drawn at random, 0 = all.
+    TraceRL (arXiv 2509.06949). ``shrink`` merges that many steps into one stage. The tail is hidden until the stop token
+    is written and padding from then on, as the sampler saw it; where a stop token was written after tokens behind it,
+    these count as not yet written. ``num_samples`` stages are drawn at random, 0 = all.
 
     With ``shrink`` 1 the scores are otherwise the sampler's own log-probabilities, for a policy with a mask id. Without
     one, the hidden positions hold fresh random tokens, not those that the sampler saw there: the same steps, but other
@@ -63,12 +63,13 @@ class AutoregressiveNoising(Noising):
 
 
 def _stages(answer: Answer, stage: Int[Tensor, " L"], count: int, num_samples: int, key: Key) -> list[Draw]:
-    """Stage s scores its own tokens and hides them, later stages and the tail."""
+    """Stage s scores its own tokens and hides them, later stages and, up to the stop token's own stage, the tail."""
+    stop = int(stage[answer.completion][-1]) if answer.length else 0
     chosen = chosen_stages(count, num_samples, generator=keyed_generator("stages", *key))
     drawn = []
     for s in chosen:
         target = stage == s
-        hidden = (stage >= s) | answer.tail
+        hidden = (stage >= s) | (answer.tail if s <= stop else False)
         ratio = float((hidden & answer.completion).sum()) / max(answer.length, 1)
         drawn.append(Draw(hidden=hidden, target=target, ratio=ratio, probability=len(chosen) / max(count, 1)))
     return drawn
