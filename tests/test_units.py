@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
+from unigrpo import window as window_module
+from unigrpo.rng import keyed_generator
 from unigrpo.types import Experience, TokenSpace
 from unigrpo.units import BUCKET, Mixing, Unit, collate, cut_units, pad_units
 
@@ -53,6 +56,34 @@ def test_rows_of_one_bucket_share_a_unit():
     assert BUCKET == 64
     rows = [row(10), row(64), row(65), row(128), row(129), row(3)]
     assert cut(rows) == [[Unit((0, 1, 5), 0), Unit((2, 3), 0), Unit((4,), 0)]]
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo"])
+def test_rows_of_one_length_share_micro_batches(loss_type, monkeypatch):
+    """Rows keep the optimizer step that chance gave them; inside it lengths are sorted, where no micro-batch normalises."""
+    monkeypatch.setattr(window_module, "rebuild_window", lambda pipe, rows, order: order)
+    lengths = torch.randint(1, 5, (24,), generator=torch.Generator().manual_seed(0)) * 64
+    rows = [row(int(length), task="t2i" if i % 5 == 0 else "text") for i, length in enumerate(lengths)]
+    algorithm = SimpleNamespace(loss=SimpleNamespace(loss_type=loss_type))
+    pipe = SimpleNamespace(
+        args=SimpleNamespace(seed=3, steps_per_generation=6, gradient_accumulation_steps=3),
+        algorithms={"text": SimpleNamespace(loss=SimpleNamespace(loss_type="grpo")), "t2i": algorithm},
+        policy=POLICY,
+        rank=0,
+    )
+    order = window_module.cut_window(pipe, rows, window=2)
+    chance = torch.randperm(24, generator=keyed_generator("order", 3, 2, 0)).tolist()
+    if loss_type == "bnpo":
+        assert order == chance
+        return
+    for step in (slice(0, 12), slice(12, 24)):
+        assert sorted(order[step]) == sorted(chance[step])
+        kinds = [(rows[i].task, len(rows[i].ids)) for i in order[step]]
+        assert kinds == sorted(kinds)
+    units = {
+        name: cut(rows, [o[i : i + 4] for i in range(0, 24, 4)]) for name, o in (("own", order), ("chance", chance))
+    }
+    assert sum(map(len, units["own"])) < sum(map(len, units["chance"]))
 
 
 def test_attended_padding_needs_equal_lengths():

@@ -75,7 +75,8 @@ class Batch:
     tokens_per_row: float | None = None
 
 
-def _bucket(row: Experience, policy: DiffusionPolicy) -> int:
+def bucket(row: Experience, policy: DiffusionPolicy) -> int:
+    """Rows of one task and one bucket may share a unit; rows that attend to their padding need equal lengths."""
     length = len(row.ids)
     return length if policy.attends_padding else -(-length // BUCKET)
 
@@ -96,7 +97,7 @@ def cut_units(
             if not row.active or (row.advantage == 0 and mixing[row.task].beta == 0):
                 continue
             for draw in _draws(row, mixing[row.task]):
-                groups.setdefault((row.task, _bucket(row, policy), draw), []).append(index)
+                groups.setdefault((row.task, bucket(row, policy), draw), []).append(index)
         units = []
         for (_, _, draw), members in sorted(groups.items()):
             if draw >= 0:

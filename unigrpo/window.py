@@ -11,7 +11,7 @@ from .algorithms import Algorithm
 from .rng import keyed_generator
 from .sampling import Pipeline
 from .types import TASKS, Experience
-from .units import Mixing, Unit, count_scored, cut_units, pad_units
+from .units import Mixing, Unit, bucket, count_scored, cut_units, pad_units
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,9 +42,21 @@ class Window:
 
 
 def cut_window(pipe: Pipeline, rows: list[Experience], window: int) -> Window:
-    """Rows shuffled, dealt to micro-batches and cut into units; every rank gets the same number of units."""
+    """Rows shuffled, dealt to micro-batches and cut into units; every rank gets the same number of units.
+
+    Chance decides which optimizer step a row belongs to; among the micro-batches of a step, rows of equal length stand
+    together, so that there are few units with many rows. The step's gradient is the same sum either way.
+    """
     generator = keyed_generator("order", pipe.args.seed, window, pipe.rank)
-    return rebuild_window(pipe, rows, torch.randperm(len(rows), generator=generator).tolist())
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    # "bnpo" divides by the tokens of a micro-batch: there it matters who stands with whom.
+    if all(algorithm.loss.loss_type != "bnpo" for algorithm in pipe.algorithms.values()):
+        size = len(rows) // pipe.args.steps_per_generation * pipe.args.gradient_accumulation_steps
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        order = [
+            index for own in steps for index in sorted(own, key=lambda i: (rows[i].task, bucket(rows[i], pipe.policy)))
+        ]
+    return rebuild_window(pipe, rows, order)
 
 
 def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> Window:
