@@ -21,6 +21,7 @@ EPILOG = """examples:
   unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
   unigrpo evaluate recipes/quickstart.yaml --model runs/quickstart
+  unigrpo agreement recipes/quickstart.yaml --model builtin:arithmetic_trained      what fast decoding changes
   unigrpo merge runs/math merged/                       adapter into full weights
   unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
 """
@@ -90,6 +91,21 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe_arguments(evaluate)
     evaluate.add_argument("--model", help="another model or adapter folder than the recipe's")
 
+    agreement = _command(
+        commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"
+    )
+    _recipe_arguments(agreement)
+    agreement.add_argument("--model", help="another model or adapter folder than the recipe's")
+    agreement.add_argument("--limit", type=int, default=128, help="held-out rows of each task, 0 = all (default: 128)")
+    agreement.add_argument("--output", metavar="DIR", help="for agreement.json and .png (default: the output_dir)")
+    agreement.add_argument(
+        "--temperature", type=float, default=0.0, help="default: 0, where decoding is deterministic"
+    )
+    agreement.add_argument(
+        "--thresholds", type=_numbers, default="0.95,0.9", help="confidence thresholds (default: 0.95,0.9)"
+    )
+    agreement.add_argument("--entropies", type=_numbers, default="0.1", help="exit entropies in nats (default: 0.1)")
+
     merge = _command(commands, "merge", run_merge, "merge an adapter into full weights of the published layout")
     merge.add_argument("adapter", help="adapter folder")
     merge.add_argument("output", help="folder to write")
@@ -123,6 +139,11 @@ def _command(commands, name: str, run: Callable, text: str) -> argparse.Argument
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys, YAML values: lora.r=16 seed=1")
+
+
+def _numbers(text: str) -> list[float]:
+    """``0.95,0.9`` as numbers; argparse reports what is none."""
+    return [float(part) for part in text.split(",") if part]
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -217,6 +238,23 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from .run import evaluate_recipe
 
     evaluate_recipe(load_recipe(arguments.recipe, arguments.overrides), arguments.model)
+    return 0
+
+
+def run_agreement(arguments: argparse.Namespace) -> int:
+    """``unigrpo agreement RECIPE [--model PATH] [--limit N] [key=value ...]``."""
+    from .agreement.command import agreement
+    from .recipe import load_recipe
+
+    agreement(
+        load_recipe(arguments.recipe, arguments.overrides),
+        model=arguments.model,
+        limit=arguments.limit,
+        output_dir=arguments.output,
+        temperature=arguments.temperature,
+        thresholds=arguments.thresholds,
+        entropies=arguments.entropies,
+    )
     return 0
 
 

@@ -1,13 +1,15 @@
-"""Makes the shipped arithmetic policy: ``python -m unigrpo.toy.cold_start``.
+"""Makes the shipped arithmetic policies: ``python -m unigrpo.toy.cold_start``.
 
-The policy sees correct traces only. It first learns them well; then a few small batches at a high learning rate leave its
-weights noisy around what they know. That makes a start for reinforcement learning with the form in place, an accuracy well
-below what the model can reach, and answers that differ enough within a group to be compared.
+The policy sees correct traces only. It first learns them well: that is ``builtin:arithmetic_trained``, sure of what it
+writes. Then a few small batches at a high learning rate leave its weights noisy around what they know. That makes
+``builtin:arithmetic``, a start for reinforcement learning with the form in place, an accuracy well below what the model can
+reach, and answers that differ enough within a group to be compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -205,7 +207,7 @@ def save(loaded: LoadedPolicy, output: Path, *, half: bool = False) -> None:
 
 
 def main() -> None:
-    """Command line: trains and saves the shipped arithmetic policy."""
+    """Command line: trains the arithmetic policy and saves it twice, well trained (``<output>_trained``) and unsettled."""
     args = arguments("arithmetic", __doc__)
     generator = torch.Generator().manual_seed(args.seed)
     loaded = untaught(generator)
@@ -216,10 +218,12 @@ def main() -> None:
     def draw(count: int) -> Canvas:
         return canvas.take(torch.randint(len(rows), (count,), generator=generator))
 
-    for stage in (LEARN, UNSETTLE):
-        train(loaded.policy, loaded.model, draw, **stage, generator=generator)
-        loaded.model.eval()
-        report(start_figures(loaded))
+    train(loaded.policy, loaded.model, draw, **LEARN, generator=generator)
+    report(start_figures(loaded))
+    # A copy: half precision would change the weights that the second stage starts from.
+    save(copy.deepcopy(loaded), args.output.with_name(f"{args.output.name}_trained"), half=True)
+    train(loaded.policy, loaded.model, draw, **UNSETTLE, generator=generator)
+    report(start_figures(loaded))
     save(loaded, args.output)
 
 

@@ -1,0 +1,1 @@
+"""``unigrpo agreement``: how far each approximate way of decoding agrees with exact decoding, on the checkpoint at hand."""
