@@ -1,0 +1,123 @@
+"""Text-to-image: the sampler with guidance, and the trunk without the padding of the text slots."""
+
+from __future__ import annotations
+
+import torch
+
+from unigrpo.samplers import MaskGIT
+from unigrpo.types import Canvas, TokenSpace
+
+from .expected import parts_of
+from .measure import EXACT, EXACT_LAW, Result, interleave
+from .mid import Bench, image_canvas, streams
+from .plain import Clock, image_rollout
+
+
+GUIDANCE = 3.5
+
+
+def draw(bench: Bench, canvas: Canvas, reference: bool):
+    """The image of ``canvas``; in reference mode with the public code's random numbers."""
+    fill = MaskGIT(
+        steps=bench.sizes.image_steps,
+        guidance_scale=GUIDANCE,
+        remask_noise_decay="compound",
+        reference=reference,
+    )
+    return fill(bench.model, bench.policy, canvas, generators=streams(1))
+
+
+def plain_draw(bench: Bench, canvas: Canvas, clock: Clock) -> torch.Tensor:
+    """Ids of the same image from the plain sampler."""
+    twin, space = bench.policy.guidance_canvas(canvas), bench.policy.token_space("t2i")
+    return image_rollout(
+        bench.plain,
+        (canvas.ids, twin.ids),
+        (canvas.attention_mask, twin.attention_mask),
+        slice(space.start, space.stop),
+        bench.sizes.image_tokens,
+        steps=bench.sizes.image_steps,
+        guidance_scale=GUIDANCE,
+        clock=clock,
+        generator=streams(1)[0],
+    )
+
+
+def text_to_image(bench: Bench) -> list[Result]:
+    """Guided MaskGIT whose caption fills all text slots, so that no padding is saved here."""
+    sizes, clock = bench.sizes, Clock()
+    canvas = image_canvas(bench, sizes.text_slots - 2, sizes.text_slots, sizes.image_tokens, trim=False)
+    timed = interleave(
+        {
+            "plain": lambda: plain_draw(bench, canvas, clock),
+            "reference": lambda: draw(bench, canvas, reference=True),
+            "production": lambda: draw(bench, canvas, reference=False),
+        },
+        sizes.rounds,
+    )
+    plain = timed["plain"]
+    same = torch.equal(timed["reference"].value.canvas.ids[canvas.fill_mask], plain.value.flatten())
+    space = bench.policy.token_space("t2i")
+    inside = space.contains(timed["production"].value.canvas.ids[canvas.fill_mask])
+    parts = parts_of("t2i", clock, sum(plain.seconds), 1000 * plain.median / sizes.image_steps)
+    return [
+        Result(
+            name="t2i",
+            kind=EXACT,
+            ours=timed["reference"].median,
+            plain=plain.median,
+            goal=5.0,
+            floor=3.5,
+            checks={"tokens equal": same},
+            note="ours: MaskGIT(reference=True), the plain sampler's random numbers",
+            extra={"plain_parts": parts},
+        ),
+        Result(
+            name="t2i, production",
+            kind=EXACT_LAW,
+            ours=timed["production"].median,
+            plain=plain.median,
+            goal=5.0,
+            floor=3.5,
+            checks={"all codes": bool(inside.all())},
+            note="ours: MaskGIT(reference=False), draws for hidden positions alone",
+        ),
+    ]
+
+
+def trimmed_padding(bench: Bench) -> list[Result]:
+    """The trunk over a short caption with and without the unused text slots, the head left out on both sides."""
+    sizes = bench.sizes
+    full, short = (
+        image_canvas(bench, sizes.trimmed_caption, sizes.trimmed_slots, sizes.trimmed_image, trim)
+        for trim in (False, True)
+    )
+    mask = full.attention_mask
+    bias = mask[:, None, :, None] & mask[:, None, None, :] | torch.eye(mask.shape[1], dtype=torch.bool)
+    request = {"select": short.fill_mask, "token_space": TokenSpace(start=0, stop=1)}
+
+    @torch.no_grad()
+    def plain() -> torch.Tensor:
+        return bench.plain.hidden(full.ids, bias)
+
+    @torch.no_grad()
+    def ours(**more):
+        return bench.model(**bench.policy.inputs(short), **request, **more)
+
+    timed = interleave({"plain": plain, "ours": ours}, sizes.rounds)
+    hidden = ours(output_hidden_states=True).hidden_states[-1]
+    worst = float((hidden[short.fill_mask] - timed["plain"].value[full.fill_mask]).abs().max())
+    lengths = {"plain": full.ids.shape[1], "ours": short.ids.shape[1]}
+    return [
+        Result(
+            name="t2i trunk, padding trimmed",
+            kind=EXACT,
+            ours=timed["ours"].median,
+            plain=timed["plain"].median,
+            goal=1.8,
+            floor=1.4,
+            checks={"hidden states within 3e-4": worst < 3e-4},
+            note=f"{lengths['plain']} against {lengths['ours']} positions, a dense mask against none",
+            extra={"positions": lengths, "largest_difference": worst},
+        )
+    ]

@@ -1,0 +1,193 @@
+"""The model that is measured, and the canvases that are put before it.
+
+``mid`` has MMaDA's real vocabulary of 134,656 tokens over a small trunk, so that a CPU shows what the vocabulary costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from unigrpo.rng import keyed_generator
+from unigrpo.types import Canvas, TokenSpace
+
+from ..tiny import golden_tokenizer, tiny_model, tiny_processor
+from .plain import PlainModel
+
+
+MID = {"d_model": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 768}
+WORDS = 100
+"""Prompts are made of ids below this one, which are ordinary words in every vocabulary used here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much is measured; lengths in tokens.
+
+    Text: ``batch`` rows of ``prompt`` given and ``answer`` written positions in ``steps`` steps. Images: one of
+    ``image_tokens`` behind ``text_slots``; ``trimmed_*`` are those of the padding case. Update: ``update_rows`` rows of
+    ``update_length``, a quarter of it prompt, a third of it hidden. ``stop_block`` and ``stop_steps``: length and steps
+    of each of the four blocks of the finished-rows case.
+    """
+
+    rounds: int = 3
+    batch: int = 4
+    prompt: int = 64
+    answer: int = 128
+    steps: int = 64
+    block_length: int = 32
+    image_tokens: int = 256
+    image_steps: int = 8
+    text_slots: int = 64
+    trimmed_slots: int = 512
+    trimmed_caption: int = 23
+    trimmed_image: int = 1024
+    update_rows: int = 8
+    update_length: int = 256
+    stop_block: int = 32
+    stop_steps: int = 16
+    empty_tokens: int = 32
+    law_draws: int = 4096
+    growth_batches: tuple[int, ...] = (1, 2, 4, 8)
+    growth_hidden: tuple[int, ...] = (24, 48, 96, 192)
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    rounds=2,
+    prompt=160,
+    answer=32,
+    steps=4,
+    image_steps=4,
+    update_rows=4,
+    stop_block=8,
+    stop_steps=2,
+    empty_tokens=8,
+    law_draws=2048,
+)
+"""One block of the full text workload, its earlier blocks already written."""
+
+TINY = Sizes(
+    rounds=1,
+    batch=3,
+    prompt=7,
+    answer=16,
+    steps=8,
+    block_length=8,
+    image_tokens=16,
+    image_steps=4,
+    text_slots=12,
+    trimmed_slots=32,
+    trimmed_caption=5,
+    trimmed_image=16,
+    update_rows=4,
+    update_length=48,
+    stop_block=4,
+    stop_steps=2,
+    empty_tokens=4,
+    growth_batches=(1, 2, 4),
+    growth_hidden=(4, 8, 16),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """A model, its name, its description and the sizes to measure it at."""
+
+    size: str
+    model: MMaDAForMaskedDiffusion
+    policy: MMaDAPolicy
+    sizes: Sizes
+
+    @property
+    def plain(self) -> PlainModel:
+        """The same weights behind the plain forward."""
+        return PlainModel(self.model)
+
+
+def mid_bench(sizes: Sizes, seed: int = 0) -> Bench:
+    """The mid-size random model in fp32."""
+    processor = MMaDAProcessor(golden_tokenizer("real"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MMaDAForMaskedDiffusion(MMaDAConfig(**MID)).eval()
+    return Bench(size="mid", model=model, policy=MMaDAPolicy(model.config, processor), sizes=sizes)
+
+
+def tiny_bench(sizes: Sizes = TINY) -> Bench:
+    """The goldens' model, for tests of this harness."""
+    model = tiny_model()
+    return Bench(size="tiny", model=model, policy=MMaDAPolicy(model.config, tiny_processor()), sizes=sizes)
+
+
+def words(*shape: int, seed: int) -> Tensor:
+    """Random ordinary word ids of ``shape``, int64."""
+    return torch.randint(WORDS, shape, generator=keyed_generator("benchmark", "words", seed))
+
+
+def streams(count: int, seed: int = 0) -> list[torch.Generator]:
+    """One generator a row."""
+    return [keyed_generator("benchmark", seed, row) for row in range(count)]
+
+
+def text_canvas(bench: Bench, batch: int, prompt: int, answer: int, whole_vocabulary: bool = True) -> Canvas:
+    """``batch`` rows of random words before ``answer`` masks.
+
+    The public code may write every id; over the whole vocabulary the library's tokens are therefore comparable with it.
+    """
+    config = bench.model.config
+    space = bench.policy.token_space("text")
+    if whole_vocabulary:
+        space = TokenSpace(start=0, stop=config.vocab_size)
+    ids = torch.cat([words(batch, prompt, seed=1), torch.full((batch, answer), config.mask_token_id)], dim=1)
+    return Canvas(
+        ids=ids,
+        fill_mask=(torch.arange(prompt + answer) >= prompt).expand_as(ids).clone(),
+        attention_mask=torch.ones_like(ids, dtype=torch.bool),
+        task="text",
+        token_space=space,
+    )
+
+
+def image_canvas(bench: Bench, caption: int, slots: int, image_tokens: int, trim: bool) -> Canvas:
+    """One image to draw from ``caption`` words; untrimmed, the text takes ``slots + 1`` positions."""
+    text = " ".join(f"w{word}" for word in words(caption, seed=2).tolist())
+    return bench.policy.encode(
+        [{"prompt": text}], "t2i", image_tokens=image_tokens, max_prompt_length=slots, trim_padding=trim
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateBatch:
+    """Written rows to learn from.
+
+    Attributes:
+        canvas: B rows of L tokens, the answers written.
+        hidden: ``[B, L]`` bool, corrupted and scored.
+        advantages: ``[B]``.
+        old_shift: ``[B, L]``, added to the old log-probabilities so that ratios leave 1 and clipping acts.
+    """
+
+    canvas: Canvas
+    hidden: Tensor
+    advantages: Tensor
+    old_shift: Tensor
+
+
+def update_batch(bench: Bench, rows: int, length: int, hidden: int | None = None) -> UpdateBatch:
+    """Rows of which a quarter is prompt; ``hidden`` answer positions a row are scored, by default a third of the row."""
+    generator = keyed_generator("benchmark", "update")
+    prompt, count = length // 4, length // 3 if hidden is None else hidden
+    canvas = text_canvas(bench, rows, prompt, length - prompt)
+    canvas = replace(canvas, ids=torch.where(canvas.fill_mask, words(rows, length, seed=3), canvas.ids))
+    chance = torch.rand(rows, length, generator=generator).masked_fill(~canvas.fill_mask, 2.0)
+    advantages = torch.randn(rows, generator=generator)
+    return UpdateBatch(
+        canvas=canvas,
+        hidden=chance.argsort(dim=1).argsort(dim=1) < count,
+        advantages=advantages,
+        old_shift=0.3 * torch.randn(rows, length, generator=generator),
+    )
