@@ -316,3 +316,18 @@ def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path, monkeypatch)
         }
     sheets = ("images_before.png", "images_after.png", "images.png")
     assert all((out / name).exists() == ("t2i" in tasks) for name in sheets)
+
+
+def test_sample_takes_shortcuts(capsys):
+    """A sure policy gives the same answer with them, and a shortcut that does not exist for pictures is refused."""
+    question = "Tom has 127 cups and gets 4. Total?"
+    assert main(["sample", "builtin:arithmetic_trained", question]) == 0
+    exact = capsys.readouterr().out
+    assert "131" in exact
+    shortcuts = ["--kv-cache", "dual", "--confidence-threshold", "0.9"]
+    assert main(["sample", "builtin:arithmetic_trained", question, *shortcuts]) == 0
+    assert capsys.readouterr().out == exact
+    assert main(["sample", "builtin:arithmetic_trained", question, "--confidence-threshold", "2"]) == 2
+    assert "confidence_threshold=2.0 is a probability" in capsys.readouterr().err
+    assert main(["sample", "builtin:shapes", "a large red circle", "--task", "t2i", "--kv-cache", "dual"]) == 2
+    assert "kv_cache" in capsys.readouterr().err

@@ -82,6 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--temperature", type=float, help="0 = greedy (default; t2i: 1)")
     sample.add_argument("--remasking", choices=("low_confidence", "random"), default="low_confidence")
     sample.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 0 = off (default; t2i: 3.5)")
+    sample.add_argument("--kv-cache", choices=("none", "prefix", "dual"), help="of text; approximate, faster")
+    sample.add_argument(
+        "--confidence-threshold", type=float, help="of text; approximate: surer tokens are not waited for"
+    )
     sample.add_argument("--num", type=int, default=1, help="answers a prompt (default: 1)")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--dtype", default="auto", help="e.g. bfloat16 (default: the checkpoint's)")
@@ -198,8 +202,12 @@ def run_sample(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {}
     if arguments.guidance_scale is not None or task != "t2i":
         options["guidance_scale"] = arguments.guidance_scale or 0.0
+    shortcuts = {"kv_cache": arguments.kv_cache, "confidence_threshold": arguments.confidence_threshold}
+    shortcuts = {key: value for key, value in shortcuts.items() if value is not None}
     if task != "t2i":
-        options["remasking"] = arguments.remasking
+        options |= {"remasking": arguments.remasking, **shortcuts}
+    elif shortcuts:
+        raise ValueError(f"{shortcuts} would do nothing with --task t2i: caches and thresholds are for text")
     answers = policy.generate(
         repeated,
         images=images[0] if images is not None and len(images) == 1 else images,

@@ -6,16 +6,12 @@ import importlib.metadata
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from rich.text import Text
-
-from rewards import get_reward
 
 from . import __version__
 from .algorithms import build_algorithms
@@ -24,17 +20,17 @@ from .building import build_config, build_dataset, build_lora, build_quantizatio
 from .callbacks import JsonLines
 from .config import UniGRPOConfig
 from .data import task_of
-from .evaluation import Accuracy, bootstrap, held_out_answers, reward_summary
+from .evaluation import held_out_answers
 from .generation import load_policy, model_path
+from .held_out import HeldOut, compare_held_out, held_out, load_before, measure, show_before_after
 from .models import MMaDAProcessor
 from .pictures import draw_curve, picture_sheet, side_by_side
 from .recipe import Recipe
-from .sampling import Pipeline, Sample
+from .sampling import Pipeline
 from .trainer import UniGRPOTrainer
 
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify")
-SHOWN = 3
 
 
 def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
@@ -183,99 +179,6 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     return summary
 
 
-@dataclass(slots=True, kw_only=True)
-class HeldOut:
-    """A held-out measurement.
-
-    Attributes:
-        accuracy: over all answers that have a measure, None where none has.
-        tasks: the same by task.
-        rewards: means of the run's rewards, raw and weighted.
-        shown: the first texts that were asked and answered.
-    """
-
-    accuracy: Accuracy | None
-    tasks: dict[str, Accuracy]
-    rewards: dict[str, float]
-    shown: list[dict[str, str]]
-
-    def __str__(self) -> str:
-        if self.accuracy is None:
-            return f"held-out reward {self.rewards['reward']:.3f}"
-        parts = [f"{task} {own}" for task, own in self.tasks.items()] if len(self.tasks) > 1 else []
-        return f"held-out accuracy {self.accuracy}" + (f" ({'; '.join(parts)})" if parts else "")
-
-
-def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> HeldOut:
-    """Answers to the held-out rows, measured; pictures are left as ``images_<label>.png``."""
-    rows = [trainer.eval_dataset[index] for index in range(len(trainer.eval_dataset))]
-    pipe = trainer.pipeline()
-    samples = held_out_answers(pipe, rows, 1, trainer.args.per_device_eval_batch_size)
-    result = measure(pipe, samples, recipe)
-    if trainer.is_world_process_zero():
-        Console().print(f"{label} training: {result}")
-        sheet = picture_sheet(samples, f"{label} training")
-        if sheet is not None:
-            sheet.save(Path(trainer.args.output_dir) / f"images_{label}.png")
-    return result
-
-
-def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe) -> HeldOut:
-    """``accuracy(completion, solution)`` of each task's samples with its interval, and the run's rewards."""
-    outcomes: dict[str, list[bool]] = {}
-    for sample in samples:
-        judge, solution = recipe.accuracy.get(sample.answer.task), sample.row.get("solution")
-        if judge is not None and solution is not None:
-            right = bool(get_reward(judge)(sample.answer.completion, solution))
-            outcomes.setdefault(sample.answer.task, []).append(right)
-    tasks = {task: bootstrap(own) for task, own in sorted(outcomes.items())}
-    everything = [right for own in outcomes.values() for right in own]
-    texts = [sample for sample in samples if isinstance(sample.answer.completion, str)]
-    summary = reward_summary(pipe, samples, "")
-    return HeldOut(
-        accuracy=bootstrap(everything) if everything else None,
-        tasks=tasks,
-        rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward")},
-        shown=[{"prompt": str(s.row["prompt"]), "completion": str(s.answer.completion)} for s in texts[:SHOWN]],
-    )
-
-
-def compare_held_out(before: HeldOut | None, after: HeldOut | None) -> dict[str, Any]:
-    """The summary's entries on held-out rows; gains are in percentage points."""
-    if before is None or after is None:
-        return {}
-    out: dict[str, Any] = {"held_out_rewards_before": before.rewards, "held_out_rewards_after": after.rewards}
-    if before.accuracy is None or after.accuracy is None:
-        return out
-    out["held_out_accuracy_before"], out["held_out_accuracy_after"] = asdict(before.accuracy), asdict(after.accuracy)
-    out["gain_points"] = _points(before.accuracy, after.accuracy)
-    if len(before.tasks) > 1:
-        out["tasks"] = {
-            task: {
-                "before": asdict(own),
-                "after": asdict(after.tasks[task]),
-                "gain_points": _points(own, after.tasks[task]),
-            }
-            for task, own in before.tasks.items()
-        }
-    return out
-
-
-def _points(before: Accuracy, after: Accuracy) -> float:
-    return round(100 * (after.mean - before.mean), 2)
-
-
-def load_before(out: Path) -> HeldOut | None:
-    """The measurement of an interrupted run, so that a resumed one compares with the same start."""
-    path = out / "before.json"
-    if not path.exists():
-        return None
-    data = json.loads(path.read_text())
-    accuracy = Accuracy(**data["accuracy"]) if data["accuracy"] else None
-    tasks = {task: Accuracy(**own) for task, own in data["tasks"].items()}
-    return HeldOut(accuracy=accuracy, tasks=tasks, rewards=data["rewards"], shown=data["shown"])
-
-
 def versions() -> dict[str, str]:
     """Versions of Python, this package and the ones it stands on."""
     return {"python": platform.python_version(), "unigrpo": __version__} | {
@@ -285,20 +188,6 @@ def versions() -> dict[str, str]:
 
 def save_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n")
-
-
-def show_before_after(before: HeldOut, after: HeldOut) -> None:
-    """Three held-out texts with the answers before and after training; without texts, one line."""
-    title = f"{before}  →  {after}"
-    if not before.shown:
-        Console().print(title)
-        return
-    view = Table(title=title, show_lines=True)
-    for name in ("prompt", "before", "after"):
-        view.add_column(name)
-    for old, new in zip(before.shown, after.shown, strict=True):
-        view.add_row(Text(old["prompt"]), Text(old["completion"]), Text(new["completion"]))
-    Console().print(view)
 
 
 def curve_title(summary: dict[str, Any]) -> str:
