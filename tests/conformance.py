@@ -15,6 +15,8 @@ from torch import Tensor
 
 from unigrpo.likelihood import score_tokens
 from unigrpo.models import DiffusionPolicy
+from unigrpo.models.cache import KeyValueCache
+from unigrpo.models.draw import Draw
 from unigrpo.noising import random_corruption
 from unigrpo.rng import keyed_generator
 from unigrpo.samplers import Emerge, MaskGIT, SemiAutoregressive
@@ -47,6 +49,9 @@ def check_policy(
         rollout = check_rollout(model, policy, rows, task, sampler)
         check_sampling_logps(model, policy, rollout)
     check_scores_are_the_models(model, policy, rollout)
+    check_draws_are_the_models(model, policy, rollout)
+    if policy.supports_cache:
+        check_kept_keys_change_nothing(model, policy, rollout)
     check_padding_changes_nothing(model, policy, rollout)
     check_hidden_ids_do_not_leak(model, policy, rollout)
     if block_length is None:
@@ -178,6 +183,38 @@ def check_scores_are_the_models(model, policy: DiffusionPolicy, rollout: Rollout
         own = -(at.exp() * at.masked_fill(~open_columns, 0)).sum()
         assert abs(float(entropy[row, position]) - float(own)) < TOLERANCE
     assert not logps[~target].any() and not entropy[~target].any()
+
+
+@torch.no_grad()
+def check_draws_are_the_models(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
+    """Tokens chosen inside the door are the likeliest, or the inverse of the cumulative distribution, of its own logits."""
+    request = door_request(policy, rollout)
+    table = model(**request).logits.double().log_softmax(-1)
+    uniforms = torch.linspace(0.001, 0.999, len(table), dtype=torch.float64)
+    drawn = (table.exp().cumsum(-1) < uniforms[:, None]).sum(-1)
+    for draw, columns in ((Draw(), table.argmax(-1)), (Draw(uniforms=uniforms, entropy=True), drawn)):
+        output = model(**request, draw=draw)
+        assert torch.equal(output.tokens, columns + request["token_space"].start)
+        assert worst(output.logps - table.gather(1, columns[:, None])[:, 0]) < TOLERANCE
+    closed = table < -1e30
+    assert worst(output.entropy + (table.exp() * table.masked_fill(closed, 0)).sum(-1)) < TOLERANCE
+
+
+@torch.no_grad()
+def check_kept_keys_change_nothing(model, policy: DiffusionPolicy, rollout: Rollout) -> None:
+    """On a canvas that has not changed, columns computed beside kept keys and values are those of a full forward."""
+    request, cache = door_request(policy, rollout), KeyValueCache()
+    full = model(**request, cache=cache).logits
+    columns = request["select"].any(dim=0).nonzero().squeeze(1)
+    cache.span = (int(columns[0]), int(columns[-1]) + 1)
+    assert worst(model(**request, cache=cache).logits - full) < TOLERANCE
+
+
+def door_request(policy: DiffusionPolicy, rollout: Rollout) -> dict[str, Any]:
+    """Arguments of the door for the logits of ``some_hidden`` tokens."""
+    canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
+    inputs = policy.inputs(canvas, hidden, corrupted(policy, canvas, hidden))
+    return {**inputs, "select": policy.rows(target), "token_space": canvas.token_space, "temperature": TEMPERATURE}
 
 
 def trimmed(canvas: Canvas, row: int) -> tuple[Canvas, Tensor]:
