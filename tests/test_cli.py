@@ -324,10 +324,15 @@ def test_sample_takes_shortcuts(capsys):
     assert main(["sample", "builtin:arithmetic_trained", question]) == 0
     exact = capsys.readouterr().out
     assert "131" in exact
-    shortcuts = ["--kv-cache", "dual", "--confidence-threshold", "0.9"]
+    shortcuts = ["--kv-cache", "dual", "--confidence-threshold", "0.9", "--exit-entropy", "0.01"]
     assert main(["sample", "builtin:arithmetic_trained", question, *shortcuts]) == 0
     assert capsys.readouterr().out == exact
     assert main(["sample", "builtin:arithmetic_trained", question, "--confidence-threshold", "2"]) == 2
     assert "confidence_threshold=2.0 is a probability" in capsys.readouterr().err
     assert main(["sample", "builtin:shapes", "a large red circle", "--task", "t2i", "--kv-cache", "dual"]) == 2
-    assert "kv_cache" in capsys.readouterr().err
+    assert "sampler 'maskgit' has no option ['kv_cache']" in capsys.readouterr().err
+    assert main(["sample", "builtin:arithmetic_trained", question, "--sampler", "left_to_right"]) == 0
+    assert "</think>" in capsys.readouterr().out
+    both = ["--sampler", "left_to_right", "--kv-cache", "dual"]
+    assert main(["sample", "builtin:arithmetic_trained", question, *both]) == 2
+    assert "sampler 'left_to_right' has no option ['kv_cache']" in capsys.readouterr().err

@@ -10,11 +10,14 @@ import torch
 from peft import PeftModel
 from transformers import TrainingArguments
 
+from unigrpo.compiling import compile_blocks
 from unigrpo.config import UniGRPOConfig
-from unigrpo.models import MMaDAForMaskedDiffusion
+from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy
+from unigrpo.rng import keyed_generator
+from unigrpo.samplers import SemiAutoregressive
 
 from .test_trainer_contract import logs_of
-from .tiny import tiny_model
+from .tiny import tiny_model, tiny_processor
 
 
 SHORT = {"max_steps": 2, "num_iterations": 2, "beta": 0.04}
@@ -70,6 +73,41 @@ def test_training_is_the_same(make_trainer, lora, checkpointing):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on the CPU: install g++")
 def test_training_is_the_same_with_inductor(make_trainer):
     trained_both_ways(make_trainer, "inductor", lora=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on the CPU: install g++")
+def test_old_log_probabilities_are_the_updates_in_bf16():
+    """Fused arithmetic keeps more digits than bf16 has, and others with a gradient than without."""
+    models = [tiny_model(torch.bfloat16) for _ in range(2)]
+    compile_blocks(config(torch_compile=True), models[0])
+    ids = torch.randint(3, 150, (4, 24), generator=torch.Generator().manual_seed(0))
+    select = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    request = {"input_ids": ids.masked_fill(select, 184), "select": select, "targets": ids[select]}
+    new = models[0](**request).logps
+    with torch.no_grad():
+        old, plain = (model(**request).logps for model in models)
+    assert torch.equal(new, old)
+    torch.testing.assert_close(old, plain, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["none", "dual"])
+def test_layers_share_their_graphs_beside_a_cache(kind):
+    """A block that knew its number would be compiled once for every layer, and 32 layers exceed the compiler's limit."""
+    graphs = []
+    for layers in (2, 5):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        fields = {**tiny_model().config.to_dict(), "n_layers": layers}
+        model = MMaDAForMaskedDiffusion(MMaDAConfig(**fields)).eval()
+        compile_blocks(config(torch_compile_backend="eager"), model)
+        policy = MMaDAPolicy(model.config, tiny_processor())
+        canvas = policy.encode([{"prompt": "w1 w2"}, {"prompt": "w3"}], max_completion_length=16)
+        streams = [keyed_generator("test", row) for row in range(2)]
+        fill = SemiAutoregressive(steps=8, block_length=8, temperature=1.0, kv_cache=kind, stop="never")
+        fill(model, policy, canvas, generators=streams)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] == graphs[1]
 
 
 def test_what_is_saved_loads_into_a_plain_model(make_trainer, tmp_path):

@@ -7,15 +7,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Dataset
+from torch.distributed.utils import _cast_forward_inputs
+from transformers import TrainerCallback
 
 from tests.test_text_sampler import CountingModel, counting_model, golden_canvas, sample, streams, text_canvas, written
-from tests.tiny import tiny_model, tiny_processor
-from unigrpo.config import UniGRPOConfig
+from tests.tiny import low_ids, tiny_model, tiny_processor
+from unigrpo import UniGRPOConfig, UniGRPOTrainer
+from unigrpo.algorithms import build_algorithms
+from unigrpo.anchors import log_decoding_gap
+from unigrpo.evaluation import eval_pipeline
+from unigrpo.likelihood import score_tokens
+from unigrpo.metrics import Metrics
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.cache import KeyValueCache, positions_of
 from unigrpo.models.draw import Draw
 from unigrpo.samplers import SemiAutoregressive
 from unigrpo.samplers.caching import BlockCache
+from unigrpo.sampling import Pipeline, check_prompt
+from unigrpo.settings import EXACT_DECODING
+from unigrpo.types import Canvas, TokenSpace
 
 
 pytestmark = pytest.mark.smoke
@@ -322,6 +333,7 @@ def test_reference_draws_are_the_public_codes_gumbel_noise(policy, model):
         ({"exit_entropy": -0.1}, "exit_entropy=-0.1 is in nats"),
         ({"confidence_threshold": 0.9, "remasking": "random"}, "remasking='random' does not"),
         ({"kv_cache": "dual", "reference": True}, "reference=True is exact"),
+        ({"exit_entropy": 0.0, "reference": True}, "reference=True is exact"),
     ],
 )
 def test_settings_that_cannot_work(options, message):
@@ -355,3 +367,106 @@ def test_a_policy_without_a_cache_says_so(policy, model):
     own = Without(policy.config, policy.processor)
     with pytest.raises(ValueError, match="Without has no cache"):
         sample(model, own, text_canvas(policy), kv_cache="prefix")
+    args = UniGRPOConfig("unused", use_cpu=True, report_to="none", kv_cache="dual", max_completion_length=12)
+    row = {"prompt": "w1"}
+    check_prompt(policy, args, None, row, "train_dataset[0]")
+    with pytest.raises(ValueError, match=r"train_dataset\[0\], task 'text': kv_cache='dual': Without has no cache"):
+        check_prompt(own, args, None, row, "train_dataset[0]")
+    check_prompt(own, args, None, row, "eval_dataset[0]", held_out=True)
+
+
+def test_a_hole_that_an_earlier_block_left_is_computed_beside_a_cache(policy):
+    """A policy may draw its mask id, and the position stays a hole: later blocks then reach back to it."""
+    model = counting_model(mask_lover=True)
+    canvas = text_canvas(policy)
+    open_space = replace(canvas, token_space=TokenSpace(start=0, stop=canvas.token_space.stop))
+    with torch.no_grad():
+        model.get_output_embeddings().weight[184] *= 3
+    options = {"temperature": 1.0, "steps": 24, "stop": "never"}
+    for kind in ("prefix", "dual"):
+        rollout = sample(model, policy, open_space, kv_cache=kind, **options)
+        left = canvas.fill_mask & (rollout.canvas.ids == policy.mask_token_id)
+        assert bool(left.any())
+
+
+def test_engines_do_not_cast_the_uniforms():
+    """FSDP with mixed precision casts tensors, also inside dataclasses, lists and dictionaries."""
+    uniforms = torch.rand(5, dtype=torch.float64)
+    draw = Draw(uniforms=uniforms)
+    _, cast = _cast_forward_inputs(torch.bfloat16, draw=draw, other={"uniforms": uniforms})
+    assert cast["other"]["uniforms"].dtype == torch.bfloat16
+    assert cast["draw"].uniforms is uniforms
+    with pytest.raises(ValueError, match=r"torch.float32; a vocabulary needs torch.float64"):
+        Draw(uniforms=uniforms.float())
+
+
+def test_held_out_answers_are_decoded_exactly(tmp_path):
+    shortcuts = {"kv_cache": "dual", "confidence_threshold": 0.5, "exit_entropy": 0.2}
+    args = UniGRPOConfig(str(tmp_path), use_cpu=True, report_to="none", **shortcuts)
+    algorithms = build_algorithms(args)
+    assert algorithms["text"].sampler.kv_cache == "dual"
+    pipe = Pipeline(model=None, policy=None, args=args, rewards=None, algorithms=algorithms)
+    for task in ("text", "mmu"):
+        sampler = eval_pipeline(pipe).algorithms[task].sampler
+        assert {key: getattr(sampler, key) for key in shortcuts} == EXACT_DECODING
+        assert sampler.temperature == 0
+
+
+@pytest.mark.parametrize("kind", ["none", "prefix", "dual"])
+def test_the_log_says_what_a_cache_is_off(tmp_path, kind):
+    """The tiny model is random: with kept keys its log-probabilities are far off, without them they are the sampler's."""
+    model, rows = tiny_model(), [{"prompt": "w1 w2"}, {"prompt": "w9 w8 w7"}]
+    args = UniGRPOConfig(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        kv_cache=kind,
+        max_completion_length=16,
+        steps=16,
+        block_length=8,
+        num_generations=4,
+        per_device_train_batch_size=8,
+        max_steps=2,
+        logging_steps=1,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = UniGRPOTrainer(
+        model, [low_ids], args, train_dataset=Dataset.from_list(rows * 4), processing_class=tiny_processor()
+    )
+    # As many stop tokens as an untrained model writes would hide what this is about.
+    trainer.policy.stop_token_ids = ()
+    found = []
+    trainer.add_callback(_Logs(found))
+    trainer.train()
+    gaps = [logs["sampling/decoding_gap/mean"] for logs in found if "sampling/decoding_gap/mean" in logs]
+    assert len(gaps) == (kind != "none")
+    assert all(gap > 0.01 for gap in gaps)
+    if kind != "none":
+        pipe, window = trainer.pipeline(), trainer._window
+        # The same rows, as if their log-probabilities had been drawn with exact forwards.
+        for row in window.rows:
+            for step in row.step_map[row.fill_mask].unique():
+                hidden = (row.step_map >= step) & row.fill_mask
+                target = (row.step_map == step) & row.fill_mask
+                own = Canvas(
+                    ids=row.ids[None],
+                    fill_mask=row.fill_mask[None],
+                    attention_mask=row.attention_mask[None],
+                    task="text",
+                    token_space=row.token_space,
+                )
+                with torch.no_grad():
+                    scores = score_tokens(trainer.model.eval(), trainer.policy, own, hidden[None], target[None])
+                row.sampling_logps[target] = scores.logps[0][target]
+        metrics = Metrics(by_task=False)
+        log_decoding_gap(pipe, window, 0, ["text"], metrics)
+        assert metrics.flush()["sampling/decoding_gap/max"] < 1e-4
+
+
+class _Logs(TrainerCallback):
+    def __init__(self, found: list) -> None:
+        self.found = found
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.found.append(dict(logs))

@@ -60,14 +60,23 @@ def test_rows_of_one_bucket_share_a_unit():
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo"])
 def test_rows_of_one_length_share_micro_batches(loss_type, monkeypatch):
-    """Rows keep the optimizer step that chance gave them; inside it lengths are sorted, where no micro-batch normalises."""
+    """Rows keep the optimizer step that chance gave them; inside it idle rows go first and lengths are sorted, where no
+    micro-batch normalises.
+    """
     monkeypatch.setattr(window_module, "rebuild_window", lambda pipe, rows, order: order)
     lengths = torch.randint(1, 5, (24,), generator=torch.Generator().manual_seed(0)) * 64
     rows = [row(int(length), task="t2i" if i % 5 == 0 else "text") for i, length in enumerate(lengths)]
-    algorithm = SimpleNamespace(loss=SimpleNamespace(loss_type=loss_type))
+    for own in rows[::7]:
+        own.advantage = 0.0
+    settings = SimpleNamespace(needs_reference=False, kl_estimator="k3", beta=0.0)
+
+    def algorithm(kind):
+        loss = SimpleNamespace(loss_type=kind)
+        return SimpleNamespace(loss=loss, settings=settings, mixes_draws=False, tokenwise=True)
+
     pipe = SimpleNamespace(
-        args=SimpleNamespace(seed=3, steps_per_generation=6, gradient_accumulation_steps=3),
-        algorithms={"text": SimpleNamespace(loss=SimpleNamespace(loss_type="grpo")), "t2i": algorithm},
+        args=SimpleNamespace(seed=3, steps_per_generation=6, gradient_accumulation_steps=3, num_iterations=1),
+        algorithms={"text": algorithm("grpo"), "t2i": algorithm(loss_type)},
         policy=POLICY,
         rank=0,
     )
@@ -78,7 +87,7 @@ def test_rows_of_one_length_share_micro_batches(loss_type, monkeypatch):
         return
     for step in (slice(0, 12), slice(12, 24)):
         assert sorted(order[step]) == sorted(chance[step])
-        kinds = [(rows[i].task, len(rows[i].ids)) for i in order[step]]
+        kinds = [(rows[i].advantage != 0, rows[i].task, len(rows[i].ids)) for i in order[step]]
         assert kinds == sorted(kinds)
     units = {
         name: cut(rows, [o[i : i + 4] for i in range(0, 24, 4)]) for name, o in (("own", order), ("chance", chance))

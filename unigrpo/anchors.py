@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from .diagnostics import thinned
 from .likelihood import score_tokens, token_logprobs
 from .metrics import Metrics
+from .noising import TrajectoryNoising
+from .noising.base import Answer
 from .sampling import Pipeline, evaluating
+from .types import Experience
 from .units import Unit, collate
 from .window import Window
 
@@ -83,13 +88,14 @@ def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metr
     For tasks whose ``kl`` is an estimate. ``tasks`` are those of all ranks' rows: every rank makes the same forwards, one
     without a unit of the task makes them on another unit and lets the result go.
     """
-    units = [unit for step in window.micro_batches for unit in step]
     for task in sorted(set(tasks)):
         settings = pipe.algorithms[task].settings
-        if not units or not settings.needs_reference or settings.exact_kl:
+        if not settings.needs_reference or settings.exact_kl:
             continue
-        own = [unit for unit in units if window.rows[unit.rows[0]].task == task and not unit.dummy]
-        batch = collate(window.rows, (own or units)[0], 0, pipe.policy, pipe.device)
+        unit, own = _unit_of(window, task)
+        if unit is None:
+            continue
+        batch = collate(window.rows, unit, 0, pipe.policy, pipe.device)
         settings = pipe.algorithms[batch.canvas.task].settings
         arguments = (batch.canvas, batch.hidden, thinned(batch.target), batch.noisy_ids)
         law = (settings.temperature, settings.likelihood_guidance)
@@ -99,3 +105,54 @@ def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metr
             reference = token_logprobs(model, pipe.policy, *arguments, *law)
         if own:
             metrics.add("kl_exact", (policy.exp() * (policy - reference)).sum(dim=-1).mean(), task)
+
+
+@torch.no_grad()
+def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[str], metrics: Metrics) -> None:
+    """``sampling/decoding_gap/{mean,max}``: |log p when drawn - log p by an exact forward on the same holes|, in nats.
+
+    For tasks that decode with kept keys and values: what a cache is off. One denoising step of each row of the task's first
+    unit, drawn by the window's ``number``. ``tasks`` as in ``log_exact_kl``.
+    """
+    for task in sorted(set(tasks)):
+        cached = getattr(pipe.algorithms[task].sampler, "kv_cache", "none") != "none"
+        unit, own = _unit_of(window, task)
+        if not cached or unit is None or pipe.policy.mask_token_id is None:
+            continue
+        rows = [_at_one_step(window.rows[index], (pipe.args.seed, number)) for index in unit.rows]
+        batch = collate(rows, Unit(tuple(range(len(rows))), 0), 0, pipe.policy, pipe.device)
+        settings = pipe.algorithms[batch.canvas.task].settings
+        law = (settings.temperature, settings.guidance_scale or None)
+        with evaluating(pipe.model):
+            scores = score_tokens(pipe.model, pipe.policy, batch.canvas, batch.hidden, batch.target, None, *law)
+        gap = (scores.logps - batch.sampling_logps)[batch.target].abs()
+        if own and gap.numel():
+            metrics.add("sampling/decoding_gap/mean", gap.mean(), task)
+            metrics.add("sampling/decoding_gap/max", gap.max(), task)
+
+
+def _unit_of(window: Window, task: str) -> tuple[Unit | None, bool]:
+    """The first unit of ``task``; without one, any unit, and False: its forwards only keep the ranks in step."""
+    units = [unit for step in window.micro_batches for unit in step]
+    own = [unit for unit in units if window.rows[unit.rows[0]].task == task and not unit.dummy]
+    return next(iter(own or units), None), bool(own)
+
+
+def _at_one_step(row: Experience, key: tuple[int, int]) -> Experience:
+    """The row as it was before one of its denoising steps, which wrote what is scored."""
+    answer = Answer(
+        completion=row.completion_mask,
+        fill=row.fill_mask,
+        prompt=row.attention_mask & ~row.fill_mask,
+        step_map=row.step_map,
+    )
+    (draw,) = TrajectoryNoising().draws(answer, 0, 1, 1, (*key, row.index))
+    return replace(
+        row,
+        hidden=draw.hidden[None, None],
+        target=draw.target[None, None],
+        weight=draw.target[None, None].float(),
+        input_ids=None,
+        old_logps=None,
+        ref_logps=None,
+    )

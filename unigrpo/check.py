@@ -24,10 +24,11 @@ from .codec import sides
 from .data import check_dataset, task_of
 from .demonstrations import check_given
 from .generation import BUILTIN, model_path
-from .models import MagvitV2Config
+from .models import MagvitV2Config, resolve_policy
 from .quantization import check_quantization
 from .recipe import DatasetSpec, Recipe, RecipeError
 from .rewarding import Answer, RewardSet, resolve_reward
+from .samplers.caching import check_cache
 
 
 GOLD_ROWS = 64
@@ -97,10 +98,15 @@ def _reach(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
 def _check_model(recipe: Recipe, offline: bool) -> list[str]:
     path = model_path(recipe.model.path)
     if _is_local(path):
-        config = AutoConfig.from_pretrained(path)
-        return [f"model {recipe.model.path}: {config.model_type}"]
-    config, notes = _reach(f"model {path}", lambda: AutoConfig.from_pretrained(path), offline)
-    return notes or [f"model {path}: {config.model_type}"]
+        config, notes = AutoConfig.from_pretrained(path), []
+    else:
+        config, notes = _reach(f"model {path}", lambda: AutoConfig.from_pretrained(path), offline)
+    family = recipe.policy or (config and config.model_type)
+    if family is not None:
+        args = build_config(recipe)
+        for task in ("text", "mmu"):
+            check_cache(args.for_task(task).kv_cache, resolve_policy(family), f"{recipe.source}: ")
+    return notes or [f"model {recipe.model.path}: {config.model_type}"]
 
 
 def _check_image_tokenizer(recipe: Recipe, offline: bool) -> list[str]:

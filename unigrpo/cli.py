@@ -80,11 +80,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--block-length", type=int, help="positions in a block (default: 32, or the checkpoint's)")
     sample.add_argument("--temperature", type=float, help="0 = greedy (default; t2i: 1)")
-    sample.add_argument("--remasking", choices=("low_confidence", "random"), default="low_confidence")
+    sample.add_argument("--remasking", choices=("low_confidence", "random"), help="default: low_confidence")
     sample.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 0 = off (default; t2i: 3.5)")
     sample.add_argument("--kv-cache", choices=("none", "prefix", "dual"), help="of text; approximate, faster")
     sample.add_argument(
         "--confidence-threshold", type=float, help="of text; approximate: surer tokens are not waited for"
+    )
+    sample.add_argument(
+        "--exit-entropy", type=float, help="of text; approximate: a block without doubt is written at once"
     )
     sample.add_argument("--num", type=int, default=1, help="answers a prompt (default: 1)")
     sample.add_argument("--seed", type=int, default=0)
@@ -146,8 +149,14 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> list[float]:
-    """``0.95,0.9`` as numbers; argparse reports what is none."""
-    return [float(part) for part in text.split(",") if part]
+    """``0.95,0.9`` as numbers."""
+    numbers = []
+    for part in filter(None, text.split(",")):
+        try:
+            numbers.append(float(part))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r} is not a number; give some as in 0.95,0.9") from None
+    return numbers
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -185,6 +194,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 def run_sample(arguments: argparse.Namespace) -> int:
     """``unigrpo sample MODEL PROMPT ...``: prints answers, or saves pictures and a sheet of them."""
     from .generation import load_policy
+    from .settings import EXACT_DECODING
 
     task = arguments.task or ("mmu" if arguments.image else "text")
     policy = load_policy(
@@ -202,12 +212,8 @@ def run_sample(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {}
     if arguments.guidance_scale is not None or task != "t2i":
         options["guidance_scale"] = arguments.guidance_scale or 0.0
-    shortcuts = {"kv_cache": arguments.kv_cache, "confidence_threshold": arguments.confidence_threshold}
-    shortcuts = {key: value for key, value in shortcuts.items() if value is not None}
-    if task != "t2i":
-        options |= {"remasking": arguments.remasking, **shortcuts}
-    elif shortcuts:
-        raise ValueError(f"{shortcuts} would do nothing with --task t2i: caches and thresholds are for text")
+    for_text = {key: getattr(arguments, key) for key in ("remasking", *EXACT_DECODING)}
+    options |= {key: value for key, value in for_text.items() if value is not None}
     answers = policy.generate(
         repeated,
         images=images[0] if images is not None and len(images) == 1 else images,

@@ -30,6 +30,9 @@ def compile_blocks(args: UniGRPOConfig, *models: nn.Module | None) -> None:
     # One block serves forwards with and without gradients, mask, cache and selected rows, and single rows count as a kind
     # of their own. Beyond the limit, 8 unless raised, a kind is run uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    # Fused bf16 arithmetic would keep more digits, and others with a gradient than without: the old policy's
+    # log-probabilities would no longer be those of the update.
+    torch._inductor.config.emulate_precision_casts = True
     for model in models:
         if model is None:
             continue

@@ -12,6 +12,7 @@ import torch
 from .algorithms import Algorithm, build_sampler
 from .metrics import Metrics, completion_metrics
 from .sampling import Pipeline, Sample, sample_answers
+from .settings import EXACT_DECODING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +39,15 @@ def bootstrap(outcomes: list[bool] | list[float], draws: int = 2000, seed: int =
 
 
 def eval_pipeline(pipe: Pipeline) -> Pipeline:
-    """The pipeline with held-out sampling: ``eval_sampler``, ``eval_denoising_steps`` and ``eval_temperature``."""
+    """The pipeline with held-out sampling: ``eval_sampler``, ``eval_denoising_steps`` and ``eval_temperature``.
+
+    Decoding is exact whatever the rollouts do: held-out numbers are the policy's. ``unigrpo agreement`` has the others.
+    """
     return replace(pipe, algorithms={task: _for_evaluation(own) for task, own in pipe.algorithms.items()})
 
 
 def _for_evaluation(algorithm: Algorithm) -> Algorithm:
-    settings = algorithm.settings
+    settings = replace(algorithm.settings, **EXACT_DECODING)
     sampler = build_sampler(
         settings,
         sampler=settings.eval_sampler or settings.sampler,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .advantages import Advantages, group_advantages
-from .anchors import add_old_and_reference, log_exact_kl
+from .anchors import add_old_and_reference, log_decoding_gap, log_exact_kl
 from .diagnostics import window_metrics
 from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
 from .models.base import DiffusionPolicy
@@ -50,6 +50,7 @@ def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, 
         add_old_and_reference(pipe, result)
         if pipe.args.log_exact_kl:
             log_exact_kl(pipe, result, tasks, metrics)
+        log_decoding_gap(pipe, result, window, tasks, metrics)
     window_metrics(metrics, result.rows)
     result.table = answer_table(pipe, samples, scores[local], advantages.values[local])
     return result

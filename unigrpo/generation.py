@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ class LoadedPolicy:
             }
         name = sampler or TASK_SAMPLERS[task]
         check_choice("sampler", name, tuple(own for own in SAMPLERS if (own in IMAGE_SAMPLERS) == (task == "t2i")))
-        fill = SAMPLERS[name](**settings, **options)
+        fill = _sampler(name, settings, options)
         rows = [{"prompt": prompt} for prompt in prompts]
         if task == "mmu":
             codes = self._codec().encode(_pictures(images, len(prompts)), size, [image_transform] * len(prompts))
@@ -123,6 +123,15 @@ class LoadedPolicy:
             tokenizer = model_path(tokenizer) if isinstance(tokenizer, str) else tokenizer
             self.codec = ImageCodec(load_tokenizer(tokenizer), self.policy)
         return self.codec.to(self.model.device)
+
+
+def _sampler(name: str, settings: dict[str, Any], options: dict[str, Any]) -> Callable:
+    """The named sampler with those of the usual ``settings`` that it has, and all ``options``."""
+    known = [item.name for item in fields(SAMPLERS[name])]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"sampler {name!r} has no option {unknown}; it has {known}")
+    return SAMPLERS[name](**{key: value for key, value in settings.items() if key in known}, **options)
 
 
 TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit"}

@@ -92,6 +92,6 @@ def prepare_quantised(model: nn.Module, adapters: bool) -> None:
 def _check_package() -> None:
     if not is_bitsandbytes_available():
         raise ValueError(
-            "weights in 8 or 4 bits need bitsandbytes, 0.46.1 or newer, which is not installed: "
+            "weights in 8 or 4 bits need bitsandbytes, 0.48 or newer, which is not installed: "
             'pip install -e ".[quantization]"'
         )

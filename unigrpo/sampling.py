@@ -20,6 +20,7 @@ from .models.base import DiffusionPolicy
 from .rewarding import Answer, RewardSet
 from .rng import keyed_generator
 from .rollouts import OnStep, in_batches
+from .samplers.caching import check_cache
 from .types import TASKS, Rollout
 
 
@@ -200,6 +201,8 @@ def check_prompt(
     """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
     task = task_of(row)
     check_task_sampler(args, task, where, held_out)
+    if not held_out and task != "t2i":
+        check_cache(args.for_task(task).kv_cache, policy, f"{where}, task {task!r}: ")
     if task != "text" and codec is None:
         raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
     if task == "mmu":

@@ -30,6 +30,9 @@ CHOICES = {
     "weighting": ("uniform", "inverse_probability"),
 }
 
+EXACT_DECODING = {"kv_cache": "none", "confidence_threshold": None, "exit_entropy": None}
+"""The approximate shortcuts of text decoding, switched off."""
+
 TASK_KEYS = (
     "sampler",
     "steps",

@@ -81,20 +81,24 @@ def bucket(row: Experience, policy: DiffusionPolicy) -> int:
     return length if policy.attends_padding else -(-length // BUCKET)
 
 
+def moves_policy(row: Experience, mixing: dict[str, Mixing]) -> bool:
+    """False for a row without a reward, and for an advantage of 0 where its task has no KL term."""
+    return row.active and (row.advantage != 0 or mixing[row.task].beta != 0)
+
+
 def cut_units(
     rows: list[Experience], micro_batches: list[list[int]], policy: DiffusionPolicy, mixing: dict[str, Mixing]
 ) -> list[list[Unit]]:
     """The units of each micro-batch. Rows that cannot move the policy are left out.
 
-    A row is left out when no reward applied to it, or when its advantage is 0 and its task has no KL term. A unit never
-    holds more draws than its micro-batch has rows, one row's own draws aside.
+    A unit never holds more draws than its micro-batch has rows, one row's own draws aside.
     """
     cut = []
     for indices in micro_batches:
         groups: dict[tuple, list[int]] = {}
         for index in indices:
             row = rows[index]
-            if not row.active or (row.advantage == 0 and mixing[row.task].beta == 0):
+            if not moves_policy(row, mixing):
                 continue
             for draw in _draws(row, mixing[row.task]):
                 groups.setdefault((row.task, bucket(row, policy), draw), []).append(index)

@@ -11,7 +11,7 @@ from .algorithms import Algorithm
 from .rng import keyed_generator
 from .sampling import Pipeline
 from .types import TASKS, Experience
-from .units import Mixing, Unit, bucket, count_scored, cut_units, pad_units
+from .units import Mixing, Unit, bucket, count_scored, cut_units, moves_policy, pad_units
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,17 +45,22 @@ def cut_window(pipe: Pipeline, rows: list[Experience], window: int) -> Window:
     """Rows shuffled, dealt to micro-batches and cut into units; every rank gets the same number of units.
 
     Chance decides which optimizer step a row belongs to; among the micro-batches of a step, rows of equal length stand
-    together, so that there are few units with many rows. The step's gradient is the same sum either way.
+    together, and rows without a gradient before them, so that there are few units with many rows. The step's gradient is
+    the same sum either way.
     """
     generator = keyed_generator("order", pipe.args.seed, window, pipe.rank)
     order = torch.randperm(len(rows), generator=generator).tolist()
     # "bnpo" divides by the tokens of a micro-batch: there it matters who stands with whom.
     if all(algorithm.loss.loss_type != "bnpo" for algorithm in pipe.algorithms.values()):
+        mixings = mixings_of(pipe)
+
+        def kind(index: int) -> tuple:
+            row = rows[index]
+            return moves_policy(row, mixings), row.task, bucket(row, pipe.policy)
+
         size = len(rows) // pipe.args.steps_per_generation * pipe.args.gradient_accumulation_steps
         steps = [order[start : start + size] for start in range(0, len(order), size)]
-        order = [
-            index for own in steps for index in sorted(own, key=lambda i: (rows[i].task, bucket(rows[i], pipe.policy)))
-        ]
+        order = [index for own in steps for index in sorted(own, key=kind)]
     return rebuild_window(pipe, rows, order)
 
 
@@ -64,8 +69,7 @@ def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> 
     steps = pipe.args.steps_per_generation
     size = len(order) // steps
     dealt = [order[step * size : (step + 1) * size] for step in range(steps)]
-    moves = steps * pipe.args.num_iterations > pipe.args.gradient_accumulation_steps
-    units = cut_units(rows, dealt, pipe.policy, {task: mixing(own, moves) for task, own in pipe.algorithms.items()})
+    units = cut_units(rows, dealt, pipe.policy, mixings_of(pipe))
     counts = torch.tensor([[len(unit) for unit in units]], device=pipe.device)
     everyone = pipe.gather(counts)
     if len(everyone) > 1:
@@ -75,6 +79,12 @@ def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> 
     step = local.view(-1, every, *local.shape[1:]).sum(dim=1)
     step = pipe.gather(step.to(pipe.device)[None]).cpu().sum(dim=0).repeat_interleave(every, dim=0)
     return Window(rows=rows, order=order, micro_batches=units, local_tokens=local, step_tokens=step)
+
+
+def mixings_of(pipe: Pipeline) -> dict[str, Mixing]:
+    """``mixing`` of each task's algorithm in this run."""
+    moves = pipe.args.steps_per_generation * pipe.args.num_iterations > pipe.args.gradient_accumulation_steps
+    return {task: mixing(own, moves) for task, own in pipe.algorithms.items()}
 
 
 def mixing(algorithm: Algorithm, policy_moves: bool) -> Mixing:

@@ -23,25 +23,46 @@ class KeyValueCache:
 
     def __init__(self) -> None:
         self.span: tuple[int, int] | None = None
-        self.length: int | None = None
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._layers: list[LayerCache] = []
+
+    @property
+    def length(self) -> int | None:
+        return self._layers[0].key.shape[2] if self._layers else None
 
     def columns(self) -> slice:
         """``span`` as a slice."""
         return slice(None) if self.span is None else slice(*self.span)
 
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps ``[B, heads, span, head_dim]`` and returns keys and values ``[B, heads, L, head_dim]`` of all positions."""
+    def layers(self, count: int) -> list[LayerCache]:
+        """A cache for each of ``count`` layers, to be used in the next forward."""
         if self.span is None:
-            self._layers[layer], self.length = (key, value), key.shape[2]
-            return key, value
-        for kept, new in zip(self._layers[layer], (key, value), strict=True):
-            kept[:, :, self.columns()] = new
-        return self._layers[layer]
+            self._layers = [LayerCache() for _ in range(count)]
+        for layer in self._layers:
+            layer.columns = None if self.span is None else self.columns()
+        return self._layers
 
     def take(self, rows: Tensor) -> None:
         """Goes on with ``rows [b]`` of the batch alone."""
-        self._layers = {n: (key[rows], value[rows]) for n, (key, value) in self._layers.items()}
+        for layer in self._layers:
+            layer.key, layer.value = layer.key[rows], layer.value[rows]
+
+
+class LayerCache:
+    """One layer's keys and values ``[B, heads, L, head_dim]``. It does not know which layer, so that compiled blocks are
+    alike.
+    """
+
+    columns: slice | None
+    key: Tensor
+    value: Tensor
+
+    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps those of the computed columns and returns those of all positions."""
+        if self.columns is None:
+            self.key, self.value = key, value
+        else:
+            self.key[:, :, self.columns], self.value[:, :, self.columns] = key, value
+        return self.key, self.value
 
 
 def positions_of(select: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,19 +15,28 @@ ROWS_IN_CACHE = 8
 """Rows whose probabilities stay in a CPU's cache between the passes over them; a GPU takes all rows at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
     """How the door chooses tokens for the selected rows.
 
-    A record rather than tensors of their own, because engines cast the floating-point arguments of a forward.
+    Not a tensor and not a dataclass: engines with mixed precision look into those, and cast what a forward is given. In
+    bf16 most tokens of a vocabulary could never be drawn.
 
-    Attributes:
+    Args:
         uniforms: ``[n]`` fp64 in [0, 1), one a row; None = the likeliest token.
         entropy: whether the entropy of each row is wanted as well.
+
+    Raises:
+        ValueError: uniforms of another dtype.
     """
 
-    uniforms: Tensor | None = None
-    entropy: bool = False
+    def __init__(self, *, uniforms: Tensor | None = None, entropy: bool = False) -> None:
+        if uniforms is not None and uniforms.dtype != torch.float64:
+            raise ValueError(f"uniforms are {uniforms.dtype}; a vocabulary needs torch.float64")
+        self.uniforms, self.entropy = uniforms, entropy
+
+    def part(self, rows: slice) -> Draw:
+        """The same for some of the rows."""
+        return Draw(uniforms=None if self.uniforms is None else self.uniforms[rows], entropy=self.entropy)
 
 
 class DrawnTokens(NamedTuple):
@@ -45,8 +53,8 @@ def choose_tokens(logits: Tensor, draw: Draw) -> DrawnTokens:
     parts = []
     for start in range(0, max(len(logits), 1), size):
         part = slice(start, start + size)
-        uniforms = None if draw.uniforms is None else draw.uniforms[part]
-        parts.append(_choose(logits[part], uniforms, draw.entropy))
+        own = draw.part(part)
+        parts.append(_choose(logits[part], own.uniforms, own.entropy))
     return join(parts)
 
 

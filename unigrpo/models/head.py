@@ -16,8 +16,16 @@ from .draw import Draw, DrawnTokens, choose_tokens, join
 ROWS_PER_CHUNK = 128
 """Rows scored at once: 128 x 134,656 fp32 logits are 69 MB; fewer rows are slower on CPU, more only cost memory."""
 
+ROWS_PER_GPU_CHUNK = 512
+"""The same on a GPU, where each chunk upcasts a half-precision head anew: 276 MB."""
+
 VOCAB_PER_CHUNK = 16_384
 """Vocabulary rows upcast at once when the head is not fp32; the weight is never upcast whole."""
+
+
+def rows_per_chunk(rows: Tensor) -> int:
+    """How many of ``rows`` are scored at once on their device."""
+    return ROWS_PER_CHUNK if rows.device.type == "cpu" else ROWS_PER_GPU_CHUNK
 
 
 def _matmul_t(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -63,8 +71,8 @@ def normalised(logits: Tensor) -> Tensor:
 
 
 def by_chunks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """``function`` of ``ROWS_PER_CHUNK`` rows at a time: kernels round by the number of rows they are given."""
-    parts = [function(part) for part in rows.split(ROWS_PER_CHUNK)]
+    """``function`` of a chunk of rows at a time: kernels round by the number of rows they are given."""
+    parts = [function(part) for part in rows.split(rows_per_chunk(rows))]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -76,11 +84,13 @@ def gather_logps(
     logps = logits.gather(1, (targets - space.start)[:, None]).squeeze(1) - lse
     with torch.no_grad():
         entropy = lse - ((logits - lse[:, None]).exp() * logits).sum(dim=-1)
-    kl = None
-    if ref_logprobs is not None:
-        logprobs = normalised(logits)
-        kl = (logprobs.exp() * (logprobs - ref_logprobs)).sum(dim=-1)
-    return TokenLogProbs(logps, entropy, kl)
+    return TokenLogProbs(logps, entropy, None if ref_logprobs is None else exact_kl(logits, ref_logprobs))
+
+
+def exact_kl(logits: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """KL(softmax(logits) || reference) ``[n]`` over the columns, nats."""
+    logprobs = normalised(logits)
+    return (logprobs.exp() * (logprobs - ref_logprobs)).sum(dim=-1)
 
 
 def _scores_and_probs(
@@ -91,10 +101,7 @@ def _scores_and_probs(
     lse = top - probs.amax(dim=-1).log()
     logps = logits.gather(1, (targets - space.start)[:, None]).squeeze(1) - lse
     entropy = lse - torch.linalg.vecdot(probs, logits)
-    kl = torch.zeros_like(logps)
-    if ref_logprobs is not None:
-        logprobs = normalised(logits)
-        kl = (logprobs.exp() * (logprobs - ref_logprobs)).sum(dim=-1)
+    kl = torch.zeros_like(logps) if ref_logprobs is None else exact_kl(logits, ref_logprobs)
     return TokenLogProbs(logps, entropy, kl), probs
 
 
@@ -111,16 +118,13 @@ class _SelectedLogProbs(torch.autograd.Function):
         frozen = not ctx.needs_input_grad[1]
         keep = ctx.needs_input_grad[0] and frozen
         parts, saved = [], []
-        for rows, ids, ref in _chunks(hidden, targets, ref_logprobs):
-            logits = space_logits(rows, weight, space, temperature)
-            scores, probs = _scores_and_probs(logits, ids, space, ref)
-            parts.append(torch.stack(scores))
-            if keep:
-                slopes = _slopes(logits, probs, ids, ref, scores.kl, space)
-                saved.append([_through_head(slope, weight, space, temperature).to(hidden.dtype) for slope in slopes])
+        for chunk in _chunks(hidden, targets, ref_logprobs):
+            scores, slopes = _scored(*chunk, weight, space, temperature, keep)
+            parts.append(scores)
+            saved.append(slopes)
         ctx.space, ctx.temperature, ctx.frozen = space, temperature, frozen
         if frozen:
-            saved = saved or [[hidden.new_empty(0, hidden.shape[1])]]
+            saved = saved if keep and saved else [[hidden.new_empty(0, hidden.shape[1])]]
             ctx.save_for_backward(*(torch.cat(columns) for columns in zip(*saved, strict=True)))
         else:
             ctx.save_for_backward(hidden, weight, targets, ref_logprobs)
@@ -139,9 +143,24 @@ class _SelectedLogProbs(torch.autograd.Function):
             return total.to(jacobians[0].dtype), None, None, None, None, None
 
 
+def _scored(rows, targets, ref_logprobs, weight, space, temperature, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """One chunk's scores ``[3, n]`` and, to ``keep``, their slopes in its hidden states, each ``[n, d]``.
+
+    A function of its own, so that a chunk's logits are gone when the next one's are made.
+    """
+    logits = space_logits(rows, weight, space, temperature)
+    scores, probs = _scores_and_probs(logits, targets, space, ref_logprobs)
+    if not keep:
+        return torch.stack(scores), []
+    slopes = _slopes(logits, probs, targets, ref_logprobs, scores.kl, space)
+    del logits
+    return torch.stack(scores), [_through_head(slope, weight, space, temperature).to(rows.dtype) for slope in slopes]
+
+
 def _chunks(hidden: Tensor, targets: Tensor, ref_logprobs: Tensor | None):
-    for start in range(0, len(hidden), ROWS_PER_CHUNK):
-        part = slice(start, start + ROWS_PER_CHUNK)
+    size = rows_per_chunk(hidden)
+    for start in range(0, len(hidden), size):
+        part = slice(start, start + size)
         yield hidden[part], targets[part], None if ref_logprobs is None else ref_logprobs[part]
 
 
@@ -163,6 +182,17 @@ def _through_head(slope: Tensor, weight: Tensor, space: TokenSpace, temperature:
     return _matmul(slope, weight[space.start : space.stop]) / temperature
 
 
+def _slope_of_loss(rows, targets, ref_logprobs, weight, space, temperature, grad, grad_kl) -> Tensor:
+    """d loss / d (hidden @ weight.T) ``[n, W]`` of one chunk."""
+    logits = space_logits(rows, weight, space, temperature)
+    scores, probs = _scores_and_probs(logits, targets, space, ref_logprobs)
+    slopes = _slopes(logits, probs, targets, ref_logprobs, scores.kl, space)
+    slope = slopes[0].mul_(grad[:, None] / temperature)
+    if ref_logprobs is not None:
+        slope.addcmul_(slopes[1], grad_kl[:, None] / temperature)
+    return slope
+
+
 def _recompute_gradients(ctx, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor]:
     hidden, weight, targets, ref_logprobs = ctx.saved_tensors
     space = ctx.space
@@ -171,15 +201,11 @@ def _recompute_gradients(ctx, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Te
     start = 0
     for rows, ids, ref in _chunks(hidden, targets, ref_logprobs):
         part = slice(start, start + len(rows))
-        logits = space_logits(rows, weight, space, ctx.temperature)
-        scores, probs = _scores_and_probs(logits, ids, space, ref)
-        slopes = _slopes(logits, probs, ids, ref, scores.kl, space)
-        slope = slopes[0].mul_(grad[part, None] / ctx.temperature)
-        if ref is not None:
-            slope.addcmul_(slopes[1], grad_kl[part, None] / ctx.temperature)
+        slope = _slope_of_loss(rows, ids, ref, weight, space, ctx.temperature, grad[part], grad_kl[part])
         grad_hidden[part] = _matmul(slope, weight[space.start : space.stop]).to(hidden.dtype)
         grad_weight[space.start : space.stop].addmm_(slope.T, rows.float())
         start += len(rows)
+        del slope
     return grad_hidden, grad_weight.to(weight.dtype)
 
 
@@ -203,10 +229,11 @@ class VocabularyHead(nn.Linear):
             token_space: the slice that probabilities are normalised over; None = the whole vocabulary.
             temperature: divides the logits, > 0.
             ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over the token space, for the exact KL.
+            draw: how to choose a token for each row.
 
         Returns:
             logits ``[..., W]`` without targets and draw, else ``TokenLogProbs`` or ``DrawnTokens``, which never hold more
-            than ``ROWS_PER_CHUNK`` rows of logits.
+            than a chunk of logits.
         """
         space = token_space or TokenSpace(start=0, stop=self.out_features)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -223,11 +250,10 @@ class VocabularyHead(nn.Linear):
 
     @torch.no_grad()
     def _draw(self, hidden: Tensor, space: TokenSpace, temperature: float, draw: Draw) -> DrawnTokens:
-        parts = []
-        for start in range(0, max(len(hidden), 1), ROWS_PER_CHUNK):
-            part = slice(start, start + ROWS_PER_CHUNK)
-            uniforms = None if draw.uniforms is None else draw.uniforms[part]
+        parts, size = [], rows_per_chunk(hidden)
+        for start in range(0, max(len(hidden), 1), size):
+            part = slice(start, start + size)
             logits = space_logits(hidden[part], self.weight, space, temperature)
-            parts.append(choose_tokens(logits, Draw(uniforms=uniforms, entropy=draw.entropy)))
+            parts.append(choose_tokens(logits, draw.part(part)))
         drawn = join(parts)
         return drawn._replace(tokens=drawn.tokens + space.start)

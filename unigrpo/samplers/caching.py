@@ -9,6 +9,13 @@ from ..models.base import DiffusionPolicy
 from ..models.cache import KeyValueCache
 
 
+def check_cache(kind: str, policy: DiffusionPolicy | type[DiffusionPolicy], where: str = "") -> None:
+    """Raises ``ValueError`` for a cache that the policy's model cannot keep; ``where`` prefixes the key."""
+    if kind != "none" and not policy.supports_cache:
+        name = policy.__name__ if isinstance(policy, type) else type(policy).__name__
+        raise ValueError(f"{where}kv_cache={kind!r}: {name} has no cache (supports_cache=False); set kv_cache='none'")
+
+
 class BlockCache:
     """The cache of the active block: filled by the block's first forward, used by its later ones.
 
@@ -23,15 +30,13 @@ class BlockCache:
     """
 
     def __init__(self, kind: str, policy: DiffusionPolicy, guided: bool) -> None:
-        if not policy.supports_cache:
-            raise ValueError(
-                f"kv_cache={kind!r}: {type(policy).__name__} has no cache (supports_cache=False); set kv_cache='none'"
-            )
+        check_cache(kind, policy)
         self.kind, self.shift, self.guided = kind, policy.logit_shift, guided
         self.block, self.rows, self.cache = -1, torch.empty(0, dtype=torch.int64), KeyValueCache()
 
     def ready(self, block: int, rows: Tensor, inside: Tensor) -> KeyValueCache:
-        """The cache for the next forward of ``rows [b]``; ``inside [B, L]`` marks the positions of ``block``.
+        """The cache for the next forward of ``rows [b]``; ``inside [B, L]`` marks what they compute: the positions of
+        ``block``, and holes before it.
 
         Rows only ever leave while a block is being written.
         """

@@ -113,7 +113,11 @@ class MaskGIT:
         columns = (probs / exponentials[holes[image].cpu()].to(probs)).argmax(dim=1)
         logps = probs.gather(1, columns[:, None]).squeeze(1).log()
         noise = torch.zeros(image.shape[0], int(image[0].sum())).uniform_(0, 1, generator=generator)
-        return scatter(holes, columns + space.start), scatter(holes, logps), scatter(image, gumbel(noise).flatten())
+        return (
+            scatter(holes, columns + space.start),
+            scatter(holes, logps),
+            scatter(image, gumbel(noise).flatten().to(image.device)),
+        )
 
 
 def gumbel(uniform: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ class SemiAutoregressive:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {choices}")
         check_shortcuts("", self)
-        if self.reference and (self.kv_cache != "none" or self.confidence_threshold or self.exit_entropy):
+        shortcuts = (self.confidence_threshold, self.exit_entropy)
+        if self.reference and (self.kv_cache != "none" or shortcuts != (None, None)):
             raise ValueError("reference=True is exact: leave kv_cache, confidence_threshold and exit_entropy unset")
 
     @torch.no_grad()
@@ -154,8 +155,12 @@ class _State(CanvasWriter):
         if self.sampler.reference:
             drawn = self._draw_like_the_public_code(model, active, candidates, streams[0])
         else:
-            cache = None if self.kept is None else self.kept.ready(block, active, self.block_of == block)
-            options = {} if cache is None else {"cache": cache}
+            options = {}
+            if self.kept is not None:
+                inside = self.block_of == block
+                # A hole that an earlier block has left (a drawn mask id) is a candidate still.
+                inside[active] |= candidates
+                options["cache"] = self.kept.ready(block, active, inside)
             with_entropy = self.sampler.exit_entropy is not None
             drawn = self.draw(
                 model, active, candidates, self.sampler.temperature, streams, entropy=with_entropy, **options

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...types import TokenSpace
-from ..cache import KeyValueCache, positions_of
+from ..cache import KeyValueCache, LayerCache, positions_of
 from ..door import MaskedDiffusionOutput, combine_guidance
 from ..draw import Draw
 from ..head import VocabularyHead
@@ -56,9 +56,8 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class LLaDABlock(GradientCheckpointingLayer):
     """Pre-norm attention and gated MLP. Attention is bidirectional, always."""
 
-    def __init__(self, config: LLaDAConfig, number: int) -> None:
+    def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
-        self.number = number
         size, head_dim = config.d_model, config.d_model // config.n_heads
         self.head_dim, self.grouped = head_dim, config.n_kv_heads != config.n_heads
         self.attn_norm = RMSNorm(size, config.rms_norm_eps)
@@ -80,7 +79,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         cos: Tensor,
         sin: Tensor,
         key_mask: Tensor | None,
-        cache: KeyValueCache | None = None,
+        cache: LayerCache | None = None,
         queries: Tensor | None = None,
     ) -> Tensor:
         """``hidden [B, m, d]`` of all L positions or of the cache's span -> the same, or ``[B, q, d]`` of ``queries``.
@@ -91,7 +90,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         key = apply_rotary(self._heads(self.k_proj(normed)), cos, sin)
         value = self._heads(self.v_proj(normed))
         if cache is not None:
-            key, value = cache.update(self.number, key, value)
+            key, value = cache.update(key, value)
         if queries is not None:
             at = queries[:, :, None]
             hidden, normed = (states.gather(1, at.expand(-1, -1, states.shape[-1])) for states in (hidden, normed))
@@ -113,7 +112,7 @@ class LLaDATrunk(nn.Module):
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocab_size, config.d_model),
-                "blocks": nn.ModuleList(LLaDABlock(config, n) for n in range(config.n_layers)),
+                "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
                 "ff_out": VocabularyHead(config.d_model, config.vocab_size, bias=False),
             }
@@ -141,17 +140,18 @@ class LLaDATrunk(nn.Module):
         cos, sin = rotary_angles(position_ids[..., columns], head_dim, self.config.rope_theta)
         key_mask = self._key_mask(attention_mask)
         *blocks, last = self.transformer["blocks"]
+        *kept, kept_last = [None] * (len(blocks) + 1) if cache is None else cache.layers(len(blocks) + 1)
         hidden, states = embeds, []
-        for block in blocks:
+        for block, own in zip(blocks, kept, strict=True):
             if keep_states:
                 states.append(hidden)
-            hidden = block(hidden, cos, sin, key_mask, cache)
+            hidden = block(hidden, cos, sin, key_mask, own)
         if select is not None and not keep_states:
             queries, counted = positions_of(select)
-            hidden = last(hidden, cos, sin, key_mask, cache, queries)[counted]
+            hidden = last(hidden, cos, sin, key_mask, kept_last, queries)[counted]
             return self.transformer["ln_f"](hidden), None
         states.append(hidden)
-        hidden = self.transformer["ln_f"](last(hidden, cos, sin, key_mask, cache))
+        hidden = self.transformer["ln_f"](last(hidden, cos, sin, key_mask, kept_last))
         return hidden if select is None else hidden[select], (*states, hidden) if keep_states else None
 
     def _key_mask(self, attention_mask: Tensor | None) -> Tensor | None:
