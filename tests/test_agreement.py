@@ -264,3 +264,25 @@ def test_mistakes_are_told_before_anything_runs(recipe, words, message, tmp_path
     assert main(["agreement", str(RECIPES / recipe), *words, f"output_dir={tmp_path / 'out'}"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--thresholds", "--entropies"])
+def test_a_list_of_numbers_names_what_is_none(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["agreement", QUICKSTART, option, "0.9,x"])
+    assert f"argument {option}: 'x' is not a number; give some as in 0.95,0.9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main_input", ["input_ids", "inputs_embeds", None])
+def test_work_is_counted_whatever_the_input_is_called(main_input):
+    class Model(torch.nn.Module):
+        def forward(self, bias=None, **inputs):
+            return None
+
+    model, own = Model(), torch.zeros(3, 7, dtype=torch.int64)
+    if main_input is not None:
+        model.main_input_name = main_input
+    with counted(model) as work:
+        model(**{"bias": None} | ({main_input: own, "mask": own[:, :2]} if main_input else {"tokens": own}))
+        model(own)
+    assert (work.forwards, work.trunk_tokens) == (6, 42)

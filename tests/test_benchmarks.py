@@ -7,21 +7,27 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from unigrpo.rng import keyed_generator
+from unigrpo.types import TokenSpace
 
 from .benchmarks import report
-from .benchmarks.__main__ import parse
 from .benchmarks.cases import CASES
-from .benchmarks.cases_update import update
-from .benchmarks.device import SMALL, FlopMeter, device_report
+from .benchmarks.cases_buckets import buckets
+from .benchmarks.cases_text import caches
+from .benchmarks.cases_update import update, vocabulary
+from .benchmarks.device import SMALL, adapted, device_report
+from .benchmarks.flops import FlopMeter
 from .benchmarks.measure import EXACT, Result, chi_square, interleave, linear_fit, same_law
 from .benchmarks.memory import job, peak_above_start
-from .benchmarks.mid import Bench, text_canvas, tiny_bench, update_batch
+from .benchmarks.mid import FULL, QUICK, Bench, text_canvas, tiny_bench, update_batch
 from .benchmarks.plain import Clock, even_shares
 from .benchmarks.plain import update as plain_update
 
@@ -82,6 +88,21 @@ def test_memory_jobs_run_and_are_weighed(bench, load):
         assert 0 <= peak_above_start(bench, side, load) < 500
 
 
+def test_rows_of_one_length_stand_together(bench):
+    (result,) = buckets(bench)
+    units = result.extra["units"]
+    assert units["ours"] < units["plain"] and result.checks == {"gradients equal": True}
+    assert result.floor is None and f"{units['plain']} against {units['ours']} units" in result.note
+
+
+def test_one_block_holds_the_dual_cache_to_no_floor(bench):
+    assert (FULL.dual_cache_floor, QUICK.dual_cache_floor) == (6.0, None)
+    for floor in (6.0, None):
+        results = caches(replace(bench, sizes=replace(bench.sizes, dual_cache_floor=floor)))
+        dual = next(result for result in results if result.name == "dual cache")
+        assert (dual.goal, dual.floor) == (6.0, floor)
+
+
 # ---- statistics ----
 
 
@@ -126,72 +147,73 @@ def test_clock_and_even_shares():
     assert even_shares(11, 3) == [4, 4, 3]
 
 
-# ---- report and command ----
-
-
-def example() -> dict:
-    growth = {"axis": "completions", "x": [1.0, 2.0], "seconds": [1.0, 2.0], "slope": 1.0, "intercept": 0.0, "r2": 1.0}
-    results = [
-        Result(name="text", kind=EXACT, ours=1.0, plain=4.0, goal=5.0, floor=3.0),
-        Result(name="line", kind=EXACT, value=1.0, extra=growth),
-        Result(name="cache", kind=EXACT, skipped="none here"),
-    ]
-    described = {"model": "mid", "parameters": 1, "vocabulary": 2, "dtype": "float32", "device": "cpu", "cpu": "x"}
-    described |= {"threads": 1, "allocator": "warm", "torch": "2"}
-    return {"environment": described, "results": [result.as_dict() for result in results]}
-
-
-def test_the_readme_table_is_replaced_and_the_rest_left(tmp_path, capsys):
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    for _ in range(2):
-        report.write_readme(example(), path)
-    text = path.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert text.count("| text | exact | 4.000 s | 1.000 s | x4.00 | 5 | 3 | below goal |") == 1
-    assert "skipped: none here" in text
-    report.show(json.loads(json.dumps(example())))
-    assert "below goal" in capsys.readouterr().out
-    path.write_text("nothing")
-    with pytest.raises(ValueError, match="lacks the comments"):
-        report.write_readme(example(), path)
-    assert report.BEGIN in report.README.read_text()
-
-
-def test_the_plot_is_a_picture(tmp_path):
-    pytest.importorskip("matplotlib")
-    report.plot_growth(example(), tmp_path / "linear.png")
-    assert (tmp_path / "linear.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_the_command_refuses_unknown_cases(capsys):
-    assert parse(["--only", "text,t2i"]).only == ["text", "t2i"]
-    with pytest.raises(SystemExit):
-        parse(["--only", "texts"])
-    assert "'texts'" in capsys.readouterr().err
-
-
 # ---- the large size, on the tiny model ----
 
 
 def test_the_device_report_on_a_cpu():
     found = device_report("tiny", "cpu", SMALL, peak_tflops=1.0)
     lines = {line["name"]: line for line in json.loads(json.dumps(found))["device"]}
-    assert list(lines) == ["rollout T=0", "rollout T=1", "t2i", "update", "update, 1 iteration"]
+    rollouts = ["rollout T=0", "rollout T=1", "t2i"]
+    assert list(lines) == [*rollouts, "update, full", "update, LoRA", "update, LoRA, 1 iteration"]
     for line in lines.values():
         assert line["rate"] > 0 and line["tflops"] > 0 and line["share_of_limit"] == line["tflops"]
+        assert line["peak_gb"] > 0
         assert line["hottest"] and 0 < line["hottest"][0]["share"] <= 1
+    assert lines["update, full"]["trained"] == found["environment"]["parameters"]
+    adapter = sum(weight.numel() for weight in adapted(tiny_bench()).model.parameters() if weight.requires_grad)
+    assert {line["trained"] for name, line in lines.items() if "LoRA" in name} == {adapter}
     report.show(found)
 
 
-def test_the_meter_counts_what_a_forward_computes(bench):
+def test_the_adapter_of_a_device_trains_alone_with_the_head_frozen():
+    bench = adapted(tiny_bench())
+    update(bench, update_batch(bench, 2, 24), old_pass=True)
+    touched = {name for name, weight in bench.model.named_parameters() if weight.grad is not None}
+    linear = sum(isinstance(module, torch.nn.Linear) for module in tiny_bench().model.modules()) - 1
+    assert len(touched) == 2 * linear and all("lora_" in name for name in touched)
+    assert not bench.model.get_output_embeddings().weight.requires_grad
+
+
+def needed(bench: Bench, rows: int, length: int, selected: int, width: int) -> tuple[int, int, int]:
+    """FLOP of a forward by hand: all layers but the last and its keys and values, the rest of the last, the head."""
     config = bench.model.config
+    d, mlp = config.d_model, config.mlp_hidden_size
+    keys, others = 2 * 2 * d * config.n_kv_heads * d // config.n_heads, 2 * (2 * d * d + 3 * d * mlp)
+    attention = 4 * length * d
+    whole = (config.n_layers - 1) * (keys + others + attention) + keys
+    return rows * length * whole, selected * (others + attention), selected * 2 * d * width
+
+
+def test_the_meter_counts_what_a_forward_computes(bench):
     canvas = text_canvas(bench, 2, 6, 4)
-    meter = FlopMeter(config=config, trunk=1000)
-    with meter.counting(bench.model), torch.no_grad():
-        bench.model(**bench.policy.inputs(canvas), select=canvas.fill_mask, token_space=canvas.token_space)
-    trunk = 20 * (2 * 1000 + 4 * 10 * config.d_model * config.n_layers)
-    assert meter.total() == trunk + 8 * 2 * config.d_model * config.vocab_size
+    meter = FlopMeter(model=bench.model)
+    with meter.counting(), torch.no_grad():
+        bench.model(**bench.policy.inputs(canvas), select=canvas.fill_mask, token_space=TokenSpace(start=3, stop=20))
+    assert meter.total() == sum(needed(bench, 2, 10, 8, 17))
+    meter = FlopMeter(model=bench.model)
+    with meter.counting(), torch.no_grad():
+        bench.model(**bench.policy.inputs(canvas))
+    assert meter.total() == sum(needed(bench, 2, 10, 20, bench.model.config.vocab_size))
+
+
+def test_the_meter_agrees_with_torch_on_the_products(bench):
+    canvas = text_canvas(bench, 2, 30, 10)
+    meter, counter = FlopMeter(model=bench.model), FlopCounterMode(display=False)
+    # Of the fused kernels on a CPU, torch counts none.
+    with meter.counting(), counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        bench.model(**bench.policy.inputs(canvas), select=canvas.fill_mask)
+    assert abs(meter.total() / counter.get_total_flops() - 1) < 1e-6
+
+
+def test_the_meter_counts_gradients_of_what_is_trained(bench):
+    batch, meters = update_batch(bench, 2, 24), []
+    every, chosen, head = needed(bench, 2, 24, int(batch.hidden.sum()), bench.model.config.vocab_size)
+    for trainable in (True, False):
+        meters.append(FlopMeter(model=bench.model))
+        with vocabulary(bench.model, trainable), meters[-1].counting():
+            update(bench, batch, old_pass=True)
+    assert meters[0].total() == 4 * (every + chosen + head)
+    assert meters[1].total() == 4 * (every + chosen) + 3 * head
 
 
 # ---- floors ----

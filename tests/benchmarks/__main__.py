@@ -20,7 +20,8 @@ from .cases import CASES
 from .device import DEVICE_SIZES, LARGE, PEAK_TFLOPS, SMALL, device_report
 from .measure import THREADS, WARM_ALLOCATOR, environment, touch_heap
 from .mid import FULL, QUICK, mid_bench
-from .report import plot_growth, show, write_readme
+from .readme import write_readme
+from .report import plot_growth, show
 
 
 HEAP_GB = 6.0
@@ -34,8 +35,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(CASES), help=f"comma-separated cases of {', '.join(CASES)}")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     parser.add_argument("--plot", type=Path, help="draw time against completions and scored tokens, as a picture")
-    parser.add_argument("--readme", action="store_true", help="put the table into the README beside this file")
-    parser.add_argument("--from", dest="source", type=Path, help="measure nothing, show this JSON of an earlier run")
+    parser.add_argument("--readme", action="store_true", help="put the tables into the README beside this file")
+    parser.add_argument("--from", dest="source", type=saved, help="measure nothing, show this JSON of an earlier run")
     parser.add_argument("--size", default="cases", choices=("cases", *DEVICE_SIZES, "tiny"), help="'8b': ours alone")
     parser.add_argument("--device", default="cpu", help="where --size runs: cpu or cuda")
     parser.add_argument("--peak-tflops", type=float, default=PEAK_TFLOPS, help="the device's arithmetic limit")
@@ -46,7 +47,30 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"--only {unknown} is unknown: choose from {', '.join(CASES)}")
     if options.size == "cases" and options.device != "cpu":
         parser.error("--device is for --size 8b; the cases compare on the CPU")
+    if options.plot is not None:
+        check_plot(parser, options)
     return options
+
+
+def saved(path: str) -> dict:
+    """The report in the JSON file ``path``."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {error}") from None
+
+
+def check_plot(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """An error where the report will have nothing to draw."""
+    report = options.source
+    of_device = options.size != "cases" if report is None else "device" in report
+    if of_device:
+        parser.error("--plot draws the case 'growth', which a report of a device (--size) does not have")
+    names = options.only if report is None else [result["case"] for result in report["results"]]
+    if "growth" not in names:
+        parser.error(
+            "--plot draws the case 'growth': " + ("add it to --only" if report is None else "--from lacks it")
+        )
 
 
 def run_cases(names: list[str], quick: bool) -> dict:
@@ -80,7 +104,7 @@ def main(arguments: list[str]) -> int:
     """Exit status 1 where a check failed or a floor was missed."""
     options = parse(arguments)
     if options.source is not None:
-        report = json.loads(options.source.read_text())
+        report = options.source
     elif options.size != "cases":
         loads = SMALL if options.size == "tiny" else LARGE
         report = device_report(options.size, options.device, loads, options.peak_tflops)

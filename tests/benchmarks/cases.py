@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import cases_growth, cases_images, cases_text, cases_update, memory
+from . import cases_buckets, cases_growth, cases_images, cases_text, cases_update, memory
 from .measure import Result
 from .mid import Bench
 
@@ -15,6 +15,7 @@ CASES: dict[str, Callable[[Bench], list[Result]]] = {
     "t2i": cases_images.text_to_image,
     "trimmed": cases_images.trimmed_padding,
     "update": cases_update.updates,
+    "buckets": cases_buckets.buckets,
     "finished": cases_text.finished_rows,
     "empty": cases_text.empty_steps,
     "caches": cases_text.caches,

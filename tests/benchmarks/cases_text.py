@@ -200,7 +200,8 @@ def caches(bench: Bench) -> list[Result]:
     sides = {kind: lambda kind=kind: fill(bench, canvas, kv_cache=kind) for kind in ("none", "prefix", "dual")}
     sides["plain"] = lambda: plain_fill(bench, canvas, 0.0, clock)
     timed = interleave(sides, bench.sizes.rounds)
-    return [_cache_result(canvas, "prefix", None, None, timed), _cache_result(canvas, "dual", 6.0, 5.0, timed)]
+    floor = bench.sizes.dual_cache_floor
+    return [_cache_result(canvas, "prefix", None, None, timed), _cache_result(canvas, "dual", 6.0, floor, timed)]
 
 
 def _cache_result(canvas: Canvas, kind: str, goal: float | None, floor: float | None, timed) -> Result:

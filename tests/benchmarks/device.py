@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
 
+from unigrpo.adapters import add_adapter
 from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
 from unigrpo.samplers import MaskGIT, SemiAutoregressive
 from unigrpo.types import Canvas
@@ -23,6 +23,7 @@ from unigrpo.types import Canvas
 from ..tiny import golden_tokenizer
 from .cases_images import GUIDANCE
 from .cases_update import update
+from .flops import FlopMeter
 from .measure import environment
 from .mid import MID, Bench, Sizes, image_canvas, streams, text_canvas, tiny_bench, update_batch
 
@@ -33,10 +34,12 @@ DEVICE_SIZES: dict[str, dict[str, int]] = {"8b": {}, "mid": MID}
 PEAK_TFLOPS = 790.0
 """Dense bf16 matrix products that an H200 sustains; the default of ``--peak-tflops``."""
 
+LORA_RANK = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loads:
-    """Text: ``rows`` answers; t2i: ``rows`` images; update: ``rows`` rows with an old pass, all weights trained."""
+    """Text: ``rows`` answers; t2i: ``rows`` images; update: ``rows`` rows, all weights or an adapter trained."""
 
     rows: int = 8
     prompt: int = 256
@@ -65,45 +68,6 @@ SMALL = Loads(
 )
 
 
-@dataclass(slots=True, kw_only=True)
-class FlopMeter:
-    """Floating-point operations of a model's forwards, counted while ``counting``; kept on the device until read.
-
-    A forward of T tokens in rows of L is 2 T (weights of the trunk) + 4 T L d a layer for attention, and 2 d a selected row
-    and column of the head.
-    """
-
-    config: MMaDAConfig
-    trunk: int
-    fixed: float = 0.0
-    head: list[Tensor] = field(default_factory=list)
-
-    @contextmanager
-    def counting(self, model: torch.nn.Module) -> Iterator[FlopMeter]:
-        """Counts every call of ``model``."""
-        hook = model.register_forward_hook(self._count, with_kwargs=True)
-        try:
-            yield self
-        finally:
-            hook.remove()
-
-    def _count(self, module, args, kwargs, output) -> None:
-        rows, length = kwargs["input_ids"].shape
-        space, config = kwargs.get("token_space"), self.config
-        width = config.vocab_size if space is None else space.width
-        attention = 4 * length * config.d_model * config.n_layers
-        # Guidance is combined before the head, which then sees half of the selected rows.
-        pairs = 2 if kwargs.get("guidance_scale") is not None else 1
-        columns = 2 * config.d_model * width / pairs
-        gradient = 3.0 if torch.is_grad_enabled() else 1.0
-        self.fixed += gradient * rows * length * (2 * self.trunk + attention)
-        self.head.append(gradient * columns * kwargs["select"].sum())
-
-    def total(self) -> float:
-        """FLOP so far; a forward that makes gradients counts three times."""
-        return self.fixed + sum(float(flop) for flop in self.head)
-
-
 def random_bench(size: str, device: str) -> Bench:
     """A model with random weights made on ``device``: bf16 on a GPU, fp32 elsewhere."""
     if size == "tiny":
@@ -120,16 +84,15 @@ def random_bench(size: str, device: str) -> Bench:
     return Bench(size=size, model=model, policy=MMaDAPolicy(model.config, processor), sizes=Sizes())
 
 
-def workloads(bench: Bench, loads: Loads, device: str) -> dict[str, tuple[Callable[[int], Any], float, str]]:
-    """Name -> work with a divisor of its steps, what it makes, and the unit of that."""
+Work = tuple[Callable[[int], Any], float, str]
+"""Work with a divisor of its steps, what it makes, and the unit of that."""
+
+
+def workloads(bench: Bench, loads: Loads, device: str) -> dict[str, Work]:
+    """Rollouts by name."""
     text = text_canvas(bench, loads.rows, loads.prompt, loads.answer, whole_vocabulary=False).to(device)
     image = image_canvas(bench, loads.caption, loads.slots, loads.image_tokens, trim=True)
     image = image.take(torch.zeros(loads.rows, dtype=torch.int64)).to(device)
-    batch = update_batch(bench, loads.rows, loads.update_length)
-    batch = replace(
-        batch,
-        **{name: getattr(batch, name).to(device) for name in ("canvas", "hidden", "advantages", "old_shift")},
-    )
     blocks = -(-loads.answer // loads.block_length)
 
     def run(sampler: Any, canvas: Canvas):
@@ -142,47 +105,72 @@ def workloads(bench: Bench, loads: Loads, device: str) -> dict[str, tuple[Callab
     def images(part: int):
         return run(MaskGIT(steps=max(loads.image_steps // part, 1), guidance_scale=GUIDANCE), image)
 
-    def learn(part: int, old_pass: bool = True):
-        bench.model.zero_grad(set_to_none=True)
-        return update(bench, batch, old_pass=old_pass)
-
-    written, seen = loads.rows * loads.answer, loads.rows * loads.update_length
+    written = loads.rows * loads.answer
     return {
         "rollout T=0": (answers(0.0), written, "tokens/s"),
         "rollout T=1": (answers(1.0), written, "tokens/s"),
         "t2i": (images, loads.rows, "images/s"),
-        "update": (learn, seen, "tokens/s"),
-        "update, 1 iteration": (lambda part: learn(part, old_pass=False), seen, "tokens/s"),
     }
 
 
-def device_report(size: str, device: str, loads: Loads = LARGE, peak_tflops: float = PEAK_TFLOPS) -> dict[str, Any]:
-    """Every workload once for warmth and profile with a few steps, then timed whole. JSON types only."""
-    bench = random_bench(size, device)
-    head = bench.model.get_output_embeddings().weight.numel()
-    trunk = sum(p.numel() for p in bench.model.parameters()) - 2 * head
-    lines = []
-    for name, (work, amount, unit) in workloads(bench, loads, device).items():
-        work(16)
-        hottest = hottest_parts(lambda work=work: work(16), device)
-        meter = FlopMeter(config=bench.model.config, trunk=trunk)
-        with meter.counting(bench.model):
-            seconds, peak = timed(lambda work=work: work(1), device)
-        tflops = meter.total() / seconds / 1e12
-        lines.append(
-            {
-                "name": name,
-                "seconds": seconds,
-                "rate": amount / seconds,
-                "unit": unit,
-                "peak_gb": peak,
-                "tflops": tflops,
-                "share_of_limit": tflops / peak_tflops,
-                "hottest": hottest,
-            }
-        )
+def update_work(bench: Bench, loads: Loads, device: str, old_pass: bool) -> Work:
+    """An update of whatever weights of the model are trained; an adapter's fp32 weights meet bf16 as in a run."""
+    batch = update_batch(bench, loads.rows, loads.update_length)
+    moved = {name: getattr(batch, name).to(device) for name in ("canvas", "hidden", "advantages", "old_shift")}
+    batch, kind = replace(batch, **moved), torch.device(device).type
+
+    def learn(part: int):
         bench.model.zero_grad(set_to_none=True)
-    return {"environment": {**environment(bench.model, bench.size), "peak_tflops": peak_tflops}, "device": lines}
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            return update(bench, batch, old_pass=old_pass)
+
+    return learn, loads.rows * loads.update_length, "tokens/s"
+
+
+def adapted(bench: Bench) -> Bench:
+    """The same with a LoRA on every linear layer but the head, everything else frozen; changes the model in place."""
+    config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules="all-linear")
+    return replace(bench, model=add_adapter(bench.model, config).eval())
+
+
+def device_report(size: str, device: str, loads: Loads = LARGE, peak_tflops: float = PEAK_TFLOPS) -> dict[str, Any]:
+    """Rollouts, an update of all weights, and updates of an adapter. JSON types only."""
+    bench = random_bench(size, device)
+    described = {**environment(bench.model, bench.size), "peak_tflops": peak_tflops}
+    lines = []
+
+    def add(name: str, own: Bench, work: Work) -> None:
+        lines.append({"name": name, **_measured(own.model, work, device, peak_tflops)})
+
+    for name, work in workloads(bench, loads, device).items():
+        add(name, bench, work)
+    add("update, full", bench, update_work(bench, loads, device, old_pass=True))
+    bench = adapted(bench)
+    for name, old_pass in {"update, LoRA": True, "update, LoRA, 1 iteration": False}.items():
+        add(name, bench, update_work(bench, loads, device, old_pass))
+    return {"environment": described, "device": lines}
+
+
+def _measured(model: torch.nn.Module, load: Work, device: str, peak_tflops: float) -> dict[str, Any]:
+    """``load`` with a few steps for warmth and for the profile, then timed whole; gradients are dropped after."""
+    work, amount, unit = load
+    work(16)
+    hottest = hottest_parts(lambda: work(16), device)
+    meter = FlopMeter(model=model)
+    with meter.counting():
+        seconds, peak = timed(lambda: work(1), device)
+    model.zero_grad(set_to_none=True)
+    tflops = meter.total() / seconds / 1e12
+    return {
+        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "seconds": seconds,
+        "rate": amount / seconds,
+        "unit": unit,
+        "peak_gb": peak,
+        "tflops": tflops,
+        "share_of_limit": tflops / peak_tflops,
+        "hottest": hottest,
+    }
 
 
 def timed(work: Callable[[], Any], device: str) -> tuple[float, float]:

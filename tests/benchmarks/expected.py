@@ -11,7 +11,9 @@ from .plain import Clock
 
 
 MACHINE = "2-core AVX-512 machine"
-TOLERANCE = 0.3
+TOLERANCE, POINTS = 0.3, 0.03
+"""How far milliseconds, and shares of ``LARGE`` or more, may be from what is expected; and smaller shares, absolutely."""
+LARGE = 0.1
 
 EXPECTED_MS = {"text T=0": 990.0, "text T=1": 2075.0, "t2i": 5950.0 / 8, "update": 7740.0}
 """Text: a step of batch 4 and 192 positions. t2i: a step of two branches of 323. Update: batch 8, 256 positions, all
@@ -43,7 +45,26 @@ def parts_of(name: str, clock: Clock, seconds: float, ms: float, comparable: boo
     shares["rest"] = max(0.0, 1.0 - sum(shares.values()))
     report: dict[str, Any] = {"workload": name, "ms": ms, "shares": shares}
     if comparable:
-        expected = EXPECTED_MS[name]
-        report |= {"expected_shares": SHARES[name], "expected_ms": expected}
-        report["as_expected"] = abs(ms / expected - 1) <= TOLERANCE
+        report |= {"expected_shares": SHARES[name], "expected_ms": EXPECTED_MS[name]}
+        report["off"] = off(report)
+        report["as_expected"] = not report["off"]
     return report
+
+
+def off(parts: dict[str, Any]) -> list[str]:
+    """What is not as expected in a report of ``parts_of``: ``"ms"``, and names of parts; empty where nothing is expected.
+
+    A part that nobody expects should take no time; the rest, what the expected parts leave.
+    """
+    if "expected_ms" not in parts:
+        return []
+    usual = {"rest": 1 - sum(parts["expected_shares"].values()), **parts["expected_shares"]}
+    names = [
+        name for name in {**usual, **parts["shares"]} if _far(parts["shares"].get(name, 0.0), usual.get(name, 0.0))
+    ]
+    slow_or_fast = abs(parts["ms"] / parts["expected_ms"] - 1) > TOLERANCE
+    return ["ms", *names] if slow_or_fast else names
+
+
+def _far(share: float, usual: float) -> bool:
+    return abs(share - usual) > (TOLERANCE * usual if usual >= LARGE else POINTS)

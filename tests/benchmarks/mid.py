@@ -30,7 +30,8 @@ class Sizes:
     Text: ``batch`` rows of ``prompt`` given and ``answer`` written positions in ``steps`` steps. Images: one of
     ``image_tokens`` behind ``text_slots``; ``trimmed_*`` are those of the padding case. Update: ``update_rows`` rows of
     ``update_length``, a quarter of it prompt, a third of it hidden. ``stop_block`` and ``stop_steps``: length and steps
-    of each of the four blocks of the finished-rows case.
+    of each of the four blocks of the finished-rows case. ``dual_cache_floor``: of the ratio, None where one block leaves
+    a cache little to reuse. ``bucket_rows`` rows are in each micro-batch of the case of mixed lengths, ``bucket_lengths``.
     """
 
     rounds: int = 3
@@ -53,6 +54,9 @@ class Sizes:
     law_draws: int = 4096
     growth_batches: tuple[int, ...] = (1, 2, 4, 8)
     growth_hidden: tuple[int, ...] = (24, 48, 96, 192)
+    dual_cache_floor: float | None = 6.0
+    bucket_rows: int = 8
+    bucket_lengths: tuple[int, ...] = tuple(range(64, 513, 64))
 
 
 FULL = Sizes()
@@ -67,6 +71,8 @@ QUICK = Sizes(
     stop_steps=2,
     empty_tokens=8,
     law_draws=2048,
+    dual_cache_floor=None,
+    bucket_rows=4,
 )
 """One block of the full text workload, its earlier blocks already written."""
 
@@ -90,6 +96,9 @@ TINY = Sizes(
     empty_tokens=4,
     growth_batches=(1, 2, 4),
     growth_hidden=(4, 8, 16),
+    dual_cache_floor=None,
+    bucket_rows=4,
+    bucket_lengths=(32, 64, 96, 128),
 )
 
 

@@ -1,4 +1,4 @@
-"""Results as a table, as a picture and as the README's lines."""
+"""Results as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .expected import off
 
-README = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
 COLUMNS = ("case", "kind", "plain", "ours", "ratio", "goal", "floor", "ok")
+DEVICE_COLUMNS = ("workload", "seconds", "rate", "peak GB", "TFLOP/s", "of the limit", "hottest part")
 
 
 def cells(result: dict[str, Any]) -> list[str]:
@@ -46,20 +47,36 @@ def _amount(value: float | None, unit: str) -> str:
 
 
 def part_lines(results: list[dict[str, Any]]) -> list[str]:
-    """Where the plain implementation spends its time, beside what is expected (in brackets), and whether it takes as long."""
-    lines = []
-    for result in results:
-        parts = result["extra"].get("plain_parts")
-        if not parts:
-            continue
-        usual = parts.get("expected_shares", {})
-        shares = ", ".join(_share(part, share, usual.get(part)) for part, share in parts["shares"].items())
-        line = f"plain side of {result['name']}: {parts['ms']:.0f} ms; {shares}"
-        if "expected_ms" in parts:
-            within = "within" if parts["as_expected"] else "NOT within"
-            line += f"; {within} 30 % of {parts['expected_ms']:.0f} ms"
-        lines.append(line)
-    return lines
+    """Where the plain implementation spends its time, beside what is expected (in brackets), and what is not as expected."""
+    return [
+        f"plain side of {name}: {ms} ms ({expected or 'nothing expected'}); {shares}" + (f"; {found}" if found else "")
+        for name, ms, expected, shares, found in map(part_cells, with_parts(results))
+    ]
+
+
+def with_parts(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose plain side was timed part by part."""
+    return [result for result in results if result["extra"].get("plain_parts")]
+
+
+def part_cells(result: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    """Name, ms a step, expected ms, shares in per cent with the expected ones in brackets, and a verdict."""
+    parts = result["extra"]["plain_parts"]
+    usual = parts.get("expected_shares", {})
+    shares = ", ".join(_share(part, share, usual.get(part)) for part, share in parts["shares"].items())
+    expected = f"{parts['expected_ms']:.0f}" if "expected_ms" in parts else ""
+    return result["name"], f"{parts['ms']:.0f}", expected, shares, parts_verdict(parts)
+
+
+def parts_verdict(parts: dict[str, Any]) -> str:
+    """``within 30 %``, or what is off; empty where nothing is expected."""
+    if "expected_ms" not in parts:
+        return ""
+    names = off(parts)
+    shares = [name for name in names if name != "ms"]
+    found = [f"ms off: {parts['ms']:.0f} for {parts['expected_ms']:.0f}"] if "ms" in names else []
+    found += [f"shares off: {', '.join(shares)}"] if shares else []
+    return "; ".join(found) or "within 30 %"
 
 
 def _share(part: str, share: float, usual: float | None) -> str:
@@ -67,19 +84,26 @@ def _share(part: str, share: float, usual: float | None) -> str:
     return f"{part} {100 * share:.0f}{beside} %"
 
 
+def notes(results: list[dict[str, Any]]) -> list[str]:
+    """What a reader of a line has to know."""
+    return [f"{result['name']}: {result['note']}" for result in results if result["note"]]
+
+
 def show(report: dict[str, Any], console: Console | None = None) -> None:
     """Print a report: the table of cases, or of workloads on a device."""
     console = console or wide_console()
     console.print(described(report["environment"]))
     if "device" in report:
-        console.print(_device_table(report["device"]))
+        table = Table(*DEVICE_COLUMNS)
+        for line in report["device"]:
+            table.add_row(*device_cells(line))
+        console.print(table)
         return
     table = Table(*COLUMNS)
     for result in report["results"]:
         table.add_row(*cells(result))
     console.print(table)
-    notes = [f"{result['name']}: {result['note']}" for result in report["results"] if result["note"]]
-    for line in part_lines(report["results"]) + notes:
+    for line in part_lines(report["results"]) + notes(report["results"]):
         console.print(line, highlight=False)
 
 
@@ -89,20 +113,18 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
-def _device_table(lines: list[dict[str, Any]]) -> Table:
-    table = Table("workload", "seconds", "rate", "peak GB", "TFLOP/s", "of the limit", "hottest part")
-    for line in lines:
-        hottest = line["hottest"][0]
-        table.add_row(
-            line["name"],
-            f"{line['seconds']:.3f}",
-            f"{line['rate']:.2f} {line['unit']}",
-            f"{line['peak_gb']:.1f}",
-            f"{line['tflops']:.1f}",
-            f"{100 * line['share_of_limit']:.1f} %",
-            f"{hottest['part'][:48]} {100 * hottest['share']:.0f} %",
-        )
-    return table
+def device_cells(line: dict[str, Any]) -> list[str]:
+    """One line of the table of a device, in the order of ``DEVICE_COLUMNS``."""
+    hottest = line["hottest"][0]
+    return [
+        line["name"],
+        f"{line['seconds']:.3f}",
+        f"{line['rate']:.2f} {line['unit']}",
+        f"{line['peak_gb']:.1f}",
+        f"{line['tflops']:.1f}",
+        f"{100 * line['share_of_limit']:.1f} %",
+        f"{hottest['part'][:48]} {100 * hottest['share']:.0f} %",
+    ]
 
 
 def described(environment: dict[str, Any]) -> str:
@@ -111,25 +133,6 @@ def described(environment: dict[str, Any]) -> str:
         "{model} model, {parameters:,} parameters, vocabulary {vocabulary:,}, {dtype}, {device} ({cpu}), "
         "{threads} thread(s), {allocator} allocator, torch {torch}"
     ).format(**environment) + ("; quick sizes" if environment.get("quick") else "")
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The table in Markdown under a line that describes the environment."""
-    rows = [list(COLUMNS), ["---"] * len(COLUMNS), *(cells(result) for result in report["results"])]
-    return "\n".join([described(report["environment"]), "", *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def write_readme(report: dict[str, Any], path: Path = README) -> None:
-    """Replace what stands between the two comments of ``path``.
-
-    Raises:
-        ValueError: the comments are missing.
-    """
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{path} lacks the comments {BEGIN} and {END}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{markdown(report)}\n{END}{after}")
 
 
 def plot_growth(report: dict[str, Any], path: Path) -> None:

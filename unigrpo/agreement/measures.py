@@ -62,8 +62,8 @@ def counted(model: nn.Module) -> Iterator[Work]:
     """Counts what ``model`` computes within the block; with kept keys and values, the columns of the span alone."""
     work = Work()
 
-    def count(_module: nn.Module, _args: tuple, inputs: dict) -> None:
-        rows, length = inputs["input_ids"].shape
+    def count(module: nn.Module, args: tuple, inputs: dict) -> None:
+        rows, length = _main_input(module, args, inputs).shape[:2]
         span = getattr(inputs.get("cache"), "span", None)
         work.forwards += rows
         work.trunk_tokens += rows * (length if span is None else span[1] - span[0])
@@ -73,6 +73,12 @@ def counted(model: nn.Module) -> Iterator[Work]:
         yield work
     finally:
         handle.remove()
+
+
+def _main_input(model: nn.Module, args: tuple, inputs: dict) -> Tensor:
+    """The ``[B, L, ...]`` input that ``main_input_name`` names, or the first tensor that is given."""
+    named = inputs.get(getattr(model, "main_input_name", None))
+    return named if named is not None else next(own for own in (*args, *inputs.values()) if isinstance(own, Tensor))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

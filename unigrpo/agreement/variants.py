@@ -9,11 +9,8 @@ from typing import Any
 from ..algorithms import build_sampler
 from ..models.base import DiffusionPolicy
 from ..samplers import SemiAutoregressive
-from ..settings import TaskSettings
+from ..settings import EXACT_DECODING, TaskSettings
 
-
-OFF = {"kv_cache": "none", "confidence_threshold": None, "exit_entropy": None}
-"""The sampler's shortcuts, all of them off: exact decoding."""
 
 THRESHOLDS = (0.95, 0.9)
 ENTROPIES = (0.1,)
@@ -63,7 +60,7 @@ def variants_of(
     chosen += [{"exit_entropy": entropy} for entropy in entropies]
     if limits:
         chosen.append({"kv_cache": "dual", "confidence_threshold": min(limits)})
-    samplers = [replace(own, **{**OFF, **shortcuts}) for shortcuts in chosen]
+    samplers = [replace(own, **{**EXACT_DECODING, **shortcuts}) for shortcuts in chosen]
     return [Variant(sampler=sampler, of_recipe=sampler == own) for sampler in dict.fromkeys([*samplers, own])]
 
 
