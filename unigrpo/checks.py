@@ -7,10 +7,7 @@ from typing import Any
 from .settings import TaskSettings
 
 
-OPTIONAL = (
-    "eval_denoising_steps",
-    "max_prompt_length",
-    "timestep_start",
+OPTIONAL_NUMBERS = (
     "delta",
     "log_ratio_clip",
     "mask_ratio_min",
@@ -18,6 +15,7 @@ OPTIONAL = (
     "confidence_threshold",
     "exit_entropy",
 )
+OPTIONAL = ("eval_denoising_steps", "max_prompt_length", "timestep_start", *OPTIONAL_NUMBERS)
 AT_LEAST_ONE = ("max_completion_length", "steps", "block_length", "trajectory_shrink")
 WHOLE = (*AT_LEAST_ONE, "num_noise_samples", "eval_denoising_steps", "max_prompt_length", "timestep_start")
 NOT_NEGATIVE = (
@@ -31,17 +29,7 @@ NOT_NEGATIVE = (
     "bound_mixture",
     "loss_weight",
 )
-NUMBERS = (
-    *NOT_NEGATIVE,
-    "epsilon",
-    "bound_exponent",
-    "delta",
-    "log_ratio_clip",
-    "mask_ratio_min",
-    "mask_ratio_max",
-    "confidence_threshold",
-    "exit_entropy",
-)
+NUMBERS = (*NOT_NEGATIVE, "epsilon", "bound_exponent", *OPTIONAL_NUMBERS)
 RANGED = {"structured": ("truncated", "cosine"), "ramp": ("truncated", "cosine"), "random": None, "coupled": None}
 """Noisings that read ``mask_ratio_min``, and the timestep rules with which they do; None = with any."""
 

@@ -62,37 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--offline", action="store_true", help="accept hub ids that cannot be reached from here")
 
     sample = _command(commands, "sample", run_sample, "print answers of a policy")
-    sample.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
-    sample.add_argument("prompts", nargs="+", metavar="PROMPT", help="one or more questions, or captions to draw")
-    sample.add_argument(
-        "--task", choices=("text", "mmu", "t2i"), help="default: mmu with --image, else text; t2i draws the prompts"
-    )
-    sample.add_argument("--image", action="append", help="picture that the questions are about; one, or one a prompt")
-    sample.add_argument("--output", default="samples", help="folder for pictures that are drawn (default: samples)")
-    sample.add_argument("--image-size", type=int, help="side in pixels (default: the checkpoint's, or 512)")
-    sample.add_argument("--image-tokenizer", help="id or path (default: the one that the model names)")
-    sample.add_argument("--sampler", help="maskgit (default) or emerge for t2i")
-    sample.add_argument(
-        "--max-completion-length", type=int, help="positions the policy may write (default: 256, or the checkpoint's)"
-    )
-    sample.add_argument(
-        "--steps", type=int, help="denoising steps (default: one a position, or the checkpoint's; t2i: 16)"
-    )
-    sample.add_argument("--block-length", type=int, help="positions in a block (default: 32, or the checkpoint's)")
-    sample.add_argument("--temperature", type=float, help="0 = greedy (default; t2i: 1)")
-    sample.add_argument("--remasking", choices=("low_confidence", "random"), help="default: low_confidence")
-    sample.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 0 = off (default; t2i: 3.5)")
-    sample.add_argument("--kv-cache", choices=("none", "prefix", "dual"), help="of text; approximate, faster")
-    sample.add_argument(
-        "--confidence-threshold", type=float, help="of text; approximate: surer tokens are not waited for"
-    )
-    sample.add_argument(
-        "--exit-entropy", type=float, help="of text; approximate: a block without doubt is written at once"
-    )
-    sample.add_argument("--num", type=int, default=1, help="answers a prompt (default: 1)")
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--dtype", default="auto", help="e.g. bfloat16 (default: the checkpoint's)")
-    sample.add_argument("--policy", help="name or pkg.mod:attr (default: found from the model)")
+    _sample_arguments(sample)
 
     evaluate = _command(commands, "evaluate", run_evaluate, "held-out accuracy with an interval, base or adapter")
     _recipe_arguments(evaluate)
@@ -157,6 +127,40 @@ def _numbers(text: str) -> list[float]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{part!r} is not a number; give some as in 0.95,0.9") from None
     return numbers
+
+
+def _sample_arguments(sample: argparse.ArgumentParser) -> None:
+    sample.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
+    sample.add_argument("prompts", nargs="+", metavar="PROMPT", help="one or more questions, or captions to draw")
+    sample.add_argument(
+        "--task", choices=("text", "mmu", "t2i"), help="default: mmu with --image, else text; t2i draws the prompts"
+    )
+    sample.add_argument("--image", action="append", help="picture that the questions are about; one, or one a prompt")
+    sample.add_argument("--output", default="samples", help="folder for pictures that are drawn (default: samples)")
+    sample.add_argument("--image-size", type=int, help="side in pixels (default: the checkpoint's, or 512)")
+    sample.add_argument("--image-tokenizer", help="id or path (default: the one that the model names)")
+    sample.add_argument("--sampler", help="maskgit (default) or emerge for t2i")
+    sample.add_argument(
+        "--max-completion-length", type=int, help="positions the policy may write (default: 256, or the checkpoint's)"
+    )
+    sample.add_argument(
+        "--steps", type=int, help="denoising steps (default: one a position, or the checkpoint's; t2i: 16)"
+    )
+    sample.add_argument("--block-length", type=int, help="positions in a block (default: 32, or the checkpoint's)")
+    sample.add_argument("--temperature", type=float, help="0 = greedy (default; t2i: 1)")
+    sample.add_argument("--remasking", choices=("low_confidence", "random"), help="default: low_confidence")
+    sample.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 0 = off (default; t2i: 3.5)")
+    sample.add_argument("--kv-cache", choices=("none", "prefix", "dual"), help="of text; approximate, faster")
+    sample.add_argument(
+        "--confidence-threshold", type=float, help="of text; approximate: surer tokens are not waited for"
+    )
+    sample.add_argument(
+        "--exit-entropy", type=float, help="of text; approximate: a block without doubt is written at once"
+    )
+    sample.add_argument("--num", type=int, default=1, help="answers a prompt (default: 1)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--dtype", default="auto", help="e.g. bfloat16 (default: the checkpoint's)")
+    sample.add_argument("--policy", help="name or pkg.mod:attr (default: found from the model)")
 
 
 def run_train(arguments: argparse.Namespace) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 
 from .contact_sheet import contact_sheet
+from .plotting import pyplot_for
 from .sampling import Sample
 
 
@@ -42,14 +42,9 @@ def side_by_side(left: Path, right: Path, picture: Path) -> None:
 
 def draw_curve(metrics: Path, picture: Path, title: str) -> None:
     """Reward over optimizer steps as PNG, a line a task; without matplotlib, a line that says how to get it."""
-    try:
-        import matplotlib
-    except ImportError:
-        Console().print(f"{picture.name} was not drawn: pip install 'unigrpo[plots]'")
+    pyplot = pyplot_for(picture)
+    if pyplot is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     names = sorted({name for record in records for name in record if name.startswith("reward/")})
     names = names if len(names) > 1 else ["reward"]

@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..plotting import pyplot_for
+
 
 WIDTH = 6.5
 """Inches of a panel with its legend."""
@@ -83,14 +85,9 @@ def draw_scatter(result: dict[str, Any], picture: Path) -> bool:
 
     Without matplotlib, a line that says how to get it. Returns whether the picture was made.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        Console().print(f"{picture.name} was not drawn: pip install 'unigrpo[plots]'")
+    pyplot = pyplot_for(picture)
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     tasks = result["tasks"]
     figure, axes = pyplot.subplots(1, len(tasks), figsize=(WIDTH * len(tasks), 4), layout="constrained", squeeze=False)
     for axis, (task, measured) in zip(axes[0], tasks.items(), strict=True):

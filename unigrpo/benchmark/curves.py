@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+
+from ..plotting import pyplot_for
 
 
 POINTS = 60
@@ -19,14 +20,9 @@ def draw_curves(results: dict[str, Any], picture: Path) -> bool:
 
     Without matplotlib, a line that says how to get it. Returns whether the picture was made.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        Console().print(f"{picture.name} was not drawn: pip install 'unigrpo[plots]'")
+    pyplot = pyplot_for(picture)
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     tasks = list(results["tasks"])
     figure, axes = pyplot.subplots(1, len(tasks), figsize=(WIDTH * len(tasks), 4), layout="constrained", squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
