@@ -13,7 +13,7 @@ def pyplot_for(picture: Path) -> Any:
     try:
         import matplotlib
     except ImportError:
-        Console().print(f"{picture.name} was not drawn: pip install 'unigrpo[plots]'")
+        Console().print(f"{picture.name} was not drawn: pip install 'unigrpo[plots]'", markup=False)
         return None
     matplotlib.use("Agg")
     from matplotlib import pyplot
