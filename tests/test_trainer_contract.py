@@ -305,3 +305,14 @@ def test_arguments_of_the_caller_are_not_changed(tmp_path):
     trainer = UniGRPOTrainer(tiny_model(), low_ids, args, prompts(4), processing_class=tiny_processor())
     assert args.learning_rate is None
     assert trainer.args.learning_rate == 1e-6
+
+
+def test_a_new_adapter_depends_on_the_seed_alone(make_trainer):
+    def start(seed: int, drawn_before: int) -> list[torch.Tensor]:
+        torch.rand(drawn_before)
+        trainer = make_trainer(lora=True, seed=seed)
+        return [weight.detach() for name, weight in trainer.model.named_parameters() if "lora_A" in name]
+
+    first, again, other = start(3, 1), start(3, 1000), start(4, 1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))

@@ -82,7 +82,10 @@ def trainable(
     if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("the PeftModel has nothing to train: load it with from_pretrained(..., is_trainable=True)")
     prepare_quantised(model, adapters=was_adapted or peft_config is not None)
-    model = add_adapter(model, peft_config)
+    # A new adapter's weights are random: they are the run's seed's, whatever was drawn before.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(args.seed)
+        model = add_adapter(model, peft_config)
     if was_adapted and with_reference:
         freeze_adapter_copy(model)
     if not isinstance(model, PeftModel):
