@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.test_text_sampler import CountingModel, counting_model, sample, strea
 from tests.tiny import low_ids, tiny_model, tiny_processor
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.anchors import log_decoding_gap
+from unigrpo.cli import main
 from unigrpo.likelihood import score_tokens
 from unigrpo.metrics import Metrics
 from unigrpo.models import MMaDAPolicy
@@ -177,6 +179,20 @@ def test_a_policy_without_a_cache_says_so(policy, model):
     with pytest.raises(ValueError, match=r"train_dataset\[0\], task 'text': kv_cache='dual': Without has no cache"):
         check_prompt(own, args, None, row, "train_dataset[0]")
     check_prompt(own, args, None, row, "eval_dataset[0]", held_out=True)
+
+
+class WithoutCache(MMaDAPolicy):
+    """Named by an import path in the test below."""
+
+    supports_cache = False
+
+
+def test_check_finds_a_policy_without_a_cache(capsys):
+    recipe = str(Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
+    command = ["check", "--offline", recipe, "kv_cache=dual"]
+    assert main(command) == 0
+    assert main([*command, "policy=tests.test_kv_cache:WithoutCache"]) == 1
+    assert "kv_cache='dual': WithoutCache has no cache" in capsys.readouterr().out
 
 
 def test_a_hole_that_an_earlier_block_left_is_computed_beside_a_cache(policy):
