@@ -72,7 +72,8 @@ def test_training_is_the_same(make_trainer, lora, checkpointing):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on the CPU: install g++")
 def test_training_is_the_same_with_inductor(make_trainer):
-    trained_both_ways(make_trainer, "inductor", lora=True)
+    _, own = trained_both_ways(make_trainer, "inductor", lora=True)
+    assert len(compiled_modules(own.model)) == 3
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from unigrpo import UniGRPOConfig
 from unigrpo.algorithms import build_algorithms
 from unigrpo.evaluation import eval_pipeline
 from unigrpo.models import MMaDAPolicy
-from unigrpo.models.cache import positions_of
 from unigrpo.models.draw import Draw
+from unigrpo.models.llada.modeling import positions_of
 from unigrpo.samplers import SemiAutoregressive
 from unigrpo.sampling import Pipeline
 from unigrpo.settings import EXACT_DECODING

@@ -126,6 +126,7 @@ def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], 
     canvas = pipe.policy.encode(rows, task, **arguments)
 
     def fill(batch: list[int], on_step: OnStep | None) -> Rollout:
+        """Answers to the rows at these places, from fresh generators."""
         if pipe.policy.attends_padding or len(batch) == len(rows):
             own = canvas.take(torch.tensor(batch))
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from unigrpo.samplers import MaskGIT
@@ -60,29 +62,27 @@ def text_to_image(bench: Bench) -> list[Result]:
     space = bench.policy.token_space("t2i")
     inside = space.contains(timed["production"].value.canvas.ids[canvas.fill_mask])
     parts = parts_of("t2i", clock, sum(plain.seconds), 1000 * plain.median / sizes.image_steps)
-    return [
-        Result(
-            name="t2i",
-            kind=EXACT,
-            ours=timed["reference"].median,
-            plain=plain.median,
-            goal=5.0,
-            floor=3.5,
-            checks={"tokens equal": same},
-            note="ours: MaskGIT(reference=True), the plain sampler's random numbers",
-            extra={"plain_parts": parts},
-        ),
-        Result(
-            name="t2i, production",
-            kind=EXACT_LAW,
-            ours=timed["production"].median,
-            plain=plain.median,
-            goal=5.0,
-            floor=3.5,
-            checks={"all codes": bool(inside.all())},
-            note="ours: MaskGIT(reference=False), draws for hidden positions alone",
-        ),
-    ]
+    reference = Result(
+        name="t2i",
+        kind=EXACT,
+        ours=timed["reference"].median,
+        plain=plain.median,
+        goal=5.0,
+        floor=3.5,
+        checks={"tokens equal": same},
+        note="ours: MaskGIT(reference=True), the plain sampler's random numbers",
+        extra={"plain_parts": parts},
+    )
+    production = replace(
+        reference,
+        name="t2i, production",
+        kind=EXACT_LAW,
+        ours=timed["production"].median,
+        checks={"all codes": bool(inside.all())},
+        note="ours: MaskGIT(reference=False), draws for hidden positions alone",
+        extra={},
+    )
+    return [reference, production]
 
 
 def trimmed_padding(bench: Bench) -> list[Result]:

@@ -6,7 +6,6 @@ with them is an approximation, as good as the canvas outside the block is settle
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -63,14 +62,3 @@ class LayerCache:
         else:
             self.key[:, :, self.columns], self.value[:, :, self.columns] = key, value
         return self.key, self.value
-
-
-def positions_of(select: Tensor) -> tuple[Tensor, Tensor]:
-    """The True positions of ``select [B, L]``, packed to the left: indices ``[B, q]`` and which of them count, bool.
-
-    q is the longest row's number, at least 1; shorter rows are filled up with other positions.
-    """
-    counts = select.sum(dim=1)
-    longest = max(int(counts.max()), 1)
-    index = (~select).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-    return index, torch.arange(longest, device=select.device) < counts[:, None]

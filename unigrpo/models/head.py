@@ -47,7 +47,7 @@ def space_logits(hidden: Tensor, weight: Tensor, space: TokenSpace, temperature:
     """fp32 logits ``[n, W]`` of ``space`` divided by ``temperature``; excluded ids hold the smallest fp32 number."""
     logits = _matmul_t(hidden.float(), weight[space.start : space.stop])
     if temperature != 1.0:
-        logits = logits / temperature
+        logits.div_(temperature)
     for token in space.exclude:
         logits[:, token - space.start] = torch.finfo(torch.float32).min
     return logits
@@ -115,6 +115,7 @@ class _SelectedLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, ref_logprobs, space, temperature):
+        """``logps``, ``entropy`` and ``kl`` ``[n]``; arguments as ``VocabularyHead.forward``'s, ``weight [V, d]``."""
         frozen = not ctx.needs_input_grad[1]
         keep = ctx.needs_input_grad[0] and frozen
         parts, saved = [], []
@@ -135,6 +136,7 @@ class _SelectedLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _, grad_kl):
+        """Gradients of ``hidden`` and, of a trainable head, of ``weight``."""
         with torch.autocast(grad.device.type, enabled=False):
             if not ctx.frozen:
                 return (*_recompute_gradients(ctx, grad, grad_kl), None, None, None, None)

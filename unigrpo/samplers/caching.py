@@ -26,7 +26,7 @@ class BlockCache:
         guided: the batch is ``[conditional; unconditional]``.
 
     Raises:
-        ValueError: an unknown kind, or a policy whose model cannot keep keys and values.
+        ValueError: a policy whose model cannot keep keys and values.
     """
 
     def __init__(self, kind: str, policy: DiffusionPolicy, guided: bool) -> None:

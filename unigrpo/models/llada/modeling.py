@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...types import TokenSpace
-from ..cache import KeyValueCache, LayerCache, positions_of
+from ..cache import KeyValueCache, LayerCache
 from ..door import MaskedDiffusionOutput, combine_guidance
 from ..draw import Draw
 from ..head import VocabularyHead
@@ -51,6 +51,17 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         values = states.float()
         first, second = values.chunk(2, dim=-1)
         return (values * cos + torch.cat([-second, first], dim=-1) * sin).to(states.dtype)
+
+
+def positions_of(select: Tensor) -> tuple[Tensor, Tensor]:
+    """The True positions of ``select [B, L]``, packed to the left: indices ``[B, q]`` and which of them count, bool.
+
+    q is the longest row's number, at least 1; shorter rows are filled up with other positions.
+    """
+    counts = select.sum(dim=1)
+    longest = max(int(counts.max()), 1)
+    index = (~select).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+    return index, torch.arange(longest, device=select.device) < counts[:, None]
 
 
 class LLaDABlock(GradientCheckpointingLayer):
