@@ -23,33 +23,12 @@ from peft import LoraConfig  # noqa: E402
 
 torch.set_num_threads(1)
 
-TRAINING = {
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "steps_per_generation": 4,
-    "num_generations": 4,
-    "max_completion_length": 12,
-    "steps": 6,
-    "block_length": 6,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "max_steps": 4,
-    "num_iterations": 2,
-    "beta": 0.04,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "disable_tqdm": True,
-}
-"""A run of seconds: 16 answers a rollout, two optimizer steps an inner update."""
-
-
 @pytest.fixture
 def make_trainer(tmp_path):
     """A factory of trainers: ``make_trainer(lora=True, beta=0.0, ...)``; other keywords go to ``UniGRPOConfig``."""
     from unigrpo import UniGRPOConfig, UniGRPOTrainer
 
-    from .tiny import low_ids, prompts, tiny_model, tiny_processor
+    from .tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
 
     def make(
         *,

@@ -15,9 +15,8 @@ from unigrpo.quantization import check_quantization, prepare_quantised, quantiza
 from unigrpo.recipe import RecipeError, parse_recipe
 from unigrpo.run import build_trainer
 
-from .conftest import TRAINING
 from .test_trainer_contract import logs_of
-from .tiny import low_ids, prompts, tiny_model, tiny_processor
+from .tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
 
 
 INSTALLED = is_bitsandbytes_available()

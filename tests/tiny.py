@@ -20,6 +20,26 @@ IDS = json.loads((GOLDENS / "g6_prompts.json").read_text())["ids"]
 NAMES = json.loads((GOLDENS / "g6_prompts.json").read_text())["NAMES"]
 SPECIALS = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg", "ipad", "r2i")
 
+TRAINING = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "steps_per_generation": 4,
+    "num_generations": 4,
+    "max_completion_length": 12,
+    "steps": 6,
+    "block_length": 6,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "max_steps": 4,
+    "num_iterations": 2,
+    "beta": 0.04,
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+"""A run of seconds: 16 answers a rollout, two optimizer steps an inner update."""
+
 
 def golden(name: str) -> tuple[dict[str, torch.Tensor], dict]:
     """Arrays and description of one golden file."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from .diagnostics import thinned
 from .likelihood import score_tokens, token_logprobs
+from .lockstep import forwards_meet, lockstep
 from .metrics import Metrics
 from .noising import TrajectoryNoising
 from .noising.base import Answer
@@ -29,21 +33,22 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
         needed = always_old or pipe.algorithms[row.task].needs_old
         row.old_logps = torch.zeros_like(row.weight) if needed else None
         row.old_known = torch.zeros(row.weight.shape[0], dtype=torch.bool)
-    for k in range(pipe.args.num_iterations):
-        for step, units in enumerate(window.micro_batches):
-            for unit in units:
-                needed = pipe.algorithms[window.rows[unit.rows[0]].task].needs_old
-                if always_old or (needed and (k > 0 or step >= moved_after)):
-                    _score_into(pipe, window, unit, k, pipe.model, "old_logps")
+    with _in_step(pipe, pipe.model) as model:
+        for k in range(pipe.args.num_iterations):
+            for step, units in enumerate(window.micro_batches):
+                for unit in units:
+                    needed = pipe.algorithms[window.rows[unit.rows[0]].task].needs_old
+                    if always_old or (needed and (k > 0 or step >= moved_after)):
+                        _score_into(pipe, window, unit, k, model, "old_logps")
     # The exact KL compares whole distributions, which are made anew beside each update and never kept.
     with_reference = {
         task
         for task, algorithm in pipe.algorithms.items()
         if algorithm.settings.needs_reference and not algorithm.settings.exact_kl
     }
-    if not any(row.task in with_reference for row in window.rows):
+    if not with_reference:
         return
-    with pipe.reference() as model:
+    with pipe.reference() as reference, _in_step(pipe, reference) as model:
         for row in window.rows:
             row.ref_logps = torch.zeros_like(row.weight) if row.task in with_reference else None
         for k in range(pipe.args.num_iterations):
@@ -53,22 +58,29 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
                         _score_into(pipe, window, unit, k, model, "ref_logps")
 
 
+@contextmanager
+def _in_step(pipe: Pipeline, model: Any) -> Iterator[Any]:
+    """What to call for ``model``, in eval mode; ranks whose rows need other passes make equally many forwards."""
+    meet = lockstep(model, pipe.policy, pipe.device) if forwards_meet(model) else nullcontext(model)
+    with evaluating(model), meet as together:
+        yield together
+
+
 def _score_into(pipe: Pipeline, window: Window, unit: Unit, k: int, model, name: str) -> None:
-    batch = collate(window.rows, unit, k, pipe.policy, pipe.device)
-    settings = pipe.algorithms[batch.canvas.task].settings
-    with evaluating(model):
-        scores = score_tokens(
-            model,
-            pipe.policy,
-            batch.canvas,
-            batch.hidden,
-            batch.target,
-            batch.noisy_ids,
-            settings.temperature,
-            settings.likelihood_guidance,
-        )
     if unit.dummy:
         return
+    batch = collate(window.rows, unit, k, pipe.policy, pipe.device)
+    settings = pipe.algorithms[batch.canvas.task].settings
+    scores = score_tokens(
+        model,
+        pipe.policy,
+        batch.canvas,
+        batch.hidden,
+        batch.target,
+        batch.noisy_ids,
+        settings.temperature,
+        settings.likelihood_guidance,
+    )
     logps = scores.logps.cpu().unflatten(0, (len(unit.rows), -1))
     for place, index in enumerate(unit.rows):
         row = window.rows[index]

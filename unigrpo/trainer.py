@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 from collections.abc import Callable
@@ -35,13 +34,14 @@ from .config import UniGRPOConfig, tokenizer_name
 from .data import WindowLoader, WindowSampler, check_dataset, task_of, undecoded
 from .demonstrations import check_demonstration, demonstration_loss, demonstrations
 from .diagnostics import loss_metrics
+from .engines import accumulating, prepare_reference, reference_copy, settle_precision
 from .experience import make_experience
 from .guards import FiniteGuard
 from .likelihood import score_tokens, token_logprobs
 from .lockstep import forwards_meet
 from .metrics import Metrics
 from .models import DiffusionPolicy, policy_class_of
-from .reference import frozen_copy, reference_context
+from .reference import reference_context
 from .rewarding import ModelReward
 from .rng import keyed_generator
 from .sampling import Pipeline, check_prompt, evaluating
@@ -115,7 +115,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         with_reference = any(algorithm.settings.needs_reference for algorithm in self.algorithms.values())
         model = trainable(model, peft_config, args, with_reference)
         args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
-        self._twin = frozen_copy(model) if with_reference and not isinstance(model, PeftModel) else None
+        self._twin = reference_copy(model) if with_reference and not isinstance(model, PeftModel) else None
         compile_blocks(args, model, self._twin)
         super().__init__(
             model=model,
@@ -130,7 +130,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
         self._guard, self._fitted = FiniteGuard(), {}
         if self._twin is not None:
-            self._twin = self.accelerator.prepare_model(self._twin, evaluation_mode=True)
+            self._twin = prepare_reference(self.accelerator, self._twin)
         for reward in self.rewards.functions:
             reward = getattr(reward, "reward", reward)
             if isinstance(reward, ModelReward):
@@ -145,6 +145,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         backend, self.args.torch_compile_backend = self.args.torch_compile_backend, None
         super().create_accelerator_and_postprocess()
         self.args.torch_compile_backend = backend
+        settle_precision(self.accelerator)
 
     def _checked(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
         """The datasets with their pictures left encoded, every row checked."""
@@ -262,8 +263,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         total = torch.zeros((), device=self.args.device)
         with self._metrics.timed("time/update"):
             for number, part in enumerate(parts, start=1):
-                last = number == len(parts)
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with accumulating(self.accelerator, model, last=number == len(parts)):
                     total += self._backward(part)
         if (self._micro_step + 1) % self.args.gradient_accumulation_steps == 0:
             self._stop_unless_finite(model)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .algorithms import Algorithm
+from .config import UniGRPOConfig
 from .rng import keyed_generator
 from .sampling import Pipeline
 from .types import TASKS, Experience
@@ -44,24 +45,35 @@ class Window:
 def cut_window(pipe: Pipeline, rows: list[Experience], window: int) -> Window:
     """Rows shuffled, dealt to micro-batches and cut into units; every rank gets the same number of units.
 
-    Chance decides which optimizer step a row belongs to; among the micro-batches of a step, rows of equal length stand
-    together, and rows without a gradient before them, so that there are few units with many rows. The step's gradient is
-    the same sum either way.
+    Chance decides which optimizer step a row belongs to (``step_of_rows``); among the micro-batches of a step, rows of
+    equal length stand together, and rows without a gradient before them, so that there are few units with many rows. The
+    step's gradient is the same sum either way.
     """
     generator = keyed_generator("order", pipe.args.seed, window, pipe.rank)
     order = torch.randperm(len(rows), generator=generator).tolist()
+    steps = step_of_rows(pipe.args, window)
     # "bnpo" divides by the tokens of a micro-batch: there it matters who stands with whom.
-    if all(algorithm.loss.loss_type != "bnpo" for algorithm in pipe.algorithms.values()):
-        mixings = mixings_of(pipe)
+    alike = all(algorithm.loss.loss_type != "bnpo" for algorithm in pipe.algorithms.values())
+    mixings = mixings_of(pipe)
 
-        def kind(index: int) -> tuple:
-            row = rows[index]
-            return moves_policy(row, mixings), row.task, bucket(row, pipe.policy)
+    def place(index: int) -> tuple:
+        row = rows[index]
+        kind = (moves_policy(row, mixings), row.task, bucket(row, pipe.policy)) if alike else ()
+        return steps[row.index], *kind
 
-        size = len(rows) // pipe.args.steps_per_generation * pipe.args.gradient_accumulation_steps
-        steps = [order[start : start + size] for start in range(0, len(order), size)]
-        order = [index for own in steps for index in sorted(own, key=kind)]
+    order.sort(key=place)
     return rebuild_window(pipe, rows, order)
+
+
+def step_of_rows(args: UniGRPOConfig, window: int) -> list[int]:
+    """The optimizer step of an inner update, from 0, in which each row of the whole window stands.
+
+    Of every run of neighbours as long as there are steps, each goes to another one. So the steps of a window hold the same
+    rows however many processes share it: a process's rows are neighbours, and their number is divisible by the steps.
+    """
+    count = args.steps_per_generation // args.gradient_accumulation_steps
+    generator = keyed_generator("steps", args.seed, window)
+    return torch.rand(args.generation_batch_size // count, count, generator=generator).argsort(dim=1).flatten().tolist()
 
 
 def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> Window:

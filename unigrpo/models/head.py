@@ -129,7 +129,9 @@ class _SelectedLogProbs(torch.autograd.Function):
             ctx.save_for_backward(*(torch.cat(columns) for columns in zip(*saved, strict=True)))
         else:
             ctx.save_for_backward(hidden, weight, targets, ref_logprobs)
-        logps, entropy, kl = torch.cat(parts, dim=1) if parts else hidden.new_zeros(3, 0, dtype=torch.float32)
+        columns = torch.cat(parts, dim=1) if parts else hidden.new_zeros(3, 0, dtype=torch.float32)
+        # Not views of one tensor: FSDP2 hangs its hooks on what a unit returns, and warns of views.
+        logps, entropy, kl = (column.clone() for column in columns)
         ctx.mark_non_differentiable(entropy)
         return logps, entropy, kl
 

@@ -1,0 +1,99 @@
+"""What accelerate's engines (DDP, FSDP2, DeepSpeed ZeRO) need beyond ``accelerator.prepare``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from .reference import frozen_copy
+
+
+def settle_precision(accelerator: Accelerator) -> None:
+    """FSDP2's precision: bf16 (or fp16) weights in a forward, fp32 gradients between processes, outputs left as they are.
+
+    accelerate's own policy also casts what a forward is given and what it returns. Log-probabilities leave the model in
+    fp32, and those of a reference enter it in fp32: in bf16 a ratio of 1 could not be told from 1.008.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    policy = getattr(plugin, "mixed_precision_policy", None)
+    if plugin is None or plugin.fsdp_version != 2 or policy is None:
+        return
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=policy.param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+
+
+@contextmanager
+def accumulating(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
+    """The block's backward passes; gradients meet (and DeepSpeed steps) only in the ``last`` of an optimizer step."""
+    sync = accelerator.sync_gradients
+    if last and sync:
+        yield
+        return
+    # DeepSpeed knows nothing of no_sync: its engine steps wherever accelerate says that gradients are synchronised.
+    accelerator.gradient_state._set_sync_gradients(False)
+    try:
+        with accelerator.no_sync(model):
+            yield
+    finally:
+        accelerator.gradient_state._set_sync_gradients(sync)
+
+
+def reference_copy(model: nn.Module) -> nn.Module:
+    """The frozen reference of full fine-tuning; under ZeRO-3, whose weights cannot be copied, loaded again.
+
+    Raises:
+        ValueError: ZeRO-3 with a model that was not loaded from a path.
+    """
+    if not is_deepspeed_zero3_enabled():
+        return frozen_copy(model)
+    path = getattr(model, "name_or_path", "")
+    if not path:
+        raise ValueError(
+            "ZeRO-3 shards the model while it is loaded, so its reference has to be loaded again, and this model has no "
+            "path: give the trainer a path or hub id, train an adapter, or set beta=0"
+        )
+    twin = type(model).from_pretrained(path, config=model.config, dtype=model.dtype)
+    return twin.eval().requires_grad_(False)
+
+
+def prepare_reference(accelerator: Accelerator, twin: nn.Module) -> nn.Module:
+    """The frozen reference on this process's device, sharded where the policy is."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and is_deepspeed_zero3_enabled():
+        from trl.models import prepare_deepspeed
+
+        return prepare_deepspeed(twin, accelerator)
+    if accelerator.is_fsdp2:
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        return fsdp2_prepare_model(accelerator, twin)
+    return accelerator.prepare_model(twin, device_placement=True, evaluation_mode=True)
+
+
+def engine_of(accelerator: Accelerator, model: nn.Module) -> dict[str, Any]:
+    """What trains the model: the engine that was really set up, which accelerate may choose otherwise than asked.
+
+    Returns:
+        ``kind``, ``processes``, ``wrapper`` (the class around the model), ``sharded_units`` (modules that FSDP gathers and
+        frees by themselves) and DeepSpeed's ``zero_stage``, where they apply.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    found: dict[str, Any] = {"kind": accelerator.distributed_type.value, "processes": accelerator.num_processes}
+    found["wrapper"] = type(model).__name__
+    units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+    if units:
+        found |= {"kind": "FSDP2", "sharded_units": units}
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None:
+        found["zero_stage"] = plugin.zero_stage
+    return found
