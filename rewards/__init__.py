@@ -16,7 +16,9 @@ REWARDS: dict[str, str] = {
     "countdown": "rewards.puzzles:countdown",
     "image_reward": "rewards.imagereward:ImageReward",
     "jpeg_size": "rewards.pixels:jpeg_size",
+    "judge": "rewards._judge:JudgeReward",
     "math_correctness": "rewards.math:math_correctness",
+    "remote": "rewards._remote:RemoteReward",
     "sudoku": "rewards.puzzles:sudoku",
     "think_format": "rewards.format:think_format",
 }

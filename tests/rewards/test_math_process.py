@@ -95,6 +95,26 @@ def test_an_interrupted_exchange_leaves_no_reply_behind(worker, monkeypatch):
     assert worker.compare("2x", "x", 5.0) is Verdict.DIFFERENT
 
 
+def test_a_long_request_does_not_wait_for_a_worker_that_does_not_read(worker):
+    worker.compare("2x", "x", 5.0)
+    pid = worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    start = time.monotonic()
+    assert worker.compare("2x", "x+" * 200_000, 0.3) is Verdict.GOLD_EXHAUSTED
+    assert time.monotonic() - start < 2.0
+    assert state(pid) is None
+    # More than a pipe holds, and read by a worker that does.
+    assert worker.compare("2x", "x+x" + " " * 200_000, 10.0) is Verdict.EQUAL
+
+
+def test_nothing_is_left_after_a_stop(worker):
+    worker.compare("2x", "x", 5.0)
+    pid = worker.pid
+    worker.stop()
+    assert worker.pid is None and state(pid) is None, "killed, and reaped"
+    worker.stop()
+
+
 def test_ctrl_c_reaches_only_the_parent(worker):
     worker.compare("2x", "x", 5.0)
     os.kill(worker.pid, signal.SIGINT)
@@ -111,6 +131,22 @@ def test_its_memory_is_bounded(worker):
     )
     used = int(Path(f"/proc/{worker.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
     assert 1 * 1024**3 < int(line.split()[3]) - used < 2.1 * 1024**3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on address space is Linux's")
+def test_an_expression_that_wants_more_memory_says_nothing_and_costs_no_worker(worker, tmp_path, monkeypatch):
+    (tmp_path / "greedy.py").write_text("hoard = lambda: len(bytearray(8 * 1024**3))")
+    (tmp_path / "math_verify.py").write_text(
+        "import greedy\n"
+        "LatexExtractionConfig = dict\n"
+        "parse = lambda text, *_, **__: [greedy.hoard() if 'hoard' in text else 1]\n"
+        "verify = lambda *_, **__: True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert worker.compare("1", "1", 5.0) is Verdict.EQUAL
+    pid = worker.pid
+    assert worker.compare("1", "hoard", 20.0) is Verdict.DIFFERENT
+    assert worker.compare("1", "1", 5.0) is Verdict.EQUAL and worker.pid == pid
 
 
 @pytest.mark.parametrize("interpreter", ["/bin/false", "/no/such/python", ""])
@@ -162,6 +198,25 @@ def test_gone_after_the_parent_was_killed_while_it_was_idle():
     parent.kill()
     parent.communicate()
     wait_until_gone(pid, 2)
+
+
+def test_gone_after_the_parent_was_killed_while_it_started(tmp_path):
+    (tmp_path / "math_verify.py").write_text("import time; time.sleep(60)")
+    code = f"""
+import rewards._math_process as own, sys, threading, time
+sys.path.insert(0, {str(tmp_path)!r})
+own.START_SECONDS = 1.0
+threading.Thread(target=own.WORKER.compare, args=("1", "1", 1.0), daemon=True).start()
+while own.WORKER.pid is None:
+    time.sleep(0.01)
+print(own.WORKER.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    wait_until_gone(pid, 1.0 + 1.0 + 2.0)
 
 
 def test_gone_after_the_parent_was_killed_although_a_fork_of_it_lives():

@@ -17,12 +17,21 @@ from rewards.text import completion_text
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", sorted(REWARDS))
+NEED_ARGUMENTS = {"judge": "model", "remote": "url"}
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS.keys() - NEED_ARGUMENTS))
 def test_every_registered_name_leads_to_the_function_of_that_name(name):
     reward = get_reward(name)
     assert reward.__name__ == name
     assert getattr(rewards, name) is reward
     assert name in dir(rewards)
+
+
+@pytest.mark.parametrize(("name", "argument"), NEED_ARGUMENTS.items())
+def test_a_reward_without_defaults_names_what_it_needs(name, argument):
+    with pytest.raises(TypeError, match=argument):
+        get_reward(name)
 
 
 def test_no_registered_name_hides_a_module_of_the_package():
@@ -50,7 +59,7 @@ def test_arguments_are_bound_to_a_function():
     ("name", "parts"),
     [
         ("math_corectness", ["'math_corectness'", "Did you mean 'math_correctness'?", "think_format"]),
-        ("nonsense", ["'nonsense'", "math_correctness, sudoku, think_format"]),
+        ("nonsense", ["'nonsense'", "math_correctness, remote, sudoku, think_format"]),
         ("", ["''", "math_correctness"]),
         (None, ["None", "math_correctness"]),
         ("no_such_pkg.mod:attr", ["no module 'no_such_pkg'", "math_correctness"]),

@@ -1,0 +1,149 @@
+"""Rewards from a service of one's own: rows as JSON over HTTP, one number a row back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ._attempts import Failure, RewardServiceError
+from ._json_values import Encoder
+from ._service import ServiceReward, is_number, is_whole
+from .text import completion_text
+
+
+class RemoteReward(ServiceReward):
+    """The rewards that an HTTP service gives; range: any finite number, as the service says. None where it says null.
+
+    A request is a POST of one JSON object of lists with one item a row::
+
+        {"prompts": [...], "completions": [...], "task": [...], "images": [...], "solution": [...]}
+
+    A prompt is a string or a list of messages; a completion is a string, also that of a chat, or an image; ``images``
+    are lists of images, and there if any row has some, like ``task``. An image is ``{"type": "image", "png": "<PNG
+    file in base64>"}``. Every other item is a column of the dataset. The answer is ``{"rewards": [0.5, null, ...]}``:
+    a number, or null for "does not apply", a row. A row with an image that cannot be encoded is not sent: None.
+
+    Args:
+        url: where the rows are posted, ``http://...`` or ``https://...``.
+        batch_size: rows of one request. None: all rows of a call.
+        columns: dataset columns that are sent. None: all of them.
+        timeout, deadline, retries, backoff, concurrency, api_key_env, on_error, label: as in ``ServiceReward``.
+
+    Raises:
+        TypeError: without ``url``.
+        ValueError: an argument is none of these.
+    """
+
+    __name__ = "remote"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        batch_size: int | None = None,
+        columns: list[str] | None = None,
+        timeout: float = 30.0,
+        deadline: float = 300.0,
+        retries: int = 3,
+        backoff: float = 0.5,
+        concurrency: int = 8,
+        api_key_env: str | None = None,
+        on_error: str = "raise",
+        label: str | None = None,
+    ) -> None:
+        super().__init__(
+            self._checked_url("url", url, "http://127.0.0.1:8000/score"),
+            label=label,
+            timeout=timeout,
+            deadline=deadline,
+            retries=retries,
+            backoff=backoff,
+            concurrency=concurrency,
+            api_key_env=api_key_env,
+            on_error=on_error,
+        )
+        sized = batch_size is None or (is_whole(batch_size) and batch_size >= 1)
+        self._check(sized, "batch_size", batch_size, "a whole number of at least 1, or None")
+        named = columns is None or (
+            isinstance(columns, list | tuple) and all(isinstance(name, str) for name in columns)
+        )
+        self._check(named, "columns", columns, "a list of column names such as ['solution'], or None")
+        self.batch_size, self.columns = batch_size, columns
+
+    def __call__(
+        self,
+        prompts: list,
+        completions: list,
+        completion_ids: list | None = None,
+        trainer_state: Any = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """One score a row.
+
+        ``log_metric`` receives ``<name>/failed`` (rows without a score because of a request or an image),
+        ``<name>/retries`` (repeated attempts) and ``<name>/seconds``.
+
+        Raises:
+            RewardServiceError: no usable answer, with ``on_error="raise"``.
+            ValueError: a column is not there, or holds what JSON cannot say.
+        """
+        encoder = Encoder(self.__name__, lambda png: {"type": "image", "png": png})
+        sent = self._sent(prompts, completions, columns)
+        table = {name: encoder.column(name, values) for name, values in sent.items()}
+        rows = [index for index in range(len(completions)) if index not in encoder.broken]
+        size = self.batch_size or max(1, len(rows))
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        bodies = [{name: [values[i] for i in batch] for name, values in table.items()} for batch in batches]
+        asked = self._ask(bodies, lambda answer, index: _rewards(answer, len(batches[index])))
+
+        scores: dict[int, float | None] = {}
+        failed = len(encoder.broken)
+        for batch, result in zip(batches, asked.results, strict=True):
+            if isinstance(result, RewardServiceError):
+                failed += len(batch)
+            else:
+                scores |= dict(zip(batch, result, strict=True))
+        self._log(log_metric, asked, failed)
+        return [scores.get(index) for index in range(len(completions))]
+
+    def _sent(self, prompts: list, completions: list, columns: dict[str, Any]) -> dict[str, list]:
+        """What goes to the service, one list a name."""
+        columns = {
+            name: values
+            for name, values in columns.items()
+            if isinstance(values, list | tuple) and len(values) == len(completions)
+        }
+        own = {name: columns.pop(name, []) for name in ("task", "images")}
+        sent = {
+            "prompts": prompts,
+            "completions": [
+                completion if (text := completion_text(completion)) is None else text for completion in completions
+            ],
+        } | {name: values for name, values in own.items() if any(value is not None for value in values)}
+        chosen = columns if self.columns is None else self.columns
+        if missing := [name for name in chosen if name not in columns]:
+            there = ", ".join(sorted(columns)) or "none"
+            raise ValueError(f"{self.__name__}: columns {missing} are not in the dataset; its columns are: {there}")
+        return sent | {name: columns[name] for name in chosen}
+
+
+def _rewards(answer: Any, rows: int) -> list[float | None]:
+    """The scores in an answer.
+
+    Raises:
+        Failure: it is not what was agreed.
+    """
+    scores = answer.get("rewards") if isinstance(answer, dict) else None
+    agreed = f'status 200, but the answer must be {{"rewards": [...]}} with {rows} numbers or nulls, and '
+    cure = "rewards/README.md says what a service receives and returns."
+    if not isinstance(scores, list):
+        raise Failure(f"{agreed}is another thing", cure=cure, body=json.dumps(answer).encode())
+    if len(scores) != rows:
+        raise Failure(f"{agreed}has {len(scores)}", cure=cure)
+    for index, score in enumerate(scores):
+        if score is not None and not is_number(score):
+            raise Failure(f"{agreed}item {index} is not one", cure=cure, body=json.dumps(score).encode())
+    return [None if score is None else float(score) for score in scores]
