@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from ._checkpoints import load_strictly, read_weights
+from ._checkpoints import MANY_LAYERS, check_fit, check_numbers, load_strictly, read_weights, reading
 
 
 VISION = {"image_size": 224, "layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "mlp_ratio": 4.0}
@@ -77,7 +78,13 @@ class OpenClipConfig:
         if isinstance(source, str | Path):
             if not Path(source).is_file():
                 raise ValueError(f"there is no open_clip configuration {str(source)!r}")
-            source = json.loads(Path(source).read_text(encoding="utf-8"))
+            with reading(f"open_clip configuration {str(source)!r}"):
+                source = json.loads(Path(source).read_text(encoding="utf-8"))
+        with reading("the open_clip configuration"):
+            return cls._from_values(source)
+
+    @classmethod
+    def _from_values(cls, source: Mapping[str, Any]) -> OpenClipConfig:
         model = dict(source.get("model_cfg", source))
         preprocess = dict(source.get("preprocess_cfg", {}))
         model.pop("preprocess_cfg", None)
@@ -219,6 +226,12 @@ def load_open_clip_as_clip(
     source = "the state dict" if isinstance(weights, Mapping) else repr(str(weights))
     config = config if isinstance(config, OpenClipConfig) else OpenClipConfig.read(config)
     converted = convert_open_clip(weights if isinstance(weights, Mapping) else read_weights(weights))
-    model = CLIPModel(config.clip_config(eos_token_id))
+    with reading(source):
+        wanted = config.clip_config(eos_token_id)
+        check_numbers(wanted.to_dict(), source, min(len(converted), MANY_LAYERS))
+        # Names and shapes are compared before anything of the declared size is allocated.
+        with torch.device("meta"):
+            check_fit(CLIPModel(wanted), converted, source)
+        model = CLIPModel(wanted)
     load_strictly(model, converted, source)
     return model.eval()

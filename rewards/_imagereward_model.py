@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from ._checkpoints import load_strictly, read_weights
+from ._checkpoints import MANY_LAYERS, check_fit, check_numbers, load_strictly, read_weights, reading
 
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -163,7 +163,15 @@ def load_image_reward(weights: str | Path, med_config: str | Path, vision_heads:
         ValueError: the file is not ImageReward's, a weight is missing or unknown, or it is not safe to read.
     """
     published = read_weights(weights)
-    vision = vision_config(published, vision_heads)
-    model = ImageRewardModel(vision, text_config(med_config, vision.hidden_size))
-    load_strictly(model, rename(published), repr(str(weights)))
+    what = f"{str(weights)!r} with {str(med_config)!r}"
+    with reading(what):
+        vision = vision_config(published, vision_heads)
+        text = text_config(med_config, vision.hidden_size)
+        named = rename(published)
+        check_numbers(text.to_dict(), what, min(len(published), MANY_LAYERS))
+        # Names and shapes are compared before anything of the declared size is allocated.
+        with torch.device("meta"):
+            check_fit(ImageRewardModel(vision, text), named, what)
+        model = ImageRewardModel(vision, text)
+    load_strictly(model, named, repr(str(weights)))
     return model.eval().requires_grad_(False)

@@ -34,7 +34,7 @@ class MathProcess:
     """A worker process that is started when it is first needed and again after it was lost.
 
     Threads take turns. A forked process starts its own worker. The worker goes with this process: killed at exit, and
-    when this process is killed it ends by itself, at once or at the end of the bound of what it is doing.
+    when this process is killed it ends by itself, at once or at the end of the bound of what it is doing, a start included.
     """
 
     def __init__(self) -> None:
@@ -85,13 +85,14 @@ class MathProcess:
         try:
             # -P keeps this package's folder, which has a math.py, off the worker's path.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_SCRIPT)],
+                [sys.executable, "-P", str(_SCRIPT), str(START_SECONDS)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
+            os.set_blocking(self._process.stdin.fileno(), False)
             reply = self._receive(time.monotonic() + START_SECONDS)
         except BaseException as error:
             self.stop()
@@ -107,7 +108,7 @@ class MathProcess:
         lost = Verdict.GOLD_EXHAUSTED
         try:
             request = {"gold": gold, "prediction": prediction, "seconds": seconds}
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._send(json.dumps(request).encode() + b"\n", deadline)
             if not self._receive(deadline)["gold"]:
                 return Verdict.GOLD_UNREADABLE
             lost = Verdict.EXHAUSTED
@@ -115,6 +116,16 @@ class MathProcess:
         except (TimeoutError, EOFError, BrokenPipeError):
             self.stop()
             return lost
+
+    def _send(self, line: bytes, deadline: float) -> None:
+        """Writes to a worker that may have stopped reading; TimeoutError past the deadline."""
+        poller = select.poll()
+        poller.register(self._process.stdin, select.POLLOUT)
+        while line:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poller.poll(left * 1000):
+                raise TimeoutError("the math worker does not read")
+            line = line[self._process.stdin.write(line) or 0 :]
 
     def _receive(self, deadline: float) -> dict:
         """The next reply; TimeoutError past the deadline, EOFError if the worker died."""

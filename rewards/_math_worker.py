@@ -2,7 +2,8 @@
 
 Requests and replies are JSON lines: after ``{"ready": true}`` or ``{"error": text}``, each request
 ``{"gold": latex, "prediction": latex, "seconds": bound}`` is answered by ``{"gold": bool}`` (can it be parsed) and,
-if it can, ``{"equal": bool}``. The process ends when its input closes, and when a request outlives its bound.
+if it can, ``{"equal": bool}``. The process ends when its input closes, and when a request outlives its bound; the first
+argument bounds the start, in seconds.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ GRACE = 1.0
 
 def main() -> int:
     """Serves requests until the input closes; exit status 1 where math-verify does not work."""
+    _set_alarm(float(sys.argv[1]) + GRACE)  # Of the start: imports may hang, on a file system that does.
     send = _take_over_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may want to finish its step.
     logging.disable(logging.CRITICAL)
     try:
         parse, verify = _load()
         _limit_memory()
+        _set_alarm(0.0)
     except BaseException as error:
         send({"error": f"{type(error).__name__}: {error}"})
         return 1

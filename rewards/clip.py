@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+from ._checkpoints import check_declared, reading
 from ._clip_keys import OpenClipConfig, load_open_clip_as_clip
 from ._image_text import DTYPES, ImageTextReward, Scorer
 from ._open_clip import load_open_clip
@@ -102,12 +103,18 @@ class ClipScore(ImageTextReward):
         return ClipScorer(encoder, self.scale, self.clamp_min)
 
     def _from_pretrained(self) -> TransformersClip:
-        config = AutoConfig.from_pretrained(self.model, revision=self.revision)
+        with reading(f"model={self.model!r}"):
+            return self._checked()
+
+    def _checked(self) -> TransformersClip:
+        config = AutoConfig.from_pretrained(self.model, revision=self.revision, trust_remote_code=False)
         if config.model_type != "clip":
             raise ValueError(
                 f"model={self.model!r} is a {config.model_type!r} and must be a CLIP model. "
                 "backend='open_clip' has other kinds, SigLIP among them."
             )
+        if Path(self.model).is_dir():
+            check_declared(config, CLIPModel, self.model, f"model={self.model!r}")
         model, report = CLIPModel.from_pretrained(
             self.model, revision=self.revision, dtype=DTYPES[self.dtype], output_loading_info=True
         )
@@ -115,7 +122,7 @@ class ClipScore(ImageTextReward):
         if wrong:
             raise ValueError(f"model={self.model!r} is not a complete CLIP checkpoint: {wrong}")
         source, revision = (self.model, self.revision) if self.processor is None else (self.processor, None)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         images = CLIPImageProcessorPil.from_pretrained(source, revision=revision)
         return TransformersClip(model, tokenizer, images)
 
@@ -129,7 +136,8 @@ class ClipScore(ImageTextReward):
             raise ValueError(f"{self.model!r} holds none of {list(WEIGHT_FILES)}: give the file as `pretrained`")
         source = self.processor or self.model
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            with reading(repr(source)):
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{source!r} has no tokenizer. Give the hub id or the folder of one as `processor`; "

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from ._checkpoints import reading
 from ._image_text import DTYPES, ImageTextReward, Scorer
 from ._imagereward_model import ImageRewardModel, load_image_reward
 
@@ -67,7 +68,9 @@ class ImageReward(ImageTextReward):
         else:
             files = tuple(hf_hub_download(self.model, name, revision=self.revision) for name in (WEIGHTS, CONFIG))
         model = load_image_reward(*files, self.vision_heads).set_dtype(DTYPES[self.dtype])
-        return ImageRewardScorer(model, AutoTokenizer.from_pretrained(self.tokenizer))
+        with reading(f"tokenizer={self.tokenizer!r}"):
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
+        return ImageRewardScorer(model, tokenizer)
 
 
 class ImageRewardScorer:

@@ -46,7 +46,7 @@ def test_columns_arrive_by_name():
     assert seen["task"] == ["text"] * 3
     assert seen["solution"] == ["a", "b", "c"]
     assert seen["level"] == [1, 2, 3]
-    assert seen["trainer_state"] is state
+    assert seen["trainer_state"] == state
     assert set(seen["others"]) == {"images", "log_extra", "log_metric"}
 
 

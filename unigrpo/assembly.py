@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .adapters import add_adapter
 from .codec import ImageCodec, load_tokenizer
 from .config import UniGRPOConfig
 from .generation import model_path
 from .models import DiffusionPolicy, resolve_policy
+from .models.loading import load_config
 from .quantization import check_quantization, prepare_quantised
 from .reference import freeze_adapter_copy
 from .rewarding import RewardSet, resolve_reward
@@ -34,7 +35,8 @@ def load_trainable(
         # Made of the weights while they are loaded, on the device that has to compute with them.
         options.setdefault("device_map", {"": str(args.device)})
     model = model_path(model)
-    name = policy or AutoConfig.from_pretrained(model).model_type
+    trusted = bool(options.get("trust_remote_code"))
+    name = policy or load_config(model, trust_remote_code=trusted).model_type
     return resolve_policy(name).load_model(model, **options)
 
 
@@ -49,8 +51,17 @@ def load_codec(tokenizer: Any, policy: DiffusionPolicy) -> ImageCodec | None:
     return ImageCodec(load_tokenizer(model_path(tokenizer) if isinstance(tokenizer, str) else tokenizer), policy)
 
 
-def reward_set(functions: Any, processing_classes: Any, weights: list[float] | None) -> RewardSet:
-    """The rewards of a run, names and models resolved, each model reward with its own tokenizer."""
+def reward_set(
+    functions: Any,
+    processing_classes: Any,
+    weights: list[float] | None,
+    on_error: str = "raise",
+    timeout: float | None = None,
+) -> RewardSet:
+    """The rewards of a run, names and models resolved, each model reward with its own tokenizer.
+
+    ``on_error`` and ``timeout`` are the run's ``reward_error`` and ``reward_timeout``.
+    """
     functions = list(functions) if isinstance(functions, list | tuple) else [functions]
     classes = processing_classes
     if not isinstance(classes, list | tuple):
@@ -58,7 +69,7 @@ def reward_set(functions: Any, processing_classes: Any, weights: list[float] | N
     if len(classes) != len(functions):
         raise ValueError(f"reward_processing_classes has {len(classes)} entries for {len(functions)} rewards")
     resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
-    return RewardSet(functions=resolved, weights=weights)
+    return RewardSet(functions=resolved, weights=weights, on_error=on_error, timeout=timeout)
 
 
 def named_sets(dataset: Any) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from .settings import TaskSettings
@@ -134,6 +135,14 @@ def _check_mask_ratios(where: str, values: TaskSettings) -> None:
         )
     if low is not None and high is not None and low > high:
         raise ValueError(f"{where}mask_ratio_min={low} is greater than mask_ratio_max={high}")
+
+
+def check_bound(key: str, value: Any) -> None:
+    """Raises ``ValueError`` for seconds that bound nothing; None = no bound."""
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise ValueError(f"{key}={value!r} must be a number of seconds, or None for no bound")
+    if value is not None and not 0 < value <= threading.TIMEOUT_MAX:
+        raise ValueError(f"{key}={value} must be a positive number of seconds, or None for no bound")
 
 
 def check_blocks(where: str, values: TaskSettings) -> None:

@@ -14,10 +14,15 @@ from .diagnostics import window_metrics
 from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
 from .models.base import DiffusionPolicy
 from .noising import random_corruption
+from .reward_faults import RewardError, shown
 from .rng import keyed_generator
 from .sampling import Pipeline, Sample, sample_answers
 from .types import TASKS, Experience, Noise, Rollout
 from .window import Window, cut_window
+
+
+UNSCORED_PROMPTS = 16
+"""So many prompts in a row without a single score end a run with ``reward_error`` "raise"."""
 
 
 def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, metrics: Metrics) -> Window:
@@ -37,6 +42,7 @@ def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, 
             break
         samples, scores = refill(pipe, samples, scores, advantages, window, attempt, metrics)
         advantages = compare(pipe, scores)
+    stop_unless_scored(pipe, samples, scores, metrics)
     local = local_slice(pipe, len(samples))
     tasks = log_answers(pipe, samples, scores, advantages, metrics)
     rows = [
@@ -71,10 +77,7 @@ def log_answers(
 
 def score_answers(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Tensor:
     """Raw rewards of all ranks' rows, ``[B_global, F]``."""
-    scores = pipe.rewards.score([sample.answer for sample in samples], pipe.trainer_state)
-    for name, values in pipe.rewards.metrics.items():
-        metrics.add(name, sum(values) / len(values))
-    return pipe.gather(scores.to(pipe.device)).cpu()
+    return pipe.gather(own_scores(pipe, samples, metrics).to(pipe.device)).cpu()
 
 
 def compare(pipe: Pipeline, scores: Tensor) -> Advantages:
@@ -116,11 +119,71 @@ def refill(
     with metrics.timed("time/rollout"):
         again = sample_answers(pipe, fresh, window, indices=indices, stream=f"refill-{attempt}")
     local = scores[local_slice(pipe, len(samples))].clone()
-    new_scores = pipe.rewards.score([sample.answer for sample in again], pipe.trainer_state)
+    new_scores = own_scores(pipe, again, metrics)
     samples = list(samples)
     for place, i in enumerate(stale):
         samples[i], local[i] = again[place], new_scores[place]
     return samples, pipe.gather(local.to(pipe.device)).cpu()
+
+
+def own_scores(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Tensor:
+    """Raw rewards ``[B, F]`` of this rank's ``samples``; all ranks call it together, and end together.
+
+    A reward that failed as a whole on one rank counts on none: its answers would be compared with others of their group
+    that have one reward more.
+
+    Raises:
+        RewardError: a reward failed, here or on another rank, and ``reward_error`` is "raise".
+    """
+    rewards, failure = pipe.rewards, None
+    rewards.faults.take()
+    try:
+        scores = rewards.score([sample.answer for sample in samples], pipe.trainer_state)
+    except Exception as error:
+        failure, scores = error, torch.full((len(samples), len(rewards.names)), torch.nan)
+    failed = torch.tensor([failure is not None])
+    # One row a rank: whether it raised, which rewards failed as a whole, and its counts.
+    report = torch.cat([failed, rewards.lost, rewards.faults.take().T.flatten()]).long()
+    reports = pipe.gather(report[None].to(pipe.device)).cpu()
+    if failure is not None:
+        raise failure
+    if bool(reports[:, 0].any()):
+        ranks = reports[:, 0].nonzero().flatten().tolist()
+        raise RewardError(f"a reward failed on another process; the message of rank {ranks[0]} says which and why")
+    lost, errors, timeouts = reports[:, 1:].view(len(reports), 3, -1).sum(dim=0)
+    scores[:, lost > 0] = torch.nan
+    if rewards.on_error != "raise":
+        counts = torch.stack([errors, timeouts], dim=1)
+        for name, count in rewards.faults.metrics(counts, rewards.timeout is not None).items():
+            metrics.add(name, count)
+    for name, values in rewards.metrics.items():
+        metrics.add(name, sum(values) / len(values))
+    return scores
+
+
+def stop_unless_scored(pipe: Pipeline, samples: list[Sample], scores: Tensor, metrics: Metrics) -> None:
+    """Counts windows in which no reward applies to any answer: they move no weights.
+
+    A prompt whose solution cannot be read is no reason to end a run, and a window may have few prompts. So the run ends
+    with ``UNSCORED_PROMPTS`` of them in a row, and with ``reward_error`` "none" it goes on.
+
+    Raises:
+        RewardError: on every rank, because ``scores`` are those of all ranks.
+    """
+    rewards = pipe.rewards
+    if not bool(scores.isnan().all()):
+        rewards.unscored = 0
+        return
+    metrics.add("num_unscored_windows", 1.0)
+    rewards.unscored += len(scores) // pipe.args.num_generations
+    said = f"no reward applies to any answer of a whole window: {rewards.names} gave None to all {len(scores)}"
+    said += f", the first to the prompt {shown(samples[0].row['prompt'])}"
+    if rewards.on_error == "raise" and rewards.unscored >= UNSCORED_PROMPTS:
+        raise RewardError(
+            f"{said}, and {rewards.unscored} prompts in a row were like that. Check that the dataset has the columns that "
+            "the rewards read, and the tasks of the rewards, or set reward_error='none' to go on"
+        )
+    rewards.faults.warn(f"{said}. Such a window moves no weights; num_unscored_windows counts them", "unscored")
 
 
 def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:

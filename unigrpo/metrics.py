@@ -15,7 +15,9 @@ from .types import Rollout
 
 
 class Metrics:
-    """Values collected between two logs: means, except times and counts under ``time/`` and ``num_``, which add up.
+    """Values collected between two logs: means, except times and counts, which add up.
+
+    Counts are what begins with ``time/`` or ``num_``, and what rewards did wrong (``rewards/<name>/errors``, ``timeouts``).
 
     Args:
         by_task: the run has several tasks, so that what is told apart by task is also logged as ``NAME/TASK``.
@@ -51,14 +53,29 @@ class Metrics:
         finally:
             self.add(name, time.perf_counter() - start)
 
+    def pending(self) -> dict[str, list[float]]:
+        """Everything recorded since the last flush, for a checkpoint."""
+        return {name: list(values) for name, values in self._values.items()}
+
+    def restore(self, pending: dict[str, list[float]]) -> None:
+        """Goes on from ``pending`` values, whatever was recorded before."""
+        self._values.clear()
+        self._values.update({name: list(values) for name, values in pending.items()})
+
     def flush(self) -> dict[str, float]:
         """The aggregate of everything recorded since the last flush."""
         out = {}
         for name, values in sorted(self._values.items()):
             total = sum(values)
-            out[name] = total if name.startswith(("time/", "num_")) else total / len(values)
+            out[name] = total if adds_up(name) else total / len(values)
         self._values.clear()
         return out
+
+
+def adds_up(name: str) -> bool:
+    """Whether a metric is a count, not a mean."""
+    faults = name.startswith("rewards/") and name.endswith(("/errors", "/timeouts"))
+    return faults or name.startswith(("time/", "num_"))
 
 
 def reward_metrics(

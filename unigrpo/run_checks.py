@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .checks import check_parts, check_ranges
+from .checks import check_bound, check_parts, check_ranges
 from .settings import CHOICES, TASK_KEYS, check_choice
 from .types import TASKS
 
@@ -80,6 +80,8 @@ def check_values(args: Any) -> None:
             f"refill_rounds={args.refill_rounds} with advantage_estimator='batch_mean' would throw away groups that it learns "
             "from; set refill_rounds=0"
         )
+    check_choice("reward_error", args.reward_error, ("raise", "none"))
+    check_bound("reward_timeout", args.reward_timeout)
     if args.sft_weight < 0:
         raise ValueError(f"sft_weight={args.sft_weight} must not be negative")
     for key in ("sft_batch_size", "rollout_batch_size"):
