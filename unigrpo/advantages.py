@@ -12,6 +12,9 @@ from torch import Tensor
 EPSILON = 1e-4
 """Added to every standard deviation, as in TRL."""
 
+WIDE = 2.0**50
+"""Beyond this, rewards are compared in fp64: squares of fp32 numbers overflow from 2^64 on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advantages:
@@ -30,8 +33,31 @@ class Advantages:
     equal: Tensor
 
 
+def _roomy(values: Tensor, factor: float = 1.0) -> Tensor:
+    """``values`` in fp32 at least, in fp64 where ``factor`` times the largest of them passes ``WIDE``."""
+    largest = float(values.abs().nan_to_num(0.0).max()) if values.numel() else 0.0
+    wide = max(largest, 1.0) * factor > WIDE
+    return values.to(torch.float64 if wide else torch.promote_types(values.dtype, torch.float32))
+
+
+def _narrowed(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """``values`` rounded to ``dtype``; raises ``ValueError`` for numbers that it does not reach."""
+    narrow = values.to(dtype)
+    if bool(narrow.isinf().any()):
+        largest = float(values.abs().nan_to_num(0.0).max())
+        raise ValueError(
+            f"{what} of size {largest:.3g} pass the largest number of {dtype}: return smaller rewards, or lower "
+            "reward_weights"
+        )
+    return narrow
+
+
 def group_moments(values: Tensor, population: bool = False) -> tuple[Tensor, Tensor]:
-    """NaN-aware mean and std over the last dimension, kept; Bessel-corrected unless ``population``; std 0 of one value."""
+    """NaN-aware mean and std over the last dimension, kept; Bessel-corrected unless ``population``; std 0 of one value.
+
+    Of no value the mean is NaN and the std 0. Both are fp32, or fp64 of values beyond ``WIDE``.
+    """
+    values = _roomy(values)
     count = (~values.isnan()).sum(dim=-1, keepdim=True)
     mean = values.nanmean(dim=-1, keepdim=True)
     divisor = count if population else count - 1
@@ -82,7 +108,19 @@ def group_advantages(
             group (``"softmax"``, arXiv 2507.08838), which no std divides.
         temperature: psi.
         clip: advantages are cut to +-this, None = not at all.
+
+    A group of one has advantage 0, of ``"batch_mean"`` aside. Half-precision rewards are compared in fp32, huge ones in fp64.
+
+    Raises:
+        ValueError: an infinite reward or weight, rows that are no whole groups, a softmax temperature that is not positive,
+            or a weighted reward, advantage or std beyond the largest number of the result's type.
     """
+    _check_arguments(rewards_per_func, weights, num_generations, estimator, temperature)
+    dtype = torch.promote_types(rewards_per_func.dtype, torch.float32)
+    steepness = 1 / min(temperature, 1.0) if estimator == "softmax" else 1.0
+    largest_weight = float(weights.abs().max()) if len(weights) else 1.0
+    rewards_per_func = _roomy(rewards_per_func, max(largest_weight, 1.0) * steepness)
+    weights = weights.to(rewards_per_func)
     applies = ~rewards_per_func.isnan()
     weighted = rewards_per_func * weights
     rewards = torch.where(applies.any(dim=1), weighted.nansum(dim=1), torch.nan)
@@ -100,7 +138,25 @@ def group_advantages(
     if clip is not None:
         values = values.clamp(-clip, clip)
     std = group_moments(groups)[1].expand_as(groups).reshape(-1)
-    return Advantages(values=values, rewards=rewards, group_std=std, equal=equal)
+    return Advantages(
+        values=_narrowed(values, dtype, "advantages"),
+        rewards=_narrowed(rewards, dtype, "weighted rewards"),
+        group_std=_narrowed(std, dtype, "group_std"),
+        equal=equal,
+    )
+
+
+def _check_arguments(
+    rewards_per_func: Tensor, weights: Tensor, num_generations: int, estimator: str, temperature: float
+) -> None:
+    """Raises ``ValueError`` for arguments of ``group_advantages`` that say nothing about groups."""
+    for name, values in (("rewards_per_func", rewards_per_func), ("weights", weights)):
+        if bool(values.isinf().any()):
+            raise ValueError(f"{name} holds an infinite number; NaN says that a reward does not apply")
+    if num_generations < 1 or len(rewards_per_func) % num_generations:
+        raise ValueError(f"num_generations={num_generations} does not divide {len(rewards_per_func)} rows into groups")
+    if estimator == "softmax" and not temperature > 0:
+        raise ValueError(f"temperature={temperature} of the softmax estimator must be positive")
 
 
 def _scaled(values: Tensor, groups: Tensor, scale_rewards: str, estimator: str) -> Tensor:

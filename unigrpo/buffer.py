@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from rewards._checkpoints import reading
 
 from .types import Experience, TokenSpace
 
@@ -18,8 +21,13 @@ TENSORS = [item.name for item in fields(Experience) if "Tensor" in str(item.type
 SCALARS = ["advantage", "active", "task", "index"]
 
 
-def save_window(path: Path, rows: list[Experience], order: list[int], step: int, sizes: dict[str, int]) -> None:
-    """Write ``rows``, their ``order``, the micro-step counter and the ``sizes`` it counts in to one safetensors file."""
+def save_window(
+    path: Path, rows: list[Experience], order: list[int], step: int, sizes: dict[str, int], pending: dict[str, Any]
+) -> None:
+    """Write ``rows``, their ``order``, the micro-step counter, the ``sizes`` it counts in, and ``pending``: other values.
+
+    One safetensors file; ``pending`` holds what JSON can.
+    """
     tensors: dict[str, Tensor] = {}
     described = []
     for number, row in enumerate(rows):
@@ -30,12 +38,21 @@ def save_window(path: Path, rows: list[Experience], order: list[int], step: int,
             tensors[f"{number}.extra.{key}"] = value.contiguous()
         described.append({**{name: getattr(row, name) for name in SCALARS}, "token_space": asdict(row.token_space)})
     tensors = tensors or {"empty": torch.zeros(1)}
-    window = {"step": step, "sizes": sizes, "order": order, "rows": described}
+    window = {"step": step, "sizes": sizes, "order": order, "rows": described, "pending": pending}
     save_file(tensors, path, metadata={"window": json.dumps(window)})
 
 
-def load_window(path: Path) -> tuple[list[Experience], list[int], int, dict[str, int]]:
-    """Rows, order, micro-step counter and sizes written by ``save_window``."""
+def load_window(path: Path) -> tuple[list[Experience], list[int], int, dict[str, int], dict[str, Any]]:
+    """Rows, order, micro-step counter, sizes and pending values written by ``save_window``.
+
+    Raises:
+        ValueError: the file is damaged, or no such file.
+    """
+    with reading(f"rollout window {str(path)!r}"):
+        return _load_window(path)
+
+
+def _load_window(path: Path) -> tuple[list[Experience], list[int], int, dict[str, int], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         meta = json.loads(file.metadata()["window"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -47,4 +64,4 @@ def load_window(path: Path) -> tuple[list[Experience], list[int], int, dict[str,
         extra = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         space = TokenSpace(start=space["start"], stop=space["stop"], exclude=tuple(space["exclude"]))
         rows.append(Experience(**own, **scalars, token_space=space, extra=extra))
-    return rows, meta["order"], meta["step"], meta["sizes"]
+    return rows, meta["order"], meta["step"], meta["sizes"], meta["pending"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from .generation import BUILTIN, model_path
 from .models import resolve_policy
 from .quantization import quantization_config
 from .recipe import DatasetSpec, Recipe, RecipeError
+from .reward_values import ReturnError, as_list
 from .rewarding import resolve_reward, reward_name
+from .yaml_text import quoted
 
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
@@ -67,7 +70,11 @@ def build_quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
 
 
 class ForTask:
-    """A reward that applies to rows of one task only; other rows get None."""
+    """A reward that applies to rows of one task only; other rows get None.
+
+    Raises:
+        ReturnError: the reward returned something else than one score for each of its rows.
+    """
 
     def __init__(self, reward: Any, task: str) -> None:
         self.reward, self.task, self.__name__ = reward, task, reward_name(reward)
@@ -83,18 +90,21 @@ class ForTask:
 
         def spread(values: Any) -> list:
             """Values of this task's rows at their places, None elsewhere."""
-            values = values.tolist() if hasattr(values, "tolist") else values
-            if not isinstance(values, list | tuple) or len(values) != len(mine):
-                raise ValueError(
-                    f"reward {self.__name__!r} must return a list of {len(mine)} scores for the rows of task "
-                    f"{self.task!r}, got {values!r}"
-                )
+            values = as_list(values, len(mine), f" for the rows of task {self.task!r}")
             placed = dict(zip(mine, values, strict=True))
             return [placed.get(index) for index in range(len(task))]
 
         if "log_extra" in part:
             log_extra = part["log_extra"]
-            part["log_extra"] = lambda column, values: log_extra(column, spread(list(values)))
+
+            def log_of_rows(column: str, values: Any) -> None:
+                try:
+                    values = spread(values)
+                except ReturnError:
+                    values = None  # Refused there, by the same rules as anyone's.
+                log_extra(column, values)
+
+            part["log_extra"] = log_of_rows
         result = self.reward(task=[self.task] * len(mine), **part)
 
         async def spread_later() -> list[float | None]:
@@ -203,9 +213,48 @@ def _rename(rows: Any, spec: DatasetSpec) -> Any:
 
 
 def import_paths(recipe: Recipe) -> list[str]:
-    """Every piece of code the recipe names by import path: the only code a recipe can run."""
+    """Every piece of code the recipe names by import path: the only code of its own that a recipe can run."""
     named = [recipe.policy, *recipe.accuracy.values(), *(reward.name for reward in recipe.rewards)]
     return [path for path in named if path and ":" in path and not path.startswith(BUILTIN)]
+
+
+LEADS_OUT = (
+    "report_to", "push_to_hub", "hub_model_id", "logging_dir", "resume_from_checkpoint", "deepspeed", "fsdp_config",
+    "accelerator_config", "parallelism_config", "torch_compile_backend",
+)  # fmt: skip
+"""Keys of a run that send something away, or read and write elsewhere, or choose who compiles code."""
+
+
+def _masked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments to be shown: what is named like a secret is not."""
+    secret = re.compile("key|token|secret|password|auth", re.IGNORECASE)
+    return {name: "***" if secret.search(str(name)) else value for name, value in arguments.items()}
+
+
+def code_of(recipe: Recipe) -> list[str]:
+    """What a recipe runs or reaches beside reading its files and writing its ``output_dir``, one a line.
+
+    Nothing is imported to find out.
+    """
+    arguments = {reward.name: reward.args for reward in recipe.rewards if reward.args}
+    lines = []
+    for path in dict.fromkeys(import_paths(recipe)):
+        given = f" with args {quoted(_masked(arguments[path]))}" if path in arguments else ""
+        lines.append(f"runs code: {path}{given}")
+    options = recipe.config.get("model_init_kwargs")
+    options = options if isinstance(options, dict) else {}
+    if options.get("trust_remote_code"):
+        lines.append(f"runs code: whatever lies in {recipe.model.path} (model_init_kwargs.trust_remote_code)")
+    attention = str(options.get("attn_implementation") or "")
+    if "/" in attention:
+        lines.append(f"runs code: the kernel {quoted(attention)} from the hub (model_init_kwargs.attn_implementation)")
+    if recipe.lora and recipe.lora.get("megatron_config") is not None:
+        lines.append(f"runs code: {recipe.lora.get('megatron_core', 'megatron.core')} (lora.megatron_config)")
+    for key in LEADS_OUT:
+        value = recipe.config.get(key)
+        if value not in (None, False, "none", [], {}):
+            lines.append(f"leads out of output_dir: {key}={quoted(value)}")
+    return lines
 
 
 def resolve_names(recipe: Recipe) -> None:

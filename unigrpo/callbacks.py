@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import ProgressCallback, TrainerCallback
 
 from .contact_sheet import contact_sheet
+from .durable import append_line, named, write_text
 
 
 BAR = {
@@ -79,7 +80,11 @@ def reference_update(twin: Any, with_reference: bool, accelerator: Any) -> Train
 
 
 class JsonLines(TrainerCallback):
-    """Every log as one line of JSON, with the step, in ``path``; lines after a resumed step are dropped first."""
+    """Every log as one line of JSON, with the step, in ``path``, on disk before the step's checkpoint is.
+
+    A resumed run first drops the lines after its step, one that a crash cut short, and the final totals of a run that
+    was finished, so that the file is the uninterrupted run's. (The totals are of the last process alone.)
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,22 +93,24 @@ class JsonLines(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines() if state.global_step and self.path.exists() else []
+        lines = self.path.read_text(errors="replace").splitlines() if state.global_step and self.path.exists() else []
         kept = [line for line in lines if _step(line) <= state.global_step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        with named(self.path):
+            write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
             record = {"step": state.global_step, **{name: _finite(value) for name, value in logs.items()}}
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            with named(self.path):
+                append_line(self.path, json.dumps(record))
 
 
 def _step(line: str) -> float:
-    """The step of a line; a line that a crash cut short is past every step."""
+    """The step of a line; a line that a crash cut short and one of final totals are past every step."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
+        record = json.loads(line)
+        return math.inf if "train_runtime" in record else record["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
         return math.inf
 
 

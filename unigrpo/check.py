@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from .algorithms import build_algorithms, check_task_sampler
@@ -16,7 +15,7 @@ from .building import (
     build_lora,
     build_quantization,
     build_rewards,
-    import_paths,
+    code_of,
     load_rows,
     resolve_names,
 )
@@ -25,6 +24,7 @@ from .data import check_dataset, task_of
 from .demonstrations import check_given
 from .generation import BUILTIN, model_path
 from .models import MagvitV2Config, resolve_policy
+from .models.loading import load_config, reading
 from .quantization import check_quantization
 from .recipe import DatasetSpec, Recipe, RecipeError
 from .rewarding import Answer, RewardSet, resolve_reward
@@ -51,6 +51,8 @@ class NotReachable(RecipeError):
 def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     """Findings, one a line, for a recipe that is fit to run.
 
+    The code that the recipe names is imported: read ``code_of`` first where the recipe is somebody else's.
+
     Args:
         offline: accept hub ids that cannot be reached; what depends on them is reported as not checked.
 
@@ -64,7 +66,7 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     options = {"quantization_config": build_quantization(recipe), **(args.model_init_kwargs or {})}
     check_quantization(options, recipe.lora is not None)
     resolve_names(recipe)
-    notes = [f"runs code: {path}" for path in import_paths(recipe)]
+    notes = code_of(recipe)
     notes += _check_model(recipe, offline)
     if bool(recipe.sft_datasets) != (args.sft_weight > 0):
         raise RecipeError(
@@ -97,10 +99,11 @@ def _reach(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
 
 def _check_model(recipe: Recipe, offline: bool) -> list[str]:
     path = model_path(recipe.model.path)
+    trusted = bool((build_config(recipe).model_init_kwargs or {}).get("trust_remote_code"))
     if _is_local(path):
-        config, notes = AutoConfig.from_pretrained(path), []
+        config, notes = load_config(path, trust_remote_code=trusted), []
     else:
-        config, notes = _reach(f"model {path}", lambda: AutoConfig.from_pretrained(path), offline)
+        config, notes = _reach(f"model {path}", lambda: load_config(path, trust_remote_code=trusted), offline)
     family = recipe.policy or (config and config.model_type)
     if family is not None:
         args = build_config(recipe)
@@ -116,12 +119,13 @@ def _check_image_tokenizer(recipe: Recipe, offline: bool) -> list[str]:
     if path is None:
         if not _is_local(model):
             return ["image tokenizer: the one that the model names, not checked"]
-        path = getattr(AutoConfig.from_pretrained(model), "image_tokenizer", None)
+        path = getattr(load_config(model), "image_tokenizer", None)
         if path is None:
             raise RecipeError(f"{recipe.source}: pictures need image_tokenizer, and {recipe.model.path} names none")
     named, path, notes = path, model_path(path), []
     if _is_local(path, "image_tokenizer"):
-        config = MagvitV2Config.from_pretrained(path)
+        with reading(f"image tokenizer {path!r}"):
+            config = MagvitV2Config.from_pretrained(path)
     else:
         config, notes = _reach(f"image tokenizer {path}", lambda: MagvitV2Config.from_pretrained(path), offline)
     if config is None:

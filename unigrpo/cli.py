@@ -59,6 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = _command(commands, "check", run_check, "check recipes without training")
     check.add_argument("recipes", nargs="+", metavar="RECIPE_OR_KEY=VALUE", help="YAML files, and overrides for all")
+    check.add_argument(
+        "--list-code", action="store_true", help="import nothing: only list the code that each recipe would run"
+    )
     check.add_argument("--offline", action="store_true", help="accept hub ids that cannot be reached from here")
 
     sample = _command(commands, "sample", run_sample, "print answers of a policy")
@@ -173,7 +176,11 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """``unigrpo check RECIPE ... [key=value ...]``: every recipe is checked, one failure is enough for status 1."""
+    """``unigrpo check RECIPE ... [key=value ...]``: every recipe is checked, one failure is enough for status 1.
+
+    A check imports the code that a recipe names; ``--list-code`` shows it before, and imports nothing.
+    """
+    from .building import code_of
     from .check import check_recipe
     from .recipe import load_recipe
 
@@ -184,7 +191,11 @@ def run_check(arguments: argparse.Namespace) -> int:
     failed = 0
     for file in files:
         try:
-            notes = check_recipe(load_recipe(file, overrides), arguments.offline)
+            recipe = load_recipe(file, overrides)
+            if arguments.list_code:
+                print("\n  ".join([f"{file}:", *code_of(recipe)]))
+                continue
+            notes = check_recipe(recipe, arguments.offline)
         except ValueError as error:
             failed += 1
             print(f"{file}: FAILED\n  {error}")

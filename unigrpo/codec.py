@@ -13,6 +13,7 @@ from torch import Tensor
 from .config import tokenizer_name
 from .images import fit_image, to_images, to_pixels
 from .models.base import DiffusionPolicy
+from .models.loading import load_module
 from .models.magvit import MagvitV2
 
 
@@ -96,12 +97,12 @@ def load_tokenizer(tokenizer: Any) -> Any:
     """The module of an id, a path or a module.
 
     Raises:
-        ValueError: nothing to load there, or no image tokenizer.
+        ValueError: nothing to load there, no image tokenizer, or files that are damaged or would run code.
     """
     if not isinstance(tokenizer, str):
         return tokenizer
     try:
-        return MagvitV2.from_pretrained(tokenizer)
+        return load_module(MagvitV2, tokenizer)
     except OSError as error:
         raise ValueError(
             f"image_tokenizer={tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub id, a folder with "

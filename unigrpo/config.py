@@ -85,6 +85,11 @@ class UniGRPOConfig(TrainingArguments):
         scale_rewards: divide by the std of the ``"group"`` (``"group_population"``: without Bessel's correction), the
             ``"batch"``, or not (``"none"``); True and False are read as ``"group"`` and ``"none"``.
         reward_weights: one weight a reward; None = all 1.
+        reward_error: what a reward does that raises, is overdue, or returns anything but one finite number or None an answer:
+            ``"raise"`` ends the run with a ``RewardError`` on every process, ``"none"`` leaves out what has no score, warns
+            once and counts it in ``rewards/<name>/errors``; see ``RewardSet.score``.
+        reward_timeout: seconds for one call of one reward; None = no bound. The default is less than ``ddp_timeout``'s: a
+            reward that hangs ends the run with its name, and not with that of a collective.
         multi_objective_aggregation: ``"sum_then_normalize"`` or ``"normalize_then_sum"``.
         refill_rounds: how often groups of equal rewards are replaced by new prompts, 0 = never.
         sft_weight, sft_batch_size: weight of the auxiliary denoising loss on ``sft_dataset``, and its rows a micro-step and
@@ -176,6 +181,8 @@ class UniGRPOConfig(TrainingArguments):
     advantage_clip: float | None = None
     scale_rewards: str | None = None
     reward_weights: list[float] | None = None
+    reward_error: str = "raise"
+    reward_timeout: float | None = 1200.0
     multi_objective_aggregation: str = "sum_then_normalize"
     refill_rounds: int = 0
     sft_weight: float = 0.0
@@ -290,12 +297,27 @@ class UniGRPOConfig(TrainingArguments):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers; an image tokenizer given as a module is named, not copied."""
+        """As in transformers; an image tokenizer given as a module is named, not copied, and no token is shown."""
         module, self.image_tokenizer = self.image_tokenizer, tokenizer_name(self.image_tokenizer)
         try:
-            return super().to_dict()
+            values = super().to_dict()
         finally:
             self.image_tokenizer = module
+        if (values["model_init_kwargs"] or {}).get("token"):
+            values["model_init_kwargs"] = {**values["model_init_kwargs"], "token": "<TOKEN>"}
+        return values
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({json.dumps(self.to_dict(), indent=2, default=str)})"
+
+    __repr__ = __str__
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What checkpoints store, without the hub's tokens: a folder of weights is made to be passed on."""
+        options = self.model_init_kwargs
+        if isinstance(options, dict):
+            options = {name: value for name, value in options.items() if name != "token"}
+        return {**self.__dict__, "hub_token": None, "model_init_kwargs": options}
 
     def for_task(self, task: str) -> TaskSettings:
         """The settings of ``task``: its overrides, else the run's, else the task's defaults, else the algorithm's."""

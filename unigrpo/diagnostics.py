@@ -40,8 +40,10 @@ def ratio_metrics(metrics: Metrics, terms: LossTerms, task: str) -> None:
     """How far the m ratios of a unit have moved, and how many of them clipping holds back.
 
     ``ratio/ess`` is the share of them that carries the unit: (sum r)^2 / (m sum r^2), 1 where all are equal, 1 / m where
-    one outweighs the rest.
+    one outweighs the rest. Without a ratio nothing is recorded; statistics of infinite ratios that are no number are not.
     """
+    if not terms.ratio.numel():
+        return
     low, high, ratio = terms.clipped_low, terms.clipped_high, terms.ratio.double()
     metrics.add("clip_ratio/low_mean", low.float().mean(), task)
     metrics.add("clip_ratio/high_mean", high.float().mean(), task)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .codec import ImageCodec, load_tokenizer
 from .images import load_image
 from .models import DiffusionPolicy, resolve_policy
+from .models.loading import ADAPTER_FILE, adapter_base, load_adapter, load_config, load_processor
 from .rng import keyed_generator
 from .samplers import IMAGE_SAMPLERS, SAMPLERS
 from .settings import check_choice
@@ -159,24 +159,23 @@ def load_policy(
     ``image_tokenizer`` (id, path or module) replaces the one that the model's config names.
 
     Raises:
-        ValueError: an unknown policy or shipped checkpoint.
+        ValueError: an unknown policy or shipped checkpoint, damaged files, or files that need code without
+            ``trust_remote_code=True``.
+        OSError: there is nothing at ``path``.
     """
     path = model_path(path)
-    adapter = Path(path) / "adapter_config.json"
-    base = path
-    if adapter.exists():
-        base = model_path(json.loads(adapter.read_text())["base_model_name_or_path"])
-    name = policy or AutoConfig.from_pretrained(base).model_type
+    adapter = Path(path) / ADAPTER_FILE
+    base = model_path(adapter_base(path)) if adapter.exists() else path
+    trusted = bool(model_kwargs.get("trust_remote_code"))
+    name = policy or load_config(base, trust_remote_code=trusted).model_type
     family = resolve_policy(name)
     model = family.load_model(base, dtype=dtype, **model_kwargs)
     if processing_class is None and (Path(path) / "processor_config.json").exists():
         # Saved beside an adapter, it holds the prompt options the adapter was trained with.
-        processing_class = family.processor_class.from_pretrained(path)
+        processing_class = load_processor(family.processor_class, path)
     described = family.from_model(model, processing_class)
     if adapter.exists():
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, path)
+        model = load_adapter(model, path)
     if device is None and "device_map" not in model_kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device) if device is not None else model

@@ -107,14 +107,20 @@ def _points(before: Accuracy, after: Accuracy) -> float:
 
 
 def load_before(out: Path) -> HeldOut | None:
-    """The measurement of an interrupted run, so that a resumed one compares with the same start."""
+    """The measurement of an interrupted run, so that a resumed one compares with the same start.
+
+    None where there is none, or one that a crash cut short.
+    """
     path = out / "before.json"
     if not path.exists():
         return None
-    data = json.loads(path.read_text())
-    accuracy = Accuracy(**data["accuracy"]) if data["accuracy"] else None
-    tasks = {task: Accuracy(**own) for task, own in data["tasks"].items()}
-    return HeldOut(accuracy=accuracy, tasks=tasks, rewards=data["rewards"], shown=data["shown"])
+    try:
+        data = json.loads(path.read_text())
+        accuracy = Accuracy(**data["accuracy"]) if data["accuracy"] else None
+        tasks = {task: Accuracy(**own) for task, own in data["tasks"].items()}
+        return HeldOut(accuracy=accuracy, tasks=tasks, rewards=data["rewards"], shown=data["shown"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def show_before_after(before: HeldOut, after: HeldOut) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ TRANSFORMS = ("squash", "crop", "pad")
 
 WHITE = (255, 255, 255)
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
-"""What Pillow raises on damaged files."""
+STRIP = 64
+"""Rows that are converted at once."""
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000")
+"""Kinds of files that are opened. Pillow knows more, among them PostScript, which it hands to another program to run."""
 
 
 def load_image(value: Any, where: str) -> Image.Image:
@@ -57,8 +60,9 @@ def load_image(value: Any, where: str) -> Image.Image:
     if isinstance(value, Image.Image):
         return _decode(value, where)
     if isinstance(value, str | Path):
-        if not Path(value).is_file():
-            raise ValueError(f"{where}: no file {str(value)!r}; give an existing file or the image itself")
+        if not _is_file(value):
+            # Also a folder, a pipe, a device and an address: nothing that could block or fetch is opened.
+            raise ValueError(f"{where}: no file {str(value)[:300]!r}; give an existing file or the image itself")
         with _open(value, where) as image:
             return _decode(image, where)
     if isinstance(value, bytes | bytearray):
@@ -70,6 +74,13 @@ def load_image(value: Any, where: str) -> Image.Image:
     )
 
 
+def _is_file(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name that is too long, or no name
+        return False
+
+
 def _from_dictionary(value: dict[str, Any], where: str) -> Any:
     for key in ("bytes", "path"):
         if value.get(key) is not None:
@@ -77,26 +88,47 @@ def _from_dictionary(value: dict[str, Any], where: str) -> Any:
     raise ValueError(f"{where}: a dictionary with keys {sorted(map(str, value))} holds neither 'bytes' nor 'path'")
 
 
+@cache
+def _readable() -> list[str]:
+    """Those of ``FORMATS`` that this Pillow opens; MPO comes in as JPEG."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _open(source: Any, where: str) -> Image.Image:
     try:
-        return Image.open(source)
+        return Image.open(source, formats=_readable())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(_too_large(where, str(error))) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{where}: not an image file, or a damaged one; replace it or drop the row") from error
-    except UNREADABLE as error:
-        raise ValueError(f"{where}: cannot be read ({error}); replace the image or drop the row") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{where}: cannot be read ({_short(error)}); replace the image or drop the row") from error
 
 
 def _decode(image: Image.Image, where: str) -> Image.Image:
+    if image.format not in (None, *FORMATS):
+        raise ValueError(f"{where}: {image.format} files are not read; save the image as PNG")
     _check_size(*image.size, where)
     try:
         image.load()
+        _check_size(*image.size, where)  # some kinds learn their true size while they are decoded
         return _to_rgb(ImageOps.exif_transpose(image), where)
-    except UNREADABLE as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Whatever a damaged file makes Pillow raise: TypeError, KeyError, struct.error, ZeroDivisionError and more.
         if str(error).startswith(where):
             raise
-        raise ValueError(f"{where}: damaged image data ({error}); replace the image or drop the row") from error
+        raise ValueError(
+            f"{where}: damaged image data ({_short(error)}); replace the image or drop the row"
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
@@ -105,19 +137,31 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError(f"{where}: floating-point pixels (mode 'F') have no known range; save the image with 8 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (*WHITE, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
+        return _over_white(image)
     return image.convert("RGB")
 
 
+def _over_white(image: Image.Image) -> Image.Image:
+    flat = Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP):
+        part = image.crop((0, top, image.width, min(top + STRIP, image.height))).convert("RGBA")
+        ground = Image.new("RGBA", part.size, (*WHITE, 255))
+        flat.paste(Image.alpha_composite(ground, part).convert("RGB"), (0, top))
+    return flat
+
+
 def _from_sixteen_bits(image: Image.Image, where: str) -> Image.Image:
-    values = np.asarray(image, dtype=np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(
             f"{where}: grey values {values.min()}..{values.max()} are outside 16 bits; save the image with 8 or 16 bits"
         )
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), STRIP):
+        # In strips: the wide numbers of a whole giant would take gigabytes.
+        strip = values[start : start + STRIP].astype(np.int64)
+        scaled[start : start + STRIP] = (strip * 255 + 32767) // 65535
+    return Image.fromarray(scaled).convert("RGB")
 
 
 def _check_size(width: int, height: int, where: str) -> None:

@@ -12,12 +12,17 @@ from .reduction import MIXING, Reduction
 from .surrogates import SURROGATES, Clip
 
 
+def _at_least_fp32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def kl_estimate(ref_logps: Tensor, logps: Tensor, estimator: str) -> Tensor:
     """Elementwise estimate of KL(policy || reference) from samples of the policy, nats.
 
-    With x = ref - policy: k1 = -x, k2 = x^2 / 2, k3 = exp(x) - x - 1 (http://joschu.net/blog/kl-approx.html).
+    With x = ref - policy: k1 = -x, k2 = x^2 / 2, k3 = exp(x) - x - 1 (http://joschu.net/blog/kl-approx.html). Half-precision
+    inputs are compared in fp32. k3 of x > 88 is inf in fp32.
     """
-    x = ref_logps - logps
+    x = _at_least_fp32(ref_logps) - _at_least_fp32(logps)
     if estimator == "k1":
         return -x
     if estimator == "k2":
@@ -113,8 +118,15 @@ class PolicyLoss:
             scored_tokens: the row's scored tokens where this call sees a part of its draws; None = counted here.
             tokens_per_row: mean scored tokens a row, for ``"dapo"`` and ``"bnpo"``.
 
-        Values outside ``target`` are ignored and may be anything finite; a row without a target has loss 0.
+        Values outside ``target`` are ignored and may be anything; a row without a target has loss 0 and no gradient.
+        Half-precision log-probabilities are computed with in fp32. A loss that no bound holds back may overflow: it is then
+        infinite or NaN, never a finite number with a NaN gradient.
+
+        Raises:
+            ValueError: ``"dr_grpo"`` without ``max_length``, ``"dapo"`` or ``"bnpo"`` without ``tokens_per_row``.
         """
+        logps, old_logps = _at_least_fp32(logps), _at_least_fp32(old_logps)
+        ref_logps, exact_kl = (None if own is None else _at_least_fp32(own) for own in (ref_logps, exact_kl))
         values = self._values(
             logps, old_logps, ref_logps, exact_kl, target, weight, advantages, completion_length, scored_tokens
         )

@@ -3,57 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from peft import LoraConfig
 
 from .config import UniGRPOConfig
 from .settings import CHOICES
 from .types import TASKS
+from .yaml_text import MAX_DEPTH, MAX_TEXT, YamlError, quoted, read_yaml
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message names the key, the value and the cure."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with three surprises removed: ``5e-6`` is a number, ``no`` is a word, a key written twice is an error."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise RecipeError(f"key {key!r} is given twice (line {key_node.start_mark.line + 1})")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
 def parse_yaml(text: str, where: str) -> Any:
-    """Safe YAML.
+    """Safe YAML of bounded size.
 
     Raises:
-        RecipeError: text that is not YAML.
+        RecipeError: text that is not YAML, or grows beyond what a recipe needs.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: not valid YAML: {error}") from error
+        return read_yaml(text)
+    except YamlError as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 @dataclass(slots=True, kw_only=True)
@@ -146,17 +121,28 @@ def load_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
     """A recipe file with ``key=value`` overrides (dotted keys, YAML values).
 
     Raises:
-        RecipeError: a file that is missing or not YAML, an unknown key, a wrong type.
+        RecipeError: a file that is missing, no text or not YAML, an unknown key, a wrong type.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise RecipeError(f"recipe {path!r} is not a file")
-    data = parse_yaml(file.read_text(encoding="utf-8"), path)
+    data = parse_yaml(_text(path), path)
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(data).__name__}")
     for override in overrides or []:
         _override(data, override)
     return parse_recipe(data, path)
+
+
+def _text(path: str) -> str:
+    """A recipe's text; a file that can be none is not read."""
+    try:
+        file = Path(path)
+        if not file.is_file():
+            raise RecipeError(f"recipe {path!r} is not a file")
+        size = file.stat().st_size
+        if size > 4 * MAX_TEXT:
+            raise RecipeError(f"recipe {path!r} has {size:,} bytes, and at most {MAX_TEXT:,} characters are read")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path!r} cannot be read: {error}") from error
 
 
 def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
@@ -169,7 +155,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     recipe = Recipe(
         source=source,
         model=_section(ModelSpec, data["model"], f"{source}: model"),
-        policy=data.get("policy"),
+        policy=_policy(data.get("policy"), source),
         datasets=_sections(DatasetSpec, data["datasets"], f"{source}: datasets"),
         eval_datasets=_sections(DatasetSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
         sft_datasets=_sections(DatasetSpec, data.get("sft_datasets") or [], f"{source}: sft_datasets"),
@@ -180,57 +166,77 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     )
     if recipe.lora is not None:
         if not isinstance(recipe.lora, dict):
-            raise RecipeError(f"{source}: lora must be a mapping of LoraConfig keys, or null, got {recipe.lora!r}")
+            raise RecipeError(
+                f"{source}: lora must be a mapping of LoraConfig keys, or null, got {quoted(recipe.lora)}"
+            )
         for key in recipe.lora:
             _known(key, LORA_KEYS, f"{source}: lora")
     for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
         if spec.image_transform is not None and spec.image_transform not in CHOICES["image_transform"]:
             raise RecipeError(
-                f"{source}: image_transform={spec.image_transform!r}: choose one of {list(CHOICES['image_transform'])}"
+                f"{source}: image_transform={quoted(spec.image_transform)}: choose one of {list(CHOICES['image_transform'])}"
             )
     for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets, *recipe.rewards):
         if spec.task is not None and spec.task not in TASKS:
-            raise RecipeError(f"{source}: task={spec.task!r}: choose one of {list(TASKS)}")
+            raise RecipeError(f"{source}: task={quoted(spec.task)}: choose one of {list(TASKS)}")
     return recipe
+
+
+def _policy(given: Any, source: str) -> str | None:
+    if given is None or isinstance(given, str):
+        return given
+    raise RecipeError(f"{source}: policy={quoted(given)} must be a name or a 'pkg.mod:attr' path")
 
 
 def _accuracy(given: Any, source: str) -> dict[str, str]:
     """Measures by task: one path for the text tasks, or a mapping of tasks to paths, over the defaults."""
     if isinstance(given, str):
         given = {"text": given, "mmu": given}
+    if not isinstance(given or {}, dict):
+        raise RecipeError(f"{source}: accuracy={quoted(given)} must be a 'pkg.mod:attr' path, or one for each task")
     for task, path in (given or {}).items():
         _known(task, TASKS, f"{source}: accuracy")
         if not isinstance(path, str):
-            raise RecipeError(f"{source}: accuracy.{task}={path!r} must be a 'pkg.mod:attr' path")
+            raise RecipeError(f"{source}: accuracy.{task}={quoted(path)} must be a 'pkg.mod:attr' path")
     return {**ACCURACY, **(given or {})}
 
 
 def _known(key: str, valid: tuple[str, ...], where: str) -> None:
     if key in valid:
         return
-    near = difflib.get_close_matches(str(key), valid, n=1)
+    near = difflib.get_close_matches(str(key)[:100], valid, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys are {sorted(valid)}"
-    raise RecipeError(f"{where}: unknown key {key!r}{hint}")
+    raise RecipeError(f"{where}: unknown key {quoted(key)}{hint}")
 
 
 def _section(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise RecipeError(f"{where} must be a mapping with keys {[f.name for f in fields(kind)]}, got {value!r}")
+        raise RecipeError(f"{where} must be a mapping with keys {[f.name for f in fields(kind)]}, got {quoted(value)}")
     for key in value:
         _known(key, tuple(item.name for item in fields(kind)), where)
     for key, item in value.items():
         types = FIELD_TYPES.get(key, (str, type(None)))
         if not isinstance(item, types) or (isinstance(item, bool) and bool not in types):
-            raise RecipeError(f"{where}.{key}={item!r} must be of type {' or '.join(t.__name__ for t in types)}")
+            raise RecipeError(f"{where}.{key}={quoted(item)} must be of type {' or '.join(t.__name__ for t in types)}")
     required = "name" if kind is RewardSpec else "path"
     if not isinstance(value.get(required), str):
-        raise RecipeError(f"{where}: '{required}' must be a string, got {value.get(required)!r}")
+        raise RecipeError(f"{where}: '{required}' must be a string, got {quoted(value.get(required))}")
+    for key in ("column_map", "args"):
+        if key in value:
+            _check_words(value[key], key == "column_map", f"{where}.{key}")
     return kind(**value)
+
+
+def _check_words(mapping: dict, values_too: bool, where: str) -> None:
+    wrong = [item for item in mapping if not isinstance(item, str)]
+    wrong += [item for item in mapping.values() if values_too and not isinstance(item, str)]
+    if wrong:
+        raise RecipeError(f"{where}: {quoted(wrong[0])} must be text")
 
 
 def _sections(kind: type, values: Any, where: str) -> list[Any]:
     if not isinstance(values, list):
-        raise RecipeError(f"{where} must be a list, got {values!r}")
+        raise RecipeError(f"{where} must be a list, got {quoted(values)}")
     return [_section(kind, value, f"{where}[{index}]") for index, value in enumerate(values)]
 
 
@@ -238,9 +244,11 @@ def _override(data: dict[str, Any], override: str) -> None:
     """Sets ``a.b.0.c=value`` in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"override {override!r} is not of the form key=value")
-    value = parse_yaml(text, f"override {key}")
+        raise RecipeError(f"override {quoted(override)} is not of the form key=value")
+    value = parse_yaml(text, f"override {quoted(key)}")
     *parents, last = key.split(".")
+    if len(parents) >= MAX_DEPTH:
+        raise RecipeError(f"override {quoted(key)} has {len(parents) + 1} parts, and at most {MAX_DEPTH} are read")
     node: Any = data
     for part in parents:
         if isinstance(node, dict) and node.get(part) is None:
@@ -252,6 +260,6 @@ def _override(data: dict[str, Any], override: str) -> None:
 def _place(node: Any, part: str, override: str) -> Any:
     if isinstance(node, dict):
         return part
-    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+    if isinstance(node, list) and part in map(str, range(len(node))):
         return int(part)
-    raise RecipeError(f"override {override!r}: {part!r} is not a place in the recipe")
+    raise RecipeError(f"override {quoted(override)}: {quoted(part)} is not a place in the recipe")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import Progress
 
@@ -20,6 +20,7 @@ from .building import build_config, build_dataset, build_lora, build_quantizatio
 from .callbacks import JsonLines
 from .config import UniGRPOConfig
 from .data import task_of
+from .durable import check_writable, named, write_json
 from .evaluation import held_out_answers
 from .generation import load_policy, model_path
 from .held_out import HeldOut, compare_held_out, held_out, load_before, measure, show_before_after
@@ -36,6 +37,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "m
 def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
     """The trainer that a recipe describes."""
     args = build_config(recipe)
+    if args.should_save:
+        check_writable(args.output_dir)
     spec = recipe.model
     model = load_trainable(spec.path, recipe.policy, model_options(recipe, args), args, recipe.lora is not None)
     trainer = UniGRPOTrainer(
@@ -130,7 +133,7 @@ def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | N
         model=loaded.model,
         policy=loaded.policy,
         args=args,
-        rewards=reward_set(build_rewards(recipe), None, args.reward_weights),
+        rewards=reward_set(build_rewards(recipe), None, args.reward_weights, args.reward_error, args.reward_timeout),
         algorithms=build_algorithms(args),
         device=loaded.model.device,
         codec=codec,
@@ -141,6 +144,13 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     """Train and leave ``metrics.jsonl``, ``summary.json``, pictures and the model in ``output_dir``.
 
     The pictures are ``reward_curve.png`` and, of runs that draw, ``images.png`` with held-out prompts before and after.
+
+    With ``resume_from_checkpoint: true`` the same command can be started again after a crash, as often as it takes: it
+    goes on from the newest checkpoint that is whole, from the beginning before there is one, and compares with the
+    measurement before training that the first start made.
+
+    Raises:
+        CheckpointError: ``output_dir`` does not take what is written.
     """
     started = time.perf_counter()
     trainer = build_trainer(recipe)
@@ -148,14 +158,18 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
     resume = trainer.args.resume_from_checkpoint
-    before = load_before(out) if resume else None
+    # Measuring is for all ranks or none.
+    before = broadcast_object_list([load_before(out) if resume else None])[0]
     if before is None and trainer.eval_dataset is not None:
         before = held_out(trainer, recipe, "before")
-        save_json(out / "before.json", asdict(before))
+        if trainer.is_world_process_zero():
+            with named(out / "before.json"):
+                write_json(out / "before.json", asdict(before))
     train_started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
     train_seconds = time.perf_counter() - train_started
-    trainer.save_model()
+    with named(out):
+        trainer.save_model()
     after = held_out(trainer, recipe, "after") if trainer.eval_dataset is not None else None
     summary = {
         "recipe": recipe.source,
@@ -170,7 +184,8 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     }
     if not trainer.is_world_process_zero():
         return summary
-    save_json(out / "summary.json", summary)
+    with named(out / "summary.json"):
+        write_json(out / "summary.json", summary)
     if before is not None and after is not None:
         show_before_after(before, after)
     side_by_side(out / "images_before.png", out / "images_after.png", out / "images.png")
@@ -184,10 +199,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "unigrpo": __version__} | {
         name: importlib.metadata.version(name) for name in PACKAGES
     }
-
-
-def save_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n")
 
 
 def curve_title(summary: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ A surrogate is maximised. It works on the entries of one ratio level, tokens or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,8 +41,14 @@ def ppo(log_ratio: Tensor, logps: Tensor, advantages: Tensor, clip: Clip) -> Obj
 
     With ``delta`` r is first cut at delta, which bounds the loss of negative advantages: dual-clip PPO (1912.09729),
     TRL's ``delta``.
+
+    A ratio too large for its type has the value of its bound and gradient 0 where it is bounded; of a negative advantage
+    without ``delta`` the value is -inf.
     """
-    ratio = log_ratio.exp()
+    largest = math.floor(math.log(torch.finfo(log_ratio.dtype).max))
+    # Where a bound holds the gradient back, 0 times an infinite ratio would make it NaN.
+    bounded = (advantages >= 0) | (clip.delta is not None)
+    ratio = log_ratio.clamp(max=torch.where(bounded, largest, torch.inf)).exp()
     low, high = (ratio < 1 - clip.low) & (advantages < 0), (ratio > 1 + clip.high) & (advantages > 0)
     clipped = ratio.clamp(1 - clip.low, 1 + clip.high)
     if clip.delta is not None:
@@ -69,7 +76,10 @@ def log_likelihood(log_ratio: Tensor, logps: Tensor, advantages: Tensor, clip: C
 
 def linear_bound(log_ratio: Tensor, logps: Tensor, advantages: Tensor, clip: Clip) -> Objective:
     """A (1 + d) for A >= 0 and A exp(d) for A < 0 with d = log r: BGPO's lower bound of r A (arXiv 2510.11683)."""
-    return _free(advantages * torch.where(advantages >= 0, 1 + log_ratio, log_ratio.exp()))
+    linear = advantages >= 0
+    # The exponential that is not chosen must be finite, or its gradient is 0 times inf.
+    exponential = torch.where(linear, 0.0, log_ratio).exp()
+    return _free(advantages * torch.where(linear, 1 + log_ratio, exponential))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from .config import UniGRPOConfig, tokenizer_name
 from .data import WindowLoader, WindowSampler, check_dataset, task_of, undecoded
 from .demonstrations import check_demonstration, demonstration_loss, demonstrations
 from .diagnostics import loss_metrics
+from .durable import check_writable
 from .engines import accumulating, prepare_reference, reference_copy, settle_precision
 from .experience import make_experience
 from .guards import FiniteGuard
@@ -89,6 +90,8 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         sft_dataset: Any = None,
     ) -> None:
         args = UniGRPOConfig("unigrpo-output") if args is None else copy.copy(args)
+        if args.should_save:
+            check_writable(args.output_dir)
         if args.n_gpu > 1:
             raise ValueError(f"{args.n_gpu} GPUs are visible to one process; start with `accelerate launch`")
         if args.ignore_data_skip:
@@ -102,7 +105,8 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
             base.config.attn_mask_mode = args.attn_mask_mode
         self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
         self.algorithms = build_algorithms(args)
-        self.rewards = reward_set(reward_funcs, reward_processing_classes, args.reward_weights)
+        policy_of_faults = (args.reward_error, args.reward_timeout)
+        self.rewards = reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *policy_of_faults)
         self.codec: ImageCodec | None = None
         self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
         if isinstance(self._image_tokenizer, str) and hasattr(base.config, "image_tokenizer"):

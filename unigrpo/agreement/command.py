@@ -15,8 +15,9 @@ from rewards import get_reward
 from ..building import build_config
 from ..config import UniGRPOConfig
 from ..data import task_of
+from ..durable import write_json
 from ..recipe import Recipe
-from ..run import held_out_pipeline, held_out_rows, save_json, versions
+from ..run import held_out_pipeline, held_out_rows, versions
 from ..sampling import Pipeline
 from .measuring import Measurement
 from .report import draw_scatter, show
@@ -77,7 +78,7 @@ def agreement(
     }
     out = Path(output_dir or args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    save_json(out / "agreement.json", result)
+    write_json(out / "agreement.json", result)
     show(result)
     drawn = draw_scatter(result, out / "agreement.png")
     Console().print(f"wrote agreement.json{' and agreement.png' if drawn else ''} to {out}", soft_wrap=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..types import Canvas, TokenSpace
+from .loading import load_module, load_processor
 
 
 class DiffusionPolicy(ABC):
@@ -46,16 +47,26 @@ class DiffusionPolicy(ABC):
 
     @classmethod
     def load_model(cls, path: str, **kwargs: Any):
-        """The module from a hub id or a path; ``kwargs`` go to ``from_pretrained``."""
-        return cls.model_class.from_pretrained(path, **kwargs)
+        """The module from a hub id or a path; ``kwargs`` go to ``from_pretrained``.
+
+        Code in the checkpoint's folder runs only with ``trust_remote_code=True``, and weights are never unpickled.
+
+        Raises:
+            ValueError: damaged files, files that need code, or a configuration that asks for more than they hold.
+            OSError: there is nothing at ``path``.
+        """
+        return load_module(cls.model_class, path, **kwargs)
 
     @classmethod
     def from_model(cls, model, processing_class=None) -> DiffusionPolicy:
-        """The policy of a loaded module; without a processor, the one saved beside the weights is used."""
+        """The policy of a loaded module; without a processor, the one saved beside the weights is used.
+
+        No code of that folder runs: a processor that needs it is loaded by the caller and given.
+        """
         if processing_class is None:
             if not model.config.name_or_path:
                 raise ValueError("processing_class=None needs a model loaded from a path or id; pass the processor")
-            processing_class = cls.processor_class.from_pretrained(model.config.name_or_path)
+            processing_class = load_processor(cls.processor_class, model.config.name_or_path)
         return cls(model.config, processing_class)
 
     @abstractmethod

@@ -48,7 +48,11 @@ class DrawnTokens(NamedTuple):
 
 
 def choose_tokens(logits: Tensor, draw: Draw) -> DrawnTokens:
-    """One column for each row of ``logits [n, W]`` fp32, by argmax or from softmax(logits)."""
+    """One column for each row of ``logits [n, W]``, by argmax or from softmax(logits); half precision is drawn from in fp32.
+
+    A column of -inf is never drawn. A row with NaN or +inf, or of -inf alone, has no distribution: the log-probability and
+    the entropy that come with its column are NaN, and samplers refuse it.
+    """
     size = ROWS_IN_CACHE if logits.device.type == "cpu" else max(len(logits), 1)
     parts = []
     for start in range(0, max(len(logits), 1), size):
@@ -59,6 +63,7 @@ def choose_tokens(logits: Tensor, draw: Draw) -> DrawnTokens:
 
 
 def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> DrawnTokens:
+    logits = logits.float()
     probs = logits.softmax(dim=1)
     columns = logits.argmax(dim=1) if uniforms is None else draw_columns(probs, uniforms)
     picked = columns[:, None]
@@ -68,8 +73,13 @@ def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> Draw
     if with_entropy:
         # The chosen column is a good reference point: log-sum-exp = its logit - its log-probability.
         lse = logits.gather(1, picked).squeeze(1) - logps
-        entropy = lse - torch.linalg.vecdot(probs, logits)
+        entropy = lse - torch.linalg.vecdot(probs, floored(logits))
     return DrawnTokens(columns, logps, entropy)
+
+
+def floored(logits: Tensor) -> Tensor:
+    """-inf as the smallest fp32 number: it has no mass either, and 0 times it is 0, not NaN."""
+    return logits.clamp(min=torch.finfo(torch.float32).min)
 
 
 def join(parts: list[DrawnTokens]) -> DrawnTokens:
@@ -83,7 +93,8 @@ def draw_columns(masses: Tensor, uniforms: Tensor) -> Tensor:
     """Columns ``[n]`` drawn in proportion to ``masses [n, W]`` fp32, by the inverse of their cumulative sums.
 
     The same law as Gumbel-max at 1/W of the random numbers. Block sums are accumulated in fp64, so that the last of 134,656
-    tokens is as likely as its mass says; entries stay fp32. A column without mass is never drawn.
+    tokens is as likely as its mass says; entries stay fp32. A column without mass is never drawn,
+    except from a row without mass.
     """
     width = masses.shape[1]
     whole = width // BLOCK * BLOCK
@@ -100,4 +111,5 @@ def draw_columns(masses: Tensor, uniforms: Tensor) -> Tensor:
     column = torch.searchsorted(running, threshold - before, right=True)
     # fp32 block sums and fp64 running sums differ in the last digits: past the end means the last token with mass.
     last = BLOCK - 1 - (inside > 0).flip(1).int().argmax(dim=1, keepdim=True)
-    return (block * BLOCK + torch.minimum(column, last)).squeeze(1)
+    # A row without any mass has no last token; its column is one all the same.
+    return (block * BLOCK + torch.minimum(column, last)).squeeze(1).clamp(max=width - 1)

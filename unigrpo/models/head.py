@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..types import TokenSpace
-from .draw import Draw, DrawnTokens, choose_tokens, join
+from .draw import Draw, DrawnTokens, choose_tokens, floored, join
 
 
 ROWS_PER_CHUNK = 128
@@ -21,6 +21,9 @@ ROWS_PER_GPU_CHUNK = 512
 
 VOCAB_PER_CHUNK = 16_384
 """Vocabulary rows upcast at once when the head is not fp32; the weight is never upcast whole."""
+
+LEAST_TEMPERATURE = 1e-30
+"""Logits divided by less leave fp32."""
 
 
 def rows_per_chunk(rows: Tensor) -> int:
@@ -79,18 +82,27 @@ def by_chunks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 def gather_logps(
     logits: Tensor, targets: Tensor, space: TokenSpace, ref_logprobs: Tensor | None = None
 ) -> TokenLogProbs:
-    """Scores of ``targets`` (vocabulary ids ``[n]``) under ``logits [n, W]``, against ``ref_logprobs [n, W]``."""
+    """Scores of ``targets`` (vocabulary ids ``[n]``) under ``logits [n, W]``, against ``ref_logprobs [n, W]``.
+
+    Half-precision logits are scored in fp32. A column of -inf adds nothing to the entropy and the KL; as a target it has
+    log-probability -inf.
+    """
+    logits = logits.float()
     lse = logits.logsumexp(dim=-1)
     logps = logits.gather(1, (targets - space.start)[:, None]).squeeze(1) - lse
     with torch.no_grad():
-        entropy = lse - ((logits - lse[:, None]).exp() * logits).sum(dim=-1)
+        entropy = lse - ((logits - lse[:, None]).exp() * floored(logits)).sum(dim=-1)
     return TokenLogProbs(logps, entropy, None if ref_logprobs is None else exact_kl(logits, ref_logprobs))
 
 
 def exact_kl(logits: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """KL(softmax(logits) || reference) ``[n]`` over the columns, nats."""
-    logprobs = normalised(logits)
-    return (logprobs.exp() * (logprobs - ref_logprobs)).sum(dim=-1)
+    """KL(softmax(logits) || reference) ``[n]`` over the columns, nats.
+
+    Columns of -inf on both sides add 0. One that is closed in the reference alone counts with the smallest fp32 number as its
+    log-probability, so that the KL is huge.
+    """
+    logprobs = floored(normalised(logits.float()))
+    return (logprobs.exp() * (logprobs - floored(ref_logprobs.float()))).sum(dim=-1)
 
 
 def _scores_and_probs(
@@ -231,14 +243,19 @@ class VocabularyHead(nn.Linear):
             hidden: ``[..., d]``; ``[n, d]`` when targets or a draw are given.
             targets: ``[n]`` int64 vocabulary ids inside ``token_space``.
             token_space: the slice that probabilities are normalised over; None = the whole vocabulary.
-            temperature: divides the logits, > 0.
+            temperature: divides the logits, ``LEAST_TEMPERATURE`` at least.
             ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over the token space, for the exact KL.
             draw: how to choose a token for each row.
 
         Returns:
             logits ``[..., W]`` without targets and draw, else ``TokenLogProbs`` or ``DrawnTokens``, which never hold more
             than a chunk of logits.
+
+        Raises:
+            ValueError: a temperature that is too small, or NaN.
         """
+        if not temperature >= LEAST_TEMPERATURE:
+            raise ValueError(f"temperature={temperature} must be at least {LEAST_TEMPERATURE}; 0 is for samplers, argmax")
         space = token_space or TokenSpace(start=0, stop=self.out_features)
         with torch.autocast(hidden.device.type, enabled=False):
             if draw is not None:

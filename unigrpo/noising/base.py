@@ -89,7 +89,8 @@ class Noising(ABC):
             [self._update(answer, k, num_iterations, num_samples, (*key, row)) for k in range(num_iterations)]
             for answer, row in zip(answers(rollout), rows, strict=True)
         ]
-        most = max(len(update) for row in drawn for update in row)
+        # One draw at least, which scores nothing where no row has an answer: what is read by draw finds its shape.
+        most = max([1, *(len(update) for row in drawn for update in row)])
         batch, length = rollout.completion_mask.shape
         shape = (batch, num_iterations, most)
         hidden = torch.zeros(*shape, length, dtype=torch.bool)

@@ -72,7 +72,7 @@ class StructuredNoising(Noising):
         drawn = []
         for s in range(num_samples):
             hidden = self.choose(answer.completion, masked, keyed_generator("mask", *key, k, s))
-            chance = masked / max(answer.length, 1)
+            chance = max(masked, 1) / max(answer.length, 1)
             drawn.append(
                 Draw(
                     hidden=hidden,

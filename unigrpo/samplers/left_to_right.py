@@ -42,7 +42,7 @@ class LeftToRight:
     ) -> Rollout:
         """Fill ``canvas``; arguments and errors as ``SemiAutoregressive``'s."""
         sampler = SemiAutoregressive(
-            steps=int(canvas.fill_mask.sum(dim=1).max()),
+            steps=max(int(canvas.fill_mask.sum(dim=1).max()), 1),
             block_length=1,
             temperature=self.temperature,
             guidance_scale=self.guidance_scale,

@@ -135,6 +135,10 @@ def image_positions(canvas: Canvas) -> Tensor:
 
 
 def least(confidence: Tensor, count: Tensor) -> Tensor:
-    """The positions ``[b, L]`` strictly below the ``count [b]``-th smallest confidence (counted from 0) of their row."""
-    cutoff = confidence.sort(dim=1).values.gather(1, count[:, None])
+    """The positions ``[b, L]`` strictly below the ``count [b]``-th smallest confidence (counted from 0) of their row.
+
+    ``count`` = L takes all of them.
+    """
+    ascending = torch.nn.functional.pad(confidence.sort(dim=1).values, (0, 1), value=torch.inf)
+    cutoff = ascending.gather(1, count[:, None])
     return confidence < cutoff

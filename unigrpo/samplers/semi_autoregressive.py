@@ -108,7 +108,7 @@ class SemiAutoregressive:
             raise ValueError("reference=True draws all rows from one generator: give the same one for every row")
         state = _State(canvas, policy, self, generators)
         schedule = split_evenly(self.steps, state.blocks)
-        if schedule[-1] == 0:
+        if schedule and schedule[-1] == 0:
             raise ValueError(
                 f"steps={self.steps} is less than the {state.blocks} blocks of block_length={self.block_length}: "
                 "raise steps or block_length"

@@ -76,7 +76,17 @@ class CanvasWriter:
         return {**inputs, "select": torch.cat([select, select]), "guidance_scale": self.guidance_scale}
 
     def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
-        """Commit ``tokens`` where ``places`` is True, all ``[b, L]``, in ``rows [b]``."""
+        """Commit ``tokens`` where ``places`` is True, all ``[b, L]``, in ``rows [b]``.
+
+        Raises:
+            ValueError: a token without a log-probability, because the model's logits are no distribution.
+        """
+        lost = (logps.isnan() & places).any(dim=1)
+        if bool(lost.any()):
+            raise ValueError(
+                f"no token can be drawn for row {int(rows[lost][0])} at step {step}: its logits hold NaN or +inf, or -inf "
+                "alone. Look at the model's weights and precision; with guidance close tokens with a finite number, not -inf"
+            )
         self.ids[rows] = torch.where(places, tokens, self.ids[rows])
         self.logps[rows] = torch.where(places, logps, self.logps[rows])
         self.step_map[rows] = self.step_map[rows].masked_fill(places, step)
@@ -110,7 +120,7 @@ def check_sampler(sampler, at_least_one: tuple[str, ...], not_negative: tuple[st
         if getattr(sampler, name) < 1:
             raise ValueError(f"{name}={getattr(sampler, name)} must be at least 1")
     for name in not_negative:
-        if getattr(sampler, name) < 0:
+        if not getattr(sampler, name) >= 0:
             raise ValueError(f"{name}={getattr(sampler, name)} must not be negative")
 
 

@@ -7,6 +7,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 
+MAX_BITS = 24
+"""Of a code. Every code has its row in a table: at 24 bits that is a gigabyte and a half."""
+
+
 class MagvitV2Config(PreTrainedConfig):
     """The defaults are showlab/magvitv2: 8192 codes, 16 pixels a code, 95,387,004 parameters.
 
@@ -31,6 +35,10 @@ class MagvitV2Config(PreTrainedConfig):
         num_groups: int = 32,
         **kwargs: Any,
     ) -> None:
+        if not 1 <= code_bits <= MAX_BITS:
+            raise ValueError(
+                f"code_bits={code_bits} must be between 1 and {MAX_BITS}: a codebook has 2 ** code_bits codes"
+            )
         self.channels, self.code_bits, self.num_groups = channels, code_bits, num_groups
         self.encoder_multipliers, self.encoder_blocks = list(encoder_multipliers), list(encoder_blocks)
         self.decoder_multipliers, self.decoder_blocks = list(decoder_multipliers), list(decoder_blocks)
