@@ -14,8 +14,9 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, training_args
 
+import unigrpo.config
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.engines import engine_of
 from unigrpo.evaluation import held_out_answers
@@ -120,7 +121,9 @@ def on_processors(engine: str) -> Iterator[None]:
         yield
         return
     backend = lambda state, *args, **kwargs: ("gloo", DistributedType.MULTI_CPU)  # noqa: E731
-    with patch.object(PartialState, "_prepare_backend", backend):
+    # bf16 without a GPU is refused unless use_cpu is set, which would keep DeepSpeed away.
+    allowed = patch.object(unigrpo.config, "check_engine"), patch.object(training_args, "is_torch_bf16_gpu_available")
+    with patch.object(PartialState, "_prepare_backend", backend), allowed[0], allowed[1]:
         yield
 
 
@@ -130,9 +133,7 @@ def equal_at_first(prompts, completions, completion_ids, **_):
     return [0.5 if prompt == "w0 w1" else value for prompt, value in zip(prompts, dense, strict=True)]
 
 
-def make(
-    engine: str, lora: bool = False, tasks: list[str] | None = None, count: int = 16, **changes: Any
-) -> Watched:
+def make(engine: str, lora: bool = False, tasks: list[str] | None = None, count: int = 16, **changes: Any) -> Watched:
     """The trainer of a tiny run over ``count`` rows; ``tasks`` are those of the rows, in order."""
     arguments = {"output_dir": tempfile.mkdtemp(), **TRAINING, **changes}
     if engine.startswith("zero"):
@@ -178,7 +179,9 @@ def weights(trainer: Watched) -> dict[str, Tensor]:
 def precision(accelerator: Any) -> list[str]:
     """FSDP2's dtypes: of weights in a forward, of gradients between processes, of outputs."""
     policy = getattr(getattr(accelerator.state, "fsdp_plugin", None), "mixed_precision_policy", None)
-    return [] if policy is None else [str(own) for own in (policy.param_dtype, policy.reduce_dtype, policy.output_dtype)]
+    return (
+        [] if policy is None else [str(own) for own in (policy.param_dtype, policy.reduce_dtype, policy.output_dtype)]
+    )
 
 
 def train(rank: int, engine: str, resume: str | None = None, **arguments: Any) -> dict[str, Any]:
@@ -190,6 +193,7 @@ def train(rank: int, engine: str, resume: str | None = None, **arguments: Any) -
         return {
             "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
             "dtensors": sum(type(own).__name__ == "DTensor" for own in trainer.model.parameters()),
+            "engine_dtype": str(getattr(trainer.model_wrapped, "communication_data_type", None)),
             "precision": precision(trainer.accelerator),
             "history": [(log["loss"], float(log["grad_norm"]), log.get("reward")) for log in logs],
             "first": {name: logs[0].get(name) for name in ("kl", "ratio/max", "ratio/mean")},

@@ -36,7 +36,7 @@ from .config import UniGRPOConfig, tokenizer_name
 from .data import WindowLoader, WindowSampler, check_dataset, task_of, undecoded
 from .demonstrations import check_demonstration, demonstration_loss, demonstrations
 from .diagnostics import loss_metrics
-from .engines import accumulating, prepare_reference, reference_copy, settle_precision
+from .engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
 from .experience import make_experience
 from .guards import FiniteGuard
 from .likelihood import score_tokens
@@ -131,6 +131,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         )
         self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
         self._guard, self._fitted = FiniteGuard(), {}
+        check_same_graph(self.accelerator, self.algorithms, self._tasks)
         if self._twin is not None:
             self._twin = prepare_reference(self.accelerator, self._twin)
         for reward in self.rewards.functions:
