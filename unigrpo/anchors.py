@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from .algorithms import Algorithm
 from .diagnostics import thinned
 from .likelihood import score_tokens, token_logprobs
 from .lockstep import forwards_meet, lockstep
 from .metrics import Metrics
+from .models.base import DiffusionPolicy
 from .noising import TrajectoryNoising
 from .noising.base import Answer
 from .sampling import Pipeline, evaluating
 from .types import Experience
-from .units import Unit, collate
+from .units import Batch, Unit, collate
 from .window import Window
 
 
@@ -91,6 +94,29 @@ def _score_into(pipe: Pipeline, window: Window, unit: Unit, k: int, model, name:
             kept[unit.draw] = logps[place, 0, : len(row.ids)]
         if name == "old_logps":
             row.old_known[k] = True
+
+
+def exact_reference(
+    reference: Callable[[], AbstractContextManager],
+    policy: DiffusionPolicy,
+    algorithms: dict[str, Algorithm],
+    batch: Batch,
+) -> Tensor | None:
+    """The reference's log-probabilities ``[n, W]`` of the whole token space at each scored token; None without an exact KL.
+
+    Where the reference's forwards wait for each other, ranks whose batch has another KL make one too: in a run of several
+    tasks, one rank may train text while another trains pictures.
+    """
+    if not any(algorithm.settings.exact_kl for algorithm in algorithms.values()):
+        return None
+    settings = algorithms[batch.canvas.task].settings
+    target = batch.target if settings.exact_kl else thinned(batch.target)
+    law = (settings.temperature, settings.likelihood_guidance)
+    with reference() as model, evaluating(model):
+        if not settings.exact_kl and not forwards_meet(model):
+            return None
+        logprobs = token_logprobs(model, policy, batch.canvas, batch.hidden, target, batch.noisy_ids, *law)
+    return logprobs if settings.exact_kl else None
 
 
 @torch.no_grad()

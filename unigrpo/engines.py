@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .algorithms import Algorithm
 from .reference import frozen_copy
 
 
@@ -67,8 +68,8 @@ def reference_copy(model: nn.Module) -> nn.Module:
 
 
 def prepare_reference(accelerator: Accelerator, twin: nn.Module) -> nn.Module:
-    """The frozen reference on this process's device, sharded where the policy is."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED and is_deepspeed_zero3_enabled():
+    """The frozen reference on this process's device, sharded where the policy is and in the dtype that it computes in."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from trl.models import prepare_deepspeed
 
         return prepare_deepspeed(twin, accelerator)
@@ -77,6 +78,21 @@ def prepare_reference(accelerator: Accelerator, twin: nn.Module) -> nn.Module:
 
         return fsdp2_prepare_model(accelerator, twin)
     return accelerator.prepare_model(twin, device_placement=True, evaluation_mode=True)
+
+
+def check_same_graph(accelerator: Accelerator, algorithms: dict[str, Algorithm], tasks: set[str]) -> None:
+    """Raises ``ValueError`` for tasks that ZeRO-3 cannot train in one run.
+
+    It compares the modules that processes visit, forward and backward; the exact KL's own gradient counts as one more visit.
+    """
+    exact = {task: algorithms[task].settings.exact_kl for task in sorted(tasks)}
+    if is_deepspeed_zero3_enabled() and accelerator.num_processes > 1 and len(set(exact.values())) > 1:
+        estimated = [task for task, own in exact.items() if not own]
+        raise ValueError(
+            f"kl_estimator: ZeRO-3 needs the same kind of KL for all tasks of a run, and {estimated} estimate it while "
+            f"{[task for task in exact if exact[task]]} take it exactly; set kl_estimator to k3 in their task_overrides, or "
+            "use FSDP2 or ZeRO-2"
+        )
 
 
 def engine_of(accelerator: Accelerator, model: nn.Module) -> dict[str, Any]:

@@ -60,23 +60,30 @@ def _for_evaluation(algorithm: Algorithm) -> Algorithm:
 def held_out_answers(
     pipe: Pipeline, rows: list[dict[str, Any]], generations: int, batch_size: int, on_batch: Callable | None = None
 ) -> list[Sample]:
-    """``generations`` answers to each row, in order, scored batch by batch.
+    """``generations`` answers to each row, in order, scored batch by batch; ranks share the batches, and all get all answers.
 
-    Streams depend on the run's seed and the row, not on the step.
+    Streams depend on the run's seed and the row, not on the step or the rank.
     """
     pipe = eval_pipeline(pipe)
-    repeated = [(number, row) for number, row in enumerate(rows) for _ in range(generations)]
-    samples = []
-    for start in range(0, len(repeated), batch_size):
-        batch = repeated[start : start + batch_size]
-        indices = list(range(start, start + len(batch)))
-        answered = sample_answers(pipe, [row for _, row in batch], 0, indices=indices, stream="eval")
+    repeated = [row for row in rows for _ in range(generations)]
+    starts = range(0, len(repeated), batch_size)
+    samples: list[Sample] = []
+    # A rank that is out of batches takes part in the others' forwards, where forwards wait for all ranks.
+    for turn in range(0, len(starts), pipe.ranks):
+        own = turn + pipe.rank
+        indices = list(range(len(repeated)))[starts[own] : starts[own] + batch_size] if own < len(starts) else []
+        answered = sample_answers(pipe, [repeated[index] for index in indices], 0, indices=indices, stream="eval")
         scores = pipe.rewards.score([sample.answer for sample in answered], pipe.trainer_state)
         # The pictures of the prompts are let go: a held-out set of photos would not fit into memory.
-        samples += [replace(own, scores=score, images=None) for own, score in zip(answered, scores, strict=True)]
+        samples += [_kept(sample, score) for sample, score in zip(answered, scores, strict=True)]
         if on_batch is not None:
-            on_batch(len(samples), len(repeated))
-    return samples
+            on_batch(min((turn + pipe.ranks) * batch_size, len(repeated)), len(repeated))
+    return sorted(pipe.gather_objects(samples), key=lambda sample: sample.index)
+
+
+def _kept(sample: Sample, scores: torch.Tensor) -> Sample:
+    """The sample with its ``scores``, on the CPU, without its prompt's pictures."""
+    return replace(sample, rollout=sample.rollout.to("cpu"), scores=scores, images=None)
 
 
 def reward_summary(pipe: Pipeline, samples: list[Sample], prefix: str) -> dict[str, float]:

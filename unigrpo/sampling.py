@@ -34,8 +34,9 @@ class Pipeline:
         algorithms: the algorithm of each task.
         reference: context that yields the module to call as the reference policy; needed where beta > 0.
         gather: concatenates a ``[n, ...]`` tensor over ranks.
+        gather_objects: joins the lists of all ranks.
         new_prompt: dataset row for (window, round, group); needed for refills.
-        rank, device: this process.
+        rank, ranks, device: this process, how many there are, and where this one computes.
         on_step: progress of sampling, ``on_step(done, total)``.
         codec: the image tokenizer; needed for ``mmu`` and ``t2i`` rows.
         forwards_meet: a forward waits for the other processes (see ``lockstep``). All of them then make equally many in a
@@ -51,8 +52,10 @@ class Pipeline:
     algorithms: dict[str, Algorithm]
     reference: Callable[[], AbstractContextManager] | None = None
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    gather_objects: Callable[[list], list] = lambda items: items
     new_prompt: Callable[[int, int, int], dict[str, Any]] | None = None
     rank: int = 0
+    ranks: int = 1
     device: torch.device | str = "cpu"
     on_step: OnStep | None = None
     trainer_state: Any = None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
@@ -18,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from . import evaluation
 from .algorithms import build_algorithms
+from .anchors import exact_reference
 from .assembly import (
     default_learning_rate,
     load_codec,
@@ -35,17 +37,17 @@ from .data import WindowLoader, WindowSampler, check_dataset, task_of, undecoded
 from .demonstrations import check_demonstration, demonstration_loss, demonstrations
 from .diagnostics import loss_metrics
 from .durable import check_writable
-from .engines import accumulating, prepare_reference, reference_copy, settle_precision
+from .engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
 from .experience import make_experience
 from .guards import FiniteGuard
-from .likelihood import score_tokens, token_logprobs
+from .likelihood import score_tokens
 from .lockstep import forwards_meet
 from .metrics import Metrics
 from .models import DiffusionPolicy, policy_class_of
 from .reference import reference_context
 from .rewarding import ModelReward
 from .rng import keyed_generator
-from .sampling import Pipeline, check_prompt, evaluating
+from .sampling import Pipeline, check_prompt
 from .units import Batch, Unit, collate
 
 
@@ -133,6 +135,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         )
         self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
         self._guard, self._fitted = FiniteGuard(), {}
+        check_same_graph(self.accelerator, self.algorithms, self._tasks)
         if self._twin is not None:
             self._twin = prepare_reference(self.accelerator, self._twin)
         for reward in self.rewards.functions:
@@ -233,8 +236,10 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
             algorithms=self.algorithms,
             reference=self._reference,
             gather=self.accelerator.gather,
+            gather_objects=gather_object,
             new_prompt=self._new_prompt,
             rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
             device=self.accelerator.device,
             on_step=progress.on_rollout if progress is not None else None,
             trainer_state=self.state,
@@ -308,10 +313,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         settings = algorithm.settings
         noisy = (inputs.canvas, inputs.hidden, inputs.target, inputs.noisy_ids)
         law = (settings.temperature, settings.likelihood_guidance)
-        ref_logprobs = None
-        if settings.exact_kl:
-            with self._reference() as reference, evaluating(reference):
-                ref_logprobs = token_logprobs(reference, self.policy, *noisy, *law)
+        ref_logprobs = exact_reference(self._reference, self.policy, self.algorithms, inputs)
         scores = score_tokens(model, self.policy, *noisy, *law, ref_logprobs)
         old_logps = scores.logps.detach() if inputs.old_logps is None else inputs.old_logps
         terms = algorithm.loss(
@@ -359,8 +361,6 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         super().log(logs, start_time)
 
     def _mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
-        from accelerate.utils import gather_object
-
         ranks = gather_object([values])
         names = sorted({name for rank in ranks for name in rank})
         return {name: _mean([rank[name] for rank in ranks if name in rank]) for name in names}

@@ -73,7 +73,9 @@ def step_of_rows(args: UniGRPOConfig, window: int) -> list[int]:
     """
     count = args.steps_per_generation // args.gradient_accumulation_steps
     generator = keyed_generator("steps", args.seed, window)
-    return torch.rand(args.generation_batch_size // count, count, generator=generator).argsort(dim=1).flatten().tolist()
+    return (
+        torch.rand(args.generation_batch_size // count, count, generator=generator).argsort(dim=1).flatten().tolist()
+    )
 
 
 def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> Window:

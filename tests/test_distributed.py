@@ -1,0 +1,173 @@
+"""Runs on several processes are the run on one: losses, gradients, rollouts and weights, under DDP and FSDP2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from .engines import evaluate, train
+from .processes import played
+
+
+MODULE = "tests.engines"
+CLASSES = [(1, 1, 8), (1, 2, 4), (1, 4, 2), (2, 1, 4), (2, 2, 2), (2, 4, 1), (4, 1, 2), (4, 2, 1)]
+"""Processes, accumulation, micro-batch: eight answers an optimizer step each way."""
+
+
+def sizes(accumulation: int, batch: int) -> dict[str, int]:
+    """A rollout of two optimizer steps, one group of eight answers and one that straddles processes."""
+    return {
+        "gradient_accumulation_steps": accumulation,
+        "steps_per_generation": 2 * accumulation,
+        "per_device_train_batch_size": batch,
+        "num_generations": 8,
+    }
+
+
+def union(rollouts: list[list[dict[int, list[int]]]]) -> list[dict[int, list[int]]]:
+    """The windows' rows of all processes."""
+    return [{index: ids for own in window for index, ids in own.items()} for window in zip(*rollouts, strict=True)]
+
+
+def assert_same(own: list[dict[str, Any]], alone: dict[str, Any], tolerance: float = 2e-5) -> None:
+    """What several processes left is what one left: rollouts exactly, numbers within rounding."""
+    assert union([rank["rollouts"] for rank in own]) == alone["rollouts"]
+    for rank in own:
+        for (loss, norm, reward), (loss_alone, norm_alone, reward_alone) in zip(
+            rank["history"], alone["history"], strict=True
+        ):
+            assert loss == pytest.approx(loss_alone, abs=tolerance)
+            assert norm == pytest.approx(norm_alone, rel=tolerance * 10)
+            assert reward == reward_alone
+        for step, step_alone in zip(rank["gradients"], alone["gradients"], strict=True):
+            assert step.keys() == step_alone.keys()
+            assert distance(step, step_alone) < tolerance * 10
+        assert distance(rank["weights"], alone["weights"]) < tolerance * 10
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference, relative to the largest entry."""
+    largest = max(float(value.abs().max()) for value in other.values())
+    return max(float((one[name] - value).abs().max()) for name, value in other.items()) / largest
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_two_processes_are_one(tmp_path, lora):
+    alone = train(0, "ddp", lora=lora, **sizes(1, 8))
+    assert alone["engine"]["kind"] == "NO"
+    assert any(loss for loss, _, _ in alone["history"]) and len(alone["history"]) == 4
+    for _, accumulation, batch in [own for own in CLASSES if own[0] == 1][1:]:
+        assert_same([train(0, "ddp", lora=lora, **sizes(accumulation, batch))], alone)
+    two = [own for own in CLASSES if own[0] == 2]
+    scenes = [("train", {"engine": "ddp", "lora": lora, **sizes(a, b)}) for _, a, b in two]
+    for ranks in played(2, tmp_path, MODULE, *scenes):
+        assert all(own["engine"]["wrapper"] == "DistributedDataParallel" for own in ranks)
+        assert_same(ranks, alone)
+
+
+UNITS = ["transformer.wte", *(f"transformer.blocks.{number}" for number in range(3)), "transformer.ff_out"]
+"""What accelerate's FSDP2 gathers and frees by itself: embedding, blocks, head. The root holds the last norm."""
+
+
+def assert_sharded(ranks: list[dict[str, Any]]) -> None:
+    for own in ranks:
+        assert own["engine"]["kind"] == "FSDP2" and own["engine"]["processes"] == len(ranks)
+        assert [name.rpartition("model.")[2] for name in own["engine"]["sharded_units"]] == ["", *UNITS]
+        assert own["dtensors"] >= 30
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_sharded_weights_change_nothing(tmp_path, lora):
+    """FSDP2, with the reference of full fine-tuning sharded too, and of LoRA the sharded model without its adapter."""
+    alone = train(0, "ddp", lora=lora, **sizes(1, 8))
+    scenes = [("train", {"engine": "fsdp2", "lora": lora, **sizes(a, b)}) for a, b in ((1, 4), (2, 2))]
+    for ranks in played(2, tmp_path, MODULE, *scenes):
+        assert_sharded(ranks)
+        assert_same(ranks, alone)
+
+
+PAIR = {"gradient_accumulation_steps": 1, "steps_per_generation": 1, "num_generations": 4, "shuffle_dataset": False}
+"""Two groups of four a rollout: on two processes each has one, on one process both."""
+ENGINES = ["ddp", "fsdp2"]
+
+
+def pair(tmp_path, engine: str, **arguments: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A run on two processes with one group each, and the same on one process."""
+    alone = train(0, "ddp", **PAIR, per_device_train_batch_size=8, **arguments)
+    scene = ("train", {"engine": engine, **PAIR, "per_device_train_batch_size": 4, **arguments})
+    (ranks,) = played(2, tmp_path, MODULE, scene)
+    return ranks, alone
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_process_may_have_a_task_of_its_own(tmp_path, engine):
+    """Text and its estimated KL on one process while the other draws, with the exact KL; then a question about a picture."""
+    ranks, alone = pair(tmp_path, engine, tasks=["text", "t2i", "mmu", "t2i"], count=4, beta=0.04)
+    assert [own["engine"]["processes"] for own in ranks] == [2, 2]
+    assert [own["tasks"] for own in ranks] == [[["text"], ["mmu"]], [["t2i"], ["t2i"]]]
+    assert_same(ranks, alone)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_process_without_a_gradient_of_its_own_keeps_step(tmp_path, engine):
+    """All answers of the first process are worth the same, and there is no KL: it has nothing to learn from."""
+    ranks, alone = pair(tmp_path, engine, reward="equal_at_first", beta=0.0)
+    assert [bool(own["idle_rows"]) for own in ranks] == [True, False]
+    assert_same(ranks, alone)
+    assert alone["history"][0][1] > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_process_whose_answers_end_early_waits(tmp_path, engine):
+    """Every answer of the second process stops in its first block, none of the first process does."""
+    free = train(0, "ddp", **PAIR, per_device_train_batch_size=8, max_steps=1)
+    answers = {index: ids[-12:] for index, ids in free["rollouts"][0].items()}
+    seen = {token for index in range(4) for token in answers[index]}
+    stops = {next(token for token in answers[index][:6] if token not in seen) for index in range(4, 8)}
+    ranks, alone = pair(tmp_path, engine, stop_ids=sorted(stops), max_steps=1)
+    assert alone["lengths"] == {index: 12 if index < 4 else alone["lengths"][index] for index in range(8)}
+    assert all(alone["lengths"][index] <= 6 for index in range(4, 8))
+    assert_same(ranks, alone)
+
+
+BF16 = {**PAIR, "per_device_train_batch_size": 4, "bf16": True, "beta": 0.04, "max_steps": 4}
+
+
+def assert_exact_on_policy(ranks: list[dict[str, Any]]) -> None:
+    """Log-probabilities are fp32; on the policy the ratio is 1 and the KL 0, not nearly."""
+    for own in ranks:
+        assert own["dtypes"] == ["torch.float32"]
+        assert own["first"] == {"kl": 0.0, "ratio/max": 1.0, "ratio/mean": 1.0}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_scores_leave_the_model_in_fp32(tmp_path, engine, lora):
+    """With ``bf16=True``: text with an estimated KL, pictures with the exact one, whose reference goes into the forward."""
+    arguments = {"engine": engine, "lora": lora, **BF16}
+    scenes = [("train", arguments), ("train", {**arguments, "tasks": ["t2i"] * 4, "count": 4})]
+    text, drawn = played(2, tmp_path, MODULE, *scenes)
+    assert_exact_on_policy(text + drawn)
+    alone = train(0, "ddp", lora=lora, **{**BF16, "per_device_train_batch_size": 8})
+    assert alone["dtypes"] == ["torch.float32"]
+    if engine == "fsdp2":
+        assert_sharded(text)
+        assert_sharded(drawn)
+        assert all(own["precision"] == ["torch.bfloat16", "torch.float32", "None"] for own in text)
+    # bf16 weights (FSDP2) and autocast (DDP) round differently; the run is the same in what it learns from.
+    assert text[0]["history"][0][2] == pytest.approx(alone["history"][0][2], abs=0.05)
+    assert all(norm > 0 for _, norm, _ in text[0]["history"])
+
+
+def test_held_out_answers_are_shared_and_everyone_has_them(tmp_path):
+    """Seven answers in batches of two: uneven over two processes."""
+    alone = evaluate(0, "ddp", batch=4)
+    assert len(alone["ids"]) == 7 and alone["sizes"] == [2, 2, 2, 1]
+    for engine in ENGINES:
+        (ranks,) = played(2, tmp_path / engine, MODULE, ("evaluate", {"engine": engine, "batch": 2}))
+        assert [own["sizes"] for own in ranks] == [[2, 2], [2, 1]]
+        for own in ranks:
+            assert own["ids"] == alone["ids"]
+            assert own["metrics"] == pytest.approx(alone["metrics"])
