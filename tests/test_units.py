@@ -60,12 +60,12 @@ def test_rows_of_one_bucket_share_a_unit():
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo"])
 def test_rows_of_one_length_share_micro_batches(loss_type, monkeypatch):
-    """Rows keep the optimizer step that chance gave them; inside it idle rows go first and lengths are sorted, where no
-    micro-batch normalises.
+    """Inside the optimizer step that chance gives a row idle ones go first and lengths are sorted, where no micro-batch
+    normalises.
     """
     monkeypatch.setattr(window_module, "rebuild_window", lambda pipe, rows, order: order)
     lengths = torch.randint(1, 5, (24,), generator=torch.Generator().manual_seed(0)) * 64
-    rows = [row(int(length), task="t2i" if i % 5 == 0 else "text") for i, length in enumerate(lengths)]
+    rows = [row(int(length), task="t2i" if i % 5 == 0 else "text", index=i) for i, length in enumerate(lengths)]
     for own in rows[::7]:
         own.advantage = 0.0
     settings = SimpleNamespace(needs_reference=False, kl_estimator="k3", beta=0.0)
@@ -75,24 +75,39 @@ def test_rows_of_one_length_share_micro_batches(loss_type, monkeypatch):
         return SimpleNamespace(loss=loss, settings=settings, mixes_draws=False, tokenwise=True)
 
     pipe = SimpleNamespace(
-        args=SimpleNamespace(seed=3, steps_per_generation=6, gradient_accumulation_steps=3, num_iterations=1),
+        args=SimpleNamespace(
+            seed=3, steps_per_generation=6, gradient_accumulation_steps=3, num_iterations=1, generation_batch_size=24
+        ),
         algorithms={"text": algorithm("grpo"), "t2i": algorithm(loss_type)},
         policy=POLICY,
         rank=0,
     )
     order = window_module.cut_window(pipe, rows, window=2)
-    chance = torch.randperm(24, generator=keyed_generator("order", 3, 2, 0)).tolist()
+    steps = window_module.step_of_rows(pipe.args, 2)
+    shuffled = torch.randperm(24, generator=keyed_generator("order", 3, 2, 0)).tolist()
+    chance = sorted(shuffled, key=lambda index: steps[index])
     if loss_type == "bnpo":
         assert order == chance
         return
-    for step in (slice(0, 12), slice(12, 24)):
-        assert sorted(order[step]) == sorted(chance[step])
+    for number, step in enumerate((slice(0, 12), slice(12, 24))):
+        assert {steps[index] for index in order[step]} == {number}
         kinds = [(rows[i].advantage != 0, rows[i].task, len(rows[i].ids)) for i in order[step]]
         assert kinds == sorted(kinds)
     units = {
         name: cut(rows, [o[i : i + 4] for i in range(0, 24, 4)]) for name, o in (("own", order), ("chance", chance))
     }
     assert sum(map(len, units["own"])) < sum(map(len, units["chance"]))
+
+
+def test_every_optimizer_step_gets_one_of_each_run_of_neighbours():
+    """So it is the same for any number of processes, each of which has a run of rows; and chance decides who goes where."""
+    args = SimpleNamespace(seed=3, steps_per_generation=6, gradient_accumulation_steps=2, generation_batch_size=300)
+    steps = window_module.step_of_rows(args, 0)
+    runs = [tuple(steps[start : start + 3]) for start in range(0, 300, 3)]
+    assert all(sorted(run) == [0, 1, 2] for run in runs)
+    counts = [runs.count(run) for run in set(runs)]
+    assert len(counts) == 6 and max(counts) < 40
+    assert steps == window_module.step_of_rows(args, 0) != window_module.step_of_rows(args, 1)
 
 
 def test_attended_padding_needs_equal_lengths():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ class WindowCheckpoints(AtomicCheckpoints):
             self._window = rebuild_window(self.pipeline(), rows, order)
         reference = Path(checkpoint) / REFERENCE_FILE
         if self.args.sync_ref_model and reference.exists():
-            self.accelerator.unwrap_model(self._twin).load_state_dict(load_file(reference))
+            with reading(str(reference)):
+                self.accelerator.unwrap_model(self._twin).load_state_dict(load_file(reference))
 
     def _restore(self, pending: dict[str, Any]) -> None:
         """Goes on from what ``_pending`` gave; Trainer's own counters follow when training begins."""
@@ -147,7 +149,7 @@ class WindowCheckpoints(AtomicCheckpoints):
 
         fp16's loss scaler skips steps that overflow by itself, so there only the loss is checked.
         """
-        if self.accelerator.scaler is None:
+        if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
             self._guard.check_gradients(model, self._window.rows, self._window.table)
         found = self._guard.flush()
         bad = torch.tensor([bool(found)], device=self.accelerator.device)
@@ -156,9 +158,6 @@ class WindowCheckpoints(AtomicCheckpoints):
         every = self.args.gradient_accumulation_steps
         self._micro_step = self._micro_step // every * every
         what = f"step {self.state.global_step + 1} is not finite: {found or 'on another rank'}"
-        if self.is_deepspeed_enabled:
-            # Its engine steps inside backward: the weights in memory are no longer the last good ones.
-            raise NonFiniteError(f"{what}. DeepSpeed has applied it already; resume from the last checkpoint. {CURE}")
         folder = checkpoint_folder(self._get_output_dir(trial=None), self.state.global_step)
         if self._saved_step != self.state.global_step:
             self._step_failed = True
@@ -167,3 +166,17 @@ class WindowCheckpoints(AtomicCheckpoints):
             except CheckpointError as error:
                 raise NonFiniteError(f"{what}. {CURE}. The state before it is lost: {error}") from error
         raise NonFiniteError(f"{what}. The weights before it are in {folder}; resume from there. {CURE}")
+
+    def _stop_if_applied(self, engine: nn.Module) -> None:
+        """Raises ``NonFiniteError`` after a step of DeepSpeed's with a gradient that was not finite.
+
+        The engine steps inside backward: the weights in memory are no longer the last good ones. With fp16 it skips such
+        steps by itself.
+        """
+        norm = engine.get_global_grad_norm()
+        if norm is None or math.isfinite(norm) or engine.fp16_enabled():
+            return
+        raise NonFiniteError(
+            f"gradient of step {self.state.global_step + 1} is not finite, and DeepSpeed has applied it already; resume "
+            f"from the last checkpoint. {CURE}"
+        )

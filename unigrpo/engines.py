@@ -67,8 +67,16 @@ def reference_copy(model: nn.Module) -> nn.Module:
     return twin.eval().requires_grad_(False)
 
 
-def prepare_reference(accelerator: Accelerator, twin: nn.Module) -> nn.Module:
-    """The frozen reference on this process's device, sharded where the policy is and in the dtype that it computes in."""
+def prepare_reference(accelerator: Accelerator, twin: nn.Module, sync: bool = False) -> nn.Module:
+    """The frozen reference on this process's device, sharded where the policy is and in the dtype that it computes in.
+
+    Raises:
+        ValueError: ``sync``, a reference that is mixed with the policy now and then, of weights that are sharded.
+    """
+    if sync and (accelerator.is_fsdp2 or accelerator.distributed_type == DistributedType.DEEPSPEED):
+        raise ValueError(
+            "sync_ref_model=True mixes whole weights, and this engine shards or casts them: set it to False, or use DDP"
+        )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from trl.models import prepare_deepspeed
 

@@ -89,6 +89,11 @@ def _kept(sample: Sample, scores: torch.Tensor) -> Sample:
 def reward_summary(pipe: Pipeline, samples: list[Sample], prefix: str) -> dict[str, float]:
     """``<prefix>_reward``, ``<prefix>_rewards/<name>/mean`` and completion lengths of held-out answers."""
     metrics = Metrics()
+    forgiving = pipe.rewards.on_error != "raise"
+    if forgiving:
+        faults = pipe.rewards.faults
+        for name, count in faults.metrics(faults.take(), pipe.rewards.timeout is not None).items():
+            metrics.add(name, count)
     scores = torch.stack([sample.scores for sample in samples])
     for name, column in zip(pipe.rewards.names, scores.T, strict=True):
         if not bool(column.isnan().all()):
@@ -96,8 +101,9 @@ def reward_summary(pipe: Pipeline, samples: list[Sample], prefix: str) -> dict[s
     applies = ~scores.isnan()
     weighted = (scores * torch.tensor(pipe.rewards.weights)).nansum(dim=1)
     scored = weighted[applies.any(dim=1)]
-    if not len(scored):
+    if not len(scored) and not forgiving:
         raise ValueError(f"no reward applies to any held-out answer: {pipe.rewards.names} all returned None")
-    metrics.add("reward", scored.mean())
+    if len(scored):
+        metrics.add("reward", scored.mean())
     completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
     return {f"{prefix}_{name}": value for name, value in metrics.flush().items()}

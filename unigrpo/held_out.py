@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class HeldOut:
 
     def __str__(self) -> str:
         if self.accuracy is None:
-            return f"held-out reward {self.rewards['reward']:.3f}"
+            return f"held-out reward {self.rewards.get('reward', math.nan):.3f}"
         parts = [f"{task} {own}" for task, own in self.tasks.items()] if len(self.tasks) > 1 else []
         return f"held-out accuracy {self.accuracy}" + (f" ({'; '.join(parts)})" if parts else "")
 

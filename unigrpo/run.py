@@ -12,6 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import Progress
+from transformers import TrainerCallback
 
 from . import __version__
 from .algorithms import build_algorithms
@@ -21,6 +22,7 @@ from .callbacks import JsonLines
 from .config import UniGRPOConfig
 from .data import task_of
 from .durable import check_writable, named, write_json
+from .engines import engine_of
 from .evaluation import held_out_answers
 from .generation import load_policy, model_path
 from .held_out import HeldOut, compare_held_out, held_out, load_before, measure, show_before_after
@@ -159,15 +161,11 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
     resume = trainer.args.resume_from_checkpoint
     # Measuring is for all ranks or none.
-    before = broadcast_object_list([load_before(out) if resume else None])[0]
-    if before is None and trainer.eval_dataset is not None:
-        before = held_out(trainer, recipe, "before")
-        if trainer.is_world_process_zero():
-            with named(out / "before.json"):
-                write_json(out / "before.json", asdict(before))
+    start = StartMeasured(trainer, recipe, broadcast_object_list([load_before(out) if resume else None])[0])
+    trainer.add_callback(start)
     train_started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
-    train_seconds = time.perf_counter() - train_started
+    train_seconds = time.perf_counter() - train_started - start.seconds
     with named(out):
         trainer.save_model()
     after = held_out(trainer, recipe, "after") if trainer.eval_dataset is not None else None
@@ -180,18 +178,41 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         "train_seconds": round(train_seconds, 1),
         "wall_seconds": round(time.perf_counter() - started, 1),
         "versions": versions(),
-        **compare_held_out(before, after),
+        "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
+        **compare_held_out(start.before, after),
     }
     if not trainer.is_world_process_zero():
         return summary
     with named(out / "summary.json"):
         write_json(out / "summary.json", summary)
-    if before is not None and after is not None:
-        show_before_after(before, after)
+    if start.before is not None and after is not None:
+        show_before_after(start.before, after)
     side_by_side(out / "images_before.png", out / "images_after.png", out / "images.png")
     draw_curve(out / "metrics.jsonl", out / "reward_curve.png", curve_title(summary))
     Console().print(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
     return summary
+
+
+class StartMeasured(TrainerCallback):
+    """Held-out answers before the first step, by the model as its engine holds it: its weights may be sharded.
+
+    Args:
+        before: what an interrupted run measured; it is not measured again.
+    """
+
+    def __init__(self, trainer: UniGRPOTrainer, recipe: Recipe, before: HeldOut | None) -> None:
+        self.trainer, self.recipe, self.before, self.seconds = trainer, recipe, before, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        if self.before is not None or self.trainer.eval_dataset is None or state.global_step > 0:
+            return
+        started = time.perf_counter()
+        self.before = held_out(self.trainer, self.recipe, "before")
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / "before.json"
+            with named(path):
+                write_json(path, asdict(self.before))
+        self.seconds = time.perf_counter() - started
 
 
 def versions() -> dict[str, str]:

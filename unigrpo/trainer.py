@@ -137,7 +137,7 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         self._guard, self._fitted = FiniteGuard(), {}
         check_same_graph(self.accelerator, self.algorithms, self._tasks)
         if self._twin is not None:
-            self._twin = prepare_reference(self.accelerator, self._twin)
+            self._twin = prepare_reference(self.accelerator, self._twin, args.sync_ref_model)
         for reward in self.rewards.functions:
             reward = getattr(reward, "reward", reward)
             if isinstance(reward, ModelReward):
@@ -272,16 +272,20 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         total = torch.zeros((), device=self.args.device)
         with self._metrics.timed("time/update"):
             for number, part in enumerate(parts, start=1):
-                with accumulating(self.accelerator, model, last=number == len(parts)):
-                    total += self._backward(part)
-        if (self._micro_step + 1) % self.args.gradient_accumulation_steps == 0:
-            self._stop_unless_finite(model)
+                last = number == len(parts)
+                with accumulating(self.accelerator, model, last):
+                    total += self._backward(model, part, last)
+        if self.accelerator.sync_gradients:
+            self._stop_if_applied(model) if self.is_deepspeed_enabled else self._stop_unless_finite(model)
         self._micro_step += 1
         return total
 
-    def _backward(self, part: Callable[[], Tensor]) -> Tensor:
+    def _backward(self, model: nn.Module, part: Callable[[], Tensor], last: bool) -> Tensor:
         with self.compute_loss_context_manager():
             loss = part()
+        if last and self.is_deepspeed_enabled and self.accelerator.sync_gradients:
+            # Its engine steps inside this backward: the loss is checked before, the gradient can only be checked after.
+            self._stop_unless_finite(model)
         # Engines divide by accumulation and by ranks; the loss is already the step's own share of the mean.
         engine = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         self.accelerator.backward(loss, **engine)

@@ -101,8 +101,12 @@ def exact_kl(logits: Tensor, ref_logprobs: Tensor) -> Tensor:
     Columns of -inf on both sides add 0. One that is closed in the reference alone counts with the smallest fp32 number as its
     log-probability, so that the KL is huge.
     """
-    logprobs = floored(normalised(logits.float()))
-    return (logprobs.exp() * (logprobs - floored(ref_logprobs.float()))).sum(dim=-1)
+    return _kl(floored(normalised(logits.float())), floored(ref_logprobs.float()))
+
+
+def _kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """``exact_kl`` of log-probabilities that are finite, as those of the head are."""
+    return (logprobs.exp() * (logprobs - ref_logprobs)).sum(dim=-1)
 
 
 def _scores_and_probs(
@@ -113,7 +117,7 @@ def _scores_and_probs(
     lse = top - probs.amax(dim=-1).log()
     logps = logits.gather(1, (targets - space.start)[:, None]).squeeze(1) - lse
     entropy = lse - torch.linalg.vecdot(probs, logits)
-    kl = torch.zeros_like(logps) if ref_logprobs is None else exact_kl(logits, ref_logprobs)
+    kl = torch.zeros_like(logps) if ref_logprobs is None else _kl(normalised(logits), ref_logprobs)
     return TokenLogProbs(logps, entropy, kl), probs
 
 
