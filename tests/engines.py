@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ import unigrpo.config
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.engines import engine_of
 from unigrpo.evaluation import held_out_answers
+from unigrpo.guards import NonFiniteError
 
 from .test_image_laws import options, picture
 from .tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
@@ -84,7 +86,9 @@ class Sharded(Watched):
             )
             if trainer.args.bf16:
                 plugin.set_mixed_precision("bf16")
-            AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+            AcceleratorState._shared_state["fsdp_plugin"] = plugin
+            for state in (AcceleratorState, PartialState):
+                state._shared_state["distributed_type"] = DistributedType.FSDP
             trainer.is_fsdp_enabled = True
 
         with patch.object(Trainer, "create_accelerator_and_postprocess", with_plugin):
@@ -176,6 +180,12 @@ def weights(trainer: Watched) -> dict[str, Tensor]:
     return {name: whole(own).clone() for name, own in trained.items()}
 
 
+def history(trainer: Watched) -> list[tuple[float, float, float | None]]:
+    """Loss, gradient norm and reward by step."""
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    return [(log["loss"], float(log["grad_norm"]), log.get("reward")) for log in logs]
+
+
 def precision(accelerator: Any) -> list[str]:
     """FSDP2's dtypes: of weights in a forward, of gradients between processes, of outputs."""
     policy = getattr(getattr(accelerator.state, "fsdp_plugin", None), "mixed_precision_policy", None)
@@ -195,7 +205,7 @@ def train(rank: int, engine: str, resume: str | None = None, **arguments: Any) -
             "dtensors": sum(type(own).__name__ == "DTensor" for own in trainer.model.parameters()),
             "engine_dtype": str(getattr(trainer.model_wrapped, "communication_data_type", None)),
             "precision": precision(trainer.accelerator),
-            "history": [(log["loss"], float(log["grad_norm"]), log.get("reward")) for log in logs],
+            "history": history(trainer),
             "first": {name: logs[0].get(name) for name in ("kl", "ratio/max", "ratio/mean")},
             "rollouts": trainer.rollouts,
             "tasks": trainer.tasks,
@@ -235,3 +245,44 @@ def evaluate(rank: int, engine: str, batch: int) -> dict[str, Any]:
             "sizes": [size for size in seen if size],
             "metrics": metrics,
         }
+
+
+def resumed(rank: int, engine: str, folder: str, **arguments: Any) -> dict[str, Any]:
+    """A run of four steps and one that goes on from its second, in the middle of a rollout window."""
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "output_dir": folder}
+    with on_processors(engine):
+        whole_run = make(engine, **saving, **arguments)
+        whole_run.train()
+        expected, final = history(whole_run), weights(whole_run)
+    with on_processors(engine):
+        again = make(engine, **{**saving, "save_strategy": "no"}, **arguments)
+        again.train(resume_from_checkpoint=f"{folder}/checkpoint-2")
+        return {
+            "files": sorted(path.name for path in Path(folder, "checkpoint-2").iterdir()),
+            "windows": len(again.rollouts),
+            "expected": expected,
+            "history": history(again),
+            "weights": [final, weights(again)],
+        }
+
+
+def diverging(rank: int, engine: str, what: str, folder: str) -> dict[str, Any]:
+    """A run whose loss or gradient turns infinite on the second process in its third step, and what the error says."""
+    with on_processors(engine):
+        trainer = make(engine, output_dir=folder)
+        real = trainer.compute_loss
+
+        def compute_loss(model, inputs, return_outputs=False, **kwargs):
+            loss, outputs = real(model, inputs, return_outputs=True)
+            if trainer.state.global_step == 2 and rank == 1:
+                if what == "loss":
+                    outputs["terms"].rows.data[0] = torch.inf
+                loss = loss * torch.inf
+            return loss, outputs
+
+        trainer.compute_loss = compute_loss
+        try:
+            trainer.train()
+        except NonFiniteError as error:
+            return {"error": str(error), "steps": trainer.state.global_step}
+        return {"error": "", "steps": trainer.state.global_step}

@@ -9,7 +9,16 @@ import pytest
 
 from .engines import train
 from .processes import played
-from .test_distributed import BF16, MODULE, PAIR, assert_exact_on_policy, distance, sizes, union
+from .test_distributed import (
+    BF16,
+    MODULE,
+    PAIR,
+    assert_exact_on_policy,
+    assert_resumed,
+    distance,
+    sizes,
+    union,
+)
 
 
 pytestmark = pytest.mark.skipif(
@@ -82,3 +91,23 @@ def test_scores_leave_the_model_in_fp32(tmp_path, stage):
         assert_engine(ranks, stage)
         assert all(own["engine_dtype"] == "torch.bfloat16" for own in ranks)
         assert_exact_on_policy(ranks)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_goes_on_inside_its_window(tmp_path, stage, lora):
+    (ranks,) = played(
+        2, tmp_path, MODULE, ("resumed", {"engine": stage, "lora": lora, "folder": str(tmp_path / "run")})
+    )
+    assert_resumed(ranks, exactly=False)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_bad_loss_stops_before_the_engine_steps_and_a_bad_gradient_after(tmp_path, stage):
+    whats = ["loss", "gradient"]
+    scenes = [("diverging", {"engine": stage, "what": what, "folder": str(tmp_path / what)}) for what in whats]
+    loss, gradient = played(2, tmp_path, MODULE, *scenes)
+    assert [own["steps"] for own in loss + gradient] == [2] * 4
+    assert all("step 3 is not finite" in own["error"] and "applied" not in own["error"] for own in loss)
+    assert (tmp_path / "loss" / "checkpoint-2" / "unigrpo_manifest.json").exists()
+    assert all("DeepSpeed has applied it already" in own["error"] for own in gradient)

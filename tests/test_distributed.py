@@ -171,3 +171,37 @@ def test_held_out_answers_are_shared_and_everyone_has_them(tmp_path):
         for own in ranks:
             assert own["ids"] == alone["ids"]
             assert own["metrics"] == pytest.approx(alone["metrics"])
+
+
+def assert_resumed(ranks: list[dict[str, Any]], exactly: bool) -> None:
+    """The resumed run made no new rollout in its window, and is the whole run."""
+    for own in ranks:
+        assert {f"rollout_window_{rank}.safetensors" for rank in range(len(ranks))} <= set(own["files"])
+        assert "unigrpo_manifest.json" in own["files"]
+        assert own["windows"] == 0
+        assert (
+            own["history"] == own["expected"]
+            if exactly
+            else own["history"] == [pytest.approx(step, rel=1e-4) for step in own["expected"]]
+        )
+        final, again = own["weights"]
+        assert distance(again, final) <= (0.0 if exactly else 1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_resumed_run_goes_on_inside_its_window(tmp_path, engine, lora):
+    (ranks,) = played(
+        2, tmp_path, MODULE, ("resumed", {"engine": engine, "lora": lora, "folder": str(tmp_path / "run")})
+    )
+    assert_resumed(ranks, exactly=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_bad_number_on_one_process_stops_all_before_the_step(tmp_path, engine):
+    whats = ["loss", "gradient"]
+    scenes = [("diverging", {"engine": engine, "what": what, "folder": str(tmp_path / what)}) for what in whats]
+    for what, ranks in zip(whats, played(2, tmp_path, MODULE, *scenes), strict=True):
+        assert [own["steps"] for own in ranks] == [2, 2]
+        assert "row" in ranks[1]["error"] and all("step 3 is not finite" in own["error"] for own in ranks)
+        assert (tmp_path / what / "checkpoint-2" / "unigrpo_manifest.json").exists()

@@ -22,8 +22,8 @@ ROWS_PER_GPU_CHUNK = 512
 VOCAB_PER_CHUNK = 16_384
 """Vocabulary rows upcast at once when the head is not fp32; the weight is never upcast whole."""
 
-LEAST_TEMPERATURE = 1e-30
-"""Logits divided by less leave fp32."""
+LEAST_TEMPERATURE = 1e-20
+"""Logits divided by less come near the smallest fp32 number, which closes a token."""
 
 
 def rows_per_chunk(rows: Tensor) -> int:
@@ -259,7 +259,9 @@ class VocabularyHead(nn.Linear):
             ValueError: a temperature that is too small, or NaN.
         """
         if not temperature >= LEAST_TEMPERATURE:
-            raise ValueError(f"temperature={temperature} must be at least {LEAST_TEMPERATURE}; 0 is for samplers, argmax")
+            raise ValueError(
+                f"temperature={temperature} must be at least {LEAST_TEMPERATURE}; 0 is for samplers, argmax"
+            )
         space = token_space or TokenSpace(start=0, stop=self.out_features)
         with torch.autocast(hidden.device.type, enabled=False):
             if draw is not None:
