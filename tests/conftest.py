@@ -23,6 +23,7 @@ from peft import LoraConfig  # noqa: E402
 
 torch.set_num_threads(1)
 
+
 @pytest.fixture
 def make_trainer(tmp_path):
     """A factory of trainers: ``make_trainer(lora=True, beta=0.0, ...)``; other keywords go to ``UniGRPOConfig``."""

@@ -12,6 +12,8 @@ import asyncio
 import csv
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -31,18 +33,18 @@ SETTLING = 0.25
 CALLS = itertools.count(1)
 
 
-def formulas(prompts, completions, solution, **_: Any) -> list[float]:
-    """Compared by math-verify in its child process; every tenth call brings one that it cannot finish."""
+def formulas(prompts, completions, solution, **_: Any) -> list[float | None]:
+    """A few rows compared by math-verify in its child process, which is killed before every tenth call."""
+    from rewards._math_process import WORKER
     from rewards.math import math_correctness
 
-    hard = next(CALLS) % 10 == 0
-    golds = [f"\\frac{{{own}}}{{1}}" for own in solution]
-    texts = [f"\\boxed{{\\frac{{{i + 1}}}{{2}}}}" for i in range(len(golds))]
-    if hard:
-        texts[0] = "\\boxed{" + "+".join(f"\\sqrt{{{i}}}" for i in range(2, 60)) + "}"
-    return math_correctness(prompts=prompts[:4], completions=texts[:4], solution=golds[:4], timeout=1.0) + [
-        None
-    ] * (len(prompts) - 4)
+    if next(CALLS) % 10 == 0 and WORKER.pid is not None:
+        os.kill(WORKER.pid, signal.SIGKILL)
+    numbers = [int(own.rpartition(" ")[2]) for own in solution[:4]]
+    golds = [f"\\sqrt{{{own}}}" for own in numbers]
+    texts = [f"\\boxed{{\\frac{{\\sqrt{{{4 * own}}}}}{{2}}}}" for own in numbers]
+    scores = math_correctness(prompts=prompts[:4], completions=texts, solution=golds)
+    return scores + [None] * (len(prompts) - 4)
 
 
 async def slow(completions, **_: Any) -> list[float]:
@@ -63,9 +65,10 @@ def serve() -> str:
     sys.path.insert(0, str(ROOT / "examples"))
     import reward_server
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), reward_server.Handler)
+    reward_server.Service.log_message = lambda *_: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), reward_server.Service)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.server_port}"
+    return f"http://127.0.0.1:{server.server_port}/score"
 
 
 def train(output: Path, seconds: float) -> None:

@@ -67,6 +67,21 @@ def test_two_processes_are_one(tmp_path, lora):
         assert_same(ranks, alone)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_four_processes_are_one(tmp_path, engine, lora):
+    """A group of eight answers then lies on two processes."""
+    alone = train(0, "ddp", lora=lora, **sizes(1, 8))
+    four = [own for own in CLASSES if own[0] == 4]
+    scenes = [("train", {"engine": engine, "lora": lora, **sizes(a, b)}) for _, a, b in four]
+    for number, ranks in enumerate(played(4, tmp_path, MODULE, *scenes)):
+        if engine == "fsdp2":
+            assert_sharded(ranks)
+        assert_same(ranks, alone)
+        print(f"equivalence class: 4 processes x {four[number][1:]} {engine} {'lora' if lora else 'full'}")
+
+
 UNITS = ["transformer.wte", *(f"transformer.blocks.{number}" for number in range(3)), "transformer.ff_out"]
 """What accelerate's FSDP2 gathers and frees by itself: embedding, blocks, head. The root holds the last norm."""
 

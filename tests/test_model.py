@@ -26,7 +26,8 @@ pytestmark = pytest.mark.smoke
 
 
 WITH_MASK, WITHOUT_MASK = 3e-5, 1e-6
-BF16_MAX, BF16_RMS = 0.1, 0.02
+# Wrong code is off by 0.48 and more; processors with AMX multiply bf16 in another order and are off by 0.12.
+BF16_MAX, BF16_RMS = 0.2, 0.02
 
 BLOCK_TENSORS = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")
 TINY_LLADA = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 48, "vocab_size": 208}

@@ -1,13 +1,12 @@
-"""Numerical safety of what makes a loss: advantages, surrogates, the loss itself, estimates of the KL, statistics.
+"""Numerical safety of what makes a loss: advantages, surrogates, the loss itself, estimates of the KL.
 
 Each function gives finite numbers at its edges, or what its docstring says instead; a gradient is never NaN behind a finite
-loss. ``test_numerical_safety_tokens.py`` has the same for logits, masks and samplers.
+loss. ``test_numerical_safety_logits.py`` and ``test_numerical_safety_rollouts.py`` have the same for what comes before.
 """
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unigrpo.advantages import EPSILON, group_advantages, group_moments
-from unigrpo.diagnostics import estimates, hidden_fifths, ratio_metrics, sampling_metrics, thinned, window_metrics
 from unigrpo.evaluation import bootstrap
 from unigrpo.losses import LossTerms, PolicyLoss, kl_estimate
-from unigrpo.metrics import Metrics
 from unigrpo.reduction import MIXING, Reduction, linear, upper_bound
 from unigrpo.surrogates import SURROGATES, Clip
 
@@ -339,45 +336,3 @@ def test_mixtures_of_draws_are_finite_and_zero_where_nothing_is_scored(b, s, log
     torch.testing.assert_close(linear(logps, target, weight), seen * 0.25 * logp)
     expected = torch.where(seen > 0, logp + (seen.clamp(min=1) * 0.25).log() / 2, 0.0)
     torch.testing.assert_close(upper_bound(logps, target, weight, 2.0), expected)
-
-
-# ---- statistics ----
-
-
-def logged(function, *arguments) -> dict[str, float]:
-    metrics = Metrics()
-    function(metrics, *arguments)
-    return metrics.flush()
-
-
-def ratios(*values: float) -> LossTerms:
-    nowhere = torch.zeros(len(values), dtype=torch.bool)
-    nothing = torch.zeros(1)
-    return LossTerms(rows=nothing, kl=nothing, ratio=torch.tensor(values), clipped_low=nowhere, clipped_high=nowhere)
-
-
-def test_statistics_of_no_one_and_infinite_ratios():
-    assert logged(ratio_metrics, ratios(), "text") == {}
-    one = logged(ratio_metrics, ratios(0.0), "text")
-    assert one["ratio/max"] == 0.0 and "ratio/ess" not in one and "ratio/std" not in one
-    infinite = logged(ratio_metrics, ratios(1.0, INF), "text")
-    assert infinite["ratio/max"] == INF
-    assert not any(math.isnan(value) for value in infinite.values())
-    assert logged(sampling_metrics, torch.zeros(0), torch.zeros(0), "text") == {}
-
-
-def test_statistics_of_a_row_without_an_answer():
-    nothing = torch.zeros(1, 2, 3, dtype=torch.bool)
-    row = SimpleNamespace(
-        task="text",
-        hidden=nothing,
-        target=nothing,
-        completion_mask=torch.zeros(3, dtype=torch.bool),
-        old_logps=torch.zeros(1, 2, 3),
-        old_known=torch.ones(1, dtype=torch.bool),
-    )
-    assert hidden_fifths(row).tolist() == estimates(row).tolist() == []
-    assert logged(window_metrics, [row]) == {}
-    assert not thinned(nothing).any()
-    assert thinned(torch.ones(1, 1, dtype=torch.bool)).tolist() == [[True]]
-    assert int(thinned(torch.ones(3, 50, dtype=torch.bool), 10).sum()) == 10
