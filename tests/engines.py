@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import accelerate
+import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from packaging.version import Version
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, training_args
 
 import unigrpo.config
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
-from unigrpo.engines import engine_of
+from unigrpo.engines import FSDP2_NEEDS, engine_of
 from unigrpo.evaluation import held_out_answers
 from unigrpo.guards import NonFiniteError
 
@@ -42,6 +45,17 @@ def deepspeed_config(stage: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+
+
+NEEDS_FSDP2 = pytest.mark.skipif(
+    Version(accelerate.__version__) < Version(FSDP2_NEEDS),
+    reason=f'an older accelerate is refused: pip install "accelerate>={FSDP2_NEEDS}"',
+)
+NEEDS_CPU_0 = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.12"),
+    reason="torch 2.11 cannot load an optimizer that one of several processes saved on the device cpu:0",
+)
+ENGINES = ["ddp", pytest.param("fsdp2", marks=NEEDS_FSDP2)]
 
 
 class Watched(UniGRPOTrainer):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from .engines import evaluate, train
+from unigrpo.engines import settle_precision
+
+from .engines import ENGINES, NEEDS_CPU_0, NEEDS_FSDP2, evaluate, train
 from .processes import played
 
 
@@ -68,7 +71,7 @@ def test_two_processes_are_one(tmp_path, lora):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_four_processes_are_one(tmp_path, engine, lora):
     """A group of eight answers then lies on two processes."""
@@ -93,6 +96,7 @@ def assert_sharded(ranks: list[dict[str, Any]]) -> None:
         assert own["dtensors"] >= 30
 
 
+@NEEDS_FSDP2
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_sharded_weights_change_nothing(tmp_path, lora):
     """FSDP2, with the reference of full fine-tuning sharded too, and of LoRA the sharded model without its adapter."""
@@ -105,7 +109,6 @@ def test_sharded_weights_change_nothing(tmp_path, lora):
 
 PAIR = {"gradient_accumulation_steps": 1, "steps_per_generation": 1, "num_generations": 4, "shuffle_dataset": False}
 """Two groups of four a rollout: on two processes each has one, on one process both."""
-ENGINES = ["ddp", "fsdp2"]
 
 
 def pair(tmp_path, engine: str, **arguments: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -176,16 +179,23 @@ def test_scores_leave_the_model_in_fp32(tmp_path, engine, lora):
     assert all(norm > 0 for _, norm, _ in text[0]["history"])
 
 
-def test_held_out_answers_are_shared_and_everyone_has_them(tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_held_out_answers_are_shared_and_everyone_has_them(tmp_path, engine):
     """Seven answers in batches of two: uneven over two processes."""
     alone = evaluate(0, "ddp", batch=4)
     assert len(alone["ids"]) == 7 and alone["sizes"] == [2, 2, 2, 1]
-    for engine in ENGINES:
-        (ranks,) = played(2, tmp_path / engine, MODULE, ("evaluate", {"engine": engine, "batch": 2}))
-        assert [own["sizes"] for own in ranks] == [[2, 2], [2, 1]]
-        for own in ranks:
-            assert own["ids"] == alone["ids"]
-            assert own["metrics"] == pytest.approx(alone["metrics"])
+    (ranks,) = played(2, tmp_path, MODULE, ("evaluate", {"engine": engine, "batch": 2}))
+    assert [own["sizes"] for own in ranks] == [[2, 2], [2, 1]]
+    for own in ranks:
+        assert own["ids"] == alone["ids"]
+        assert own["metrics"] == pytest.approx(alone["metrics"])
+
+
+def test_fsdp2_asks_for_an_accelerate_that_resumes_adapters(monkeypatch):
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=2)))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.14.0")
+    with pytest.raises(ValueError, match=r'accelerate 1.14.0.*pip install "accelerate>=1.15"'):
+        settle_precision(accelerator)
 
 
 def assert_resumed(ranks: list[dict[str, Any]], exactly: bool) -> None:
@@ -201,6 +211,7 @@ def assert_resumed(ranks: list[dict[str, Any]], exactly: bool) -> None:
         assert distance(again, final) <= (0.0 if exactly else 1e-5)
 
 
+@NEEDS_CPU_0
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_resumed_run_goes_on_inside_its_window(tmp_path, engine, lora):

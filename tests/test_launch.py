@@ -19,6 +19,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
+from .engines import NEEDS_CPU_0
 from .processes import free_port
 from .tiny import tiny_model
 
@@ -91,6 +92,7 @@ def workers(launcher: psutil.Process) -> list[psutil.Process]:
     return sorted(found, key=lambda own: int(own.environ()["RANK"]))
 
 
+@NEEDS_CPU_0
 def test_a_lost_process_ends_the_run_and_leaves_its_last_checkpoint(tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 1, "max_steps": 400, "lr_scheduler_type": "constant"}
     output = tmp_path / "run"

@@ -294,9 +294,10 @@ def test_surrogates_of_any_precision_are_finite_for_positive_advantages(name, dt
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_half_precision_log_probabilities_are_computed_with_in_fp32(dtype):
-    value, _, terms = one_token(12.0, -2.0, dtype)
-    assert terms.rows.dtype == torch.float32
-    assert value == pytest.approx(2 * math.exp(12))
+    for surrogate in ("ppo", "linear_bound"):
+        value, _, terms = one_token(12.0, -2.0, dtype, surrogate=surrogate)
+        assert terms.rows.dtype == torch.float32
+        assert value == pytest.approx(2 * math.exp(12))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
@@ -309,6 +310,8 @@ def test_estimates_of_the_kl_at_extreme_differences(dtype):
     torch.testing.assert_close(values["k2"].double(), wide.square() / 2)
     torch.testing.assert_close(values["k3"][:4].double(), torch.expm1(wide[:4]) - wide[:4], rtol=1e-5, atol=0)
     assert values["k3"][4] == INF
+    near = kl_estimate(torch.tensor([1e-3]), torch.zeros(1), "k3")
+    assert float(near) == pytest.approx(5.0017e-7, rel=1e-3)
     assert bool((values["k2"] >= 0).all()) and bool((values["k3"] >= 0).all())
 
 

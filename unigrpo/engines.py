@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from packaging.version import Version
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -16,15 +18,30 @@ from .algorithms import Algorithm
 from .reference import frozen_copy
 
 
+FSDP2_NEEDS = "1.15"
+"""The first accelerate that resumes an adapter under FSDP2 as it was, and wraps embedding and head by themselves."""
+
+
 def settle_precision(accelerator: Accelerator) -> None:
     """FSDP2's precision: bf16 (or fp16) weights in a forward, fp32 gradients between processes, outputs left as they are.
 
     accelerate's own policy also casts what a forward is given and what it returns. Log-probabilities leave the model in
     fp32, and those of a reference enter it in fp32: in bf16 a ratio of 1 could not be told from 1.008.
+
+    Raises:
+        ValueError: FSDP2 with an accelerate that is too old for it.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    policy = getattr(plugin, "mixed_precision_policy", None)
-    if plugin is None or plugin.fsdp_version != 2 or policy is None:
+    if plugin is None or plugin.fsdp_version != 2:
+        return
+    found = importlib.metadata.version("accelerate")
+    if Version(found) < Version(FSDP2_NEEDS):
+        raise ValueError(
+            f"FSDP2 with accelerate {found}, which goes on from a checkpoint with other adapter weights than it saved: "
+            f'pip install "accelerate>={FSDP2_NEEDS}"'
+        )
+    policy = plugin.mixed_precision_policy
+    if policy is None:
         return
     from torch.distributed.fsdp import MixedPrecisionPolicy
 

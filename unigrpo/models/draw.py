@@ -73,7 +73,10 @@ def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> Draw
     if with_entropy:
         # The chosen column is a good reference point: log-sum-exp = its logit - its log-probability.
         lse = logits.gather(1, picked).squeeze(1) - logps
-        entropy = lse - torch.linalg.vecdot(probs, floored(logits))
+        entropy = lse - torch.linalg.vecdot(probs, logits)
+        if bool(entropy.isnan().any()):
+            # 0 times -inf; finite logits are spared another pass.
+            entropy = lse - torch.linalg.vecdot(probs, floored(logits))
     return DrawnTokens(columns, logps, entropy)
 
 
