@@ -17,6 +17,7 @@ from .test_distributed import (
     assert_resumed,
     distance,
     sizes,
+    told,
     union,
 )
 
@@ -55,10 +56,12 @@ def assert_engine(ranks: list[dict[str, Any]], stage: str) -> None:
 def test_zero_changes_nothing(tmp_path, stage, lora):
     """Two units a micro-step and two micro-steps a step: the engine must step once."""
     alone = train(0, "ddp", lora=lora, **sizes(1, 8))
-    scenes = [("train", {"engine": stage, "lora": lora, **sizes(a, b)}) for a, b in ((1, 4), (2, 2))]
-    for ranks in played(2, tmp_path, MODULE, *scenes):
+    divisions = ((1, 4), (2, 2))
+    scenes = [("train", {"engine": stage, "lora": lora, **sizes(a, b)}) for a, b in divisions]
+    for division, ranks in zip(divisions, played(2, tmp_path, MODULE, *scenes), strict=True):
         assert_engine(ranks, stage)
         assert_same_but_gradients(ranks, alone)
+        told(stage, lora, 2, *division)
 
 
 MIXED = {**PAIR, "tasks": ["text", "t2i", "mmu", "t2i"], "count": 4, "beta": 0.04}

@@ -34,6 +34,12 @@ def union(rollouts: list[list[dict[int, list[int]]]]) -> list[dict[int, list[int
     return [{index: ids for own in window for index, ids in own.items()} for window in zip(*rollouts, strict=True)]
 
 
+def told(engine: str, lora: bool, processes: int, accumulation: int, batch: int) -> None:
+    """A line for every division of the same eight answers that was found equal to one process without accumulation."""
+    kind = "lora" if lora else "full"
+    print(f"equivalence class: {engine} {kind}, {processes} processes x {accumulation} accumulated x {batch} answers")
+
+
 def assert_same(own: list[dict[str, Any]], alone: dict[str, Any], tolerance: float = 2e-5) -> None:
     """What several processes left is what one left: rollouts exactly, numbers within rounding."""
     assert union([rank["rollouts"] for rank in own]) == alone["rollouts"]
@@ -63,11 +69,13 @@ def test_two_processes_are_one(tmp_path, lora):
     assert any(loss for loss, _, _ in alone["history"]) and len(alone["history"]) == 4
     for _, accumulation, batch in [own for own in CLASSES if own[0] == 1][1:]:
         assert_same([train(0, "ddp", lora=lora, **sizes(accumulation, batch))], alone)
+        told("none", lora, 1, accumulation, batch)
     two = [own for own in CLASSES if own[0] == 2]
     scenes = [("train", {"engine": "ddp", "lora": lora, **sizes(a, b)}) for _, a, b in two]
-    for ranks in played(2, tmp_path, MODULE, *scenes):
+    for division, ranks in zip(two, played(2, tmp_path, MODULE, *scenes), strict=True):
         assert all(own["engine"]["wrapper"] == "DistributedDataParallel" for own in ranks)
         assert_same(ranks, alone)
+        told("ddp", lora, *division)
 
 
 @pytest.mark.slow
@@ -82,7 +90,7 @@ def test_four_processes_are_one(tmp_path, engine, lora):
         if engine == "fsdp2":
             assert_sharded(ranks)
         assert_same(ranks, alone)
-        print(f"equivalence class: 4 processes x {four[number][1:]} {engine} {'lora' if lora else 'full'}")
+        told(engine, lora, *four[number])
 
 
 UNITS = ["transformer.wte", *(f"transformer.blocks.{number}" for number in range(3)), "transformer.ff_out"]
@@ -101,10 +109,12 @@ def assert_sharded(ranks: list[dict[str, Any]]) -> None:
 def test_sharded_weights_change_nothing(tmp_path, lora):
     """FSDP2, with the reference of full fine-tuning sharded too, and of LoRA the sharded model without its adapter."""
     alone = train(0, "ddp", lora=lora, **sizes(1, 8))
-    scenes = [("train", {"engine": "fsdp2", "lora": lora, **sizes(a, b)}) for a, b in ((1, 4), (2, 2))]
-    for ranks in played(2, tmp_path, MODULE, *scenes):
+    divisions = ((1, 4), (2, 2))
+    scenes = [("train", {"engine": "fsdp2", "lora": lora, **sizes(a, b)}) for a, b in divisions]
+    for division, ranks in zip(divisions, played(2, tmp_path, MODULE, *scenes), strict=True):
         assert_sharded(ranks)
         assert_same(ranks, alone)
+        told("fsdp2", lora, 2, *division)
 
 
 PAIR = {"gradient_accumulation_steps": 1, "steps_per_generation": 1, "num_generations": 4, "shuffle_dataset": False}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unigrpo.likelihood import score_tokens, token_logprobs
 from unigrpo.models import MMaDAPolicy
-from unigrpo.models.door import combine_guidance
+from unigrpo.models.door import MaskedDiffusionMixin, combine_guidance
 from unigrpo.models.draw import Draw, choose_tokens, draw_columns
 from unigrpo.models.head import LEAST_TEMPERATURE, VocabularyHead, exact_kl, gather_logps, normalised
 from unigrpo.types import Canvas, TokenSpace
@@ -239,3 +239,23 @@ def test_the_likelihood_of_no_token_and_of_one(dtype, exact):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         assert finite(*gradients)
         assert any(bool(own.any()) for own in gradients) == bool(count)
+
+
+def test_guidance_keeps_a_column_closed_that_is_closed_in_both_branches():
+    rows = torch.tensor([[1.0, -torch.inf, 2.0], [0.5, -torch.inf, 0.0]])
+    guided = combine_guidance(rows, 3.5)
+    assert guided[0, [0, 2]].tolist() == [0.5 + 4.5 * 0.5, 4.5 * 2.0]
+    assert guided.softmax(dim=-1)[0, 1] == 0.0
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_foreign_model_refuses_a_temperature_that_divides_by_nothing(temperature):
+    class Bare:
+        def forward(self, ids):
+            raise AssertionError("the temperature is checked first")
+
+    class Foreign(MaskedDiffusionMixin, Bare):
+        pass
+
+    with pytest.raises(ValueError, match="temperature="):
+        Foreign().forward(torch.zeros(1, 1), temperature=temperature)

@@ -94,7 +94,7 @@ def reward_metrics(
     for name, column in zip(names, scores.T, strict=True):
         applies = column[~column.isnan()]
         if len(applies):
-            metrics.add(f"rewards/{name}/std", applies.std() if len(applies) > 1 else 0.0)
+            metrics.add(f"rewards/{name}/std", applies.double().std() if len(applies) > 1 else 0.0)
     metrics.add("reward", advantages.rewards.nanmean())
     for suffix, own in metrics.scopes(tasks):
         for name, column in zip(names, scores[own].T, strict=True):

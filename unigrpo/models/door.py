@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..types import TokenSpace
-from .draw import Draw, choose_tokens
-from .head import gather_logps
+from .draw import Draw, choose_tokens, floored
+from .head import check_temperature, gather_logps
 
 
 @dataclass
@@ -34,9 +34,10 @@ class MaskedDiffusionOutput(ModelOutput):
 def combine_guidance(rows: Tensor, scale: float) -> Tensor:
     """``u + (s + 1)(c - u)`` in fp32 for rows stacked as ``[c; u]``, ``[2n, ...] -> [n, ...]``.
 
-    On logits this is classifier-free guidance; on hidden states it is the same wherever the head is linear.
+    On logits this is classifier-free guidance; on hidden states it is the same wherever the head is linear. A column that is
+    closed (-inf) in both stays closed.
     """
-    conditional, unconditional = rows.float().chunk(2)
+    conditional, unconditional = floored(rows.float()).chunk(2)
     return unconditional + (scale + 1.0) * (conditional - unconditional)
 
 
@@ -59,6 +60,7 @@ class MaskedDiffusionMixin:
         **kwargs,
     ) -> MaskedDiffusionOutput:
         """See ``LLaDAForMaskedDiffusion.forward`` for shapes and meanings."""
+        check_temperature(temperature)
         logits = super().forward(*args, **kwargs).logits
         with torch.autocast(logits.device.type, enabled=False):
             rows = (logits if select is None else logits[select]).float()

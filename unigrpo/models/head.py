@@ -229,6 +229,12 @@ def _recompute_gradients(ctx, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Te
     return grad_hidden, grad_weight.to(weight.dtype)
 
 
+def check_temperature(temperature: float) -> None:
+    """Raises ``ValueError`` for a temperature that logits cannot be divided by."""
+    if not temperature >= LEAST_TEMPERATURE:
+        raise ValueError(f"temperature={temperature} must be at least {LEAST_TEMPERATURE}; 0 is for samplers, argmax")
+
+
 class VocabularyHead(nn.Linear):
     """An untied LM head that also scores tokens. It is the only reader of its weight."""
 
@@ -258,10 +264,7 @@ class VocabularyHead(nn.Linear):
         Raises:
             ValueError: a temperature that is too small, or NaN.
         """
-        if not temperature >= LEAST_TEMPERATURE:
-            raise ValueError(
-                f"temperature={temperature} must be at least {LEAST_TEMPERATURE}; 0 is for samplers, argmax"
-            )
+        check_temperature(temperature)
         space = token_space or TokenSpace(start=0, stop=self.out_features)
         with torch.autocast(hidden.device.type, enabled=False):
             if draw is not None:
