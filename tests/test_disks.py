@@ -15,9 +15,11 @@ import pytest
 from transformers import TrainerCallback
 
 from unigrpo.callbacks import JsonLines
+from unigrpo.check import check_recipe
 from unigrpo.cli import main
 from unigrpo.durable import MANIFEST, CheckpointError, fault
 from unigrpo.guards import NonFiniteError
+from unigrpo.recipe import load_recipe
 from unigrpo.run_folder import newest_usable, steps_of
 
 from .saving import SAVING, finished_run, folder_of_a_module, logged, recorded  # noqa: F401
@@ -239,3 +241,14 @@ def test_the_best_checkpoint_is_known_by_its_final_name_and_kept(make_trainer, t
     for step in (2, 6):
         state = json.loads((tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"] == best
+
+
+def test_check_finds_a_folder_that_a_run_could_not_write(tmp_path):
+    """And makes none while it looks."""
+    recipe = str(Path(__file__).parent.parent / "recipes" / "quickstart.yaml")
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(CheckpointError, match=r"nothing can be written into output_dir=.*file.*Set output_dir"):
+            check_recipe(load_recipe(recipe, [f"output_dir={folder}"]), offline=True)
+    check_recipe(load_recipe(recipe, [f"output_dir={tmp_path / 'new' / 'run'}"]), offline=True)
+    assert not (tmp_path / "new").exists()

@@ -22,6 +22,7 @@ from .building import (
 from .codec import sides
 from .data import check_dataset, task_of
 from .demonstrations import check_given
+from .durable import check_writable
 from .generation import BUILTIN, model_path
 from .models import MagvitV2Config, resolve_policy
 from .models.loading import load_config, reading
@@ -65,6 +66,7 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     build_lora(recipe)
     options = {"quantization_config": build_quantization(recipe), **(args.model_init_kwargs or {})}
     check_quantization(options, recipe.lora is not None)
+    _check_output(Path(args.output_dir))
     resolve_names(recipe)
     notes = code_of(recipe)
     notes += _check_model(recipe, offline)
@@ -85,6 +87,13 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     for spec in recipe.sft_datasets:
         notes += _check_data(recipe, spec, offline, gold=False, given=True)
     return notes
+
+
+def _check_output(folder: Path) -> None:
+    """Raises ``CheckpointError`` where a run could not write; the folder itself is not made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    check_writable(folder)
 
 
 def _reach(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
