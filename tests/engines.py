@@ -27,6 +27,7 @@ from unigrpo.evaluation import held_out_answers
 from unigrpo.guards import NonFiniteError
 
 from .test_image_laws import options, picture
+from .test_trainer_resume import adapted as trained_adapter
 from .tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
 
 
@@ -151,6 +152,15 @@ def equal_at_first(prompts, completions, completion_ids, **_):
     return [0.5 if prompt == "w0 w1" else value for prompt, value in zip(prompts, dense, strict=True)]
 
 
+def given_answers(arguments: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows with answers of several lengths for the auxiliary loss; as many a micro-step as there are sampled ones."""
+    arguments["sft_batch_size"] = arguments["per_device_train_batch_size"]
+    rows = prompts(9)
+    for number, row in enumerate(rows):
+        row["completion"] = " ".join(f"w{number + i}" for i in range(1 + number % 5))
+    return rows
+
+
 def make(engine: str, lora: bool = False, tasks: list[str] | None = None, count: int = 16, **changes: Any) -> Watched:
     """The trainer of a tiny run over ``count`` rows; ``tasks`` are those of the rows, in order."""
     arguments = {"output_dir": tempfile.mkdtemp(), **TRAINING, **changes}
@@ -164,17 +174,20 @@ def make(engine: str, lora: bool = False, tasks: list[str] | None = None, count:
         for number, (row, task) in enumerate(zip(rows, tasks, strict=True)):
             row |= {"task": task, "image": picture(number) if task == "mmu" else None}
     stop_ids = arguments.pop("stop_ids", None)
+    given = given_answers(arguments) if "sft_weight" in arguments else None
     reward = globals()[arguments.pop("reward", "low_ids")]
     dtype = getattr(torch, arguments.pop("dtype", "float32"))
+    from_adapter = arguments.pop("from_adapter", False)
     args = UniGRPOConfig(**arguments)
     trainer = (Sharded if engine == "fsdp2" else Watched)(
-        tiny_model(dtype),
+        trained_adapter() if from_adapter else tiny_model(dtype),
         reward,
         args,
         rows,
         processing_class=tiny_processor(),
         peft_config=LoraConfig(r=4) if lora else None,
         callbacks=[gradients := Gradients()],
+        sft_dataset=given,
     )
     if stop_ids is not None:
         trainer.policy.stop_token_ids = tuple(stop_ids)

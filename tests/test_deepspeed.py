@@ -107,8 +107,8 @@ def test_a_resumed_run_goes_on_inside_its_window(tmp_path, stage, lora):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_bad_loss_stops_before_the_engine_steps_and_a_bad_gradient_after(tmp_path, stage):
-    whats = ["loss", "gradient"]
-    scenes = [("diverging", {"engine": stage, "what": what, "folder": str(tmp_path / what)}) for what in whats]
+    faults = ["loss", "gradient"]
+    scenes = [("diverging", {"engine": stage, "what": what, "folder": str(tmp_path / what)}) for what in faults]
     loss, gradient = played(2, tmp_path, MODULE, *scenes)
     assert [own["steps"] for own in loss + gradient] == [2] * 4
     assert all("step 3 is not finite" in own["error"] and "applied" not in own["error"] for own in loss)

@@ -78,6 +78,18 @@ def test_two_processes_are_one(tmp_path, lora):
         told("ddp", lora, *division)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("what", [{"sft_weight": 0.5}, {"from_adapter": True, "beta": 0.2}], ids=["given", "adapter"])
+def test_so_are_runs_with_given_answers_and_from_a_trained_adapter(tmp_path, engine, what):
+    """Given answers are numbered like sampled ones; the reference of a trained adapter is its frozen copy."""
+    alone = train(0, "ddp", **what, **sizes(1, 8))
+    if "from_adapter" in what:
+        assert all("lora_" in name and ".default." in name for name in alone["weights"])
+    assert_same([train(0, "ddp", **what, **sizes(2, 4))], alone)
+    (ranks,) = played(2, tmp_path, MODULE, ("train", {"engine": engine, **what, **sizes(2, 2)}))
+    assert_same(ranks, alone)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -233,9 +245,9 @@ def test_a_resumed_run_goes_on_inside_its_window(tmp_path, engine, lora):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_bad_number_on_one_process_stops_all_before_the_step(tmp_path, engine):
-    whats = ["loss", "gradient"]
-    scenes = [("diverging", {"engine": engine, "what": what, "folder": str(tmp_path / what)}) for what in whats]
-    for what, ranks in zip(whats, played(2, tmp_path, MODULE, *scenes), strict=True):
+    faults = ["loss", "gradient"]
+    scenes = [("diverging", {"engine": engine, "what": what, "folder": str(tmp_path / what)}) for what in faults]
+    for what, ranks in zip(faults, played(2, tmp_path, MODULE, *scenes), strict=True):
         assert [own["steps"] for own in ranks] == [2, 2]
         assert "row" in ranks[1]["error"] and all("step 3 is not finite" in own["error"] for own in ranks)
         assert (tmp_path / what / "checkpoint-2" / "unigrpo_manifest.json").exists()

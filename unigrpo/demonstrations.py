@@ -33,15 +33,20 @@ LOSS = PolicyLoss(epsilon=0.2, epsilon_high=0.2, surrogate="log_likelihood", nor
 
 
 def demonstrations(pipe: Pipeline, dataset: Any, micro_step: int) -> tuple[list[Experience], list[Unit]]:
-    """This rank's given answers for one micro-step, noised, and their units; every rank gets the same number."""
-    count = pipe.args.sft_batch_size
-    generator = keyed_generator("demonstrations", pipe.args.seed, micro_step, pipe.rank)
-    chosen = [dataset[index] for index in torch.randint(len(dataset), (count,), generator=generator).tolist()]
+    """This rank's given answers for one micro-step, noised, and their units; every rank gets the same number.
+
+    They are numbered over the ranks and micro-steps of an optimizer step, and drawn and noised by their number.
+    """
+    count, every = pipe.args.sft_batch_size, pipe.args.gradient_accumulation_steps
+    step, part = divmod(micro_step, every)
+    generator = keyed_generator("demonstrations", pipe.args.seed, step)
+    drawn = torch.randint(len(dataset), (count * every * pipe.ranks,), generator=generator).tolist()
+    first = (pipe.rank * every + part) * count
     rows = []
-    for place, row in enumerate(chosen):
-        number = pipe.rank * count + place
+    for number in range(first, first + count):
+        row = dataset[drawn[number]]
         rollout = written(pipe, row)
-        key = (pipe.args.seed, micro_step)
+        key = (pipe.args.seed, step)
         noise = NOISING(rollout, num_iterations=1, num_samples=1, key=("demonstration", *key), rows=[number])
         noise = corrupted(pipe.policy, noise, rollout, ("demonstration", *key, number))
         rows.append(unpack(pipe, Sample(row=row, rollout=rollout, index=number), noise, advantage=1.0, reward=0.0))
