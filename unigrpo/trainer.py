@@ -22,19 +22,18 @@ from .algorithms import build_algorithms
 from .anchors import exact_reference
 from .assembly import (
     default_learning_rate,
-    load_codec,
     load_trainable,
-    named_sets,
     reward_set,
     trainable,
 )
 from .callbacks import UniGRPOProgress, reference_update, save_completions, show_completions
+from .checked_datasets import CheckedDatasets
 from .checkpointing import WindowCheckpoints
 from .codec import ImageCodec
 from .compiling import compile_blocks
 from .config import UniGRPOConfig, tokenizer_name
-from .data import WindowLoader, WindowSampler, check_dataset, task_of, undecoded
-from .demonstrations import check_demonstration, demonstration_loss, demonstrations
+from .data import WindowLoader, WindowSampler, check_dataset, undecoded
+from .demonstrations import demonstration_loss, demonstrations
 from .diagnostics import loss_metrics
 from .durable import check_writable
 from .engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
@@ -47,11 +46,11 @@ from .models import DiffusionPolicy, policy_class_of
 from .reference import reference_context
 from .rewarding import ModelReward
 from .rng import keyed_generator
-from .sampling import Pipeline, check_prompt
+from .sampling import Pipeline
 from .units import Batch, Unit, collate
 
 
-class UniGRPOTrainer(WindowCheckpoints, Trainer):
+class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
     """Trains a masked-diffusion policy with MMaDA's UniGRPO (arXiv 2505.15809) or another algorithm of ``PRESETS``.
 
     Args:
@@ -153,53 +152,6 @@ class UniGRPOTrainer(WindowCheckpoints, Trainer):
         super().create_accelerator_and_postprocess()
         self.args.torch_compile_backend = backend
         settle_precision(self.accelerator)
-
-    def _checked(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
-        """The datasets with their pictures left encoded, every row checked."""
-        if train_dataset is not None:
-            train_dataset = undecoded(train_dataset)
-            check_dataset(train_dataset, "train_dataset", self._check_row)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: undecoded(part) for name, part in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = undecoded(eval_dataset)
-        for name, part in named_sets(eval_dataset):
-            check_dataset(part, name, self._check_held_out_row)
-        return train_dataset, eval_dataset
-
-    def _checked_demonstrations(self, dataset: Any) -> Any:
-        """The rows with given answers, each of which fits its canvas."""
-        if (dataset is None) != (self.args.sft_weight == 0):
-            raise ValueError(
-                f"sft_weight={self.args.sft_weight} {'without' if dataset is None else 'with'} sft_dataset: the auxiliary "
-                "denoising loss needs both a weight > 0 and rows with given answers"
-            )
-        if dataset is None:
-            return None
-
-        def check(row: dict[str, Any], where: str) -> None:
-            self._know_codec(row)
-            check_demonstration(self.policy, self.args, self.codec, row, where)
-
-        dataset = undecoded(dataset)
-        check_dataset(dataset, "sft_dataset", check)
-        return dataset
-
-    def _know_codec(self, row: dict[str, Any]) -> None:
-        """The first row with a picture loads the image tokenizer."""
-        if self.codec is None and task_of(row) != "text":
-            self.codec = load_codec(self._image_tokenizer, self.policy)
-
-    def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> None:
-        """A dataset row that this run cannot answer is an error."""
-        self._know_codec(row)
-        check_prompt(self.policy, self.args, self.codec, row, where, held_out)
-        self.rewards.know_columns(row)
-        if not held_out:
-            self._tasks.add(task_of(row))
-
-    def _check_held_out_row(self, row: dict[str, Any], where: str) -> None:
-        self._check_row(row, where, held_out=True)
 
     def _add_callbacks(self) -> None:
         if self.args.sync_ref_model:
