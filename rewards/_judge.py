@@ -77,7 +77,7 @@ class JudgeReward(ServiceReward):
         temperature: float | None = 0.0,
         extra_body: dict[str, Any] | None = None,
         timeout: float = 60.0,
-        deadline: float = 600.0,
+        deadline: float = 480.0,
         retries: int = 3,
         backoff: float = 0.5,
         concurrency: int = 8,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +26,8 @@ from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.engines import FSDP2_NEEDS, engine_of
 from unigrpo.evaluation import held_out_answers
 from unigrpo.guards import NonFiniteError
+from unigrpo.reward_faults import RewardError
+from unigrpo.rewarding import RewardSet
 
 from .test_image_laws import options, picture
 from .test_trainer_resume import adapted as trained_adapter
@@ -57,6 +60,20 @@ NEEDS_CPU_0 = pytest.mark.skipif(
     reason="torch 2.11 cannot load an optimizer that one of several processes saved on the device cpu:0",
 )
 ENGINES = ["ddp", pytest.param("fsdp2", marks=NEEDS_FSDP2)]
+
+
+DIVIDED = (
+    *("kl", "entropy", "clip_ratio/region_mean", "ratio/mean", "ratio/max", "num_completion_tokens"),
+    *(f"completions/{kind}_length" for kind in ("mean", "min", "max")),
+    *(
+        "completions/clipped_ratio",
+        "sampling/sampling_logp_difference/mean",
+        "mask_ratio/0.4-0.6",
+        "reward",
+        "reward_std",
+    ),
+)
+"""Metrics that do not depend on how rows are divided."""
 
 
 class Watched(UniGRPOTrainer):
@@ -179,8 +196,10 @@ def make(engine: str, lora: bool = False, tasks: list[str] | None = None, count:
     dtype = getattr(torch, arguments.pop("dtype", "float32"))
     from_adapter = arguments.pop("from_adapter", False)
     args = UniGRPOConfig(**arguments)
+    model = trained_adapter() if from_adapter else tiny_model(dtype)
+    model.load_again = partial(tiny_model, dtype)
     trainer = (Sharded if engine == "fsdp2" else Watched)(
-        trained_adapter() if from_adapter else tiny_model(dtype),
+        model,
         reward,
         args,
         rows,
@@ -234,6 +253,7 @@ def train(rank: int, engine: str, resume: str | None = None, **arguments: Any) -
             "precision": precision(trainer.accelerator),
             "history": history(trainer),
             "first": {name: logs[0].get(name) for name in ("kl", "ratio/max", "ratio/mean")},
+            "metrics": [{name: log[name] for name in DIVIDED if name in log} for log in logs],
             "rollouts": trainer.rollouts,
             "tasks": trainer.tasks,
             "lengths": trainer.lengths,
@@ -313,3 +333,24 @@ def diverging(rank: int, engine: str, what: str, folder: str) -> dict[str, Any]:
         except NonFiniteError as error:
             return {"error": str(error), "steps": trainer.state.global_step}
         return {"error": "", "steps": trainer.state.global_step}
+
+
+def failing_evaluation(rank: int, on_error: str) -> dict[str, Any]:
+    """Held-out answers of four batches, of which the last process's last one makes the second reward raise."""
+
+    def one(completions, **_):
+        return [1.0] * len(completions)
+
+    def fails(completions, solution, **_):
+        if "6" in solution:
+            raise RuntimeError("not this one")
+        return [1.0] * len(completions)
+
+    with on_processors("ddp"):
+        trainer = make("ddp", max_steps=1, per_device_eval_batch_size=2, reward_error=on_error)
+        trainer.rewards = RewardSet(functions=[one, fails], on_error=on_error)
+        try:
+            found = trainer.evaluate(prompts(8, MIXED_WORDS))
+        except RewardError as error:
+            return {"error": str(error)}
+        return {"error": "", **{name: value for name, value in found.items() if "reward" in name}}

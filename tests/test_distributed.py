@@ -54,6 +54,8 @@ def assert_same(own: list[dict[str, Any]], alone: dict[str, Any], tolerance: flo
             assert step.keys() == step_alone.keys()
             assert distance(step, step_alone) < tolerance * 10
         assert distance(rank["weights"], alone["weights"]) < tolerance * 10
+        for step, step_alone in zip(rank["metrics"], alone["metrics"], strict=True):
+            assert step == pytest.approx(step_alone, rel=1e-3, abs=1e-4)
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -251,3 +253,15 @@ def test_a_bad_number_on_one_process_stops_all_before_the_step(tmp_path, engine)
         assert [own["steps"] for own in ranks] == [2, 2]
         assert "row" in ranks[1]["error"] and all("step 3 is not finite" in own["error"] for own in ranks)
         assert (tmp_path / what / "checkpoint-2" / "unigrpo_manifest.json").exists()
+
+
+def test_a_reward_that_fails_in_an_evaluation_ends_it_on_every_process(tmp_path):
+    """Or, with ``reward_error`` "none", is counted on every process, and no mean is made of answers with fewer rewards."""
+    ended, counted = played(
+        2, tmp_path, MODULE, *(("failing_evaluation", {"on_error": kind}) for kind in ("raise", "none"))
+    )
+    assert "reward 'fails' raised RuntimeError: not this one" in ended[1]["error"]
+    assert "failed on another process" in ended[0]["error"]
+    for own in counted:
+        assert own["eval_rewards/fails/errors"] == 2 and own["eval_rewards/one/errors"] == 0
+        assert own["eval_reward"] == 2.0 and own["eval_rewards/one/mean"] == own["eval_rewards/fails/mean"] == 1.0

@@ -24,6 +24,7 @@ from PIL import Image
 from rewards import math_correctness
 from rewards._math_process import WORKER
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
+from unigrpo.assembly import warn_of_waits
 from unigrpo.building import ForTask
 from unigrpo.evaluation import held_out_answers
 from unigrpo.reward_calls import GRACE
@@ -359,7 +360,7 @@ def test_arguments_that_bound_nothing(values, message):
 
 def test_arguments_reach_the_rewards(make_trainer):
     usual, own = make_trainer(), make_trainer(reward_error="none", reward_timeout=None)
-    assert (usual.rewards.on_error, usual.rewards.timeout) == ("raise", 1200.0)
+    assert (usual.rewards.on_error, usual.rewards.timeout) == ("raise", 600.0)
     assert usual.rewards.timeout < usual.args.ddp_timeout
     assert (own.rewards.on_error, own.rewards.timeout) == ("none", None)
 
@@ -781,3 +782,53 @@ def test_the_math_worker_ends_with_an_interrupted_reward():
     assert not Path(f"/proc/{pid}").exists(), "killed, and reaped"
     rewards.timeout = 60.0
     assert rewards.score(right).tolist() == [[1.0]]
+
+
+def test_an_evaluation_without_any_score_has_a_reward_that_is_no_number(make_trainer):
+    """So that ``metric_for_best_model: eval_reward`` finds it."""
+
+    def down(completions, **_):
+        raise RuntimeError("the service is down")
+
+    trainer = make_trainer(rewards=down, eval_rows=prompts(4), reward_error="none")
+    found = trainer.evaluate()
+    assert math.isnan(found["eval_reward"]) and found["eval_rewards/down/errors"] == 4
+
+
+@pytest.mark.parametrize("on_error", ["raise", "none"])
+def test_a_score_that_its_weight_makes_too_large_is_a_fault(on_error):
+    def huge(completions, **_):
+        return [3e38, 1.0]
+
+    rewards = RewardSet(functions=[huge], weights=[2.0], on_error=on_error)
+    answers = [Answer(row={"prompt": own}, completion="c", completion_ids=[1], task="text") for own in ("p", "q")]
+    if on_error == "raise":
+        with pytest.raises(RewardError, match=r"'huge' returned 3e\+38, which is too large with a weight of 2.*'p'"):
+            rewards.score(answers)
+        return
+    scores = rewards.score(answers)
+    assert scores[0].isnan().all() and scores[1].tolist() == [1.0]
+
+
+def test_long_waits_are_said(monkeypatch):
+    args = SimpleNamespace(world_size=2, ddp_timeout=1800)
+    with pytest.warns(UserWarning, match=r"2 rewards with reward_timeout=1000.0 may take 2000 s.*ddp_timeout=1800"):
+        warn_of_waits(args, RewardSet(functions=[len, max], timeout=1000.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_waits(args, RewardSet(functions=[len, max], timeout=600.0))
+        warn_of_waits(SimpleNamespace(world_size=1, ddp_timeout=1800), RewardSet(functions=[len, max], timeout=None))
+
+
+def test_a_refill_keeps_the_columns_of_the_answers_that_stay(make_trainer):
+    """The first prompt's group is equal and replaced; every answer has its own column in the table."""
+
+    def noted(prompts, completions, completion_ids, log_extra, **_):
+        log_extra("why", [f"because of {own}" for own in prompts])
+        return [0.5 if own == "w0 w1" else float(ids[0] % 7) for own, ids in zip(prompts, completion_ids, strict=True)]
+
+    trainer = make_trainer(rewards=noted, refill_rounds=1, shuffle_dataset=False, num_iterations=1, max_steps=1)
+    trainer.train()
+    table = trainer._window.table
+    assert table["why"] == [f"because of {own}" for own in table["prompt"]]
+    assert "w0 w1" not in table["prompt"]

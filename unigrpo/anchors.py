@@ -142,7 +142,7 @@ def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metr
         with pipe.reference() as model, evaluating(model):
             reference = token_logprobs(model, pipe.policy, *arguments, *law)
         if own:
-            metrics.add("kl_exact", (policy.exp() * (policy - reference)).sum(dim=-1).mean(), task)
+            metrics.add("kl_exact", (policy.exp() * (policy - reference)).sum(dim=-1).mean(), task, len(policy))
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[st
             scores = score_tokens(pipe.model, pipe.policy, batch.canvas, batch.hidden, batch.target, None, *law)
         gap = (scores.logps - batch.sampling_logps)[batch.target].abs()
         if own and gap.numel():
-            metrics.add("sampling/decoding_gap/mean", gap.mean(), task)
+            metrics.add("sampling/decoding_gap/mean", gap.mean(), task, gap.numel())
             metrics.add("sampling/decoding_gap/max", gap.max(), task)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ def load_trainable(
 ) -> PreTrainedModel:
     """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise.
 
+    Its attribute ``load_again`` loads it once more, for engines under which it cannot be copied.
+
     Raises:
         ValueError: quantised weights that no ``adapters`` will be put on, or without the package for them.
     """
@@ -37,7 +41,9 @@ def load_trainable(
     model = model_path(model)
     trusted = bool(options.get("trust_remote_code"))
     name = policy or load_config(model, trust_remote_code=trusted).model_type
-    return resolve_policy(name).load_model(model, **options)
+    module = resolve_policy(name).load_model(model, **options)
+    module.load_again = partial(resolve_policy(name).load_model, model, **options)
+    return module
 
 
 def load_codec(tokenizer: Any, policy: DiffusionPolicy) -> ImageCodec | None:
@@ -70,6 +76,17 @@ def reward_set(
         raise ValueError(f"reward_processing_classes has {len(classes)} entries for {len(functions)} rewards")
     resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
     return RewardSet(functions=resolved, weights=weights, on_error=on_error, timeout=timeout)
+
+
+def warn_of_waits(args: UniGRPOConfig, rewards: RewardSet) -> None:
+    """Warns where rewards that hang on one process may take longer than the others wait for it."""
+    longest = (rewards.timeout or math.inf) * len(rewards.functions)
+    if args.world_size > 1 and longest > args.ddp_timeout:
+        warnings.warn(
+            f"{len(rewards.functions)} rewards with reward_timeout={rewards.timeout} may take {longest:g} s, and processes wait "
+            f"ddp_timeout={args.ddp_timeout} s for each other: a reward that hangs would end the run without its name. Lower "
+            "reward_timeout or raise ddp_timeout"
+        )
 
 
 def named_sets(dataset: Any) -> list[tuple[str, Any]]:

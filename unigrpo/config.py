@@ -182,7 +182,7 @@ class UniGRPOConfig(TrainingArguments):
     scale_rewards: str | None = None
     reward_weights: list[float] | None = None
     reward_error: str = "raise"
-    reward_timeout: float | None = 1200.0
+    reward_timeout: float | None = 600.0
     multi_objective_aggregation: str = "sum_then_normalize"
     refill_rounds: int = 0
     sft_weight: float = 0.0

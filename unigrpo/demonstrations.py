@@ -79,7 +79,7 @@ def demonstration_loss(
     )
     guard.check_given(terms.rows.detach(), unit, rows)
     if not unit.dummy:
-        metrics.add("sft_loss", terms.rows.detach().mean())
+        metrics.add("sft_loss", terms.rows.detach().mean(), weight=len(unit.rows))
     nominal = pipe.args.sft_batch_size * pipe.args.gradient_accumulation_steps
     return pipe.args.sft_weight * (terms.rows * batch.scale).sum() / nominal
 

@@ -28,8 +28,8 @@ def loss_metrics(
     if not terms.ratio.numel():
         return
     if algorithm.settings.beta > 0:
-        metrics.add("kl", terms.kl.mean(), task)
-    metrics.add("entropy", scores.entropy[batch.target].mean(), task)
+        metrics.add("kl", terms.kl.mean(), task, terms.kl.numel())
+    metrics.add("entropy", scores.entropy[batch.target].mean(), task, int(batch.target.sum()))
     if algorithm.uses_ratio:
         ratio_metrics(metrics, terms, task)
     if batch.sampling_logps is not None:
@@ -45,14 +45,15 @@ def ratio_metrics(metrics: Metrics, terms: LossTerms, task: str) -> None:
     if not terms.ratio.numel():
         return
     low, high, ratio = terms.clipped_low, terms.clipped_high, terms.ratio.double()
-    metrics.add("clip_ratio/low_mean", low.float().mean(), task)
-    metrics.add("clip_ratio/high_mean", high.float().mean(), task)
-    metrics.add("clip_ratio/region_mean", (low | high).float().mean(), task)
-    metrics.add("ratio/mean", ratio.mean(), task)
+    count = len(ratio)
+    metrics.add("clip_ratio/low_mean", low.float().mean(), task, count)
+    metrics.add("clip_ratio/high_mean", high.float().mean(), task, count)
+    metrics.add("clip_ratio/region_mean", (low | high).float().mean(), task, count)
+    metrics.add("ratio/mean", ratio.mean(), task, count)
     metrics.add("ratio/max", ratio.max(), task)
-    metrics.add("ratio/ess", ratio.sum().square() / (len(ratio) * ratio.square().sum()), task)
-    if len(ratio) > 1:
-        metrics.add("ratio/std", ratio.std(), task)
+    metrics.add("ratio/ess", ratio.sum().square() / (count * ratio.square().sum()), task, count)
+    if count > 1:
+        metrics.add("ratio/std", ratio.std(), task, count)
 
 
 def sampling_metrics(metrics: Metrics, sampling_logps: Tensor, old_logps: Tensor, task: str) -> None:
@@ -65,7 +66,7 @@ def sampling_metrics(metrics: Metrics, sampling_logps: Tensor, old_logps: Tensor
     """
     difference = (sampling_logps - old_logps).abs()
     if difference.numel():
-        metrics.add("sampling/sampling_logp_difference/mean", difference.mean(), task)
+        metrics.add("sampling/sampling_logp_difference/mean", difference.mean(), task, difference.numel())
         metrics.add("sampling/sampling_logp_difference/max", difference.max(), task)
 
 
@@ -75,10 +76,10 @@ def window_metrics(metrics: Metrics, rows: list[Experience]) -> None:
         members = [row for row, counts in zip(rows, own.tolist(), strict=True) if counts]
         fifths = torch.cat([hidden_fifths(row) for row in members])
         for number, name in enumerate(FIFTHS):
-            metrics.add(f"mask_ratio/{name}{suffix}", (fifths == number).float().mean())
+            metrics.add(f"mask_ratio/{name}{suffix}", (fifths == number).float().mean(), weight=len(fifths))
         spreads = [float(own.std()) for own in map(estimates, members) if len(own) > 1]
         if spreads:
-            metrics.add(f"estimator/std{suffix}", sum(spreads) / len(spreads))
+            metrics.add(f"estimator/std{suffix}", sum(spreads) / len(spreads), weight=len(spreads))
 
 
 def hidden_fifths(row: Experience) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,17 +71,19 @@ def reference_copy(model: nn.Module) -> nn.Module:
     """The frozen reference of full fine-tuning; under ZeRO-3, whose weights cannot be copied, loaded again.
 
     Raises:
-        ValueError: ZeRO-3 with a model that was not loaded from a path.
+        ValueError: ZeRO-3 with a model that does not know how to load itself again.
     """
     if not is_deepspeed_zero3_enabled():
         return frozen_copy(model)
-    path = getattr(model, "name_or_path", "")
-    if not path:
+    if not hasattr(model, "load_again"):
         raise ValueError(
-            "ZeRO-3 shards the model while it is loaded, so its reference has to be loaded again, and this model has no "
-            "path: give the trainer a path or hub id, train an adapter, or set beta=0"
+            "ZeRO-3 shards the model while it is loaded, so its reference has to be loaded again, and this model was made "
+            "elsewhere: give the trainer a path or hub id, set model.load_again to a function that loads it once more, train "
+            "an adapter, or set beta=0"
         )
-    twin = type(model).from_pretrained(path, config=model.config, dtype=model.dtype)
+    twin = model.load_again()
+    # What was set on the model's configuration after it was loaded holds for both.
+    vars(twin.config).update(copy.deepcopy(vars(model.config)))
     return twin.eval().requires_grad_(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from .algorithms import Algorithm, build_sampler
+from .experience import own_scores
 from .metrics import Metrics, completion_metrics
 from .sampling import Pipeline, Sample, sample_answers
 from .settings import EXACT_DECODING
@@ -58,12 +60,22 @@ def _for_evaluation(algorithm: Algorithm) -> Algorithm:
 
 
 def held_out_answers(
-    pipe: Pipeline, rows: list[dict[str, Any]], generations: int, batch_size: int, on_batch: Callable | None = None
+    pipe: Pipeline,
+    rows: list[dict[str, Any]],
+    generations: int,
+    batch_size: int,
+    on_batch: Callable | None = None,
+    metrics: Metrics | None = None,
 ) -> list[Sample]:
     """``generations`` answers to each row, in order, scored batch by batch; ranks share the batches, and all get all answers.
 
-    Streams depend on the run's seed and the row, not on the step or the rank.
+    Streams depend on the run's seed and the row, not on the step or the rank. What rewards log and get wrong goes to
+    ``metrics``. Answers that a failed reward did not score count for no reward: a mean would mix them with others.
+
+    Raises:
+        RewardError: on every rank, as ``own_scores``.
     """
+    metrics = Metrics() if metrics is None else metrics
     pipe = eval_pipeline(pipe)
     repeated = [row for row in rows for _ in range(generations)]
     starts = range(0, len(repeated), batch_size)
@@ -73,7 +85,9 @@ def held_out_answers(
         own = turn + pipe.rank
         indices = list(range(len(repeated)))[starts[own] : starts[own] + batch_size] if own < len(starts) else []
         answered = sample_answers(pipe, [repeated[index] for index in indices], 0, indices=indices, stream="eval")
-        scores = pipe.rewards.score([sample.answer for sample in answered], pipe.trainer_state)
+        scores = own_scores(pipe, answered, metrics)
+        if bool(pipe.rewards.lost.any()):
+            scores[:] = torch.nan
         # The pictures of the prompts are let go: a held-out set of photos would not fit into memory.
         samples += [_kept(sample, score) for sample, score in zip(answered, scores, strict=True)]
         if on_batch is not None:
@@ -86,14 +100,17 @@ def _kept(sample: Sample, scores: torch.Tensor) -> Sample:
     return replace(sample, rollout=sample.rollout.to("cpu"), scores=scores, images=None)
 
 
-def reward_summary(pipe: Pipeline, samples: list[Sample], prefix: str) -> dict[str, float]:
-    """``<prefix>_reward``, ``<prefix>_rewards/<name>/mean`` and completion lengths of held-out answers."""
-    metrics = Metrics()
-    forgiving = pipe.rewards.on_error != "raise"
-    if forgiving:
-        faults = pipe.rewards.faults
-        for name, count in faults.metrics(faults.take(), pipe.rewards.timeout is not None).items():
-            metrics.add(name, count)
+def reward_summary(
+    pipe: Pipeline, samples: list[Sample], prefix: str, metrics: Metrics | None = None
+) -> dict[str, float]:
+    """``<prefix>_reward``, ``<prefix>_rewards/<name>/mean``, completion lengths, and what ``metrics`` holds already.
+
+    With ``reward_error`` "none" the reward is NaN where none applies to any answer.
+
+    Raises:
+        ValueError: none applies, and ``reward_error`` is "raise".
+    """
+    metrics = Metrics() if metrics is None else metrics
     scores = torch.stack([sample.scores for sample in samples])
     for name, column in zip(pipe.rewards.names, scores.T, strict=True):
         if not bool(column.isnan().all()):
@@ -101,9 +118,10 @@ def reward_summary(pipe: Pipeline, samples: list[Sample], prefix: str) -> dict[s
     applies = ~scores.isnan()
     weighted = (scores * torch.tensor(pipe.rewards.weights)).nansum(dim=1)
     scored = weighted[applies.any(dim=1)]
-    if not len(scored) and not forgiving:
+    if not len(scored) and pipe.rewards.on_error == "raise":
         raise ValueError(f"no reward applies to any held-out answer: {pipe.rewards.names} all returned None")
     if len(scored):
         metrics.add("reward", scored.mean())
     completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
-    return {f"{prefix}_{name}": value for name, value in metrics.flush().items()}
+    found = {"reward": math.nan, **metrics.flush()}
+    return {f"{prefix}_{name}": value for name, value in found.items()}

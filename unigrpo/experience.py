@@ -70,7 +70,7 @@ def log_answers(
     numbers = torch.tensor([TASKS.index(task) for task in own], device=pipe.device)
     tasks = [TASKS[number] for number in pipe.gather(numbers).tolist()]
     reward_metrics(metrics, pipe.rewards.names, scores, advantages, pipe.args.num_generations, tasks)
-    task_metrics(metrics, own, advantages.rewards[local_slice(pipe, len(samples))])
+    task_metrics(metrics, tasks, advantages.rewards)
     completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
     return tasks
 
@@ -118,11 +118,15 @@ def refill(
     indices = [samples[i].index for i in stale]
     with metrics.timed("time/rollout"):
         again = sample_answers(pipe, fresh, window, indices=indices, stream=f"refill-{attempt}")
-    local = scores[local_slice(pipe, len(samples))].clone()
-    new_scores = own_scores(pipe, again, metrics)
-    samples = list(samples)
+    local, before = scores[local_slice(pipe, len(samples))].clone(), pipe.rewards.extras
+    with metrics.timed("time/reward"):
+        new_scores = own_scores(pipe, again, metrics)
+    samples, extras = list(samples), {name: list(column) for name, column in before.items()}
     for place, i in enumerate(stale):
         samples[i], local[i] = again[place], new_scores[place]
+        for name, column in pipe.rewards.extras.items():
+            extras.setdefault(name, [None] * len(samples))[i] = column[place]
+    pipe.rewards.extras = extras
     return samples, pipe.gather(local.to(pipe.device)).cpu()
 
 
@@ -151,7 +155,8 @@ def own_scores(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Tenso
         ranks = reports[:, 0].nonzero().flatten().tolist()
         raise RewardError(f"a reward failed on another process; the message of rank {ranks[0]} says which and why")
     lost, errors, timeouts = reports[:, 1:].view(len(reports), 3, -1).sum(dim=0)
-    scores[:, lost > 0] = torch.nan
+    rewards.lost = lost > 0
+    scores[:, rewards.lost] = torch.nan
     if rewards.on_error != "raise":
         counts = torch.stack([errors, timeouts], dim=1)
         for name, count in rewards.faults.metrics(counts, rewards.timeout is not None).items():

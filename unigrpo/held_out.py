@@ -15,6 +15,7 @@ from rich.text import Text
 from rewards import get_reward
 
 from .evaluation import Accuracy, bootstrap, held_out_answers, reward_summary
+from .metrics import Metrics
 from .pictures import picture_sheet
 from .recipe import Recipe
 from .sampling import Pipeline, Sample
@@ -52,8 +53,9 @@ def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> HeldOut:
     """Answers to the held-out rows, measured; pictures are left as ``images_<label>.png``."""
     rows = [trainer.eval_dataset[index] for index in range(len(trainer.eval_dataset))]
     pipe = trainer.pipeline()
-    samples = held_out_answers(pipe, rows, 1, trainer.args.per_device_eval_batch_size)
-    result = measure(pipe, samples, recipe)
+    metrics = Metrics()
+    samples = held_out_answers(pipe, rows, 1, trainer.args.per_device_eval_batch_size, metrics=metrics)
+    result = measure(pipe, samples, recipe, metrics)
     if trainer.is_world_process_zero():
         Console().print(f"{label} training: {result}")
         sheet = picture_sheet(samples, f"{label} training")
@@ -62,7 +64,7 @@ def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> HeldOut:
     return result
 
 
-def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe) -> HeldOut:
+def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe, metrics: Metrics | None = None) -> HeldOut:
     """``accuracy(completion, solution)`` of each task's samples with its interval, and the run's rewards."""
     outcomes: dict[str, list[bool]] = {}
     for sample in samples:
@@ -73,11 +75,11 @@ def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe) -> HeldOut:
     tasks = {task: bootstrap(own) for task, own in sorted(outcomes.items())}
     everything = [right for own in outcomes.values() for right in own]
     texts = [sample for sample in samples if isinstance(sample.answer.completion, str)]
-    summary = reward_summary(pipe, samples, "")
+    summary = reward_summary(pipe, samples, "", metrics)
     return HeldOut(
         accuracy=bootstrap(everything) if everything else None,
         tasks=tasks,
-        rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward")},
+        rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward") and value == value},
         shown=[{"prompt": str(s.row["prompt"]), "completion": str(s.answer.completion)} for s in texts[:SHOWN]],
     )
 

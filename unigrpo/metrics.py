@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,9 +15,11 @@ from .types import Rollout
 
 
 class Metrics:
-    """Values collected between two logs: means, except times and counts, which add up.
+    """Values collected between two logs, and how they become one number, over all processes.
 
-    Counts are what begins with ``time/`` or ``num_``, and what rewards did wrong (``rewards/<name>/errors``, ``timeouts``).
+    Means are weighted by what a value was made of, so that they do not depend on how rows were divided. Counts and seconds
+    add up: what begins with ``time/`` or ``num_``, and what rewards did wrong (``rewards/<name>/errors``, ``timeouts``).
+    ``min`` and ``max`` of ratios, completions and sampling are those of everything.
 
     Args:
         by_task: the run has several tasks, so that what is told apart by task is also logged as ``NAME/TASK``.
@@ -25,15 +27,15 @@ class Metrics:
 
     def __init__(self, by_task: bool = False) -> None:
         self.by_task = by_task
-        self._values: dict[str, list[float]] = defaultdict(list)
+        self._values: dict[str, list[list[float]]] = defaultdict(list)
 
-    def add(self, name: str, value: float | Tensor, task: str | None = None) -> None:
-        """Record one value, of ``task`` alone where one is given; NaN is dropped."""
+    def add(self, name: str, value: float | Tensor, task: str | None = None, weight: float = 1.0) -> None:
+        """Record one value, of ``task`` alone where one is given; NaN is dropped. ``weight``: things it is the mean of."""
         value = float(value)
         if value == value:
-            self._values[name].append(value)
+            self._values[name].append([value, float(weight)])
             if task is not None and self.by_task:
-                self._values[f"{name}/{task}"].append(value)
+                self._values[f"{name}/{task}"].append([value, float(weight)])
 
     def scopes(self, tasks: list[str]) -> Iterator[tuple[str, Tensor]]:
         """What a metric of rows with these ``tasks`` is made of: the suffix of its name and ``[B]`` bool, the rows.
@@ -53,29 +55,48 @@ class Metrics:
         finally:
             self.add(name, time.perf_counter() - start)
 
-    def pending(self) -> dict[str, list[float]]:
-        """Everything recorded since the last flush, for a checkpoint."""
+    def pending(self) -> dict[str, list[list[float]]]:
+        """Everything recorded since the last flush, values with their weights, for a checkpoint."""
         return {name: list(values) for name, values in self._values.items()}
 
-    def restore(self, pending: dict[str, list[float]]) -> None:
+    def restore(self, pending: dict[str, list[list[float]]]) -> None:
         """Goes on from ``pending`` values, whatever was recorded before."""
         self._values.clear()
         self._values.update({name: list(values) for name, values in pending.items()})
 
-    def flush(self) -> dict[str, float]:
-        """The aggregate of everything recorded since the last flush."""
-        out = {}
-        for name, values in sorted(self._values.items()):
-            total = sum(values)
-            out[name] = total if adds_up(name) else total / len(values)
+    def flush(self, gather: Callable[[list], list] = lambda items: items) -> dict[str, float]:
+        """The aggregate of everything recorded since the last flush; ``gather`` joins the lists of all processes."""
+        ranks = gather([self.pending()])
+        names = sorted({name for rank in ranks for name in rank})
         self._values.clear()
-        return out
+        return {name: aggregate(name, [rank[name] for rank in ranks if name in rank]) for name in names}
+
+
+def aggregate(name: str, ranks: list[list[list[float]]]) -> float:
+    """One number from the values and weights that each process recorded under ``name``."""
+    if adds_up(name):
+        totals = [sum(value for value, _ in own) for own in ranks]
+        # Seconds pass for all at once, and counts of the whole window are known to all; tokens are each process's own.
+        return sum(totals) if name == "num_completion_tokens" else sum(totals) / len(totals)
+    values = [pair for own in ranks for pair in own]
+    bound = extreme(name)
+    if bound is not None:
+        return bound(value for value, _ in values)
+    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
 
 
 def adds_up(name: str) -> bool:
     """Whether a metric is a count, not a mean."""
     faults = name.startswith("rewards/") and name.endswith(("/errors", "/timeouts"))
     return faults or name.startswith(("time/", "num_"))
+
+
+def extreme(name: str) -> Callable[[Iterable[float]], float] | None:
+    """``min`` or ``max`` for a metric that is one; rewards may be called anything."""
+    if not name.startswith(("ratio/", "completions/", "sampling/")):
+        return None
+    parts = name.split("/")[1:]
+    return next((kind for kind in (min, max) for part in parts if part.split("_")[0] == kind.__name__), None)
 
 
 def reward_metrics(
@@ -132,9 +153,9 @@ def completion_metrics(metrics: Metrics, rollouts: list[Rollout], stop_token_ids
     ended = counts[torch.tensor(stopped)]
     for prefix, values in (("", counts), ("terminated_", ended)):
         if len(values):
-            metrics.add(f"completions/mean_{prefix}length", values.mean())
+            metrics.add(f"completions/mean_{prefix}length", values.mean(), weight=len(values))
             metrics.add(f"completions/min_{prefix}length", values.min())
             metrics.add(f"completions/max_{prefix}length", values.max())
     cut = 1.0 - torch.tensor(stopped, dtype=torch.float64)
     for suffix, own in metrics.scopes([rollout.canvas.task for rollout in rollouts]):
-        metrics.add(f"completions/clipped_ratio{suffix}", cut[own].mean())
+        metrics.add(f"completions/clipped_ratio{suffix}", cut[own].mean(), weight=int(own.sum()))

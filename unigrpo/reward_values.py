@@ -15,6 +15,9 @@ from torch import Tensor
 
 
 PLAIN = (str, bytes, int, float, bool, type(None))
+LARGEST_WEIGHTED = 1e36
+"""Sums and spreads of weighted scores stay finite in fp32."""
+
 LARGEST = torch.finfo(torch.float32).max
 SHOWN = 80
 """Characters of a prompt, and of a wrong value, that an error shows."""
@@ -80,8 +83,8 @@ def as_list(result: Any, expected: int, of: str = "") -> list:
     return values
 
 
-def as_scores(values: list) -> tuple[list[float], dict[int, str]]:
-    """Scores, NaN for None, and what is wrong with those that are none, by row."""
+def as_scores(values: list, weight: float = 1.0) -> tuple[list[float], dict[int, str]]:
+    """Scores, NaN for None, and what is wrong with those that are none, by row; ``weight`` is what they are multiplied by."""
     scores, wrong = [], {}
     for row, value in enumerate(values):
         try:
@@ -93,6 +96,8 @@ def as_scores(values: list) -> tuple[list[float], dict[int, str]]:
         else:
             if value is not None and not abs(score) <= LARGEST:
                 wrong[row] = f"returned {score}, which is no finite number (None says that a reward does not apply)"
+            elif abs(score * weight) > LARGEST_WEIGHTED:
+                wrong[row] = f"returned {score}, which is too large with a weight of {weight:g}"
         scores.append(math.nan if row in wrong else score)
     return scores, wrong
 

@@ -176,7 +176,7 @@ class RewardSet:
             self._take_log(place, log, answers)
             if outcome.error is not None:
                 continue
-            column, wrong = as_scores(outcome.value)
+            column, wrong = as_scores(outcome.value, self.weights[place])
             scores[:, place] = torch.tensor(column)
             if wrong:
                 rows = list(wrong)

@@ -25,6 +25,7 @@ from .assembly import (
     load_trainable,
     reward_set,
     trainable,
+    warn_of_waits,
 )
 from .callbacks import UniGRPOProgress, reference_update, save_completions, show_completions
 from .checked_datasets import CheckedDatasets
@@ -108,6 +109,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         self.algorithms = build_algorithms(args)
         policy_of_faults = (args.reward_error, args.reward_timeout)
         self.rewards = reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *policy_of_faults)
+        warn_of_waits(args, self.rewards)
         self.codec: ImageCodec | None = None
         self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
         if isinstance(self._image_tokenizer, str) and hasattr(base.config, "image_tokenizer"):
@@ -307,19 +309,12 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics collected since the last training log, averaged over ranks."""
         if "loss" in logs:
-            collected = self._metrics.flush()
-            if self.accelerator.num_processes > 1:
-                collected = self._mean_over_ranks(collected)
+            collected = self._metrics.flush(gather_object)
             tokens, seconds = collected.get("num_completion_tokens"), collected.get("time/rollout")
             if tokens and seconds:
                 collected["tokens_per_second"] = tokens / seconds
             logs = {**logs, **collected}
         super().log(logs, start_time)
-
-    def _mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
-        ranks = gather_object([values])
-        names = sorted({name for rank in ranks for name in rank})
-        return {name: _mean([rank[name] for rank in ranks if name in rank]) for name in names}
 
     # ---- held-out generation ----
 
@@ -341,10 +336,11 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         start = time.perf_counter()
         pipe = self.pipeline()
         rows = [dataset[index] for index in range(len(dataset))]
+        collected = Metrics()
         samples = evaluation.held_out_answers(
-            pipe, rows, self.args.num_generations_eval, self.args.per_device_eval_batch_size
+            pipe, rows, self.args.num_generations_eval, self.args.per_device_eval_batch_size, metrics=collected
         )
-        metrics = evaluation.reward_summary(pipe, samples, metric_key_prefix)
+        metrics = evaluation.reward_summary(pipe, samples, metric_key_prefix, collected)
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -353,7 +349,3 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
     def prediction_step(self, *args: Any, **kwargs: Any):
         """Not used: ``evaluate`` generates and scores answers instead of predicting labels."""
         raise ValueError("predict() has no meaning for a policy; use evaluate(), or policy.generate() for answers")
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
