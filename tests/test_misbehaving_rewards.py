@@ -26,7 +26,8 @@ from rewards._math_process import WORKER
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.assembly import warn_of_waits
 from unigrpo.building import ForTask
-from unigrpo.evaluation import held_out_answers
+from unigrpo.evaluation import comparable, held_out_answers, reward_summary
+from unigrpo.metrics import Metrics
 from unigrpo.reward_calls import GRACE
 from unigrpo.reward_faults import RewardError
 from unigrpo.rewarding import Answer, RewardSet
@@ -688,10 +689,13 @@ def test_faults_in_a_refill_are_counted_too(make_trainer):
 def test_held_out_answers_follow_the_same_policy(make_trainer):
     trainer = make_trainer(rewards=[raises, low_ids], reward_error="none", reward_timeout=5.0)
     rows = [trainer.train_dataset[place] for place in range(4)]
+    metrics = Metrics()
     with pytest.warns(UserWarning, match="'raises' raised KeyError"):
-        samples = held_out_answers(trainer.pipeline(), rows, 1, 2)
+        samples = held_out_answers(trainer.pipeline(), rows, 1, 2, metrics=metrics)
     assert all(math.isnan(own.scores[0]) and math.isfinite(own.scores[1]) for own in samples)
-    assert trainer.rewards.faults.take().tolist() == [[4, 0], [0, 0]], "of both batches"
+    found = reward_summary(trainer.pipeline(), samples, "eval", metrics)
+    assert (found["eval_rewards/raises/errors"], found["eval_rewards/low_ids/errors"]) == (4, 0), "of both batches"
+    assert found["eval_reward"] == pytest.approx(sum(float(own.scores[1]) for own in samples) / 4)
     with pytest.raises(RewardError, match="'raises'"):
         held_out_answers(make_trainer(rewards=raises).pipeline(), rows, 1, 2)
 
@@ -793,6 +797,13 @@ def test_an_evaluation_without_any_score_has_a_reward_that_is_no_number(make_tra
     trainer = make_trainer(rewards=down, eval_rows=prompts(4), reward_error="none")
     found = trainer.evaluate()
     assert math.isnan(found["eval_reward"]) and found["eval_rewards/down/errors"] == 4
+
+
+def test_answers_with_fewer_rewards_are_not_averaged_with_others():
+    none, one, other, both = [False, False], [True, False], [False, True], [True, True]
+    assert comparable(torch.tensor([one, none, none, both])).tolist() == [False, True, True, False]
+    assert comparable(torch.tensor([both, one, other, one])).tolist() == [False, True, False, True]
+    assert comparable(torch.tensor([both, both])).tolist() == [True, True]
 
 
 @pytest.mark.parametrize("on_error", ["raise", "none"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .algorithms import Algorithm, build_sampler
 from .experience import own_scores
@@ -70,7 +71,7 @@ def held_out_answers(
     """``generations`` answers to each row, in order, scored batch by batch; ranks share the batches, and all get all answers.
 
     Streams depend on the run's seed and the row, not on the step or the rank. What rewards log and get wrong goes to
-    ``metrics``. Answers that a failed reward did not score count for no reward: a mean would mix them with others.
+    ``metrics``.
 
     Raises:
         RewardError: on every rank, as ``own_scores``.
@@ -86,18 +87,26 @@ def held_out_answers(
         indices = list(range(len(repeated)))[starts[own] : starts[own] + batch_size] if own < len(starts) else []
         answered = sample_answers(pipe, [repeated[index] for index in indices], 0, indices=indices, stream="eval")
         scores = own_scores(pipe, answered, metrics)
-        if bool(pipe.rewards.lost.any()):
-            scores[:] = torch.nan
         # The pictures of the prompts are let go: a held-out set of photos would not fit into memory.
-        samples += [_kept(sample, score) for sample, score in zip(answered, scores, strict=True)]
+        samples += [_kept(own, score, pipe.rewards.lost) for own, score in zip(answered, scores, strict=True)]
         if on_batch is not None:
             on_batch(min((turn + pipe.ranks) * batch_size, len(repeated)), len(repeated))
     return sorted(pipe.gather_objects(samples), key=lambda sample: sample.index)
 
 
-def _kept(sample: Sample, scores: torch.Tensor) -> Sample:
-    """The sample with its ``scores``, on the CPU, without its prompt's pictures."""
-    return replace(sample, rollout=sample.rollout.to("cpu"), scores=scores, images=None)
+def _kept(sample: Sample, scores: Tensor, lost: Tensor) -> Sample:
+    """The sample with its ``scores`` and the rewards that it ``lost``, on the CPU, without its prompt's pictures."""
+    return replace(sample, rollout=sample.rollout.to("cpu"), scores=scores, lost=lost, images=None)
+
+
+def comparable(lost: Tensor) -> Tensor:
+    """The answers ``[B]`` bool whose summed rewards can be averaged; ``lost [B, F]``: rewards that failed to score them.
+
+    A sum without one of its rewards is no smaller reward. So those that lost the fewest rewards, and the same ones as the
+    first of them.
+    """
+    fewest = lost[lost.sum(dim=1).argmin()]
+    return (lost == fewest).all(dim=1)
 
 
 def reward_summary(
@@ -115,9 +124,9 @@ def reward_summary(
     for name, column in zip(pipe.rewards.names, scores.T, strict=True):
         if not bool(column.isnan().all()):
             metrics.add(f"rewards/{name}/mean", column.nanmean())
-    applies = ~scores.isnan()
-    weighted = (scores * torch.tensor(pipe.rewards.weights)).nansum(dim=1)
-    scored = weighted[applies.any(dim=1)]
+    compared = scores[comparable(torch.stack([sample.lost for sample in samples]))]
+    weighted = (compared * torch.tensor(pipe.rewards.weights)).nansum(dim=1)
+    scored = weighted[(~compared.isnan()).any(dim=1)]
     if not len(scored) and pipe.rewards.on_error == "raise":
         raise ValueError(f"no reward applies to any held-out answer: {pipe.rewards.names} all returned None")
     if len(scored):

@@ -68,7 +68,7 @@ class Pipeline:
 class Sample:
     """One sampled row: its dataset row, its rollout (B = 1), its place in the global window, its prompt's pictures.
 
-    ``scores`` are the raw rewards ``[F]`` of a held-out answer, scored with its batch.
+    ``scores`` are the raw rewards ``[F]`` of a held-out answer, scored with its batch, ``lost [F]`` which of them failed.
     """
 
     row: dict[str, Any]
@@ -76,6 +76,7 @@ class Sample:
     index: int
     images: list[Image.Image] | None = None
     scores: Tensor | None = None
+    lost: Tensor | None = None
 
     @property
     def answer(self) -> Answer:
