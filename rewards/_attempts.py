@@ -46,7 +46,7 @@ class Failure(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """The requests of one call of a reward; its methods run in threads.
+    """The requests of one call of a reward; its methods run in threads, and its repr has no key and no query.
 
     Attributes:
         name: of the reward, for errors.
@@ -57,9 +57,9 @@ class Call:
     """
 
     name: str
-    url: str
+    url: str = field(repr=False)
     shown_url: str
-    key: str
+    key: str = field(repr=False)
     key_env: str | None
     timeout: float
     deadline: float

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,34 +32,51 @@ LARGEST = 2**53
 """A configuration's whole numbers beyond this are no sizes, and no float holds them."""
 
 
+_MACHINE = [(torch, "OutOfMemoryError"), (torch, "AcceleratorError"), (torch.distributed, "DistError")]
+MACHINE = tuple(getattr(module, name) for module, name in _MACHINE if hasattr(module, name))
+"""Errors of a device or of another process, whatever was being read."""
+
+OF_MACHINE = re.compile(
+    r"(CUDA|HIP|NCCL|RCCL|cuDNN|XPU) (driver )?(version is|error)|C(UBLAS|UDNN)_STATUS_|NVIDIA driver|No CUDA GPUs|gloo/",
+    re.IGNORECASE,
+)
+"""What torch says of them in a bare RuntimeError."""
+
+
 @contextmanager
 def reading(what: str) -> Iterator[None]:
     """What libraries raise on damaged or hostile files of ``what`` becomes a ValueError.
 
-    Errors of the file system, of missing packages and of memory stay as they are.
+    Errors of the file system, of missing packages, of memory, of devices and of other processes stay as they are, and a
+    TypeError about a keyword argument, which is one of the call.
 
     Raises:
         ValueError: the files cannot be read.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+    except (ValueError, OSError, ImportError, MemoryError, *MACHINE):
         raise
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{what} holds more than plain tensors, and unpickling anything else could run code; get the weights as "
-            f".safetensors ({_first_line(error)})"
+            f".safetensors ({first_line(error)})"
         ) from error
     except Exception as error:
+        of_call = isinstance(error, TypeError) and "keyword argument" in str(error)
+        if of_call or (isinstance(error, RuntimeError) and OF_MACHINE.search(str(error))):
+            raise
         # Whatever a parser meets: KeyError, TypeError, a bare Exception of tokenizers, a SafetensorError.
         raise ValueError(
             f"{what} cannot be read: the files are damaged, or of something else "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:300]
+def first_line(error: BaseException) -> str:
+    """The first line of an error, cut to 300 characters; of torch's about a pickle the one that says what is in it."""
+    found = re.search(r"(?:WeightsUnpickler error:\s*|Trying to load )(.+)", str(error))
+    return found[1][:300] if found else (str(error).splitlines() or [""])[0][:300]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -82,7 +102,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         # A damaged pickle makes the reader raise anything: IndexError, KeyError, struct.error, UnicodeDecodeError.
         raise ValueError(
             f"{str(path)!r} is not a file of plain tensors, and unpickling anything else could run code. Get the "
-            f"weights as .safetensors, or save their state_dict() with torch.save. ({_first_line(error)})"
+            f"weights as .safetensors, or save their state_dict() with torch.save. ({first_line(error)})"
         ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
@@ -125,17 +145,21 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
         )
 
 
-def check_declared(config: Any, build: Callable[[Any], nn.Module], folder: str | Path, what: str) -> None:
-    """Is a model of this configuration about as large as the weights in ``folder``? Nothing is allocated for it.
+def check_declared(
+    config: Any, build: Callable[[Any], nn.Module], path: str | Path, what: str, **options: Any
+) -> None:
+    """Is a model of this configuration about as large as the weights of ``path``? Nothing is allocated for it.
 
     Args:
         config: a configuration of transformers.
         build: the module of a configuration; it is called on the meta device.
+        path: a folder, or an id of the hub, whose weights are then in the cache or come into it.
+        options: those of ``from_pretrained``; of them count the ones that say which files are read, and whence.
 
     Raises:
         ValueError: more layers or far more numbers than the files can hold.
     """
-    tensors, size = stored(folder)
+    tensors, size = stored(weight_files(config, path, **options))
     check_numbers(config.to_dict(), what, max(tensors, FEW_LAYERS) if tensors is not None else MANY_LAYERS)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         wanted = sum(tensor.numel() for tensor in build(config).state_dict().values())
@@ -145,6 +169,45 @@ def check_declared(config: Any, build: Callable[[Any], nn.Module], folder: str |
             f"{what}: the configuration asks for {wanted:,} numbers, and the files beside it hold {size:,} bytes of "
             "weights: they do not belong together"
         )
+
+
+DOWNLOAD = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
+"""Options of ``from_pretrained`` that say where a file of an id is looked for."""
+
+
+def hub_file(path: str | Path, name: str, **options: Any) -> Path | None:
+    """A file of a folder or an id, from the cache or else downloaded into it; None where there is none."""
+    from transformers.utils import cached_file
+
+    options = {key: value for key, value in options.items() if key in DOWNLOAD and value is not None}
+    try:
+        found = cached_file(str(path), name, **options)
+    except OSError:  # Not there, or not to be reached: whoever then loads it says why.
+        return None
+    return None if found is None else Path(found)
+
+
+def weight_files(config: Any, path: str | Path, **options: Any) -> list[Path]:
+    """All weights in a folder; of an id the files that ``from_pretrained`` reads."""
+    if os.path.isdir(path):
+        folder = Path(path, options.get("subfolder") or "")
+        safe = [file for file in sorted(folder.glob("*.safetensors")) if file.is_file()]
+        return safe or [file for kind in ("bin", "pt", "pth") for file in folder.glob(f"*.{kind}") if file.is_file()]
+    names = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+    safe = options.get("use_safetensors")
+    names = names[2:] if safe is False else names[:2] if safe else names
+    if variant := options.get("variant"):
+        names = [f"{stem}.{variant}.{kind}" for stem, _, kind in (name.rpartition(".") for name in names)]
+    if isinstance(own := getattr(config, "transformers_weights", None), str):
+        names = [own]
+    for name in names:
+        if (file := hub_file(path, name, **options)) is None:
+            continue
+        if not name.endswith(".json"):
+            return [file]
+        parts = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [part for one in parts if (part := hub_file(path, one, **options)) is not None]
+    return []
 
 
 def check_numbers(values: Any, what: str, layers: int) -> None:
@@ -165,14 +228,12 @@ def check_numbers(values: Any, what: str, layers: int) -> None:
                 check_numbers(part, what, layers)
 
 
-def stored(folder: str | Path) -> tuple[int | None, int | None]:
-    """How many tensors and how many bytes of weights lie in a folder; None for what cannot be said without loading."""
-    folder = Path(folder)
-    files = [file for file in sorted(folder.glob("*.safetensors")) if file.is_file()]
+def stored(files: list[Path]) -> tuple[int | None, int | None]:
+    """How many tensors and how many bytes files of weights hold; None for what cannot be said without loading."""
     if not files:
-        others = [file for kind in ("bin", "pt", "pth") for file in folder.glob(f"*.{kind}") if file.is_file()]
-        return None, sum(file.stat().st_size for file in others) if others else None
-    return sum(len(shapes(file)) for file in files), sum(file.stat().st_size for file in files)
+        return None, None
+    safe = all(file.suffix == ".safetensors" for file in files)
+    return sum(len(shapes(file)) for file in files) if safe else None, sum(file.stat().st_size for file in files)
 
 
 def shapes(file: str | Path) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import http.client
 import io
+import os
+import selectors
 import socket
 import ssl
 import time
@@ -49,7 +51,10 @@ class Exchanges:
         self._sockets: set[socket.socket] = set()
 
     def stop(self) -> None:
-        """No more exchanges; whoever waits for a server is woken."""
+        """No more exchanges; whoever waits for a server is woken, also for a connection to it or for its TLS.
+
+        Nothing wakes a thread inside the resolver of names, or, outside Linux, one that waits for a connection.
+        """
         self.stopped.set()
         with self._lock:
             for sock in self._sockets:
@@ -58,8 +63,9 @@ class Exchanges:
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def post(self, url: str, data: bytes, headers: Mapping[str, str], seconds: float) -> Answer:
-        """The answer to a POST, after at most ``seconds``, not counting the resolver of names.
+        """The answer to a POST, after at most ``seconds``, however many addresses the server's name has.
 
+        Only the resolver of names can take longer; the time it takes counts, and nothing is sent once all is over.
         Proxies are those of ``urllib``: ``http_proxy``, ``https_proxy``, ``no_proxy``. Redirects are answers like any
         other: they are not followed.
 
@@ -83,7 +89,7 @@ class Exchanges:
             clock.done()
 
     def add(self, sock: socket.socket) -> None:
-        """Registers a connected socket."""
+        """Registers a socket that connects or is connected."""
         with self._lock:
             if self.stopped.is_set():
                 raise ConnectionAbortedError("the call was ended")
@@ -108,12 +114,46 @@ class _Clock:
         return left
 
     def watch(self, sock: socket.socket) -> None:
+        """Takes the place of the socket before it."""
+        self.done()
         self._exchanges.add(sock)
         self._sock = sock
 
     def done(self) -> None:
         if self._sock is not None:
             self._exchanges.remove(self._sock)
+            self._sock = None
+
+    def connect(self, address: tuple[str, int], *_: Any) -> socket.socket:
+        """A connection to one of a name's addresses, tried in their order; each may use its share of the time left."""
+        found = socket.getaddrinfo(*address, 0, socket.SOCK_STREAM)
+        error: OSError = OSError(f"the name {address[0]!r} has no address")
+        for number, (family, kind, protocol, _, place) in enumerate(found):
+            try:
+                return self._connected(socket.socket(family, kind, protocol), place, len(found) - number)
+            except OSError as failed:
+                error = failed
+        raise error
+
+    def _connected(self, sock: socket.socket, place: Any, share: int) -> socket.socket:
+        try:
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                sock.connect(place)
+            # Only now can it be shut down from another thread; where all is stopped already this raises.
+            self.watch(sock)
+            with selectors.DefaultSelector() as selector:
+                selector.register(sock, selectors.EVENT_WRITE)
+                if not selector.select(self.left() / share):
+                    raise TimeoutError("timed out")
+            if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(code, os.strerror(code))
+            sock.settimeout(self.left())
+            return sock
+        except BaseException:
+            self.done()
+            sock.close()
+            raise
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):
@@ -143,12 +183,8 @@ class _Bounded:
     def __init__(self, *arguments: Any, clock: _Clock, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._clock = clock
+        self._create_connection = clock.connect
         self.response_class = partial(_Response, clock=clock)
-
-    def connect(self) -> None:
-        self.timeout = self._clock.left()
-        super().connect()
-        self._clock.watch(self.sock)
 
     def send(self, data: bytes) -> None:
         if self.sock is None:
@@ -163,7 +199,14 @@ class _Plain(_Bounded, http.client.HTTPConnection):
 
 
 class _Secure(_Bounded, http.client.HTTPSConnection):
-    pass
+    def connect(self) -> None:
+        """As in ``HTTPSConnection``, with the socket registered before the handshake."""
+        http.client.HTTPConnection.connect(self)
+        name = self._tunnel_host or self.host
+        self.sock = self._context.wrap_socket(self.sock, server_hostname=name, do_handshake_on_connect=False)
+        self._clock.watch(self.sock)
+        self.sock.settimeout(self._clock.left())
+        self.sock.do_handshake()
 
 
 class _Response(http.client.HTTPResponse):

@@ -113,8 +113,7 @@ class ClipScore(ImageTextReward):
                 f"model={self.model!r} is a {config.model_type!r} and must be a CLIP model. "
                 "backend='open_clip' has other kinds, SigLIP among them."
             )
-        if Path(self.model).is_dir():
-            check_declared(config, CLIPModel, self.model, f"model={self.model!r}")
+        check_declared(config, CLIPModel, self.model, f"model={self.model!r}", revision=self.revision)
         model, report = CLIPModel.from_pretrained(
             self.model, revision=self.revision, dtype=DTYPES[self.dtype], output_loading_info=True
         )

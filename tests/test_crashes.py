@@ -130,10 +130,38 @@ def test_a_damaged_checkpoint_that_was_named_is_an_error_with_the_newest_usable_
 
 
 def test_resuming_before_there_is_a_checkpoint_starts_from_the_beginning(make_trainer, tmp_path):
-    with pytest.warns(UserWarning, match="no usable checkpoint yet: the run starts from the beginning"):
+    with pytest.warns(UserWarning, match="no checkpoint yet: the run starts from the beginning"):
         trainer = make_trainer(max_steps=1)
         trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 1
+
+
+def test_a_run_with_damaged_checkpoints_alone_is_left_as_it_is(make_trainer, finished, tmp_path):
+    """Nobody's work is deleted by starting over: what is wrong with each, and the cure, are told instead."""
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    for step in (1, 2, 3, 6):
+        shutil.rmtree(out / f"checkpoint-{step}")
+    (out / "checkpoint-5" / MANIFEST).unlink()
+    flip(out / "checkpoint-4" / "model.safetensors")
+    before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
+    with pytest.raises(CheckpointError) as caught:
+        recorded(make_trainer, out, save_total_limit=1).train(resume_from_checkpoint=True)
+    told = str(caught.value)
+    assert f"{out / 'checkpoint-5'}: it has no {MANIFEST}" in told
+    assert f"{out / 'checkpoint-4'}: model.safetensors is not what was written" in told
+    assert "move these folders away or set another output_dir" in told
+    assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*")) == before
+
+
+def test_one_machine_without_a_checkpoint_of_its_own_does_not_start_the_others_over(
+    make_trainer, finished, tmp_path, monkeypatch
+):
+    """With save_on_each_node each has its folder."""
+    out = copied(finished, tmp_path)
+    monkeypatch.setattr("unigrpo.atomic.gather_object", lambda own: [*own, {} if own != [None] else None])
+    with pytest.raises(CheckpointError, match=r"checkpoint-5: it does not exist; .* and 2 more"):
+        recorded(make_trainer, out).train(resume_from_checkpoint=True)
 
 
 def test_what_a_killed_run_left_aside_is_cleared(make_trainer, tmp_path):
@@ -192,7 +220,7 @@ def test_a_line_of_metrics_that_was_cut_short_does_no_harm(make_trainer, finishe
 
 
 def test_a_recipe_goes_on_with_the_same_command(tmp_path):
-    """Also where the crash cut the first measurement short, and where all but the summary was done."""
+    """Also where the first measurement is lost, and where all but the summary was done."""
 
     def go(out: Path) -> dict:
         small = ["max_steps=3", "per_device_train_batch_size=16", "num_generations=4", "num_iterations=1", "steps=4"]
@@ -214,13 +242,14 @@ def test_a_recipe_goes_on_with_the_same_command(tmp_path):
     shutil.copytree(tmp_path / "whole", out)
     for step in (2, 3):
         shutil.rmtree(out / f"checkpoint-{step}")
-    (out / "before.json").write_text((out / "before.json").read_text()[:50])
     (out / "summary.json").unlink()
-    assert load_before(out) is None
     assert go(out) == expected
-    (out / "summary.json").unlink()
+    assert go(out) == expected
     for step in (1, 2, 3):
         shutil.rmtree(out / f"checkpoint-{step}")
-    assert go(out) == expected
-    assert go(out) == expected
+    (out / "before.json").write_text((out / "before.json").read_text()[:50])
+    assert load_before(out) is None
+    assert go(out) == expected, "measured again at the start"
+    (out / "before.json").unlink()
+    assert go(out) == {"optimizer_steps": 3}, "the start is gone: nothing to compare with"
     assert metrics(out)[:3] == metrics(tmp_path / "whole")[:3]

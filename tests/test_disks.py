@@ -155,6 +155,17 @@ def test_an_error_that_is_no_disks_stays_itself_and_leaves_nothing(make_trainer,
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_network_that_fails_while_a_checkpoint_is_written_is_no_full_disk(make_trainer, tmp_path, monkeypatch):
+    def reset(*args):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    trainer = recorded(make_trainer, tmp_path / "run")
+    monkeypatch.setattr("unigrpo.checkpointing.save_window", reset)
+    with pytest.raises(ConnectionResetError, match="reset by peer"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+
+
 def test_a_bad_step_on_a_full_disk_tells_of_both(make_trainer, monkeypatch):
     trainer = diverging(make_trainer(), 1, "loss")
     monkeypatch.setattr("unigrpo.checkpointing.save_window", no_space)
@@ -223,7 +234,8 @@ def test_callbacks_and_uploads_find_the_finished_checkpoint(make_trainer, tmp_pa
     assert pushed == [(f"{trainer.args.output_dir}/checkpoint-{step}", None) for step in (1, 2)]
 
 
-def test_the_best_checkpoint_is_known_by_its_final_name_and_kept(make_trainer, tmp_path):
+def test_the_best_checkpoint_is_known_by_its_final_name_and_kept(make_trainer, tmp_path, monkeypatch):
+    """Also by a run that goes on from another working directory."""
     rewards = iter([0.1, 0.9, 0.5, 0.3, 0.2, 0.1])
 
     class Best(TrainerCallback):
@@ -241,14 +253,26 @@ def test_the_best_checkpoint_is_known_by_its_final_name_and_kept(make_trainer, t
     for step in (2, 6):
         state = json.loads((tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"] == best
+    monkeypatch.chdir(tmp_path)
+    again = make_trainer(
+        output_dir="run",
+        metric_for_best_model="eval_reward",
+        greater_is_better=True,
+        save_total_limit=2,
+        **{**SAVING, "max_steps": 8},
+    )
+    again.train(resume_from_checkpoint=True)
+    assert again.state.best_model_checkpoint == best and steps_of(tmp_path / "run") == [8, 2]
 
 
 def test_check_finds_a_folder_that_a_run_could_not_write(tmp_path):
     """And makes none while it looks."""
     recipe = str(Path(__file__).parent.parent / "recipes" / "quickstart.yaml")
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(CheckpointError, match=r"nothing can be written into output_dir=.*file.*Set output_dir"):
+    for folder in (tmp_path / "file", tmp_path / "file" / "runs" / "x", Path("/proc/nope/runs/x")):
+        with pytest.raises(
+            CheckpointError, match=rf"nothing can be written into output_dir='{folder}': .*Set output_dir"
+        ):
             check_recipe(load_recipe(recipe, [f"output_dir={folder}"]), offline=True)
     check_recipe(load_recipe(recipe, [f"output_dir={tmp_path / 'new' / 'run'}"]), offline=True)
     assert not (tmp_path / "new").exists()

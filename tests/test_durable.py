@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import socket
+import ssl
 from pathlib import Path
 
 import pytest
 
 from unigrpo import durable
-from unigrpo.durable import MANIFEST, aside_of, discard, fault, finish, publish, seal, sync_tree, write_text
-from unigrpo.run_folder import checkpoint_folder, newest_usable, rotate, saving_error, steps_of
+from unigrpo.durable import (
+    MANIFEST,
+    CheckpointError,
+    aside_of,
+    check_writable,
+    discard,
+    fault,
+    finish,
+    is_disk_fault,
+    named,
+    publish,
+    seal,
+    sync_folder,
+    sync_tree,
+    write_text,
+)
+from unigrpo.run_folder import (
+    check_state,
+    checkpoint_folder,
+    newest_usable,
+    none_usable,
+    rotate,
+    saving_error,
+    steps_of,
+)
 
 
 pytestmark = pytest.mark.smoke
@@ -137,6 +163,53 @@ def test_rotation_keeps_the_newest_the_best_and_the_whole_ones(tmp_path, steps, 
     assert steps_of(tmp_path) == left
 
 
+@pytest.mark.parametrize("spelling", ["relative", "absolute", "linked"])
+def test_the_best_checkpoint_is_kept_however_the_runs_folder_is_spelled(tmp_path, monkeypatch, spelling):
+    monkeypatch.chdir(tmp_path)
+    for step in (1, 2, 3, 4):
+        checkpoint(tmp_path / "run", step)
+    Path("link").symlink_to("run")
+    runs = {"relative": Path("run"), "absolute": tmp_path / "run", "linked": Path("link")}
+    best = "run/checkpoint-1" if spelling == "absolute" else str(tmp_path / "run" / "checkpoint-1")
+    rotate(runs[spelling], 2, checkpoint_folder(runs[spelling], 4), best)
+    assert steps_of(tmp_path / "run") == [4, 1]
+
+
+def test_rotation_leaves_the_folders_of_other_programs(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint(tmp_path, step)
+    fill(checkpoint_folder(tmp_path, 9))
+    rotate(tmp_path, 2, checkpoint_folder(tmp_path, 3), None)
+    assert steps_of(tmp_path) == [9, 3, 2]
+
+
+STATES = {
+    "plain": ["optimizer.pt", "scheduler.pt"],
+    "FSDP": ["optimizer.bin", "scheduler.pt"],
+    "FSDP, sharded": ["optimizer_0/.metadata", "scheduler.pt"],
+    "DeepSpeed": ["global_step3/mp_rank_00_model_states.pt"],
+}
+
+
+@pytest.mark.parametrize("written", STATES)
+@pytest.mark.parametrize("engine", ["plain", "FSDP", "DeepSpeed"])
+def test_a_checkpoint_needs_the_optimizer_and_schedule_of_the_engine(tmp_path, engine, written):
+    for name in STATES[written]:
+        (tmp_path / "checkpoint-3" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkpoint-3" / name).write_text("")
+    wrong = check_state(tmp_path / "checkpoint-3", tmp_path, engine)
+    if written.startswith(engine):
+        assert wrong is None
+    else:
+        assert f"cannot resume from {tmp_path / 'checkpoint-3'}: it has no " in wrong and f"({engine})" in wrong
+
+
+def test_a_run_without_a_usable_checkpoint_tells_why_for_the_newest():
+    reasons = {Path(f"checkpoint-{step}"): f"reason {step}" for step in (5, 4, 3, 2, 1)}
+    told = none_usable(Path("run"), reasons)
+    assert "(checkpoint-5: reason 5; checkpoint-4: reason 4; checkpoint-3: reason 3; and 2 more)" in told
+
+
 def test_the_newest_usable_checkpoint_is_the_one_with_the_highest_step(tmp_path):
     for step in (9, 10, 100):
         checkpoint(tmp_path, step)
@@ -164,3 +237,64 @@ def test_a_message_of_a_first_checkpoint_says_that_there_is_none(tmp_path):
     assert f"{tmp_path} has no usable checkpoint yet" in str(error)
     other = RuntimeError("shapes differ")
     assert saving_error(checkpoint_folder(tmp_path, 1), other) is other
+
+
+DISKS = [
+    *(OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)),
+    *(OSError(number, os.strerror(number)) for number in (errno.EROFS, errno.ESTALE, errno.EACCES, errno.ENOENT)),
+    Exception("No space left on device (os error 28)"),
+    RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+    RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    type("SafetensorError", (Exception,), {})("I/O error"),
+]
+NO_DISKS = [
+    ConnectionError("hub"),
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    TimeoutError("timed out"),
+    TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+    OSError("We couldn't connect to 'https://huggingface.co' to load the files"),
+    OSError(errno.ENETUNREACH, "Network is unreachable"),
+    type("HfHubHTTPError", (OSError,), {})("403 Client Error: Forbidden"),
+    ssl.SSLCertVerificationError(1, "certificate verify failed"),
+    socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+    Exception("error sending request: Connection refused (os error 111)"),
+    RuntimeError("shapes differ"),
+]
+
+
+@pytest.mark.parametrize("error", DISKS, ids=repr)
+def test_what_a_disk_refuses_is_a_disks_fault(tmp_path, error):
+    assert is_disk_fault(error)
+    with pytest.raises(CheckpointError, match=r"weights could not be written"), named(tmp_path / "weights"):
+        raise error
+
+
+@pytest.mark.parametrize("error", NO_DISKS, ids=repr)
+def test_what_a_network_refuses_stays_itself(tmp_path, error):
+    assert not is_disk_fault(error)
+    with pytest.raises(type(error)) as caught, named(tmp_path / "weights"):
+        raise error
+    assert caught.value is error
+    assert saving_error(checkpoint_folder(tmp_path, 1), error) is error
+
+
+def test_the_message_of_a_full_disk_advises_what_still_resumes(tmp_path):
+    error = saving_error(checkpoint_folder(tmp_path, 1), OSError(errno.ENOSPC, "No space left on device"))
+    assert "save_total_limit needs less of it" in str(error) and "save_only_model" not in str(error)
+
+
+def test_an_impossible_folder_is_named_as_it_was_set(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="output_dir='runs/x'"):
+        check_writable(tmp_path / "file", name=Path("runs/x"))
+
+
+def test_windows_which_opens_no_folders_is_not_asked_to(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        patched.setattr(os, "name", "nt")
+        sync_folder(tmp_path)

@@ -14,7 +14,7 @@ from unigrpo import UniGRPOTrainer
 from unigrpo.rng import keyed_generator
 from unigrpo.samplers import SemiAutoregressive
 
-from .tiny import low_ids, prompts, tiny_model, tiny_processor
+from .tiny import GOLDENS, low_ids, prompts, tiny_model, tiny_processor
 
 
 def logs_of(trainer) -> list[dict]:
@@ -316,3 +316,8 @@ def test_a_new_adapter_depends_on_the_seed_alone(make_trainer):
     first, again, other = start(3, 1), start(3, 1000), start(4, 1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_mistyped_option_of_the_model_is_named(make_trainer):
+    with pytest.raises(ValueError, match=r"model_init_kwargs=\{'attn_implementationn': 'x'\}: .*attn_implementationn"):
+        make_trainer(model=str(GOLDENS / "mmada_tiny"), model_init_kwargs={"attn_implementationn": "x"})

@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from unigrpo.buffer import load_window
 from unigrpo.checkpointing import window_file
+from unigrpo.durable import CheckpointError
 from unigrpo.models import MMaDAForMaskedDiffusion
 
 from .tiny import prompts, tiny_model
@@ -122,6 +123,28 @@ def test_checkpoint_of_another_trainer_is_an_error(make_trainer, tmp_path):
     window_file(folder, 0).unlink()
     with pytest.raises(ValueError, match=r"checkpoint-1: rollout_window_0.safetensors is missing"):
         run(make_trainer, "lora", str(folder))
+
+
+def test_a_checkpoint_of_the_model_alone_is_an_error(make_trainer, tmp_path):
+    """Going on without its optimizer and schedule would begin them anew, at a later step."""
+    run(make_trainer, "lora", max_steps=2, save_only_model=True)
+    folder = tmp_path / "run" / "checkpoint-2"
+    assert not (folder / "optimizer.pt").exists()
+    told = (
+        rf"cannot resume from {folder}: it has no optimizer.pt and no scheduler.pt.*save_only_model=True.*Start a new"
+    )
+    for checkpoint in (str(folder), True):
+        with pytest.raises(CheckpointError, match=told):
+            run(make_trainer, "lora", checkpoint)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_checkpoint_of_the_model_alone_points_to_one_with_its_optimizer(make_trainer, tmp_path):
+    run(make_trainer, "lora", max_steps=1)
+    first = tmp_path / "run" / "checkpoint-1"
+    run(make_trainer, "lora", str(first), max_steps=2, save_only_model=True)
+    with pytest.raises(CheckpointError, match=rf"checkpoint-2: it has no.*Resume from {first}, which has them, or"):
+        run(make_trainer, "lora", True)
 
 
 @torch.no_grad()

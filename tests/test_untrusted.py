@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from rewards import get_reward
-from rewards._checkpoints import check_declared, read_weights
+from rewards._checkpoints import check_declared, read_weights, reading
 from unigrpo import load_policy
 from unigrpo.building import load_rows
 from unigrpo.codec import load_tokenizer
@@ -215,6 +217,68 @@ def test_a_model_far_larger_than_its_files_is_refused(tmp_path):
         check_declared(config, type(tiny_model()), folder, "it")
 
 
+def in_cache(cache: Path, folder: Path, place: str = "") -> str:
+    """Files of a folder as the hub's cache keeps those of an id, which is returned; large weights are in parts."""
+    snapshot = cache / "models--some--model" / "snapshots" / ("a" * 40)
+    (snapshot / place).mkdir(parents=True)
+    shutil.copytree(folder, snapshot / place, dirs_exist_ok=True)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    return "some/model"
+
+
+def in_parts(folder: Path) -> None:
+    """Weights as two files with an index."""
+    weights = list(load_file(folder / "model.safetensors").items())
+    (folder / "model.safetensors").unlink()
+    parts = {f"model-0000{number}-of-00002.safetensors": dict(weights[number - 1 :: 2]) for number in (1, 2)}
+    for name, part in parts.items():
+        save_file(part, folder / name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: name for name, part in parts.items() for key in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+IDS = {
+    "policy": (hostile.policy_folder, partial(load_module, type(tiny_model())), {"n_layers": 3000}),
+    "image tokenizer": (hostile.tokenizer_folder, load_tokenizer, {"channels": 4096}),
+    "reward model": (hostile.classifier_folder, resolve_reward, {"num_hidden_layers": 3000}),
+    "clip": (hostile.clip_folder, partial(scored, "clip_score"), {"text_config": {"num_hidden_layers": 3000}}),
+}
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("kind", IDS)
+@pytest.mark.timeout(60)
+def test_sizes_of_an_id_in_the_cache_are_compared_too(tmp_path, monkeypatch, kind, parts):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    make, load, settings = IDS[kind]
+    folder = make(tmp_path / "folder")
+    if parts:
+        in_parts(folder)
+    name = in_cache(tmp_path / "cache", folder)
+    load(name)
+    shutil.rmtree(tmp_path / "cache")
+    hostile.edit_json(folder / "config.json", **settings)
+    in_cache(tmp_path / "cache", folder)
+    with pytest.raises(ValueError, match=r"layers, and the weights are of|do not belong together"):
+        load(name)
+
+
+def test_an_id_is_looked_for_with_the_options_of_its_loading(tmp_path):
+    folder = hostile.policy_folder(tmp_path / "folder")
+    hostile.edit_json(folder / "config.json", n_layers=3000)
+    name = in_cache(tmp_path / "cache", folder, "inner")
+    options = {"cache_dir": str(tmp_path / "cache"), "subfolder": "inner", "revision": "main"}
+    with pytest.raises(ValueError, match="3000 layers"):
+        load_module(type(tiny_model()), name, **options)
+    with pytest.raises(OSError):
+        load_module(type(tiny_model()), "no/such", **options)
+    with pytest.raises(OSError):
+        load_module(type(tiny_model()), name, cache_dir=str(tmp_path / "cache"))
+
+
 def test_models_of_the_users_own_are_told_not_to_trust(tmp_path):
     class Model:
         @staticmethod
@@ -230,6 +294,38 @@ def test_the_size_check_moves_no_random_numbers(tmp_path):
     before = torch.get_rng_state()
     load_module(type(tiny_model()), folder)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_keyword_that_is_none_is_named_as_such(tmp_path):
+    folder = str(hostile.policy_folder(tmp_path / "folder"))
+    with pytest.raises(TypeError, match="attn_implementationn"):
+        load_policy(folder, attn_implementationn="x")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.distributed.DistError("rank 1 is gone"),
+        torch.distributed.DistBackendError("NCCL communicator was aborted"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("NCCL Error 2: unhandled system error"),
+        RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"),
+        RuntimeError("Found no NVIDIA driver on your system"),
+        TypeError("Model.__init__() got an unexpected keyword argument 'x'"),
+    ],
+    ids=str,
+)
+def test_errors_of_the_machine_and_of_the_call_are_not_called_damaged_files(error):
+    with pytest.raises(type(error)) as caught, reading("it"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [TypeError("'int' object is not iterable"), RuntimeError("shape '[2]' is invalid")])
+def test_other_errors_are(error):
+    with pytest.raises(ValueError, match="damaged"), reading("it"):
+        raise error
 
 
 def test_damaged_torch_files_are_refused(tmp_path):

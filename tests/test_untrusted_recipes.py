@@ -169,6 +169,42 @@ def test_everything_that_can_run_is_listed_without_an_import(tmp_path, monkeypat
     assert (tmp_path / "marked").exists()
 
 
+def test_services_are_listed_with_their_urls_and_where_their_keys_come_from(tmp_path):
+    lines = code_of(
+        recipe(
+            tmp_path,
+            MINIMAL,
+            "rewards=[{name: judge, args: {model: m}}, "
+            "{name: judge, args: {model: m, base_url: 'https://judge.example/v1', api_key_env: JUDGE_KEY}}, "
+            "{name: remote, args: {url: 'https://me:pw@a.example/score?token=abc', api_key_env: null}}, "
+            "{name: remote, args: {url: 'https://b.example/', api_key_env: sk-1234}}, {name: remote}, "
+            "{name: 'rewards._judge:JudgeReward', args: {model: m, base_url: \"http://a\\nb\"}}]",
+        )
+    )
+    assert [line for line in lines if line.startswith("asks")] == [
+        "asks a service: http://127.0.0.1:8000/v1 (judge), key from OPENAI_API_KEY",
+        "asks a service: https://judge.example/v1 (judge), key from JUDGE_KEY",
+        "asks a service: https://***@a.example/score?*** (remote), no key",
+        "asks a service: https://b.example/ (remote), key from ***",
+        "asks a service: no URL (remote), no key",
+        r"asks a service: 'http://a\nb' (judge), key from OPENAI_API_KEY",
+    ]
+
+
+def test_every_reward_of_one_path_is_listed(tmp_path):
+    lines = code_of(
+        recipe(
+            tmp_path,
+            MINIMAL,
+            "rewards=[{name: 'own:fn', args: {a: 1}}, {name: 'own:fn', args: {a: 2}}, {name: 'own:fn', args: {a: 2}}]",
+        )
+    )
+    assert [line for line in lines if "own:fn" in line] == [
+        "runs code: own:fn with args {'a': 1}",
+        "runs code: own:fn with args {'a': 2}",
+    ]
+
+
 def test_a_plain_recipe_runs_only_what_the_package_ships(tmp_path):
     assert code_of(recipe(tmp_path)) == [
         "runs code: unigrpo.accuracy:integer_match",

@@ -31,7 +31,8 @@ def load_trainable(
     Its attribute ``load_again`` loads it once more, for engines under which it cannot be copied.
 
     Raises:
-        ValueError: quantised weights that no ``adapters`` will be put on, or without the package for them.
+        ValueError: quantised weights that no ``adapters`` will be put on, or without the package for them; options that
+            the model does not take.
     """
     check_quantization(init_kwargs, adapters)
     options = {"dtype": "auto", **(init_kwargs or {})}
@@ -41,8 +42,12 @@ def load_trainable(
     model = model_path(model)
     trusted = bool(options.get("trust_remote_code"))
     name = policy or load_config(model, trust_remote_code=trusted).model_type
-    module = resolve_policy(name).load_model(model, **options)
-    module.load_again = partial(resolve_policy(name).load_model, model, **options)
+    load = partial(resolve_policy(name).load_model, model, **options)
+    try:
+        module = load()
+    except TypeError as error:
+        raise ValueError(f"model_init_kwargs={init_kwargs}: {error}") from error
+    module.load_again = load
     return module
 
 

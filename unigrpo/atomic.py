@@ -13,8 +13,9 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 
+from .deepspeed_files import refuse_code
 from .durable import CheckpointError, aside_of, check_writable, fault, finish, publish, seal, sync_tree
-from .run_folder import check_named, checkpoint_folder, rotate, saving_error, steps_of
+from .run_folder import check_named, check_state, checkpoint_folder, none_usable, rotate, saving_error, steps_of
 
 
 SEEN_WITHIN = 60.0
@@ -130,11 +131,14 @@ class AtomicCheckpoints:
 
         Args:
             resume_from_checkpoint: a checkpoint, or True for the newest one in ``output_dir`` that is whole; damaged
-                ones are skipped with a warning. With True and none there the run starts from the beginning, so that the
-                same command can be started again and again. A run that was finished trains no further step.
+                ones are skipped with a warning. With True and no checkpoint there, whole or not, the run starts from
+                the beginning, so that the same command can be started again and again. A run that was finished trains
+                no further step.
 
         Raises:
-            CheckpointError: nothing can be written into ``output_dir``, or the checkpoint that was named is damaged.
+            CheckpointError: nothing can be written into ``output_dir``; the checkpoint that was named is damaged, or
+                with True all that are there are; or the one to go on from has no optimizer and schedule, as
+                ``save_only_model`` leaves them out.
         """
         if self.args.should_save:
             check_writable(self.args.output_dir)
@@ -142,30 +146,61 @@ class AtomicCheckpoints:
         return super().train(self._checkpoint_to_resume(resume_from_checkpoint), *args, **kwargs)
 
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
-        """The checkpoint that all ranks resume from."""
+        """The checkpoint that all ranks resume from; it has all that they need."""
         if not asked:
             return None
         run = Path(self.args.output_dir)
-        if asked is not True:
-            wrong = check_named(Path(asked), run) if self.args.should_save else None
-            wrong = next(filter(None, gather_object([wrong])), None)
-            if wrong is not None:
-                raise CheckpointError(wrong)
-            return str(asked)
+        if asked is True:
+            chosen = self._newest_checkpoint(run)
+            if chosen is None:
+                return None
+        else:
+            chosen = str(asked)
+            self._agree(check_named(Path(chosen), run) if self.args.should_save else None)
+        engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP" if self.is_fsdp_enabled else "plain"
+        self._agree(check_state(Path(chosen), run, engine) if self.args.should_save else None)
+        if self.is_deepspeed_enabled:
+            # It would unpickle its own files.
+            refuse_code(Path(chosen))
+        return chosen
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            refuse_code(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
+
+    def _agree(self, wrong: str | None) -> None:
+        """Raises ``CheckpointError`` on all ranks with what is wrong on one of them."""
+        wrong = next(filter(None, gather_object([wrong])), None)
+        if wrong is not None:
+            raise CheckpointError(wrong)
+
+    def _newest_checkpoint(self, run: Path) -> str | None:
+        """The newest checkpoint of ``run`` that is whole, None if it has none at all.
+
+        Raises:
+            CheckpointError: it has some, and none is whole.
+        """
         # With save_on_each_node each machine has a folder of its own, and all must have the step whole.
         own = {step: fault(checkpoint_folder(run, step)) for step in steps_of(run)} if self.args.should_save else None
         faults = [found for found in gather_object([own]) if found is not None]
+        reasons: dict[Path, str] = {}
         for step in sorted({step for found in faults for step in found}, reverse=True):
+            folder = checkpoint_folder(run, step)
             reason = next(filter(None, (found.get(step, "it does not exist") for found in faults)), None)
             if reason is None:
-                return str(checkpoint_folder(run, step))
-            self._tell(f"{checkpoint_folder(run, step)} is skipped: {reason}")
-        self._tell(f"{run} has no usable checkpoint yet: the run starts from the beginning")
+                for skipped, why in reasons.items():
+                    self._tell(f"{skipped} is skipped: {why}")
+                return str(folder)
+            reasons[folder] = reason
+        if reasons:
+            raise CheckpointError(none_usable(run, reasons))
+        self._tell(f"{run} has no checkpoint yet: the run starts from the beginning")
         return None
 
     def _tell(self, what: str) -> None:
         if self.is_world_process_zero():
-            warnings.warn(what, stacklevel=4)
+            warnings.warn(what, stacklevel=5)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Nothing once all steps are done: Trainer itself would train one more when it resumes a finished run."""

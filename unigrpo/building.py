@@ -11,7 +11,7 @@ from peft import LoraConfig
 from torch.utils.data import ConcatDataset
 from transformers import BitsAndBytesConfig
 
-from rewards import get_reward
+from rewards import REWARDS, get_reward
 
 from .config import UniGRPOConfig
 from .data import undecoded
@@ -19,7 +19,7 @@ from .generation import BUILTIN, model_path
 from .models import resolve_policy
 from .quantization import quantization_config
 from .recipe import DatasetSpec, Recipe, RecipeError
-from .reward_values import ReturnError, as_list
+from .reward_values import ReturnError, as_list, shortened
 from .rewarding import resolve_reward, reward_name
 from .yaml_text import quoted
 
@@ -215,7 +215,11 @@ def _rename(rows: Any, spec: DatasetSpec) -> Any:
 def import_paths(recipe: Recipe) -> list[str]:
     """Every piece of code the recipe names by import path: the only code of its own that a recipe can run."""
     named = [recipe.policy, *recipe.accuracy.values(), *(reward.name for reward in recipe.rewards)]
-    return [path for path in named if path and ":" in path and not path.startswith(BUILTIN)]
+    return [path for path in named if path and _is_code(path)]
+
+
+def _is_code(path: str) -> bool:
+    return ":" in path and not path.startswith(BUILTIN)
 
 
 LEADS_OUT = (
@@ -225,22 +229,48 @@ LEADS_OUT = (
 """Keys of a run that send something away, or read and write elsewhere, or choose who compiles code."""
 
 
+SERVICES = {"judge": "base_url", "remote": "url"}
+"""Rewards that send rows to a service, and their argument with its URL."""
+
+
 def _masked(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments to be shown: what is named like a secret is not."""
     secret = re.compile("key|token|secret|password|auth", re.IGNORECASE)
     return {name: "***" if secret.search(str(name)) else value for name, value in arguments.items()}
 
 
+def _service(name: str, arguments: dict[str, Any]) -> str:
+    """Where a reward of ``SERVICES`` sends its rows and where its key comes from, without what may be a secret."""
+    taken = inspect.signature(get_reward(REWARDS[name])).parameters
+    url, variable = (arguments.get(key, taken[key].default) for key in (SERVICES[name], "api_key_env"))
+    if url is inspect.Parameter.empty:
+        url = "no URL"
+    place, asked, _ = str(url).partition("?")
+    place = re.sub("//.*@", "//***@", place, flags=re.DOTALL) + ("?***" if asked else "")
+    if variable is not None:
+        # A key itself, given by mistake, has other characters.
+        variable = variable if re.fullmatch("[A-Z_][A-Z0-9_]*", str(variable)) else "***"
+    place = place if place.isprintable() else repr(place)
+    return f"{shortened(place)} ({name}), {f'key from {variable}' if variable else 'no key'}"
+
+
 def code_of(recipe: Recipe) -> list[str]:
     """What a recipe runs or reaches beside reading its files and writing its ``output_dir``, one a line.
 
-    Nothing is imported to find out.
+    Nothing that it names is imported to find out.
     """
-    arguments = {reward.name: reward.args for reward in recipe.rewards if reward.args}
     lines = []
-    for path in dict.fromkeys(import_paths(recipe)):
-        given = f" with args {quoted(_masked(arguments[path]))}" if path in arguments else ""
-        lines.append(f"runs code: {path}{given}")
+    for path in (recipe.policy, *recipe.accuracy.values()):
+        if path and _is_code(path):
+            lines.append(f"runs code: {path}")
+    for reward in recipe.rewards:
+        for name in SERVICES:
+            if reward.name in (name, REWARDS[name]):
+                lines.append(f"asks a service: {_service(name, reward.args)}")
+        if _is_code(reward.name):
+            given = f" with args {quoted(_masked(reward.args))}" if reward.args else ""
+            lines.append(f"runs code: {reward.name}{given}")
+    lines = list(dict.fromkeys(lines))
     options = recipe.config.get("model_init_kwargs")
     options = options if isinstance(options, dict) else {}
     if options.get("trust_remote_code"):

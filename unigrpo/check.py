@@ -89,11 +89,12 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     return notes
 
 
-def _check_output(folder: Path) -> None:
+def _check_output(output: Path) -> None:
     """Raises ``CheckpointError`` where a run could not write; the folder itself is not made."""
+    folder = output
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    check_writable(folder)
+    check_writable(folder, name=output)
 
 
 def _reach(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import ssl
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,15 @@ INCOMPLETE, REMOVED = ".incomplete-", ".removed-"
 
 SHOWN = 3
 """Faults of a folder that a message names."""
+
+
+DISK_ERRORS = "ENOSPC EDQUOT EFBIG EIO EREMOTEIO EROFS EACCES EPERM ENOENT EEXIST ENOTDIR EISDIR ENOTEMPTY EBUSY"
+DISK_ERRORS += " ESTALE ENODEV ENXIO ENAMETOOLONG ELOOP EMLINK"
+DISK_ERRNOS = {getattr(errno, name) for name in DISK_ERRORS.split() if hasattr(errno, name)}
+"""What file systems refuse a file with, as far as this machine's system knows the names."""
+
+NETWORK_ERRORS = (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, socket.herror)
+"""Their numbers can be those of other errors: ``ssl`` and name servers count their own."""
 
 
 class CheckpointError(OSError, ValueError):
@@ -77,7 +88,9 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """The names in ``folder``, on disk, where its file system can."""
+    """The names in ``folder``, on disk, where its system can: Windows opens no folders."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -181,8 +194,12 @@ def sealed_bytes(folder: Path) -> int:
 # ---- disks that do not take it ----
 
 
-def check_writable(path: str | Path) -> None:
-    """Raises ``CheckpointError`` unless files can be written into the folder ``path``, which is made if need be."""
+def check_writable(path: str | Path, name: str | Path | None = None) -> None:
+    """Raises ``CheckpointError`` unless files can be written into the folder ``path``, which is made if need be.
+
+    Args:
+        name: the ``output_dir`` that the message names, ``path`` by default.
+    """
     folder = Path(path)
     probe = folder / f".writable-{os.getpid()}"
     try:
@@ -197,8 +214,8 @@ def check_writable(path: str | Path) -> None:
                 probe.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"nothing can be written into output_dir={str(path)!r}: {error}. Set output_dir to a folder that this user "
-            "may write to, on a disk with free space"
+            f"nothing can be written into output_dir={str(name or path)!r}: {error}. Set output_dir to a folder that "
+            "this user may write to, on a disk with free space"
         ) from error
 
 
@@ -217,10 +234,18 @@ def named(path: Path) -> Iterator[None]:
 
 
 def is_disk_fault(error: BaseException) -> bool:
-    """True for what Python, torch, safetensors and tokenizers raise when a disk does not take a file."""
-    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+    """True for what Python, torch, safetensors and tokenizers raise when a disk does not take a file.
+
+    The system's number of the error decides. A network's errors, and a hub's, are ``OSError`` too and no disk's.
+    """
+    if isinstance(error, NETWORK_ERRORS):
+        return False
+    if isinstance(error, OSError):
+        return error.errno in DISK_ERRNOS
+    if type(error).__name__ == "SafetensorError":
         return True
-    return bool(re.search(r"os error \d+|PytorchStreamWriter|inline_container|unexpected pos", str(error)))
+    numbers = {int(number) for number in re.findall(r"os error (\d+)", str(error))}
+    return bool(numbers & DISK_ERRNOS or re.search(r"PytorchStreamWriter|inline_container|unexpected pos", str(error)))
 
 
 def space_left(folder: Path) -> int:

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from rewards._checkpoints import first_line
+
 
 MIN_SIDE = 8
 """Shorter pictures are refused: they are placeholders, not content."""
@@ -128,7 +130,7 @@ def _decode(image: Image.Image, where: str) -> Image.Image:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:

@@ -204,7 +204,11 @@ class StartMeasured(TrainerCallback):
         self.trainer, self.recipe, self.before, self.seconds = trainer, recipe, before, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
-        if self.before is not None or self.trainer.eval_dataset is None or state.global_step > 0:
+        if self.before is not None or self.trainer.eval_dataset is None:
+            return
+        if state.global_step > 0:
+            if state.is_world_process_zero:
+                Console().print("before.json is gone: the summary will compare with nothing")
             return
         started = time.perf_counter()
         self.before = held_out(self.trainer, self.recipe, "before")

@@ -31,7 +31,7 @@ class YamlError(ValueError):
 def quoted(value: Any) -> str:
     """``repr`` of a value, cut where it is long."""
     text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]} … ({len(text):,} characters)"
+    return _cut(text, SHOWN) + (f" ({len(text):,} characters)" if len(text) > SHOWN else "")
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,12 +119,11 @@ def read_yaml(text: str) -> Any:
     except YamlError:
         raise
     except yaml.YAMLError as error:
-        raise YamlError(f"not valid YAML: {_cut(error)}") from error
+        raise YamlError(f"not valid YAML: {_cut(str(error), 2 * SHOWN)}") from error
     except Exception as error:
         # Constructors of explicit tags: '!!int ""' is an IndexError, '!!timestamp x' an AttributeError.
-        raise YamlError(f"not valid YAML: {type(error).__name__}: {_cut(error)}") from error
+        raise YamlError(f"not valid YAML: {type(error).__name__}: {_cut(str(error), 2 * SHOWN)}") from error
 
 
-def _cut(error: BaseException) -> str:
-    text = str(error)
-    return text if len(text) <= 2 * SHOWN else f"{text[: 2 * SHOWN]} …"
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} …"

@@ -27,7 +27,7 @@ from servers import in_turn, serving
 
 from rewards import get_reward
 from rewards._attempts import RewardServiceError
-from rewards._http import MAX_ANSWER
+from rewards._http import MAX_ANSWER, Exchanges
 from unigrpo.building import build_rewards
 from unigrpo.recipe import RecipeError, load_recipe
 from unigrpo.rewarding import Answer, RewardSet
@@ -266,6 +266,84 @@ def test_the_deadline_holds_where_no_socket_can_be_closed(monkeypatch):
     finally:
         free.set()
     wait_for_no_threads()
+
+
+@pytest.fixture
+def silent():
+    """An address on which nobody takes a connection, and nobody refuses one."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = []
+        for _ in range(4):  # Until its queue is full.
+            waiting.append(socket.socket())
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(listener.getsockname())
+        yield listener.getsockname()
+        for sock in waiting:
+            sock.close()
+
+
+def resolved(monkeypatch, *addresses):
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+
+def test_all_addresses_of_a_name_share_one_clock(monkeypatch, silent):
+    resolved(monkeypatch, silent, silent, silent, silent)
+    began = time.monotonic()
+    assert "within 0.6 s" in failure(remote("http://some.where/", timeout=0.6, retries=0), rows=1)
+    assert 0.5 <= time.monotonic() - began < 1.5
+
+
+def test_an_address_that_answers_is_reached_past_one_that_does_not(monkeypatch, silent):
+    with serving(lengths) as seen:
+        resolved(monkeypatch, silent, ("127.0.0.1", int(seen.url.rpartition(":")[2])))
+        assert remote("http://some.where/", timeout=2.0, retries=0)(["p"], ["four"]) == [4.0]
+
+
+def test_a_name_without_an_address_is_an_error(monkeypatch):
+    resolved(monkeypatch)
+    assert "the connection failed (OSError: " in failure(remote("http://some.where/", retries=0), rows=1)
+
+
+def ends_when_stopped(url):
+    """How long an exchange of 30 s goes on once it is stopped."""
+    exchanges, errors = Exchanges(), []
+
+    def post():
+        try:
+            exchanges.post(url, b"{}", {}, 30)
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=post, daemon=True)
+    thread.start()
+    time.sleep(0.3)
+    assert thread.is_alive()
+    began = time.monotonic()
+    exchanges.stop()
+    thread.join(5)
+    assert errors
+    return time.monotonic() - began
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a connecting socket cannot be shut down")
+def test_who_waits_for_a_connection_can_be_woken(monkeypatch, silent):
+    resolved(monkeypatch, silent, silent)
+    assert ends_when_stopped("http://some.where/") < 2
+
+
+def test_who_waits_for_tls_can_be_woken():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert ends_when_stopped(f"https://127.0.0.1:{listener.getsockname()[1]}/") < 2
+
+
+def test_a_call_does_not_show_its_key_nor_its_query(monkeypatch):
+    monkeypatch.setenv("SCORES_KEY", KEY)
+    call = remote("http://127.0.0.1:1/a?token=hunter2", api_key_env="SCORES_KEY")._call(0.0)
+    assert call.key == KEY and "hunter2" in call.url
+    assert KEY not in repr(call) and "hunter2" not in repr(call) and "http://127.0.0.1:1/a" in repr(call)
 
 
 def test_a_server_that_does_not_read_cannot_hold_a_request():

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rewards._checkpoints import check_declared, check_numbers, read_weights, reading, shapes
+from rewards._checkpoints import check_declared, check_numbers, hub_file, read_weights, reading, shapes
 
 
 ADAPTER_FILE = "adapter_config.json"
@@ -47,10 +47,11 @@ def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
     with reading(f"model {str(path)!r}"):
         config_class = getattr(model_class, "config_class", None)
         own = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
-        folder = Path(path, kwargs.get("subfolder") or "")
-        if own and config_class is not None and "config" not in kwargs and (folder / "config.json").is_file():
+        checked = own and config_class is not None and "config" not in kwargs
+        if checked and hub_file(path, "config.json", **kwargs) is not None:
             config, _ = config_class.from_pretrained(path, **kwargs, return_unused_kwargs=True)
-            check_declared(config, model_class, folder, f"model {str(path)!r}")
+            check_declared(config, model_class, path, f"model {str(path)!r}", **kwargs)
+            kwargs.pop("force_download", None)  # All of it was, just now.
         return model_class.from_pretrained(path, **kwargs)
 
 
@@ -76,9 +77,8 @@ def load_classifier(path: str) -> Any:
     """
     kind = AutoModelForSequenceClassification
     with reading(f"reward model {path!r}"):
-        if Path(path).is_dir():
-            build = partial(kind.from_config, trust_remote_code=False)
-            check_declared(load_config(path, num_labels=1), build, path, f"reward model {path!r}")
+        build = partial(kind.from_config, trust_remote_code=False)
+        check_declared(load_config(path, num_labels=1), build, path, f"reward model {path!r}")
         return kind.from_pretrained(path, num_labels=1, trust_remote_code=False)
 
 
