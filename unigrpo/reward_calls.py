@@ -36,8 +36,8 @@ def outcome_of(call: Callable[[], Any], seconds: float | None) -> Outcome:
     """``call()`` in at most about ``seconds``, None = without a bound; ``KeyboardInterrupt`` and ``SystemExit`` pass.
 
     In the main thread of a POSIX system the call is interrupted where it stands, as by Ctrl-C, and cleans up after
-    itself. The signal is SIGURG, which nothing else uses and whose default is to be ignored: SIGALRM and its timer stay
-    the call's own (math-verify, for one, sets them). Elsewhere the call runs in a thread, which is left behind.
+    itself. The signal is SIGURG, which little else uses (the Go runtime does) and whose default is to be ignored: SIGALRM
+    and its timer stay the call's own (math-verify, for one, sets them). Elsewhere the call runs in a thread, which is left behind.
     A call that is deep in compiled code ends when that comes back to Python; a loop that catches ``BaseException`` around
     everything does not end.
     """
