@@ -296,5 +296,7 @@ def test_windows_which_opens_no_folders_is_not_asked_to(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refuse)
+        with pytest.raises(PermissionError):
+            sync_folder(tmp_path)
         patched.setattr(os, "name", "nt")
         sync_folder(tmp_path)

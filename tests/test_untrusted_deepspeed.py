@@ -97,6 +97,7 @@ def test_folders_behind_links_are_looked_through(step, tmp_path, mark):
 def test_what_only_transformers_reads_is_left_to_it(step, mark):
     hostile.trapped(step.parent / "training_args.bin", mark)
     refuse_code(step.parent)
+    assert not mark.exists(), "and it is not opened here either"
 
 
 def trapped_resume(rank: int, stage: str, folder: str, mark: str) -> dict[str, str]:
@@ -145,3 +146,6 @@ def test_the_objects_of_deepspeeds_own_checkpoints_are_let_through(step, monkeyp
     ]
     torch.save({**harmless(), "objects": objects}, step / STATES)
     refuse_code(step.parent)
+    torch.save({**harmless(), "objects": [*objects, Path("elsewhere")]}, step / STATES)
+    with pytest.raises(ValueError, match="could run code"):
+        refuse_code(step.parent)

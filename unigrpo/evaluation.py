@@ -84,7 +84,8 @@ def held_out_answers(
     # A rank that is out of batches takes part in the others' forwards, where forwards wait for all ranks.
     for turn in range(0, len(starts), pipe.ranks):
         own = turn + pipe.rank
-        indices = list(range(len(repeated)))[starts[own] : starts[own] + batch_size] if own < len(starts) else []
+        batch = starts[own : own + 1]
+        indices = [index for start in batch for index in range(start, min(start + batch_size, len(repeated)))]
         answered = sample_answers(pipe, [repeated[index] for index in indices], 0, indices=indices, stream="eval")
         scores = own_scores(pipe, answered, metrics)
         # The pictures of the prompts are let go: a held-out set of photos would not fit into memory.

@@ -109,6 +109,7 @@ def _in_thread(call: Callable[[], Any], future: Future) -> None:
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def work() -> None:
+        """The thread's own part: whatever happens, the future ends."""
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -131,6 +132,8 @@ class _DaemonThreads(ThreadPoolExecutor):
         self.places = threading.Semaphore(min(32, (os.cpu_count() or 1) + 4))
 
     def submit(self, function: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        """As the pool's, but each call in a daemon thread of its own, as many at once as the pool would run."""
+
         def in_turn() -> Any:
             with self.places:
                 return function(*args, **kwargs)
@@ -171,6 +174,7 @@ class _Together:
         self.loop.set_default_executor(_DaemonThreads())
 
     def run(self) -> None:
+        """Runs them all to their ends or bounds, in the thread that the loop belongs to."""
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_until_complete(self._all())

@@ -204,6 +204,7 @@ class StartMeasured(TrainerCallback):
         self.trainer, self.recipe, self.before, self.seconds = trainer, recipe, before, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        """Measures, and leaves ``before.json``; not in the middle of a run, whose first weights are gone."""
         if self.before is not None or self.trainer.eval_dataset is None:
             return
         if state.global_step > 0:

@@ -119,10 +119,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         self._tasks: set[str] = set()
         train_dataset, eval_dataset = self._checked(train_dataset, eval_dataset)
         self.sft_dataset = self._checked_demonstrations(sft_dataset)
-        with_reference = any(algorithm.settings.needs_reference for algorithm in self.algorithms.values())
-        model = trainable(model, peft_config, args, with_reference)
+        model = trainable(model, peft_config, args, self._with_reference)
         args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
-        self._twin = reference_copy(model) if with_reference and not isinstance(model, PeftModel) else None
+        self._twin = reference_copy(model) if self._with_reference and not isinstance(model, PeftModel) else None
         compile_blocks(args, model, self._twin)
         super().__init__(
             model=model,
@@ -148,6 +147,11 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         if hasattr(model, "add_model_tags"):
             model.add_model_tags(self._tag_names)
 
+    @property
+    def _with_reference(self) -> bool:
+        """Whether any task takes a KL to a reference model."""
+        return any(algorithm.settings.needs_reference for algorithm in self.algorithms.values())
+
     def create_accelerator_and_postprocess(self) -> None:
         """As in transformers, but accelerate does not compile the whole model: its blocks are compiled already."""
         backend, self.args.torch_compile_backend = self.args.torch_compile_backend, None
@@ -157,8 +161,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
 
     def _add_callbacks(self) -> None:
         if self.args.sync_ref_model:
-            with_reference = any(algorithm.settings.needs_reference for algorithm in self.algorithms.values())
-            self.add_callback(reference_update(self._twin, with_reference, self.accelerator))
+            self.add_callback(reference_update(self._twin, self._with_reference, self.accelerator))
         self._progress = None
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -230,7 +233,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
                 with accumulating(self.accelerator, model, last):
                     total += self._backward(model, part, last)
         if self.accelerator.sync_gradients:
-            self._stop_if_applied(model) if self.is_deepspeed_enabled else self._stop_unless_finite(model)
+            # DeepSpeed has stepped by now; what could be known before was checked in ``_backward``.
+            check = self._stop_if_applied if self.is_deepspeed_enabled else self._stop_unless_finite
+            check(model)
         self._micro_step += 1
         return total
 

@@ -58,6 +58,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node, deep=False):
+        """Refuses keys that are no words, and one that is given twice."""
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -69,6 +70,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node):
+        """Refuses numbers that take long to read."""
         line = f"(line {node.start_mark.line + 1})"
         if len(node.value) > 100:
             raise YamlError(f"a whole number of {len(node.value)} characters {line}")

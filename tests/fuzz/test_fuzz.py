@@ -85,7 +85,10 @@ _long = st.builds(
 @given(_text | _long, _text | _long)
 def test_answers_of_any_text(first, second):
     targets.answers((first + "\x00" + second).encode("utf-8", errors="surrogatepass"))
-    for read in (predicted_answer, gold_answer, last_number, read_number):
+    for read in (predicted_answer, gold_answer):
+        found = read(first)
+        assert found is None or 0 < len(found) <= 1_000
+    for read in (last_number, read_number):
         read(first)
 
 
