@@ -16,6 +16,9 @@ from .test_magvit import tiny_tokenizer
 from .tiny import golden, tiny_model, tiny_processor
 
 
+pytestmark = pytest.mark.golden
+
+
 class Counting:
     """A tokenizer that notes how many pictures of which size it encodes."""
 

@@ -31,7 +31,7 @@ def crash(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "tests.crashing", str(folder), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment, timeout=280
+        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=environment, timeout=580
     )
     assert done.returncode == 0, done.stderr + "".join(path.read_text()[-3000:] for path in folder.glob("killed.log"))
     print(done.stdout)

@@ -47,7 +47,8 @@ def assert_same(own: list[dict[str, Any]], alone: dict[str, Any], tolerance: flo
         for (loss, norm, reward), (loss_alone, norm_alone, reward_alone) in zip(
             rank["history"], alone["history"], strict=True
         ):
-            assert loss == pytest.approx(loss_alone, abs=tolerance)
+            # fp32 sums in another order, through up to three steps of Adam with gradients of norm 100.
+            assert loss == pytest.approx(loss_alone, rel=tolerance * 10, abs=tolerance)
             assert norm == pytest.approx(norm_alone, rel=tolerance * 10)
             assert reward == reward_alone
         for step, step_alone in zip(rank["gradients"], alone["gradients"], strict=True):
@@ -198,8 +199,9 @@ def test_scores_leave_the_model_in_fp32(tmp_path, engine, lora):
         assert_sharded(text)
         assert_sharded(drawn)
         assert all(own["precision"] == ["torch.bfloat16", "torch.float32", "None"] for own in text)
-    # bf16 weights (FSDP2) and autocast (DDP) round differently; the run is the same in what it learns from.
-    assert text[0]["history"][0][2] == pytest.approx(alone["history"][0][2], abs=0.05)
+    # bf16 weights (FSDP2) and autocast (DDP) round differently, so some answers are other draws of the same law. Rewards
+    # spread by 0.15: two means over 16 answers are within three standard errors of their difference.
+    assert text[0]["history"][0][2] == pytest.approx(alone["history"][0][2], abs=3 * 0.15 * (2 / 16) ** 0.5)
     assert all(norm > 0 for _, norm, _ in text[0]["history"])
 
 

@@ -23,13 +23,14 @@ def run(name: str, folder: Path) -> tuple[float, float]:
     paths = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(EXAMPLES / name)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
     printed = re.search(r"reward before (\d\.\d+), after (\d\.\d+)", done.stdout)
     assert printed, done.stdout[-3000:]
     return float(printed[1]), float(printed[2])
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "rise"), EXPECTED_RISE.items())
 def test_the_reward_rises(name, rise, tmp_path):
     before, after = run(name, tmp_path)

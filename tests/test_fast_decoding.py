@@ -20,6 +20,8 @@ from unigrpo.samplers import SemiAutoregressive
 from unigrpo.sampling import Pipeline
 from unigrpo.settings import EXACT_DECODING
 
+from .tolerances import assert_rounding
+
 
 pytestmark = pytest.mark.smoke
 
@@ -123,7 +125,7 @@ def test_the_entropy_that_decides_is_the_largest_of_the_holes(policy, model):
     table = model(**inputs).logits.double().log_softmax(-1)
     entropy = -(table.exp() * table.clamp(min=-1e9)).sum(-1).view(4, 24)[:, :8]
     drawn = model(**inputs, draw=Draw(entropy=True))
-    torch.testing.assert_close(drawn.entropy.view(4, 24)[:, :8].double(), entropy, atol=1e-5, rtol=0)
+    assert_rounding(drawn.entropy.view(4, 24)[:, :8].double(), entropy)
     bound = float(entropy.amax(dim=1).sort().values[1:3].mean())
     leave = entropy.amax(dim=1) <= bound
     assert int(leave.sum()) == 2
@@ -151,9 +153,7 @@ def test_the_door_draws_from_its_own_logits(policy, model, temperature):
     inverse = (table.exp().cumsum(-1) < uniforms[:, None]).sum(-1)
     assert torch.equal(drawn.tokens, inverse)
     for output in (likeliest, drawn):
-        torch.testing.assert_close(
-            output.logps.double(), table.gather(1, output.tokens[:, None])[:, 0], atol=1e-5, rtol=0
-        )
+        assert_rounding(output.logps.double(), table.gather(1, output.tokens[:, None])[:, 0])
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from .tiny import IDS, golden, golden_tokenizer, tiny_model, tiny_processor
 
 
 ARRAYS, META = golden("g6_prompts")
+pytestmark = pytest.mark.golden
+
 SIZES = ("tiny", "real")
 
 

@@ -20,6 +20,8 @@ from .tiny import golden, tiny_model, tiny_processor
 
 ARRAYS, META = golden("g3_t2i")
 OFFSET, CODES = META["ids"]["n_tok"], META["ids"]["codebook"]
+pytestmark = pytest.mark.golden
+
 TEXTS = ["w3 w4 w5", "w10 w11 w12 w13 w14 w15 w16", "w7"]
 
 

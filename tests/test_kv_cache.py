@@ -24,6 +24,8 @@ from unigrpo.samplers.caching import BlockCache
 from unigrpo.sampling import check_prompt
 from unigrpo.types import Canvas, TokenSpace
 
+from .tolerances import assert_rounding
+
 
 pytestmark = pytest.mark.smoke
 
@@ -75,10 +77,10 @@ def test_a_forward_over_a_span_sees_the_keys_that_were_kept(policy, model, span)
     cache.span = span
     own = model(**policy.inputs(after), select=select, cache=cache).logits
     expected = stale_logits(model, policy, canvas, after, select, span)
-    torch.testing.assert_close(own, expected, atol=1e-5, rtol=0)
+    assert_rounding(own, expected)
     exact = model(**policy.inputs(after), select=select).logits
     if span == (0, canvas.ids.shape[1]):
-        torch.testing.assert_close(own, exact, atol=1e-5, rtol=0)
+        assert_rounding(own, exact)
     else:
         assert float((own - exact).abs().max()) > 1e-2
 
@@ -96,7 +98,7 @@ def test_kept_rows_can_leave(policy, model):
     logits = model(**policy.inputs(canvas), select=select, cache=whole).logits.view(4, 24, -1)
     few = canvas.take(rows)
     own = model(**policy.inputs(few), select=few.fill_mask, cache=part).logits.view(2, 24, -1)
-    torch.testing.assert_close(own, logits[rows], atol=1e-5, rtol=0)
+    assert_rounding(own, logits[rows])
 
 
 def test_rows_outside_the_span_cannot_be_selected(policy, model):
@@ -152,7 +154,7 @@ def test_a_row_does_not_depend_on_its_neighbours_under_a_cache(policy, model, ki
         ours, theirs = written(together, row), written(alone, 0)
         for name in ("ids", "steps", "counted"):
             assert torch.equal(ours[name], theirs[name]), name
-        torch.testing.assert_close(ours["logps"], theirs["logps"], atol=1e-5, rtol=0)
+        assert_rounding(ours["logps"], theirs["logps"])
 
 
 def test_shifted_logits_are_computed_from_one_column_earlier(policy):

@@ -59,7 +59,7 @@ def environment() -> dict[str, str]:
 
 def run(*arguments: object, **changes: object) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        command(*arguments, **changes), env=environment(), capture_output=True, text=True, timeout=240, cwd=ROOT
+        command(*arguments, **changes), env=environment(), capture_output=True, text=True, timeout=580, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -106,7 +106,7 @@ def test_a_lost_process_ends_the_run_and_leaves_its_last_checkpoint(tmp_path):
         ranks = workers(psutil.Process(launched.pid))
         assert len(ranks) == 2
         os.kill(ranks[1].pid, signal.SIGKILL)
-        _, errors = launched.communicate(timeout=90)
+        _, errors = launched.communicate(timeout=580)
     finally:
         launched.kill()
     assert launched.returncode != 0

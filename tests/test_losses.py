@@ -13,7 +13,7 @@ from unigrpo.losses import PolicyLoss, kl_estimate
 from .tiny import golden
 
 
-pytestmark = pytest.mark.smoke
+pytestmark = [pytest.mark.smoke, pytest.mark.golden]
 
 
 GOLDEN_CASES = [("token", "masked"), ("token", "completion"), ("sequence", "masked")]

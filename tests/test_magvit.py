@@ -13,6 +13,9 @@ from unigrpo.models.magvit import MagvitV2, MagvitV2Config
 from .tiny import GOLDENS, golden
 
 
+pytestmark = pytest.mark.golden
+
+
 def tiny_tokenizer() -> MagvitV2:
     """The goldens' 0.77 M-parameter tokenizer."""
     config = MagvitV2Config(

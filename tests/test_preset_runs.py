@@ -18,6 +18,7 @@ from .test_image_laws import options
 from .test_trainer_laws import Calls, aligned, difference, first_window, gradients, weights
 from .test_trainer_resume import history
 from .tiny import prompts
+from .tolerances import assert_rounding
 
 
 FREE = {"beta": None, "num_iterations": 2}
@@ -281,7 +282,7 @@ def test_left_to_right_answers_are_scored_as_they_were_drawn(make_trainer):
                 found[index] += scores[place, : len(found[index])]
     tails = 0
     for row, own in zip(window.rows, found, strict=True):
-        torch.testing.assert_close(own, row.sampling_logps * row.completion_mask, atol=1e-5, rtol=0)
+        assert_rounding(own, row.sampling_logps * row.completion_mask)
         assert bool((own[row.completion_mask] < 0).all())
         tails += bool((row.fill_mask & ~row.completion_mask).any())
     assert tails > 3

@@ -15,6 +15,8 @@ from unigrpo.models.mmada import layouts
 from unigrpo.models.mmada.processing import CHAT_TEMPLATE, THINK_PROMPT
 
 
+pytestmark = pytest.mark.golden
+
 HEADER = "<|start_header_id|>{}<|end_header_id|>\n"
 
 

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from unigrpo.rewarding import Answer, RewardSet, resolve_reward, reward_name
 
 from .tiny import golden_tokenizer
+from .tolerances import assert_rounding
 
 
 def answers(count: int = 3, **columns) -> list[Answer]:
@@ -253,7 +254,7 @@ def test_reward_model_by_path(judge_path):
     values = rewards.score(judge_answers()).squeeze(1)
     expected = judged_alone(judge_path)
     assert len({round(value, 4) for value in expected}) == 3
-    torch.testing.assert_close(values[:3], torch.tensor(expected), atol=1e-5, rtol=0)
+    assert_rounding(values[:3], torch.tensor(expected))
     assert math.isnan(values[3])
 
 

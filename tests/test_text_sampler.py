@@ -20,7 +20,7 @@ from unigrpo.samplers.semi_autoregressive import split_evenly, transfer_counts
 from unigrpo.types import Canvas, TokenSpace
 
 
-pytestmark = pytest.mark.smoke
+pytestmark = [pytest.mark.smoke, pytest.mark.golden]
 
 
 MASK, EOS, STOP = 184, 161, 123

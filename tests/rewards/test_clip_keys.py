@@ -14,6 +14,9 @@ from transformers import CLIPModel
 from rewards.clip import OpenClipConfig, load_open_clip_as_clip
 
 
+pytestmark = pytest.mark.golden
+
+
 def cosines(model):
     pixels, ids = clip_inputs()
     with torch.inference_mode():

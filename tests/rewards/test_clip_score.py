@@ -20,6 +20,9 @@ from rewards._image_text import pair_of
 from rewards.clip import ClipScore, clip_scores
 
 
+pytestmark = pytest.mark.golden
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("clip"))

@@ -26,6 +26,8 @@ from rewards._imagereward_model import ImageRewardModel, rename, text_config, vi
 from rewards.imagereward import ImageReward, preprocess
 
 
+pytestmark = pytest.mark.golden
+
 HEADS = IMAGE_REWARD["vision"]["num_heads"]
 
 
