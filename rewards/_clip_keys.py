@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from ._checkpoints import MANY_LAYERS, check_fit, check_numbers, load_strictly, read_weights, reading
+from ..models.checkpoint_files import MANY_LAYERS, check_fit, check_numbers, load_strictly, read_weights, reading
 
 
 VISION = {"image_size": 224, "layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "mlp_ratio": 4.0}

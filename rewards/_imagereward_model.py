@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from ._checkpoints import MANY_LAYERS, check_fit, check_numbers, load_strictly, read_weights, reading
+from ..models.checkpoint_files import MANY_LAYERS, check_fit, check_numbers, load_strictly, read_weights, reading
 
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from ._checkpoints import check_declared, reading
+from ..models.checkpoint_files import check_declared, reading
 from ._clip_keys import OpenClipConfig, load_open_clip_as_clip
 from ._image_text import DTYPES, ImageTextReward, Scorer
 from ._open_clip import load_open_clip

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from ._checkpoints import reading
+from ..models.checkpoint_files import reading
 from ._image_text import DTYPES, ImageTextReward, Scorer
 from ._imagereward_model import ImageRewardModel, load_image_reward
 

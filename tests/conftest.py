@@ -8,7 +8,13 @@ import sys
 from jaxtyping import install_import_hook
 
 
-CHECKED = ["unigrpo.losses", "unigrpo.advantages", "unigrpo.noising", "unigrpo.likelihood", "unigrpo.reduction"]
+CHECKED = [
+    "unigrpo.algorithm.loss",
+    "unigrpo.algorithm.advantages",
+    "unigrpo.algorithm.noising",
+    "unigrpo.algorithm.likelihood",
+    "unigrpo.algorithm.mixing",
+]
 loaded = [name for name in CHECKED if name in sys.modules]
 if loaded:
     raise RuntimeError(f"{loaded} were imported before their shapes could be checked")
@@ -29,7 +35,7 @@ def make_trainer(tmp_path):
     """A factory of trainers: ``make_trainer(lora=True, beta=0.0, ...)``; other keywords go to ``UniGRPOConfig``."""
     from unigrpo import UniGRPOConfig, UniGRPOTrainer
 
-    from .tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
+    from .support.tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
 
     def make(
         *,

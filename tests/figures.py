@@ -39,7 +39,7 @@ def kills(_: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for kind in ("full", "lora"):
         with tempfile.TemporaryDirectory() as folder:
-            text = printed("-m", "tests.crashing", folder, "--kind", kind, "--kills", "20", "--seed", "1")
+            text = printed("-m", "tests.support.crashing", folder, "--kind", kind, "--kills", "20", "--seed", "1")
         count, stages = re.search(r"crashes: (\d+) kills survived \((.*)\), metrics equal", text).groups()
         found[kind] = {"survived": int(count), "stages": stages}
     return found
@@ -48,7 +48,7 @@ def kills(_: argparse.Namespace) -> dict[str, Any]:
 def classes(_: argparse.Namespace) -> dict[str, Any]:
     """Divisions of one run over processes, accumulation and micro-batches that were equal to it, by engine."""
     names = "are_one or changes_nothing or change_nothing"
-    files = ("tests/test_distributed.py", "tests/test_deepspeed.py")
+    files = ("tests/training/test_distributed.py", "tests/training/test_deepspeed.py")
     text = printed("-m", "pytest", "-q", "-s", *files, "-m", "slow or not slow", "-k", names)
     found: dict[str, int] = {}
     for engine in re.findall(r"^\.?equivalence class: (\w+)", text, flags=re.M):

@@ -35,8 +35,8 @@ CALLS = itertools.count(1)
 
 def formulas(prompts, completions, solution, **_: Any) -> list[float | None]:
     """A few rows compared by math-verify in its child process, which is killed before every tenth call."""
-    from rewards._math_process import WORKER
-    from rewards.math import math_correctness
+    from unigrpo.rewards._math_process import WORKER
+    from unigrpo.rewards.math import math_correctness
 
     if next(CALLS) % 10 == 0 and WORKER.pid is not None:
         os.kill(WORKER.pid, signal.SIGKILL)
@@ -76,8 +76,8 @@ def train(output: Path, seconds: float) -> None:
     import torch
     from transformers import TrainerCallback
 
-    from unigrpo.recipe import load_recipe
-    from unigrpo.run import build_trainer
+    from unigrpo.runs.recipe import load_recipe
+    from unigrpo.runs.train import build_trainer
 
     torch.set_num_threads(1)
     rewards = [

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from .support import ROOT
 
-ROOT = Path(__file__).parent.parent
+
 EXAMPLES = ROOT / "examples"
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
+from .support import ROOT
 
-ROOT = Path(__file__).parents[1]
 
 FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "joblib.load",

@@ -12,9 +12,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "UniGRPOConfig": "unigrpo.config",
+    "UniGRPOConfig": "unigrpo.config.arguments",
     "UniGRPOTrainer": "unigrpo.trainer",
-    "load_policy": "unigrpo.generation",
+    "load_policy": "unigrpo.rollout.generate",
 }
 
 __all__ = ["UniGRPOConfig", "UniGRPOTrainer", "__version__", "load_policy"]

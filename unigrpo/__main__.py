@@ -1,6 +1,6 @@
 import sys
 
-from .cli import main
+from .runs.cli import main
 
 
 sys.exit(main())

@@ -17,38 +17,39 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from . import evaluation
-from .algorithms import build_algorithms
-from .anchors import exact_reference
-from .assembly import (
+from .algorithm.likelihood import score_tokens
+from .config.arguments import UniGRPOConfig
+from .config.build import build_algorithms
+from .data.image_codes import ImageCodec, tokenizer_name
+from .data.rows import check_dataset, undecoded
+from .models import DiffusionPolicy, policy_class_of
+from .models.lockstep import forwards_meet
+from .models.reference import reference_context
+from .rollout.pipeline import Pipeline
+from .rollout.rewards import ModelReward
+from .training import evaluation
+from .training.batches import Batch, Unit, collate
+from .training.callbacks import UniGRPOProgress, reference_update, save_completions, show_completions
+from .training.check_datasets import CheckedDatasets
+from .training.checkpoints.window_checkpoints import WindowCheckpoints
+from .training.compiling import compile_blocks
+from .training.demonstrations import demonstration_loss, demonstrations
+from .training.diagnostics import loss_metrics
+from .training.engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
+from .training.experience import make_experience
+from .training.finite import FiniteGuard
+from .training.loader import WindowLoader, WindowSampler
+from .training.metrics import Metrics
+from .training.old_and_reference import exact_reference
+from .training.setup import (
+    check_arguments,
     default_learning_rate,
     load_trainable,
     reward_set,
     trainable,
     warn_of_waits,
 )
-from .callbacks import UniGRPOProgress, reference_update, save_completions, show_completions
-from .checked_datasets import CheckedDatasets
-from .checkpointing import WindowCheckpoints
-from .codec import ImageCodec
-from .compiling import compile_blocks
-from .config import UniGRPOConfig, tokenizer_name
-from .data import WindowLoader, WindowSampler, check_dataset, undecoded
-from .demonstrations import demonstration_loss, demonstrations
-from .diagnostics import loss_metrics
-from .durable import check_writable
-from .engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
-from .experience import make_experience
-from .guards import FiniteGuard
-from .likelihood import score_tokens
-from .lockstep import forwards_meet
-from .metrics import Metrics
-from .models import DiffusionPolicy, policy_class_of
-from .reference import reference_context
-from .rewarding import ModelReward
-from .rng import keyed_generator
-from .sampling import Pipeline
-from .units import Batch, Unit, collate
+from .types import keyed_generator
 
 
 class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
@@ -92,14 +93,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         sft_dataset: Any = None,
     ) -> None:
         args = UniGRPOConfig("unigrpo-output") if args is None else copy.copy(args)
-        if args.should_save:
-            check_writable(args.output_dir)
-        if args.n_gpu > 1:
-            raise ValueError(f"{args.n_gpu} GPUs are visible to one process; start with `accelerate launch`")
-        if args.ignore_data_skip:
-            raise ValueError(
-                "ignore_data_skip=True would resume a window with another window's prompts; leave it False"
-            )
+        check_arguments(args)
         if isinstance(model, str):
             model = load_trainable(model, policy, args.model_init_kwargs, args, peft_config is not None)
         base = model.get_base_model() if isinstance(model, PeftModel) else model

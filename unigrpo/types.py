@@ -11,6 +11,7 @@ policy writes here, ``hidden`` True = corrupted, ``target`` True = scored.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -201,3 +202,9 @@ class Experience:
     old_known: Tensor | None = None
     ref_logps: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def keyed_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator that depends on ``key`` alone, so that a draw is the same on any rank, device or batch."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from unigrpo import UniGRPOConfig
-from unigrpo.algorithms import build_algorithm
-from unigrpo.likelihood import score_tokens
-from unigrpo.rng import keyed_generator
-from unigrpo.types import Experience
-from unigrpo.units import Unit, collate
-from unigrpo.window import Window, cut_window, rebuild_window
+from unigrpo.algorithm.likelihood import score_tokens
+from unigrpo.config.build import build_algorithm
+from unigrpo.training.batches import Unit, collate
+from unigrpo.training.window import Window, cut_window, rebuild_window
+from unigrpo.types import Experience, keyed_generator
 
 from .cases_update import LOSS, vocabulary
 from .measure import EXACT, Result, interleave, relative_error

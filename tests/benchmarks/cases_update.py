@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from unigrpo.likelihood import score_tokens
-from unigrpo.losses import PolicyLoss
+from unigrpo.algorithm.likelihood import score_tokens
+from unigrpo.algorithm.loss import PolicyLoss
 
 from .expected import parts_of
 from .measure import EXACT, Result, interleave

@@ -15,12 +15,12 @@ import torch
 from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
 
-from unigrpo.adapters import add_adapter
 from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from unigrpo.models.adapters import add_adapter
 from unigrpo.samplers import MaskGIT, SemiAutoregressive
 from unigrpo.types import Canvas
 
-from ..tiny import golden_tokenizer
+from ..support.tiny import golden_tokenizer
 from .cases_images import GUIDANCE
 from .cases_update import update
 from .flops import FlopMeter

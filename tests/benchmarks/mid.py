@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
-from unigrpo.rng import keyed_generator
-from unigrpo.types import Canvas, TokenSpace
+from unigrpo.types import Canvas, TokenSpace, keyed_generator
 
-from ..tiny import golden_tokenizer, tiny_model, tiny_processor
+from ..support.tiny import golden_tokenizer, tiny_model, tiny_processor
 from .plain import PlainModel
 
 

@@ -14,16 +14,17 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from rewards._answers import gold_answer, predicted_answer
-from rewards._checkpoints import read_weights
-from rewards._numbers import last_number, read_number
-from rewards.answers import answer_correctness
-from rewards.format import think_format
-from rewards.puzzles import countdown, sudoku
-from unigrpo.accuracy import answer_match, integer_match
-from unigrpo.building import code_of
-from unigrpo.images import load_image
-from unigrpo.recipe import Recipe, RecipeError, load_recipe, parse_recipe, parse_yaml
+from unigrpo.data.pictures import load_image
+from unigrpo.errors import RecipeError
+from unigrpo.models.checkpoint_files import read_weights
+from unigrpo.rewards._answers import gold_answer, predicted_answer
+from unigrpo.rewards._numbers import last_number, read_number
+from unigrpo.rewards.answers import answer_correctness
+from unigrpo.rewards.format import think_format
+from unigrpo.rewards.puzzles import countdown, sudoku
+from unigrpo.runs.accuracy import answer_match, integer_match
+from unigrpo.runs.build import code_of
+from unigrpo.runs.recipe import Recipe, load_recipe, parse_recipe, parse_yaml
 
 
 ROOT = Path(__file__).parents[2]
@@ -91,8 +92,8 @@ def image(data: bytes) -> None:
 def checkpoint(data: bytes) -> None:
     """A folder's files, named by the first byte: weights, configurations, tokenizers and adapters."""
     from unigrpo import load_policy
-    from unigrpo.buffer import load_window
-    from unigrpo.codec import load_tokenizer
+    from unigrpo.data.image_codes import load_tokenizer
+    from unigrpo.training.checkpoints.window_file import load_window
 
     kind = KINDS[(data[:1] or b"\0")[0] % len(KINDS)]
     body = data[1:]
@@ -138,7 +139,7 @@ def folder_of(kind: str) -> Path:
     if not folder.exists():
         from peft import LoraConfig, get_peft_model
 
-        from .. import hostile
+        from ..support import hostile
 
         if kind == "policy":
             hostile.policy_folder(folder)

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rewards._answers import gold_answer, predicted_answer
-from rewards._numbers import last_number, read_number
-from rewards.math import math_correctness
+from unigrpo.rewards._answers import gold_answer, predicted_answer
+from unigrpo.rewards._numbers import last_number, read_number
+from unigrpo.rewards.math import math_correctness
 
 from . import seeds, targets
 
@@ -127,7 +127,7 @@ def test_mathematics_that_never_ends_costs_its_time_and_no_more(tmp_path, monkey
 
 
 def test_values_of_any_kind_are_pictures_or_refused():
-    from unigrpo.images import load_image
+    from unigrpo.data.pictures import load_image
 
     rng = random.Random(0)
     values = [

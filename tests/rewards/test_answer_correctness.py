@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards import answer_correctness
+from unigrpo.rewards import answer_correctness
+
+from ..support import ROOT
 
 
 def score(completion, solution):
@@ -204,8 +205,8 @@ def test_time_is_linear(piece, solution):
 def test_it_needs_no_torch():
     code = """
 import sys
-from rewards import answer_correctness
+from unigrpo.rewards import answer_correctness
 assert answer_correctness(["p"], ["B"], ["B"]) == [1.0]
-assert not {"torch", "transformers", "unigrpo", "math_verify"} & set(sys.modules)
+assert not {"torch", "transformers", "math_verify"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rewards._answers import MAX_EXPRESSION, gold_answer, predicted_answer
-from rewards._numbers import last_number
+from unigrpo.rewards._answers import MAX_EXPRESSION, gold_answer, predicted_answer
+from unigrpo.rewards._numbers import last_number
 
 
 @pytest.mark.parametrize(

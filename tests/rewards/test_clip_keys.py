@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_scorers import CLIP, clip_inputs, clip_weights
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from rewards.clip import OpenClipConfig, load_open_clip_as_clip
+from unigrpo.rewards.clip import OpenClipConfig, load_open_clip_as_clip
+
+from ..support.tiny_scorers import CLIP, clip_inputs, clip_weights
 
 
 pytestmark = pytest.mark.golden

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_scorers import CLIP, WINDOW, Broken, clip_tokenizer, clip_weights, picture, save_clip
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from rewards import clip_score, get_reward
-from rewards._image_text import pair_of
-from rewards.clip import ClipScore, clip_scores
+from unigrpo.rewards import clip_score, get_reward
+from unigrpo.rewards._image_text import pair_of
+from unigrpo.rewards.clip import ClipScore, clip_scores
+
+from ..support import ROOT
+from ..support.tiny_scorers import CLIP, WINDOW, Broken, clip_tokenizer, clip_weights, picture, save_clip
 
 
 pytestmark = pytest.mark.golden
@@ -393,7 +395,7 @@ def test_without_open_clip_the_error_says_what_to_install():
 import sys
 sys.modules["open_clip"] = None
 from PIL import Image
-from rewards.clip import ClipScore
+from unigrpo.rewards.clip import ClipScore
 try:
     ClipScore("ViT-B-32", backend="open_clip", pretrained="openai")(["a"], [Image.new("RGB", (8, 8))])
 except ImportError as error:
@@ -401,7 +403,7 @@ except ImportError as error:
 else:
     raise SystemExit("no error")
 """
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 TINY = {
@@ -466,7 +468,7 @@ def test_the_open_clip_backend_with_a_tokenizer_of_the_hub(open_clip_model, tmp_
 
 def test_both_backends_agree_on_the_same_weights(open_clip_model):
     model, config, weights = open_clip_model
-    from rewards.clip import load_open_clip_as_clip
+    from unigrpo.rewards.clip import load_open_clip_as_clip
 
     converted = load_open_clip_as_clip(config, weights)
     torch.manual_seed(1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards import think_format
+from unigrpo.rewards import think_format
 
 
 class Image:

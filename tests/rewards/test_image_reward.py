@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_scorers import (
+from torch import nn
+from transformers import CLIPImageProcessorPil
+
+from unigrpo.models.checkpoint_files import load_strictly
+from unigrpo.rewards import get_reward, image_reward
+from unigrpo.rewards._imagereward_model import ImageRewardModel, rename, text_config, vision_config
+from unigrpo.rewards.imagereward import ImageReward, preprocess
+
+from ..support.tiny_scorers import (
     IMAGE_REWARD,
     MED_CONFIG,
     Broken,
@@ -17,13 +25,6 @@ from tiny_scorers import (
     picture,
     save_image_reward,
 )
-from torch import nn
-from transformers import CLIPImageProcessorPil
-
-from rewards import get_reward, image_reward
-from rewards._checkpoints import load_strictly
-from rewards._imagereward_model import ImageRewardModel, rename, text_config, vision_config
-from rewards.imagereward import ImageReward, preprocess
 
 
 pytestmark = pytest.mark.golden

@@ -18,11 +18,12 @@ import urllib.request
 import numpy as np
 import pytest
 from PIL import Image
-from servers import in_turn, serving
 
-from rewards import get_reward
-from rewards._attempts import RewardServiceError
-from rewards._template import Template, prompt_text
+from unigrpo.rewards import get_reward
+from unigrpo.rewards._attempts import RewardServiceError
+from unigrpo.rewards._template import Template, prompt_text
+
+from ..support.servers import in_turn, serving
 
 
 @pytest.fixture(autouse=True)
@@ -386,7 +387,7 @@ def transformers_serve(tmp_path):
 @pytest.fixture
 def texts_read(monkeypatch):
     """The texts that the reward read a score from, in the order of arrival."""
-    from rewards import _judge
+    from unigrpo.rewards import _judge
 
     texts, content = [], _judge._content
     monkeypatch.setattr(_judge, "_content", lambda answer: texts.append(content(answer)) or texts[-1])
@@ -409,7 +410,7 @@ def first_that_tells(candidates):
 @pytest.mark.timeout(300)
 @served
 def test_a_real_server_says_what_the_model_says(tmp_path, transformers_serve, texts_read):
-    from tiny_judges import byte_tokenizer, chat_model, said_directly
+    from ..support.tiny_judges import byte_tokenizer, chat_model, said_directly
 
     tokenizer = byte_tokenizer()
     prompts, completions, solutions = (
@@ -458,7 +459,7 @@ def test_a_real_server_says_what_the_model_says(tmp_path, transformers_serve, te
 @pytest.mark.timeout(300)
 @served
 def test_a_real_server_sees_what_the_model_sees(tmp_path, transformers_serve, texts_read):
-    from tiny_judges import byte_tokenizer, said_directly, seeing_model
+    from ..support.tiny_judges import byte_tokenizer, said_directly, seeing_model
 
     tokenizer = byte_tokenizer()
     arrays = [np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8) for seed in range(3)]

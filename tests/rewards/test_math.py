@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards import math as reward_module
-from rewards import math_correctness
-from rewards._math_process import WORKER, Verdict
+from unigrpo.rewards import math as reward_module
+from unigrpo.rewards import math_correctness
+from unigrpo.rewards._math_process import WORKER, Verdict
 
 
 class Image:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from rewards import math_correctness
-from rewards._math_process import WORKER, MathProcess, Verdict
+from unigrpo.rewards import math_correctness
+from unigrpo.rewards._math_process import WORKER, MathProcess, Verdict
+
+from ..support import ROOT
 
 
-ROOT = Path(__file__).parents[2]
 PARENT = """
 import os, sys, threading, time
-from rewards import math_correctness
-from rewards._math_process import WORKER
+from unigrpo.rewards import math_correctness
+from unigrpo.rewards._math_process import WORKER
 def score(answer, **kwargs):
     return math_correctness(["p"], [f"\\\\boxed{{{answer}}}"], ["$2x$"], **kwargs)[0]
 assert WORKER.pid is None
@@ -203,7 +204,7 @@ def test_gone_after_the_parent_was_killed_while_it_was_idle():
 def test_gone_after_the_parent_was_killed_while_it_started(tmp_path):
     (tmp_path / "math_verify.py").write_text("import time; time.sleep(60)")
     code = f"""
-import rewards._math_process as own, sys, threading, time
+import unigrpo.rewards._math_process as own, sys, threading, time
 sys.path.insert(0, {str(tmp_path)!r})
 own.START_SECONDS = 1.0
 threading.Thread(target=own.WORKER.compare, args=("1", "1", 1.0), daemon=True).start()

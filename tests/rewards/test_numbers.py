@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards._numbers import last_number, read_number, same_number
+from unigrpo.rewards._numbers import last_number, read_number, same_number
 
 
 @pytest.mark.parametrize(

@@ -18,22 +18,21 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from servers import in_turn, serving
 
-from rewards import get_reward
-from rewards._attempts import RewardServiceError
-from rewards._http import MAX_ANSWER, Exchanges
-from unigrpo.building import build_rewards
-from unigrpo.recipe import RecipeError, load_recipe
-from unigrpo.rewarding import Answer, RewardSet
+from unigrpo.errors import RecipeError
+from unigrpo.rewards import get_reward
+from unigrpo.rewards._attempts import RewardServiceError
+from unigrpo.rewards._http import MAX_ANSWER, Exchanges
+from unigrpo.rollout.rewards import Answer, RewardSet
+from unigrpo.runs.build import build_rewards
+from unigrpo.runs.recipe import load_recipe
 
-
-ROOT = Path(__file__).parents[2]
+from ..support import ROOT
+from ..support.servers import in_turn, serving
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +193,7 @@ def test_retry_after_is_honoured_as_seconds_and_as_a_date_and_is_bounded(monkeyp
     with serving(in_turn(says("slow down", 503, Retry_After=date), lengths)) as seen:
         assert remote(seen)(["p"], ["c"]) == [1.0]
     assert 0.5 <= seen.times[1] - seen.times[0] < 5
-    monkeypatch.setattr("rewards._attempts.MAX_DELAY", 0.2)
+    monkeypatch.setattr("unigrpo.rewards._attempts.MAX_DELAY", 0.2)
     with serving(in_turn(says("slow down", 429, Retry_After="86400"), lengths)) as seen:
         assert remote(seen)(["p"], ["c"]) == [1.0]
     assert 0.2 <= seen.times[1] - seen.times[0] < 3
@@ -255,7 +254,7 @@ def test_the_deadline_holds_for_rows_that_are_still_waiting():
 
 def test_the_deadline_holds_where_no_socket_can_be_closed(monkeypatch):
     # A resolver of names knows no timeout.
-    monkeypatch.setattr("rewards._service._GRACE", 0.1)
+    monkeypatch.setattr("unigrpo.rewards._service._GRACE", 0.1)
     free = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: free.wait(10) or [])
     began = time.monotonic()
@@ -498,7 +497,7 @@ def test_https_checks_the_certificate(tmp_path, monkeypatch):
         assert "its certificate is not trusted (self" in failure(remote(seen))
         assert not seen.bodies
         trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
-        monkeypatch.setattr("rewards._http._tls", lambda: trusting)
+        monkeypatch.setattr("unigrpo.rewards._http._tls", lambda: trusting)
         assert remote(seen)(["p"], ["x" * 1_000_000]) == [1e6]
         began = time.monotonic()
         assert "within 0.5 s" in failure(remote(seen, timeout=0.5, retries=0))
@@ -620,7 +619,7 @@ def test_a_reward_can_be_copied_and_forked():
 def test_ctrl_c_ends_a_call_at_once():
     code = """
 import sys
-from rewards import get_reward
+from unigrpo.rewards import get_reward
 try:
     get_reward("remote", url=sys.argv[1], timeout=60, batch_size=1)(["p"] * 4, ["c"] * 4)
 except KeyboardInterrupt:
@@ -663,9 +662,9 @@ def test_the_example_is_such_a_service():
 def test_it_is_light():
     code = """
 import sys
-from rewards import get_reward
+from unigrpo.rewards import get_reward
 get_reward("remote", url="http://127.0.0.1:1/"), get_reward("judge", model="m")
-heavy = {"torch", "transformers", "numpy", "unigrpo"} & set(sys.modules)
+heavy = {"torch", "transformers", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

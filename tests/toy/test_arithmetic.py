@@ -6,20 +6,10 @@ import re
 
 import pytest
 
-from unigrpo.accuracy import integer_match
 from unigrpo.models import MMaDAProcessor
-from unigrpo.toy.arithmetic import (
-    FIRST,
-    NAMES,
-    OBJECTS,
-    SECOND,
-    TEMPLATES,
-    pairs,
-    problems,
-    split_of,
-    trace,
-)
-from unigrpo.toy.tokenizer import CHAT_TOKENS, LAYOUT_TOKENS, build_tokenizer, special_token_ids
+from unigrpo.runs.accuracy import integer_match
+from unigrpo.toy.arithmetic import FIRST, NAMES, OBJECTS, SECOND, TEMPLATES, pairs, problems, split_of, trace
+from unigrpo.toy.making.tokenizer import CHAT_TOKENS, LAYOUT_TOKENS, build_tokenizer, special_token_ids
 
 
 @pytest.fixture(scope="module")

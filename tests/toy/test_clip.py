@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from unigrpo.images import to_images
+from unigrpo.data.pictures import to_images
 from unigrpo.models.magvit import MagvitV2
-from unigrpo.toy.clip import (
+from unigrpo.toy.making.clip import (
     CHECKPOINT,
     TEXT_WINDOW,
     build_image_processor,
@@ -26,11 +26,11 @@ from unigrpo.toy.clip import (
     train,
     words_of,
 )
-from unigrpo.toy.image_tokenizer import CHECKPOINT as TOKENIZER_CHECKPOINT
-from unigrpo.toy.image_tokenizer import directory_size, gallery, reconstruct
+from unigrpo.toy.making.image_tokenizer import CHECKPOINT as TOKENIZER_CHECKPOINT
+from unigrpo.toy.making.image_tokenizer import directory_size, gallery, reconstruct
 from unigrpo.toy.shapes import FORMS, QUESTIONS, SPECS, Spec, caption
 
-from ..tolerances import assert_rounding
+from ..support.tolerances import assert_rounding
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unigrpo.models.magvit import MagvitV2
-from unigrpo.toy.image_tokenizer import (
+from unigrpo.toy.making.image_tokenizer import (
     CHECKPOINT,
     autoencoder_loss,
     build_model,
@@ -21,7 +21,7 @@ from unigrpo.toy.image_tokenizer import (
 )
 from unigrpo.toy.shapes import SPECS
 
-from ..tolerances import assert_rounding
+from ..support.tolerances import assert_rounding
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import torch
 from unigrpo import load_policy
 from unigrpo.models import MMaDAPolicy, MMaDAProcessor
 from unigrpo.models.magvit import MagvitV2
-from unigrpo.toy import shapes_cold_start as cold_start
-from unigrpo.toy.cold_start import build_model
-from unigrpo.toy.image_tokenizer import gallery
+from unigrpo.toy.making import shapes_cold_start as cold_start
+from unigrpo.toy.making.cold_start import build_model
+from unigrpo.toy.making.image_tokenizer import gallery
+from unigrpo.toy.making.tokenizer import build_tokenizer
 from unigrpo.toy.pixel_check import inspect, right_picture
 from unigrpo.toy.shapes import COLOURS, QUESTIONS, SHAPES, WORDS, caption, problems, questions
-from unigrpo.toy.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")

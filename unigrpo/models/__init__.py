@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModel
 
+from ..errors import import_named
 from .base import DiffusionPolicy
-from .door import MaskedDiffusionMixin, MaskedDiffusionOutput
+from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion
 from .magvit import MagvitV2, MagvitV2Config
 from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
@@ -29,23 +31,26 @@ for _config, _model in _CLASSES:
     AutoModel.register(_config, _model, exist_ok=True)
 
 
-def resolve_policy(name: str) -> type[DiffusionPolicy]:
-    """The policy class of a name in ``POLICIES`` or an import path ``pkg.mod:attr``.
+def resolve_policy(name: str | type[DiffusionPolicy], folders: Sequence[str | Path] = ()) -> type[DiffusionPolicy]:
+    """The policy class of a name in ``POLICIES`` or an import path ``pkg.mod:attr``; a class is returned as it is.
+
+    ``folders`` are where the module of a path is looked for first.
 
     Raises:
         ValueError: the name is unknown, or the path does not import.
     """
+    if not isinstance(name, str):
+        return name
     path = POLICIES.get(name, name)
     if ":" not in path:
         raise ValueError(f"policy={name!r} is unknown: choose one of {sorted(POLICIES)} or give 'pkg.mod:attr'")
-    module, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        return import_named(path, folders)
+    except (ImportError, ValueError) as error:
         raise ValueError(f"policy={name!r} cannot be imported: {error}") from error
 
 
-def policy_class_of(model: Any, name: str | None = None) -> type[DiffusionPolicy]:
+def policy_class_of(model: Any, name: str | type[DiffusionPolicy] | None = None) -> type[DiffusionPolicy]:
     """``name`` if given, else the ``policy_class`` of the model's class, else the entry of its ``model_type``."""
     if name is not None:
         return resolve_policy(name)

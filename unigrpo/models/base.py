@@ -17,14 +17,14 @@ class DiffusionPolicy(ABC):
     """A family's description of itself. Stateless; it never owns the module.
 
     Attributes:
-        model_class: the ``PreTrainedModel`` whose ``forward`` is the one door (see ``models/door.py``).
+        model_class: the ``PreTrainedModel`` whose ``forward`` keeps the contract of ``models/forward.py``.
         processor_class: tokenizer or processor class with ``from_pretrained``.
         mask_token_id: the id that stands for "not written yet"; None for families without one.
         pad_token_id: id of padding, and of the tail after a stop token.
         stop_token_ids: ids that end an answer; empty where an answer always fills its canvas.
         logit_shift: 1 when the logits at position i predict token i + 1, else 0.
         linear_head: True when guidance may be combined before the head.
-        supports_cache: True when the door takes a ``KeyValueCache`` (``kv_cache`` of the text sampler).
+        supports_cache: True when the forward takes a ``KeyValueCache`` (``kv_cache`` of the text sampler).
         processor: the tokenizer or processor of this instance, saved with checkpoints.
         attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.
         image_tokenizer, image_size, codebook_size: id of the family's image tokenizer, usual side of an image in pixels

@@ -16,7 +16,7 @@ ROWS_IN_CACHE = 8
 
 
 class Draw:
-    """How the door chooses tokens for the selected rows.
+    """How a forward chooses tokens for the selected rows.
 
     Not a tensor and not a dataclass: engines with mixed precision look into those, and cast what a forward is given. In
     bf16 most tokens of a vocabulary could never be drawn.

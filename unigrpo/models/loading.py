@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rewards._checkpoints import check_declared, check_numbers, hub_file, read_weights, reading, shapes
+from .checkpoint_files import check_declared, check_numbers, hub_file, read_weights, reading, shapes
 
 
 ADAPTER_FILE = "adapter_config.json"

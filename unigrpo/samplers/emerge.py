@@ -9,8 +9,8 @@ import torch
 
 from ..models.base import DiffusionPolicy
 from ..types import Canvas, Rollout
+from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 from .schedules import MASK_SCHEDULES, check_schedule
-from .writing import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

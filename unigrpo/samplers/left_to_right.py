@@ -9,8 +9,8 @@ import torch
 
 from ..models.base import DiffusionPolicy
 from ..types import Canvas, Rollout
+from .base import check_sampler
 from .semi_autoregressive import SemiAutoregressive
-from .writing import check_sampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

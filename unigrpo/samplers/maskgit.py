@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..types import Canvas, Rollout
+from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 from .schedules import MASK_SCHEDULES, check_schedule
-from .writing import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 
 
 DECAYS = ("linear", "compound")

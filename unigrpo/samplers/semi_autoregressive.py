@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import check_shortcuts
 from ..models.base import DiffusionPolicy
 from ..models.draw import DrawnTokens
-from ..settings import CHOICES
 from ..types import Canvas, Rollout
-from .caching import BlockCache
-from .writing import CanvasWriter, check_sampler, check_streams, scatter, uniforms
+from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
+from .kv_cache import BlockCache
 
 
 REMASKING = ("low_confidence", "random")
 STOPS = ("first", "block_end", "never")
+KV_CACHES = ("none", "prefix", "dual")
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
@@ -73,7 +73,7 @@ class SemiAutoregressive:
 
     def __post_init__(self) -> None:
         check_sampler(self, ("steps", "block_length"), ("temperature", "guidance_scale"))
-        for name, choices in (("remasking", REMASKING), ("stop", STOPS), ("kv_cache", CHOICES["kv_cache"])):
+        for name, choices in (("remasking", REMASKING), ("stop", STOPS), ("kv_cache", KV_CACHES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {choices}")
         check_shortcuts("", self)
@@ -229,3 +229,17 @@ def _most_confident(confidence: Tensor, candidates: Tensor, k: Tensor) -> Tensor
     scores = scatter(candidates, confidence).masked_fill(~candidates, -torch.inf)
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < k[:, None]) & candidates
+
+
+def check_shortcuts(where: str, values: Any) -> None:
+    """Raises ``ValueError`` for approximate decoding of text that cannot work; ``values`` may be a sampler."""
+    threshold, entropy = values.confidence_threshold, values.exit_entropy
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"{where}confidence_threshold={threshold} is a probability: it must lie in (0, 1)")
+    if entropy is not None and entropy < 0:
+        raise ValueError(f"{where}exit_entropy={entropy} is in nats: it must not be negative")
+    if threshold is not None and values.remasking == "random":
+        raise ValueError(
+            f"{where}confidence_threshold={threshold} commits by confidence, and remasking='random' does not: set "
+            "remasking='low_confidence', or no threshold"
+        )

@@ -1,7 +1,7 @@
 """Countdown with small numbers: write an expression that uses every number once and makes the target.
 
 A problem is two or three numbers from 1 to 9 and a target that they make with ``+``, ``-`` and ``*`` in the order in which
-they are listed; any other right expression is as good. ``python -m unigrpo.toy.countdown`` makes the shipped policy (``builtin:countdown``).
+they are listed; any other right expression is as good. ``python -m unigrpo.toy.making.puzzle_cold_start countdown`` makes the shipped policy (``builtin:countdown``).
 """
 
 from __future__ import annotations
@@ -192,10 +192,3 @@ def _row(problem: Problem) -> dict[str, Any]:
     numbers, target = problem
     prompt = PROMPT.format(target=target, numbers=" ".join(map(str, numbers)))
     return {"prompt": prompt, "numbers": list(numbers), "target": target, "solution": expressions(numbers)[target]}
-
-
-if __name__ == "__main__":
-    # Here and not above: problems need no torch.
-    from .puzzle_cold_start import main
-
-    main("countdown")

@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import UniGRPOConfig
-from ..generation import LoadedPolicy, load_policy
-from ..likelihood import score_tokens
-from ..noising import Noising, build_noising
-from ..reduction import linear
-from ..rng import keyed_generator
+from ..algorithm.likelihood import score_tokens
+from ..algorithm.mixing import linear
+from ..algorithm.noising import Noising, build_noising
+from ..config.arguments import UniGRPOConfig
+from ..rollout.generate import LoadedPolicy, load_policy
 from ..samplers import SemiAutoregressive
-from ..types import Rollout
+from ..types import Rollout, keyed_generator
 from .arithmetic import problems
 from .exact import ExactLikelihood, mask_numbers
 

@@ -2,7 +2,7 @@
 
 *771+6+5+5+2* is answered with *777 782 787 789*. Each total is read off the one before it, so decoding must see what it has
 already written. That is what this policy is for: caches that keep old keys and values show here. Its teacher never errs, and
-``python -m unigrpo.toy.running_sums`` makes the shipped policy (``builtin:running_sums``).
+``python -m unigrpo.toy.making.puzzle_cold_start running_sums`` makes the shipped policy (``builtin:running_sums``).
 """
 
 from __future__ import annotations
@@ -73,10 +73,3 @@ def _row(split: str, rng: random.Random) -> dict[str, Any]:
 
 def _draw(rng: random.Random) -> tuple[int, tuple[int, ...]]:
     return rng.choice(FIRST), tuple(rng.choice(ADDED) for _ in range(TERMS))
-
-
-if __name__ == "__main__":
-    # Here and not above: problems need no torch.
-    from .puzzle_cold_start import main
-
-    main("running_sums")

@@ -1,7 +1,7 @@
 """Sudoku of 4 x 4 cells: fill in a grid whose rows, columns and 2 x 2 boxes hold 1 to 4 once each.
 
 A puzzle is 16 characters, row after row, with ``0`` for an empty cell; the answer is all 16 digits. There are 288 grids, of
-which one in six is held out. ``python -m unigrpo.toy.sudoku`` makes the shipped policy (``builtin:sudoku``).
+which one in six is held out. ``python -m unigrpo.toy.making.puzzle_cold_start sudoku`` makes the shipped policy (``builtin:sudoku``).
 """
 
 from __future__ import annotations
@@ -127,10 +127,3 @@ def _row(grid: str, rng: random.Random) -> dict[str, Any]:
         puzzle = "".join(EMPTY if place in blank else digit for place, digit in enumerate(grid))
         if len(completions(puzzle)) == 1:
             return {"prompt": PROMPT.format(puzzle=puzzle), "puzzle": puzzle, "solution": grid}
-
-
-if __name__ == "__main__":
-    # Here and not above: problems need no torch.
-    from .puzzle_cold_start import main
-
-    main("sudoku")

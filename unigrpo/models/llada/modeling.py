@@ -16,8 +16,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...types import TokenSpace
 from ..cache import KeyValueCache, LayerCache
-from ..door import MaskedDiffusionOutput, combine_guidance
 from ..draw import Draw
+from ..forward import MaskedDiffusionOutput, combine_guidance
 from ..head import VocabularyHead
 from .configuration import LLaDAConfig
 
@@ -173,7 +173,7 @@ class LLaDATrunk(nn.Module):
 
 
 class LLaDAForMaskedDiffusion(PreTrainedModel):
-    """LLaDA with the one door for compute: trunk, row selection, head and log-softmax inside ``forward``."""
+    """LLaDA with the whole forward contract: trunk, row selection, head and log-softmax inside ``forward``."""
 
     config_class = LLaDAConfig
     base_model_prefix = "model"

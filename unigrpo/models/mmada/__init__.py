@@ -1,7 +1,7 @@
+from ..processing import MMaDAProcessor
 from .configuration import MMaDAConfig
 from .modeling import MMaDAForMaskedDiffusion
 from .policy import MMaDAPolicy
-from .processing import MMaDAProcessor
 
 
 __all__ = ["MMaDAConfig", "MMaDAForMaskedDiffusion", "MMaDAPolicy", "MMaDAProcessor"]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ...types import Canvas, TokenSpace
-from ..base import DiffusionPolicy, fit_prompt, left_pad
+from ..base import fit_prompt
+from ..processing import MMaDAProcessor, prompt_text
+from ..text_canvas import TextCanvasPolicy
 from . import layouts
 from .configuration import MMaDAConfig
 from .modeling import MMaDAForMaskedDiffusion
-from .processing import MMaDAProcessor, prompt_text
 
 
 TEXT_SLOTS = 512
@@ -23,23 +24,16 @@ TEXT_SLOTS = 512
 CAPTION_CURE = "Raise max_prompt_length (text slots), shorten it, or set prompt_truncation to 'left' or 'right'"
 
 
-class MMaDAPolicy(DiffusionPolicy):
+class MMaDAPolicy(TextCanvasPolicy):
     """MMaDA's layouts. Text answers are written with ids below the image offset, the mask id excepted; images with the
     codebook's ids alone.
     """
 
     model_class = MMaDAForMaskedDiffusion
-    processor_class = MMaDAProcessor
-    linear_head = True
-    supports_cache = True
 
     def __init__(self, config: MMaDAConfig, processor: MMaDAProcessor) -> None:
-        self.config, self.processor = config, processor
-        self.mask_token_id = config.mask_token_id
-        self.pad_token_id = config.pad_token_id
+        super().__init__(config, processor)
         self.stop_token_ids = tuple(config.stop_token_ids)
-        self.max_length = config.max_sequence_length
-        self.attends_padding = config.attn_mask_mode == "none"
         self.image_tokenizer = config.image_tokenizer
         self.image_size = (config.sampling_defaults or {}).get("image_size", 512)
         self.codebook_size = config.codebook_size
@@ -96,33 +90,13 @@ class MMaDAPolicy(DiffusionPolicy):
         """
         if task == "t2i":
             return self._encode_images_to_make(rows, image_tokens, max_prompt_length, prompt_truncation, trim_padding)
-        if prompt_truncation == "right":
-            raise ValueError(
-                f"prompt_truncation='right' would cut the end of a chat prompt of task {task!r}, which opens the answer; "
-                "use 'left', or set it for t2i alone in task_overrides"
-            )
-        limit = self._room("max_completion_length", max_completion_length, max_prompt_length)
-        prompts = [self._prompt(row, task, limit, prompt_truncation) for row in rows]
-        prompt_ids, prompt_mask = left_pad(prompts, self.pad_token_id)
-        answer = torch.full((len(rows), max_completion_length), self.mask_token_id, dtype=torch.int64)
-        written = torch.ones_like(answer, dtype=torch.bool)
-        return Canvas(
-            ids=torch.cat([prompt_ids, answer], dim=1),
-            fill_mask=torch.cat([torch.zeros_like(prompt_mask), written], dim=1),
-            attention_mask=torch.cat([prompt_mask, written], dim=1),
-            task=task,
-            token_space=self.token_space(task),
+        return self.encode_text(
+            rows,
+            task,
+            max_completion_length=max_completion_length,
+            max_prompt_length=max_prompt_length,
+            prompt_truncation=prompt_truncation,
         )
-
-    def _room(self, name: str, written: int, max_prompt_length: int | None, around: int = 0) -> int:
-        """Prompt positions beside ``written`` ones and ``around`` marks."""
-        limit = self.max_length - written - around
-        if limit <= 0:
-            raise ValueError(
-                f"{name}={written} leaves no room for a prompt in {self.max_length} positions (max_sequence_length of "
-                "the model)"
-            )
-        return min(limit, max_prompt_length or limit)
 
     def _prompt(self, row: dict[str, Any], task: str, limit: int, truncation: str) -> list[int]:
         """Ids of a chat prompt, behind its image in ``mmu``; truncation never cuts the image."""
@@ -136,8 +110,7 @@ class MMaDAPolicy(DiffusionPolicy):
                     f"an image of {len(codes)} tokens leaves no room for the question in a prompt of {limit} tokens; "
                     "lower image_size, or raise max_prompt_length"
                 )
-        tokens = self.processor.encode_prompt(row["prompt"])
-        return image + fit_prompt(tokens, limit - len(image), truncation, row["prompt"])
+        return image + super()._prompt(row, task, limit - len(image), truncation)
 
     def _encode_images_to_make(
         self,
@@ -195,7 +168,7 @@ class MMaDAPolicy(DiffusionPolicy):
         """``t2i``: the codes ``[N]`` int64 of each image, for the image tokenizer. Else the text of each completion,
         stop token and other special tokens left out.
         """
+        if canvas.task != "t2i":
+            return super().decode(canvas, completion_mask)
         rows = [ids[mask] for ids, mask in zip(canvas.ids, completion_mask, strict=True)]
-        if canvas.task == "t2i":
-            return [row - self.config.image_token_offset for row in rows]
-        return self.processor.tokenizer.batch_decode([row.tolist() for row in rows], skip_special_tokens=True)
+        return [row - self.config.image_token_offset for row in rows]

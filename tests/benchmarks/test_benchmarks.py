@@ -1,0 +1,243 @@
+"""The benchmark harness: both sides compute the same, its statistics, and the floors it guards."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from unigrpo.types import TokenSpace, keyed_generator
+
+from ..support import ROOT
+from . import report
+from .cases import CASES
+from .cases_buckets import buckets
+from .cases_text import caches
+from .cases_update import update, vocabulary
+from .device import SMALL, adapted, device_report
+from .flops import FlopMeter
+from .measure import EXACT, Result, chi_square, interleave, linear_fit, same_law
+from .memory import job, peak_above_start
+from .mid import FULL, QUICK, Bench, text_canvas, tiny_bench, update_batch
+from .plain import Clock, even_shares
+from .plain import update as plain_update
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    return tiny_bench()
+
+
+# ---- both sides compute the same ----
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "memory"])
+def test_every_check_of_a_case_holds_on_the_tiny_model(bench, name):
+    results = CASES[name](bench)
+    assert results
+    for result in results:
+        assert result.skipped or result.checks or result.value is not None
+        assert all(result.checks.values()), (result.name, result.checks)
+    assert not any(p.grad is not None for p in bench.model.parameters())
+    assert all(p.requires_grad for p in bench.model.parameters())
+    assert not bench.model._forward_hooks
+
+
+def test_the_plain_forward_is_the_models(bench):
+    canvas = text_canvas(bench, 2, 9, 5)
+    with torch.no_grad():
+        own = bench.model(**bench.policy.inputs(canvas)).logits
+    assert (bench.plain.logits(canvas.ids) - own).abs().max() < 1e-5
+
+
+def test_whole_gradients_are_equal_too(bench):
+    batch, gradients = update_batch(bench, 3, 24), []
+    for step in (lambda: plain_update(bench.plain, batch, Clock()), lambda: update(bench, batch, old_pass=True)):
+        bench.model.zero_grad(set_to_none=True)
+        step()
+        gradients.append({name: p.grad for name, p in bench.model.named_parameters()})
+    bench.model.zero_grad(set_to_none=True)
+    for name, plain in gradients[0].items():
+        assert (gradients[1][name] - plain).abs().max() <= 1e-4 * plain.abs().max(), name
+
+
+def test_an_update_batch_hides_a_third_of_each_row_and_no_prompt(bench):
+    batch = update_batch(bench, 4, 48)
+    assert batch.hidden.sum(1).tolist() == [16] * 4
+    assert not (batch.hidden & ~batch.canvas.fill_mask).any()
+    assert (batch.canvas.ids != bench.policy.mask_token_id).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
+@pytest.mark.parametrize("load", ["memory, rollout T=1", "memory, update"])
+def test_memory_jobs_run_and_are_weighed(bench, load):
+    for side in ("plain", "ours"):
+        assert job(bench, side, load)() is not None
+        assert 0 <= peak_above_start(bench, side, load) < 500
+
+
+def test_rows_of_one_length_stand_together(bench):
+    (result,) = buckets(bench)
+    units = result.extra["units"]
+    assert units["ours"] < units["plain"] and result.checks == {"gradients equal": True}
+    assert result.floor is None and f"{units['plain']} against {units['ours']} units" in result.note
+
+
+def test_one_block_holds_the_dual_cache_to_no_floor(bench):
+    assert (FULL.dual_cache_floor, QUICK.dual_cache_floor) == (6.0, None)
+    for floor in (6.0, None):
+        results = caches(replace(bench, sizes=replace(bench.sizes, dual_cache_floor=floor)))
+        dual = next(result for result in results if result.name == "dual cache")
+        assert (dual.goal, dual.floor) == (6.0, floor)
+
+
+# ---- statistics ----
+
+
+def test_rounds_are_taken_in_turn():
+    calls = []
+    timed = interleave({name: lambda name=name: calls.append(name) or name for name in ("a", "b")}, 3)
+    assert calls == ["a", "b"] * 3
+    assert timed["b"].value == "b" and len(timed["b"].seconds) == 3
+    assert timed["a"].median == sorted(timed["a"].seconds)[1]
+
+
+def test_linear_fit():
+    fit = linear_fit([1.0, 2.0, 4.0, 8.0], [3.0, 5.0, 9.0, 17.0])
+    assert math.isclose(fit["slope"], 2) and math.isclose(fit["intercept"], 1) and math.isclose(fit["r2"], 1)
+    assert linear_fit([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 2.0, 1.0])["r2"] < 0.01
+
+
+def test_chi_square_accepts_the_law_and_refuses_another():
+    generator = keyed_generator("chi")
+    probs = torch.randn(5000, generator=generator).mul(1.5).softmax(0)
+    draws = torch.multinomial(probs, 4000, replacement=True, generator=generator)
+    assert same_law(chi_square(draws, probs)) and chi_square(draws, probs) > 0.4
+    assert not same_law(chi_square(draws, probs.sqrt() / probs.sqrt().sum()))
+
+
+def test_a_result_is_judged_by_its_checks_and_its_floor():
+    right = Result(name="x", kind=EXACT, ours=1.0, plain=4.0, goal=5.0, floor=3.0, checks={"tokens equal": True})
+    assert right.ratio == 4.0 and right.ok
+    assert report.verdict(right.as_dict()) == "below goal"
+    slow = Result(name="x", kind=EXACT, ours=2.0, plain=4.0, goal=5.0, floor=3.0)
+    assert not slow.ok and report.verdict(slow.as_dict()) == "NO: below floor"
+    wrong = Result(name="x", kind=EXACT, ours=1.0, plain=9.0, floor=3.0, checks={"tokens equal": False})
+    assert not wrong.ok and report.verdict(wrong.as_dict()) == "NO: tokens equal"
+    assert Result(name="x", kind=EXACT, skipped="why").ok
+
+
+def test_clock_and_even_shares():
+    clock = Clock()
+    with clock("part"):
+        time.sleep(0.01)
+    assert clock.seconds["part"] >= 0.01
+    assert even_shares(11, 3) == [4, 4, 3]
+
+
+# ---- the large size, on the tiny model ----
+
+
+def test_the_device_report_on_a_cpu():
+    found = device_report("tiny", "cpu", SMALL, peak_tflops=1.0)
+    lines = {line["name"]: line for line in json.loads(json.dumps(found))["device"]}
+    rollouts = ["rollout T=0", "rollout T=1", "t2i"]
+    assert list(lines) == [*rollouts, "update, full", "update, LoRA", "update, LoRA, 1 iteration"]
+    for line in lines.values():
+        assert line["rate"] > 0 and line["tflops"] > 0 and line["share_of_limit"] == line["tflops"]
+        assert line["peak_gb"] > 0
+        assert line["hottest"] and 0 < line["hottest"][0]["share"] <= 1
+    assert lines["update, full"]["trained"] == found["environment"]["parameters"]
+    adapter = sum(weight.numel() for weight in adapted(tiny_bench()).model.parameters() if weight.requires_grad)
+    assert {line["trained"] for name, line in lines.items() if "LoRA" in name} == {adapter}
+    report.show(found)
+
+
+def test_the_adapter_of_a_device_trains_alone_with_the_head_frozen():
+    bench = adapted(tiny_bench())
+    update(bench, update_batch(bench, 2, 24), old_pass=True)
+    touched = {name for name, weight in bench.model.named_parameters() if weight.grad is not None}
+    linear = sum(isinstance(module, torch.nn.Linear) for module in tiny_bench().model.modules()) - 1
+    assert len(touched) == 2 * linear and all("lora_" in name for name in touched)
+    assert not bench.model.get_output_embeddings().weight.requires_grad
+
+
+def needed(bench: Bench, rows: int, length: int, selected: int, width: int) -> tuple[int, int, int]:
+    """FLOP of a forward by hand: all layers but the last and its keys and values, the rest of the last, the head."""
+    config = bench.model.config
+    d, mlp = config.d_model, config.mlp_hidden_size
+    keys, others = 2 * 2 * d * config.n_kv_heads * d // config.n_heads, 2 * (2 * d * d + 3 * d * mlp)
+    attention = 4 * length * d
+    whole = (config.n_layers - 1) * (keys + others + attention) + keys
+    return rows * length * whole, selected * (others + attention), selected * 2 * d * width
+
+
+def test_the_meter_counts_what_a_forward_computes(bench):
+    canvas = text_canvas(bench, 2, 6, 4)
+    meter = FlopMeter(model=bench.model)
+    with meter.counting(), torch.no_grad():
+        bench.model(**bench.policy.inputs(canvas), select=canvas.fill_mask, token_space=TokenSpace(start=3, stop=20))
+    assert meter.total() == sum(needed(bench, 2, 10, 8, 17))
+    meter = FlopMeter(model=bench.model)
+    with meter.counting(), torch.no_grad():
+        bench.model(**bench.policy.inputs(canvas))
+    assert meter.total() == sum(needed(bench, 2, 10, 20, bench.model.config.vocab_size))
+
+
+def test_the_meter_agrees_with_torch_on_the_products(bench):
+    canvas = text_canvas(bench, 2, 30, 10)
+    meter, counter = FlopMeter(model=bench.model), FlopCounterMode(display=False)
+    # Of the fused kernels on a CPU, torch counts none.
+    with meter.counting(), counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        bench.model(**bench.policy.inputs(canvas), select=canvas.fill_mask)
+    assert abs(meter.total() / counter.get_total_flops() - 1) < 1e-6
+
+
+def test_the_meter_counts_gradients_of_what_is_trained(bench):
+    batch, meters = update_batch(bench, 2, 24), []
+    every, chosen, head = needed(bench, 2, 24, int(batch.hidden.sum()), bench.model.config.vocab_size)
+    for trainable in (True, False):
+        meters.append(FlopMeter(model=bench.model))
+        with vocabulary(bench.model, trainable), meters[-1].counting():
+            update(bench, batch, old_pass=True)
+    assert meters[0].total() == 4 * (every + chosen + head)
+    assert meters[1].total() == 4 * (every + chosen) + 3 * head
+
+
+# ---- floors ----
+
+
+def measure(names: list[str], path: Path) -> list[dict]:
+    """Results of a quick run in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--only", ",".join(names), "--output", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert path.exists(), done.stderr[-2000:]
+    return json.loads(path.read_text())["results"]
+
+
+@pytest.mark.performance
+@pytest.mark.timeout(900)
+class TestFloors:
+    """Ratios of the quick sizes, never absolute times; a case may be measured three times."""
+
+    @pytest.fixture(scope="class")
+    def first(self, tmp_path_factory) -> list[dict]:
+        return measure(list(CASES), tmp_path_factory.mktemp("floors") / "all.json")
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_no_ratio_is_below_its_floor(self, case, first, tmp_path):
+        results = [result for result in first if result["case"] == case]
+        for _ in range(2):
+            if all(result["ok"] for result in results):
+                break
+            results = measure([case], tmp_path / "again.json")
+        assert results and all(result["ok"] for result in results), results

@@ -1,0 +1,265 @@
+"""The conformance suite over every policy: MMaDA, LLaDA, a masked LM of Hugging Face, one with shifted logits, one with
+block-causal attention and one without a mask id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+from unigrpo.models import (
+    LLaDAConfig,
+    LLaDAForMaskedDiffusion,
+    MaskedDiffusionMixin,
+    MMaDAPolicy,
+    MMaDAProcessor,
+    policy_class_of,
+    resolve_policy,
+)
+from unigrpo.models.llada.policy import LLaDAPolicy
+from unigrpo.models.mmada.policy import MMaDAPolicy as ListedMMaDA
+from unigrpo.types import TokenSpace
+
+from ..support import conformance
+from ..support.tiny import golden_tokenizer, prompts, tiny_model, tiny_processor
+from ..support.tiny_policies import BLOCK, UniformNoisePolicy, block_causal, example, uniform_noise
+
+
+class ShiftedLogits(BertForMaskedLM):
+    """A bidirectional model whose logits at position i predict token i + 1."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        return replace(output, logits=output.logits.roll(-1, dims=1))
+
+
+class ShiftedModel(MaskedDiffusionMixin, ShiftedLogits):
+    pass
+
+
+class ShiftedPolicy(example.BertPolicy):
+    """Its token space is the example's, written as a range with two ids left out."""
+
+    logit_shift = 1
+
+    def token_space(self, task):
+        return TokenSpace(start=0, stop=self.config.vocab_size, exclude=(self.pad_token_id, self.mask_token_id))
+
+
+def mmada():
+    model = tiny_model()
+    return model, MMaDAPolicy(model.config, tiny_processor()), prompts(3)
+
+
+def mmada_attending_padding():
+    model, _, rows = mmada()
+    model.config.attn_mask_mode = "none"
+    return model, MMaDAPolicy(model.config, tiny_processor()), rows
+
+
+def llada():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 48, "vocab_size": 208}
+    config = LLaDAConfig(**sizes, mask_token_id=184, eos_token_id=161, pad_token_id=161)
+    policy = LLaDAPolicy(config, MMaDAProcessor(golden_tokenizer()))
+    return LLaDAForMaskedDiffusion(config), policy, prompts(3)
+
+
+EXAMPLE_ROWS = [{"prompt": "say red"}, {"prompt": "please say blue"}, {"prompt": "say"}]
+
+
+def bert():
+    torch.manual_seed(0)
+    model, tokenizer = example.build()
+    return model.eval(), example.BertPolicy(model.config, tokenizer), EXAMPLE_ROWS
+
+
+def shifted():
+    plain, policy, rows = bert()
+    model = ShiftedModel(plain.config)
+    model.load_state_dict(plain.state_dict())
+    return model.eval(), ShiftedPolicy(plain.config, policy.processor), rows
+
+
+def mmada_reading_images():
+    """Every row asks about its own 16 codes."""
+    model, policy, rows = mmada()
+    codes = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(1))
+    return model, policy, [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
+
+
+FAMILIES = [mmada, mmada_attending_padding, llada, bert, shifted, uniform_noise]
+
+
+@pytest.mark.parametrize("build", FAMILIES)
+def test_policy_conforms(build):
+    conformance.check_policy(*build())
+
+
+def test_policy_conforms_when_it_sees_no_later_block():
+    conformance.check_policy(*block_causal(), block_length=BLOCK)
+
+
+@pytest.mark.smoke
+def test_policy_conforms_when_it_reads_images():
+    conformance.check_policy(*mmada_reading_images(), task="mmu")
+
+
+@pytest.mark.smoke
+def test_policy_conforms_when_it_makes_images():
+    """Captions are padded with their own id, and both samplers record the likelihood."""
+    model, policy, rows = mmada()
+    padding = model.config.special_token_ids["ipad"]
+    assert padding != policy.pad_token_id
+    conformance.check_policy(model, policy, rows, "t2i", padding)
+
+
+def test_the_image_that_is_asked_about_counts():
+    """Every code of the image reaches the scores of the answer, and the codes of other rows do not."""
+    model, policy, rows = mmada_reading_images()
+    rollout = conformance.check_rollout(model, policy, rows, "mmu")
+    canvas, (hidden, target) = rollout.canvas, conformance.some_hidden(rollout)
+    expected = conformance.score(model, policy, canvas, hidden, target)
+    offset = model.config.image_token_offset
+    first = canvas.ids[0] >= offset
+    assert int(first.sum()) == 16
+    for place in first.nonzero().flatten().tolist():
+        ids = canvas.ids.clone()
+        ids[0, place] = offset + (ids[0, place] - offset + 1) % 64
+        moved = (conformance.score(model, policy, replace(canvas, ids=ids), hidden, target) - expected).abs().amax(1)
+        assert moved[0] > 1e-5 and not moved[1:].any()
+
+
+def test_a_shifted_model_is_the_same_policy_as_the_unshifted_one():
+    runs = [conformance.check_rollout(*build(), task="text") for build in (bert, shifted)]
+    assert torch.equal(runs[0].canvas.ids, runs[1].canvas.ids)
+    assert torch.equal(runs[0].step_map, runs[1].step_map)
+
+
+def test_a_shifted_model_cannot_write_the_first_position():
+    _, policy, _ = shifted()
+    with pytest.raises(ValueError, match="first position"):
+        policy.rows(torch.tensor([[True, False]]))
+    assert policy.rows(torch.tensor([[False, True, True]])).tolist() == [[True, True, False]]
+
+
+def test_llada_writes_what_its_tokenizer_can_decode():
+    _, policy, _ = llada()
+    assert policy.token_space("text") == TokenSpace(start=0, stop=197, exclude=(184,))
+    assert policy.stop_token_ids == (161, 196)
+
+
+# ---- the suite must be able to fail ----
+
+
+class WrongShift(ShiftedPolicy):
+    logit_shift = 0
+
+
+class NoPositions(example.BertPolicy):
+    def encode(self, rows, task="text", **lengths):
+        return replace(super().encode(rows, task, **lengths), position_ids=None)
+
+
+class ShowsHidden(example.BertPolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        return super().inputs(canvas, None, noisy_ids)
+
+
+class IgnoresPadding(example.BertPolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        inputs = super().inputs(canvas, hidden, noisy_ids)
+        return {**inputs, "attention_mask": torch.ones_like(canvas.attention_mask)}
+
+
+class MayWriteTheMask(example.BertPolicy):
+    def token_space(self, task):
+        return TokenSpace(start=self.mask_token_id, stop=self.config.vocab_size)
+
+
+class HidesThePrompt(example.BertPolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        inputs = super().inputs(canvas, hidden, noisy_ids)
+        return {**inputs, "input_ids": inputs["input_ids"].masked_fill(canvas.fill_mask, self.mask_token_id)}
+
+
+@pytest.mark.parametrize(
+    "broken", [WrongShift, NoPositions, ShowsHidden, IgnoresPadding, MayWriteTheMask, HidesThePrompt]
+)
+def test_the_suite_rejects_broken_policies(broken):
+    model, policy, rows = bert()
+    wrong = broken(model.config, policy.processor)
+    if broken is WrongShift:
+        model, right, rows = shifted()
+        rollout = conformance.check_rollout(model, right, rows, "text")
+        with pytest.raises(AssertionError):
+            conformance.check_visible_ids_count(model, wrong, rollout)
+            conformance.check_scores_are_the_models(model, wrong, rollout)
+            conformance.check_sampling_logps(model, wrong, rollout)
+        return
+    with pytest.raises(AssertionError):
+        conformance.check_policy(model, wrong, rows)
+
+
+class ShowsTheAnswer(UniformNoisePolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        return super().inputs(canvas, hidden)
+
+
+class DrawsItsOwnNoise(UniformNoisePolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        noise = torch.randint_like(canvas.ids, 1, self.config.vocab_size)
+        return super().inputs(canvas, hidden, torch.where(hidden, noise, canvas.ids))
+
+
+@pytest.mark.parametrize("broken", [ShowsTheAnswer, DrawsItsOwnNoise])
+def test_the_suite_rejects_broken_policies_without_a_mask_id(broken):
+    model, policy, rows = uniform_noise()
+    with pytest.raises(AssertionError):
+        conformance.check_policy(model, broken(model.config, policy.processor), rows)
+
+
+def test_the_suite_tells_block_causal_from_bidirectional():
+    for build, block_length in ((bert, BLOCK), (block_causal, None)):
+        with pytest.raises(AssertionError):
+            conformance.check_policy(*build(), block_length=block_length)
+
+
+class ForgetsTheMask(MMaDAPolicy):
+    """Attends the padding before a caption."""
+
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        inputs = super().inputs(canvas, hidden, noisy_ids)
+        return {**inputs, "attention_mask": torch.ones_like(canvas.attention_mask)}
+
+
+class HidesTheImageToMake(MMaDAPolicy):
+    def inputs(self, canvas, hidden=None, noisy_ids=None):
+        return super().inputs(canvas, canvas.fill_mask, noisy_ids)
+
+
+@pytest.mark.parametrize("broken", [ForgetsTheMask, HidesTheImageToMake])
+def test_the_suite_rejects_broken_policies_of_images(broken):
+    model, policy, rows = mmada()
+    wrong = broken(model.config, policy.processor)
+    with pytest.raises(AssertionError):
+        conformance.check_policy(model, wrong, rows, "t2i", model.config.special_token_ids["ipad"])
+
+
+# ---- names ----
+
+
+def test_policies_are_found_by_name_path_model_type_or_class():
+    model, policy, _ = mmada()
+    assert resolve_policy("mmada") is policy_class_of(model) is ListedMMaDA is type(policy)
+    assert policy_class_of(llada()[0]) is LLaDAPolicy
+    assert policy_class_of(bert()[0]) is example.BertPolicy
+    assert policy_class_of(model, "unigrpo.models.llada.policy:LLaDAPolicy") is LLaDAPolicy
+    for name, message in (("mmadaa", "unknown"), ("no.such:Thing", "imported"), ("unigrpo.models:Nope", "imported")):
+        with pytest.raises(ValueError, match=message):
+            resolve_policy(name)
+    with pytest.raises(ValueError, match="no policy is known for Linear"):
+        policy_class_of(torch.nn.Linear(1, 1))

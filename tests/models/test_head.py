@@ -1,0 +1,168 @@
+"""The vocabulary head against a plain float64 log-softmax: values, gradients, entropy, and how much memory it takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from unigrpo.models import head as head_module
+from unigrpo.models.head import ROWS_PER_CHUNK, VocabularyHead
+from unigrpo.types import TokenSpace
+
+from ..support.heads import SIZE, SPACES, VOCAB, problem, relative, worst
+from ..support.tiny import tiny_model
+
+
+def plain(head: VocabularyHead, hidden, targets, space: TokenSpace, temperature: float):
+    """The same in float64 with ordinary autograd; returns leaves, log-probabilities and entropies."""
+    weight = head.weight.detach().double().requires_grad_()
+    states = hidden.detach().double().requires_grad_()
+    logits = states @ weight.T / temperature
+    closed = ~space.contains(torch.arange(VOCAB))
+    table = logits.masked_fill(closed, -torch.inf).log_softmax(-1)
+    entropy = -(table.exp() * table.masked_fill(closed, 0.0)).sum(-1)
+    return weight, states, table.gather(1, targets[:, None]).squeeze(1), entropy
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("rows", [1, ROWS_PER_CHUNK + 37])
+def test_values_and_gradients_equal_plain_autograd(rows, space, temperature, frozen):
+    head, hidden, targets = problem(rows, space, frozen=frozen)
+    logps, entropy, _ = head(hidden, targets, space, temperature)
+    weight, states, expected, expected_entropy = plain(head, hidden, targets, space, temperature)
+    assert worst(logps - expected) < 2e-5
+    assert worst(entropy - expected_entropy) < 2e-5
+    assert not entropy.requires_grad
+    coefficients = torch.linspace(-1, 2, rows)
+    (logps.exp() * coefficients).sum().backward()
+    (expected.exp() * coefficients).sum().backward()
+    assert relative(hidden.grad, states.grad) < 2e-5
+    if frozen:
+        assert head.weight.grad is None
+    else:
+        assert relative(head.weight.grad, weight.grad) < 2e-5
+        outside = ~space.contains(torch.arange(VOCAB))
+        assert not head.weight.grad[outside].any()
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
+def test_bf16_weights_are_scored_in_fp32(frozen, monkeypatch):
+    monkeypatch.setattr(head_module, "VOCAB_PER_CHUNK", 50)
+    space = SPACES["excluded"]
+    head, hidden, targets = problem(70, space, torch.bfloat16, frozen)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps, entropy, _ = head(hidden, targets, space, 0.8)
+    weight, states, expected, expected_entropy = plain(head, hidden, targets, space, 0.8)
+    assert logps.dtype == entropy.dtype == torch.float32
+    assert worst(logps - expected) < 2e-5
+    assert worst(entropy - expected_entropy) < 2e-5
+    logps.sum().backward()
+    expected.sum().backward()
+    assert hidden.grad.dtype == torch.bfloat16
+    assert relative(hidden.grad, states.grad) < 2**-8
+    if not frozen:
+        assert head.weight.grad.dtype == torch.bfloat16
+        assert relative(head.weight.grad, weight.grad) < 2**-8
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
+def test_gradient_equals_the_difference_quotient(frozen):
+    space, step = SPACES["slice"], 1e-2
+    head, hidden, targets = problem(5, space, frozen=frozen)
+    leaf = hidden if frozen else head.weight
+    head(hidden, targets, space, 0.9)[0].sum().backward()
+    direction = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1))
+    direction /= direction.norm()
+
+    def moved(sign: int) -> torch.Tensor:
+        with torch.no_grad():
+            leaf.add_(sign * step * direction)
+            value = head(hidden, targets, space, 0.9)[0].sum()
+            leaf.sub_(sign * step * direction)
+        return value
+
+    quotient = float((moved(1) - moved(-1)) / (2 * step))
+    assert quotient == pytest.approx(float((leaf.grad * direction).sum()), rel=2e-3, abs=1e-3)
+
+
+def test_gradients_accumulate_over_several_calls():
+    space = SPACES["whole"]
+    head, hidden, targets = problem(6, space, frozen=False)
+    (head(hidden[:2], targets[:2])[0].sum() + 3 * head(hidden[2:], targets[2:])[0].sum()).backward()
+    weight, states, expected, _ = plain(head, hidden, targets, space, 1.0)
+    (expected * torch.tensor([1, 1, 3, 3, 3, 3])).sum().backward()
+    assert relative(hidden.grad, states.grad) < 2e-5
+    assert relative(head.weight.grad, weight.grad) < 2e-5
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
+def test_no_rows_give_an_empty_result_and_a_zero_gradient(frozen):
+    model = tiny_model()
+    model.get_output_embeddings().requires_grad_(not frozen)
+    nothing = torch.zeros(1, 4, dtype=torch.bool)
+    out = model(torch.arange(4)[None], select=nothing, targets=torch.empty(0, dtype=torch.int64))
+    assert out.logps.tolist() == out.entropy.tolist() == []
+    assert out.logps.dtype == torch.float32
+    out.logps.sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+def test_logits_hold_the_smallest_number_at_excluded_ids():
+    space = SPACES["slice"]
+    head, hidden, _ = problem(4, space)
+    logits = head(hidden.view(2, 2, SIZE), token_space=space, temperature=0.5)
+    expected = (hidden.double() @ head.weight.double().T)[:, space.start : space.stop] / 0.5
+    open_columns = space.contains(torch.arange(space.start, space.stop))
+    assert relative(logits.view(4, -1)[:, open_columns], expected[:, open_columns]) < 1e-5
+    assert (logits[..., ~open_columns] == torch.finfo(torch.float32).min).all()
+    assert (logits.softmax(-1)[..., ~open_columns] == 0).all()
+
+
+def test_entropy_of_known_distributions():
+    head = VocabularyHead(2, 8, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[0.0, i] for i in range(8)]))
+    hidden, targets = torch.tensor([[1.0, 0.0], [1.0, 1e3]]), torch.tensor([1, 7])
+    logps, entropy, _ = head(hidden, targets)
+    assert entropy.tolist() == pytest.approx([torch.tensor(8.0).log().item(), 0.0], abs=1e-6)
+    assert logps.tolist() == pytest.approx([-torch.tensor(8.0).log().item(), 0.0], abs=1e-6)
+    _, fewer, _ = head(hidden, targets, TokenSpace(start=0, stop=8, exclude=(0, 3)))
+    assert float(fewer[0]) == pytest.approx(torch.tensor(6.0).log().item(), abs=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest fp32 tensor that any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for item in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(item, torch.Tensor) and item.dtype == torch.float32:
+                self.numel = max(self.numel, item.numel())
+        return out
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
+def test_no_tensor_is_larger_than_one_chunk_of_logits(frozen):
+    space = SPACES["whole"]
+    head, hidden, targets = problem(3 * ROWS_PER_CHUNK, space, frozen=frozen)
+    with Largest() as largest:
+        head(hidden, targets, space, 0.7)[0].sum().backward()
+    assert largest.numel == ROWS_PER_CHUNK * VOCAB
+
+
+def test_a_bf16_weight_is_never_upcast_whole(monkeypatch):
+    monkeypatch.setattr(head_module, "VOCAB_PER_CHUNK", 50)
+    head, hidden, targets = problem(2, SPACES["whole"], torch.bfloat16)
+    with Largest() as largest:
+        head(hidden, targets)[0].sum().backward()
+        head(hidden)
+    assert largest.numel == 50 * SIZE

@@ -1,0 +1,499 @@
+"""The MMaDA/LLaDA network: parity with the public code, checkpoint layout, masks, checkpointing, adapters, the forward contract."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoConfig, AutoModel
+
+from unigrpo.models import LLaDAConfig, LLaDAForMaskedDiffusion, MMaDAConfig, MMaDAForMaskedDiffusion
+from unigrpo.models.adapters import add_adapter
+from unigrpo.models.llada import modeling
+from unigrpo.types import TokenSpace
+
+from ..support.tiny import GOLDENS, golden, tiny_config_fields, tiny_model
+from ..support.tolerances import BF16_MAX, BF16_RMS, FP32, assert_rounding
+
+
+pytestmark = [pytest.mark.smoke, pytest.mark.golden]
+
+
+BLOCK_TENSORS = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")
+TINY_LLADA = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 48, "vocab_size": 208}
+PUBLISHED = {
+    "model_type": "mmada",
+    "d_model": 4096,
+    "n_layers": 32,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "mlp_hidden_size": 12288,
+    "mlp_ratio": 4,
+    "block_type": "llama",
+    "block_group_size": 1,
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "rms_norm_eps": 1e-5,
+    "rope": True,
+    "rope_theta": 500000.0,
+    "rope_full_precision": True,
+    "alibi": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "bias_for_layer_norm": False,
+    "attention_layer_norm": False,
+    "input_emb_norm": False,
+    "scale_logits": False,
+    "weight_tying": False,
+    "tie_word_embeddings": False,
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "max_sequence_length": 4096,
+    "flash_attention": False,
+    "use_cache": False,
+    "init_fn": "mitchell",
+    "init_std": 0.02,
+    "init_device": "meta",
+    "precision": "amp_bf16",
+    "torch_dtype": "bfloat16",
+    "vocab_size": 134656,
+    "embedding_size": 134656,
+    "new_vocab_size": 134656,
+    "llm_vocab_size": 126464,
+    "codebook_size": 8192,
+    "num_new_special_tokens": 0,
+    "w_clip_vit": False,
+    "mask_token_id": 126336,
+    "eos_token_id": 126081,
+    "pad_token_id": 126081,
+    "bos_token_id": 126080,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> MMaDAForMaskedDiffusion:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def g1() -> dict[str, torch.Tensor]:
+    return golden("g1_forward")[0]
+
+
+def worst(difference: torch.Tensor) -> float:
+    return float(difference.detach().abs().max())
+
+
+# ---- parity with the public forward ----
+
+
+@torch.no_grad()
+def test_logits_match_the_public_code(model, g1):
+    ids, mask = g1["input_ids"], g1["attention_mask"]
+    real = mask.bool()
+    assert_rounding(model(ids).logits, g1["logits_no_bias"])
+    all_ones = model(ids, attention_mask=torch.ones_like(mask)).logits
+    assert_rounding(all_ones, g1["logits_attention_mask_ones"])
+    for given in (mask, real):
+        masked = model(ids, attention_mask=given).logits
+        assert_rounding(masked[real], g1["logits_bool_bias"][real])
+    for defect in ("logits_attention_mask_only", "logits_float01_bias"):
+        assert worst((masked - g1[defect])[real]) > 1.0
+
+
+@torch.no_grad()
+def test_hidden_states_match_the_public_code(model, g1):
+    mask = g1["attention_mask"]
+    states = model(g1["input_ids"], attention_mask=mask, output_hidden_states=True).hidden_states
+    assert len(states) == 4
+    for i, state in enumerate(states):
+        assert_rounding(state[mask.bool()], g1[f"hidden_bool_bias_{i}"][mask.bool()])
+
+
+@torch.no_grad()
+def bf16_error(g1: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Largest and root-mean-square error of bf16 logits, of the largest recorded one."""
+    mask, recorded = g1["attention_mask"], g1["logits_bool_bias_bf16_as_f32"]
+    logits = tiny_model(torch.bfloat16)(g1["input_ids"], attention_mask=mask).logits
+    error = (logits - recorded)[mask.bool()] / worst(recorded)
+    return worst(error), float(error.pow(2).mean().sqrt())
+
+
+def test_bf16_matches_the_public_code(g1):
+    largest, rms = bf16_error(g1)
+    assert largest <= BF16_MAX
+    assert rms <= BF16_RMS
+
+
+def weight_before_cast(self, hidden):
+    values = hidden.float()
+    values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + self.eps)
+    return (self.weight.float() * values).to(hidden.dtype)
+
+
+def rotary_in_input_dtype(states, cos, sin):
+    first, second = states.chunk(2, dim=-1)
+    return states * cos.to(states.dtype) + torch.cat([-second, first], dim=-1) * sin.to(states.dtype)
+
+
+def test_bf16_tolerance_rejects_a_wrong_norm_order_or_rope_precision(g1, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling.RMSNorm, "forward", weight_before_cast)
+        largest, rms = bf16_error(g1)
+        assert largest > BF16_MAX and rms > BF16_RMS
+    monkeypatch.setattr(modeling, "apply_rotary", rotary_in_input_dtype)
+    largest, rms = bf16_error(g1)
+    assert largest > BF16_MAX and rms > BF16_RMS
+
+
+# ---- attention masks ----
+
+
+@torch.no_grad()
+def test_padding_content_leaks_only_in_mode_none(g1):
+    model, mask = tiny_model(), g1["attention_mask"]
+    real = mask.bool()
+    other = torch.where(real, g1["input_ids"], (g1["input_ids"] + 37) % 150)
+
+    def change() -> float:
+        runs = [model(ids, attention_mask=mask).logits for ids in (g1["input_ids"], other)]
+        return worst((runs[0] - runs[1])[real])
+
+    assert change() == 0.0
+    model.config.attn_mask_mode = "none"
+    assert change() > 0.1
+
+
+@torch.no_grad()
+def test_left_padding_can_be_trimmed_only_in_mode_bool(g1):
+    model, mask = tiny_model(), g1["attention_mask"]
+
+    def change(row: int) -> float:
+        padding = int((mask[row] == 0).sum())
+        assert padding > 0
+        whole = model(g1["input_ids"][row : row + 1], attention_mask=mask[row : row + 1]).logits
+        return worst(whole[:, padding:] - model(g1["input_ids"][row : row + 1, padding:]).logits)
+
+    assert max(change(1), change(2)) <= FP32 * worst(g1["logits_no_bias"])
+    model.config.attn_mask_mode = "none"
+    assert min(change(1), change(2)) > 0.1
+
+
+@torch.no_grad()
+def test_a_mask_with_zeros_never_makes_the_model_causal(model, g1):
+    ids, mask = g1["input_ids"], g1["attention_mask"]
+    assert mask[0].all() and not mask[1].all()
+    masked = model(ids, attention_mask=mask).logits
+    assert_rounding(masked[0], g1["logits_no_bias"][0])
+    last_changed = ids.clone()
+    last_changed[:, -1] = (ids[:, -1] + 1) % 150
+    first_real = mask.argmax(1)
+    moved = (model(last_changed, attention_mask=mask).logits - masked)[torch.arange(len(ids)), first_real]
+    assert float(moved.abs().amax(1).min()) > 1e-3
+
+
+def test_attention_kernels_stay_as_the_user_set_them():
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    try:
+        tiny_model()(torch.arange(4)[None])
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_mem_efficient_sdp(True)
+
+
+# ---- checkpoint layout ----
+
+
+def published_names(n_layers: int) -> list[str]:
+    inside = [f"blocks.{n}.{leaf}" for n in range(n_layers) for leaf in BLOCK_TENSORS]
+    return sorted(f"model.transformer.{name}.weight" for name in ("wte", *inside, "ln_f", "ff_out"))
+
+
+def tensor_names(path: Path) -> list[str]:
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "parameters"),
+    [
+        (MMaDAForMaskedDiffusion, MMaDAConfig, 8_082_690_048),
+        (LLaDAForMaskedDiffusion, LLaDAConfig, 8_015_581_184),
+    ],
+)
+def test_published_sizes_and_names_at_8b(family, config, parameters):
+    with torch.device("meta"):
+        model = family(config())
+    state = model.state_dict()
+    assert len(state) == 291
+    assert sorted(state) == published_names(32)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert sum(p.numel() for p in state.values()) == parameters
+    prefix = "model.transformer.blocks.31."
+    assert state[f"{prefix}ff_out.weight"].shape == (4096, 12288)
+    assert state[f"{prefix}ff_proj.weight"].shape == state[f"{prefix}up_proj.weight"].shape == (12288, 4096)
+    assert not list(model.buffers())
+
+
+def test_config_json_holds_every_published_field(tmp_path):
+    MMaDAConfig(dtype="bfloat16").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert {key: saved.get(key, "missing") for key in PUBLISHED} == PUBLISHED
+    assert saved["num_vq_tokens"] == 1024
+    assert MMaDAConfig.from_pretrained(tmp_path).to_dict() == MMaDAConfig(dtype="bfloat16").to_dict()
+
+
+@torch.no_grad()
+def test_sharded_round_trip_keeps_names_config_and_logits(model, g1, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    names = [name for shard in shards for name in tensor_names(shard)]
+    assert sorted(names) == published_names(3)
+    assert sorted(tensor_names(GOLDENS / "mmada_tiny" / "model.safetensors")) == published_names(3)
+    published = json.loads((GOLDENS / "mmada_tiny" / "config.json").read_text())
+    saved = json.loads((tmp_path / "config.json").read_text())
+    changed = {key for key, value in published.items() if saved.get(key, "missing") != value}
+    assert changed <= {"architectures", "transformers_version"}
+    assert str(GOLDENS) not in json.dumps(saved), "a path of this machine has no place in a checkpoint"
+    again = AutoModel.from_pretrained(tmp_path).eval()
+    assert type(again) is MMaDAForMaskedDiffusion
+    assert again.config.image_token_offset == 197
+    assert torch.equal(again(g1["input_ids"]).logits, model(g1["input_ids"]).logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("alibi", True),
+        ("weight_tying", True),
+        ("block_type", "sequential"),
+        ("attention_layer_norm", True),
+        ("include_qkv_bias", True),
+        ("attn_mask_mode", "causal"),
+        ("tie_word_embeddings", True),
+        ("embedding_size", 300_000),
+    ],
+)
+def test_unknown_architecture_variants_are_refused_by_name(name, value):
+    for config in (LLaDAConfig, MMaDAConfig):
+        with pytest.raises(ValueError, match=name):
+            config(**{name: value})
+
+
+@torch.no_grad()
+def test_a_published_llada_folder_loads_natively(tmp_path):
+    torch.manual_seed(0)
+    model = LLaDAForMaskedDiffusion(LLaDAConfig(**TINY_LLADA, mask_token_id=184, eos_token_id=161, pad_token_id=161))
+    model.eval().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    fields["auto_map"] = {"AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM"}
+    fields["architectures"] = ["LLaDAModelLM"]
+    del fields["attn_mask_mode"]
+    path.write_text(json.dumps(fields))
+    assert type(AutoConfig.from_pretrained(tmp_path)) is LLaDAConfig
+    ids = torch.arange(20).view(2, 10)
+    for loaded in (LLaDAForMaskedDiffusion.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(loaded) is LLaDAForMaskedDiffusion
+        assert loaded.config.mask_token_id == 184 and loaded.config.attn_mask_mode == "bool"
+        assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
+
+
+@torch.no_grad()
+def test_device_map_places_the_model(model, g1):
+    placed = MMaDAForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", device_map={"": "cpu"}).eval()
+    assert {p.device.type for p in placed.parameters()} == {"cpu"}
+    assert torch.equal(placed(g1["input_ids"]).logits, model(g1["input_ids"]).logits)
+
+
+# ---- the forward contract ----
+
+
+@torch.no_grad()
+def test_selected_scores_are_slices_of_the_full_log_softmax(model, g1):
+    ids, mask = g1["input_ids"], g1["attention_mask"]
+    space, temperature = TokenSpace(start=3, stop=197, exclude=(161, 184)), 0.7
+    select = (ids == 184) & mask.bool()
+    full = model(ids, attention_mask=mask).logits.double()[select][:, 3:197] / temperature
+    full[:, [161 - 3, 184 - 3]] = -torch.inf
+    expected = full.log_softmax(-1)
+    targets = torch.arange(len(full)) % 100 + 3
+    out = model(ids, attention_mask=mask, select=select, targets=targets, token_space=space, temperature=temperature)
+    assert worst(out.logps - expected[torch.arange(len(full)), targets - 3]) < 3e-5
+    entropy = -(expected.exp() * expected.clamp(min=-1e9)).sum(-1)
+    assert worst(out.entropy - entropy) < 3e-5
+    assert out.logps.dtype == out.entropy.dtype == torch.float32
+    logits = model(ids, attention_mask=mask, select=select, token_space=space, temperature=temperature).logits
+    assert worst(logits.log_softmax(-1).exp() - expected.exp()) < 1e-5
+    assert worst(logits[:, 0] - full[:, 0]) < 3e-5
+
+
+def test_the_door_refuses_incomplete_arguments(model):
+    ids = torch.arange(4)[None]
+    with pytest.raises(ValueError, match="select"):
+        model(ids, targets=torch.arange(4))
+    with pytest.raises(ValueError, match="inputs_embeds"):
+        model(ids, inputs_embeds=torch.zeros(1, 4, 64))
+
+
+@torch.no_grad()
+def test_embeddings_and_positions_can_be_given(model, g1):
+    ids = g1["input_ids"]
+    plain = model(ids).logits
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, plain)
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    assert torch.equal(model(ids, position_ids=positions).logits, plain)
+    assert_rounding(model(ids, position_ids=positions + 9).logits, plain)
+    assert worst(model(ids, position_ids=positions * 2).logits - plain) > 0.1
+
+
+# ---- gradients ----
+
+
+def adapted_model() -> PeftModel:
+    """Adapters whose two factors both get a gradient."""
+    torch.manual_seed(0)
+    adapted = add_adapter(tiny_model(), LoraConfig(r=4, lora_alpha=8, init_lora_weights=False))
+    adapted.enable_input_require_grads()
+    return adapted
+
+
+def score(model, seed: int = 0) -> torch.Tensor:
+    """A scalar that depends on every weight, for rows drawn from ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 150, (2, 12), generator=generator)
+    select = torch.rand(2, 12, generator=generator) < 0.5
+    weights = torch.rand(int(select.sum()), generator=generator)
+    hidden = ids.masked_fill(select, 184)
+    space = TokenSpace(start=0, stop=197, exclude=(184,))
+    return (model(hidden, select=select, targets=ids[select], token_space=space).logps * weights).sum()
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same_gradients(left: dict, right: dict, tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert float(value.abs().max()) > 0, name
+        assert worst(value - right[name]) <= tolerance * float(value.abs().max()), name
+
+
+@pytest.mark.parametrize("build", [tiny_model, adapted_model])
+@pytest.mark.parametrize("kwargs", [None, {"use_reentrant": False}, {"use_reentrant": True}])
+def test_gradient_checkpointing_changes_nothing(build, kwargs, monkeypatch):
+    plain, checkpointed = build().train(), build().train()
+    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    rotate, calls, counts = modeling.apply_rotary, [], []
+    monkeypatch.setattr(modeling, "apply_rotary", lambda *args: calls.append(1) or rotate(*args))
+    for model in (plain, checkpointed):
+        calls.clear()
+        score(model).backward()
+        counts.append(len(calls))
+    assert counts == [6, 12], "two rotations a block, and once more in the backward of a checkpointed block"
+    assert_same_gradients(gradients(plain), gradients(checkpointed), 1e-6)
+
+
+def ddp_worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for name, build in (("full", tiny_model), ("lora", adapted_model)):
+        model = build().train()
+        model.gradient_checkpointing_enable()
+        wrapped = DistributedDataParallel(model)
+        sum(score(wrapped, seed=2 * draw + rank) for draw in range(3)).backward()
+        torch.save(gradients(wrapped), f"{folder}/{name}_{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ddp_with_several_checkpointed_forwards_before_one_backward(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(ddp_worker, (port, str(tmp_path)), nprocs=2, start_method="forkserver")
+    for name, build in (("full", tiny_model), ("lora", adapted_model)):
+        alone = build().train()
+        (sum(score(alone, seed=seed) for seed in range(6)) / 2).backward()
+        for rank in range(2):
+            ranked = torch.load(tmp_path / f"{name}_{rank}.pt", weights_only=True)
+            assert_same_gradients(gradients(alone), ranked, 1e-5)
+
+
+# ---- adapters ----
+
+
+def test_all_linear_takes_every_layer_but_the_head():
+    adapted = add_adapter(tiny_model(), LoraConfig(r=4))
+    base = adapted.get_base_model()
+    names = {name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
+    leaves = [leaf for leaf in BLOCK_TENSORS if "norm" not in leaf]
+    assert names == {f"model.transformer.blocks.{n}.{leaf}" for n in range(3) for leaf in leaves}
+    trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert len(trainable) == 2 * 21 and all("lora_" in name for name in trainable)
+
+
+@torch.no_grad()
+def test_a_saved_adapter_gives_the_same_logits(model, g1, tmp_path):
+    adapted = adapted_model().eval()
+    adapted.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_model(), tmp_path).eval()
+    expected = adapted(g1["input_ids"]).logits
+    assert worst(expected - model(g1["input_ids"]).logits) > 0.1
+    assert torch.equal(again(g1["input_ids"]).logits, expected)
+    merged = again.merge_and_unload()
+    assert sorted(merged.state_dict()) == published_names(3)
+    assert worst(merged(g1["input_ids"]).logits - expected) < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["q_proj", "o_proj"]}, r"\['o_proj'\] match no module"),
+        ({"target_modules": ["nothing"]}, "nothing"),
+        ({"target_modules": ["ff_out"]}, "head"),
+        ({"target_modules": ".*nothing.*"}, "nothing"),
+        ({"modules_to_save": ["model.transformer.ff_out"]}, "head"),
+    ],
+)
+def test_adapter_mistakes_are_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        add_adapter(tiny_model(), LoraConfig(r=4, **options))
+
+
+def test_adapters_are_not_stacked():
+    adapted = add_adapter(tiny_model(), LoraConfig(r=4))
+    assert add_adapter(adapted, None) is adapted
+    with pytest.raises(ValueError, match="already"):
+        add_adapter(adapted, LoraConfig(r=4))
+
+
+def test_a_regex_reaches_the_mlp_output_without_the_head():
+    adapted = add_adapter(tiny_model(), LoraConfig(r=4, target_modules=".*blocks.*(q_proj|v_proj|ff_out)"))
+    names = [name for name, m in adapted.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)]
+    assert len(names) == 9 and sum(name.endswith("ff_out") for name in names) == 3
+
+
+def test_overrides_at_loading_are_checked_and_reach_derived_fields(model):
+    assert model.config.special_token_ids == tiny_config_fields()["special_token_ids"]
+    assert model.config.stop_token_ids == [161, 196]
+    for name, value in (("attn_mask_mode", "causal"), ("alibi", True)):
+        with pytest.raises(ValueError, match=name):
+            MMaDAForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", **{name: value})
+    open_model = MMaDAForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", attn_mask_mode="none")
+    assert open_model.config.attn_mask_mode == "none"
+    assert open_model.dtype == torch.float32
+    assert tiny_model(torch.bfloat16).dtype == torch.bfloat16

@@ -1,0 +1,296 @@
+"""Calling rewards: columns by name, None, async, models, and errors that name the reward."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from unigrpo.rollout.rewards import Answer, RewardSet, resolve_reward, reward_name
+
+from ..support.tiny import golden_tokenizer
+from ..support.tolerances import assert_rounding
+
+
+def answers(count: int = 3, **columns) -> list[Answer]:
+    rows = [{"prompt": f"w{i}", **{key: values[i] for key, values in columns.items()}} for i in range(count)]
+    return [
+        Answer(row=row, completion=f"answer {i}", completion_ids=[i, i + 1], task="text") for i, row in enumerate(rows)
+    ]
+
+
+def score(functions, rows=None, **options):
+    functions = functions if isinstance(functions, list) else [functions]
+    return RewardSet(functions=functions, **options).score(answers() if rows is None else rows)
+
+
+def test_columns_arrive_by_name():
+    seen = {}
+
+    def reward(prompts, completions, completion_ids, task, trainer_state, solution, level, **others):
+        seen.update(locals())
+        return [1.0, 2.0, 3.0]
+
+    rows = answers(solution=["a", "b", "c"], level=[1, 2, 3], image=["x", "y", "z"])
+    state = SimpleNamespace(global_step=7)
+    values = RewardSet(functions=[reward]).score(rows, state)
+    assert values.tolist() == [[1.0], [2.0], [3.0]]
+    assert seen["prompts"] == ["w0", "w1", "w2"]
+    assert seen["completions"] == ["answer 0", "answer 1", "answer 2"]
+    assert seen["completion_ids"] == [[0, 1], [1, 2], [2, 3]]
+    assert seen["task"] == ["text"] * 3
+    assert seen["solution"] == ["a", "b", "c"]
+    assert seen["level"] == [1, 2, 3]
+    assert seen["trainer_state"] == state
+    assert set(seen["others"]) == {"images", "log_extra", "log_metric"}
+
+
+def test_column_that_some_rows_lack_is_none_there():
+    rows = answers(2)
+    rows[1].row["solution"] = "5"
+    assert score(lambda solution, **_: [float(s or -1) for s in solution], rows).tolist() == [[-1.0], [5.0]]
+
+
+def test_none_becomes_nan():
+    values = score([lambda **_: [1, None, 0.5], lambda **_: [True, False, None]])
+    assert values[0].tolist() == [1.0, 1.0]
+    assert math.isnan(values[1, 0])
+    assert values[1, 1] == 0.0
+    assert values[2, 0] == 0.5
+    assert math.isnan(values[2, 1])
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, tuple, list])
+def test_kinds_of_results(kind):
+    assert score(lambda **_: kind([0.0, 0.25, 1.0])).squeeze(1).tolist() == [0.0, 0.25, 1.0]
+
+
+def meeting(parties: int):
+    """Async rewards that finish only once all of them have started."""
+    arrived = []
+
+    def reward(value):
+        async def run(completions, **_):
+            arrived.append(value)
+            for _ in range(1000):
+                if len(arrived) == parties:
+                    return [value] * len(completions)
+                await asyncio.sleep(0.001)
+            raise AssertionError("the other reward never started")
+
+        return run
+
+    return reward
+
+
+def test_async_rewards_run_together_and_beside_sync_ones():
+    reward = meeting(2)
+    values = score([reward(1.0), lambda **_: [2.0] * 3, reward(3.0)])
+    assert values.tolist() == [[1.0, 2.0, 3.0]] * 3
+
+
+def test_async_reward_inside_a_running_loop():
+    async def notebook():
+        return score(meeting(1)(4.0))
+
+    assert asyncio.run(notebook()).tolist() == [[4.0]] * 3
+
+
+def named_reward(**_):
+    return [1.0]
+
+
+@pytest.mark.parametrize("result", [[1.0, 2.0], [1.0] * 4, []])
+def test_wrong_length_names_the_reward(result):
+    def short(**_):
+        return result
+
+    with pytest.raises(ValueError, match=rf"'short' returned {len(result)} scores for 3 completions"):
+        score(short)
+
+
+@pytest.mark.parametrize("result", [["good", 1.0, 1.0], [[1.0], [1.0], [1.0]], [object()] * 3])
+def test_non_number_names_the_reward(result):
+    def odd(**_):
+        return result
+
+    with pytest.raises(ValueError, match=r"'odd' returned something that is not a number or None"):
+        score(odd)
+
+
+@pytest.mark.parametrize("result", [None, 1.0])
+def test_result_that_is_no_list_names_the_reward(result):
+    def lonely(**_):
+        return result
+
+    with pytest.raises(ValueError, match=r"'lonely' must return a list of 3 scores, got (NoneType|float)"):
+        score(lonely)
+
+
+def test_chat_prompts_get_messages():
+    chat = [{"role": "user", "content": "hello"}]
+    rows = [
+        Answer(row={"prompt": chat}, completion="yes", completion_ids=[1], task="text"),
+        Answer(row={"prompt": "plain"}, completion="no", completion_ids=[2], task="text"),
+    ]
+    seen = []
+    score(lambda completions, **_: seen.extend(completions) or [0.0, 0.0], rows)
+    assert seen == [[{"role": "assistant", "content": "yes"}], "no"]
+
+
+def test_extras_and_metrics_are_collected_anew_each_call():
+    def reward(completions, log_extra, log_metric, **_):
+        log_extra("extracted", [len(c) for c in completions])
+        log_metric("parsed", 1)
+        log_metric("parsed", 0)
+        return [0.0] * len(completions)
+
+    rewards = RewardSet(functions=[reward])
+    rewards.score(answers())
+    assert rewards.extras == {"extracted": [8, 8, 8]}
+    assert rewards.metrics == {"parsed": [1.0, 0.0]}
+    rewards.score(answers(1))
+    assert rewards.extras == {"extracted": [8]}
+    assert rewards.metrics == {"parsed": [1.0, 0.0]}
+
+
+def test_no_answers_call_no_reward():
+    assert score(lambda **_: 1 / 0, []).shape == (0, 1)
+
+
+class Judge:
+    def __call__(self, **_):
+        return [1.0]
+
+
+def test_names():
+    assert reward_name(named_reward) == "named_reward"
+    assert reward_name(partial(partial(named_reward, a=1), b=2)) == "named_reward"
+    assert reward_name(Judge()) == "Judge"
+    judges = RewardSet(functions=[Judge(), named_reward, Judge(), Judge()])
+    assert judges.names == ["Judge", "named_reward", "Judge_2", "Judge_3"]
+
+
+def test_a_name_that_begins_like_another_keeps_its_own():
+    def math_reward(**_): ...
+    def math(**_): ...
+    def math_2(**_): ...
+
+    assert RewardSet(functions=[math_reward, math]).names == ["math_reward", "math"]
+    names = RewardSet(functions=[math_2, math, math]).names
+    assert len(set(names)) == 3
+    assert names[:2] == ["math_2", "math"]
+
+
+def test_weights():
+    assert RewardSet(functions=[named_reward, named_reward]).weights == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"reward_weights has 1 values for 2 rewards"):
+        RewardSet(functions=[named_reward, named_reward], weights=[1.0])
+    with pytest.raises(ValueError, match=r"reward_funcs is empty"):
+        RewardSet(functions=[])
+
+
+def test_unknown_and_uncallable_rewards():
+    with pytest.raises(ValueError, match=r"math_corectness.*math_correctness"):
+        resolve_reward("math_corectness")
+    with pytest.raises(ValueError, match=r"got int: 3"):
+        resolve_reward(3)
+    assert resolve_reward("tests.rollout.test_rewards:named_reward") is not None
+    assert resolve_reward("tests.rollout.test_rewards:named_reward")() == [1.0]
+    assert resolve_reward(named_reward) is named_reward
+
+
+@pytest.fixture
+def judge_path(tmp_path):
+    """A tiny sequence classifier with its tokenizer, saved."""
+    tokenizer = golden_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=16,
+                max_position_embeddings=32,
+                initializer_range=0.5,
+                num_labels=1,
+            )
+        )
+    path = tmp_path / "judges" / "tiny-judge"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def judge_answers() -> list[Answer]:
+    chat = [{"role": "user", "content": "w5 w6"}]
+    return [
+        Answer(row={"prompt": "w1 w2"}, completion=" w3", completion_ids=[3], task="text"),
+        Answer(row={"prompt": "w9"}, completion=" w8 w7 w6 w5", completion_ids=[8], task="text"),
+        Answer(row={"prompt": chat}, completion="w7", completion_ids=[7], task="text"),
+        Answer(row={"prompt": "w1"}, completion=object(), completion_ids=[1], task="t2i"),
+    ]
+
+
+@torch.no_grad()
+def judged_alone(path: str) -> list[float]:
+    model = BertForSequenceClassification.from_pretrained(path).eval()
+    texts = [[1, 2, 3], [9, 8, 7, 6, 5], [5, 6, 7]]
+    return [model(torch.tensor([ids])).logits[0, 0].item() for ids in texts]
+
+
+def test_reward_model_by_path(judge_path):
+    rewards = RewardSet(functions=[resolve_reward(judge_path)])
+    assert rewards.names == ["tiny-judge"]
+    values = rewards.score(judge_answers()).squeeze(1)
+    expected = judged_alone(judge_path)
+    assert len({round(value, 4) for value in expected}) == 3
+    assert_rounding(values[:3], torch.tensor(expected))
+    assert math.isnan(values[3])
+
+
+def test_reward_model_as_module(judge_path):
+    model = BertForSequenceClassification.from_pretrained(judge_path)
+    by_path = RewardSet(functions=[resolve_reward(judge_path)]).score(judge_answers())
+    tokenizer = golden_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    for function in (resolve_reward(model), resolve_reward(model, tokenizer)):
+        values = RewardSet(functions=[function]).score(judge_answers())
+        torch.testing.assert_close(values, by_path, equal_nan=True)
+    model.config.name_or_path = ""
+    with pytest.raises(ValueError, match=r"BertForSequenceClassification needs its tokenizer"):
+        resolve_reward(model)
+
+
+def test_reward_model_pads_and_does_not_train(judge_path):
+    reward = resolve_reward(judge_path)
+    assert not reward.model.training
+    together = reward(["w1 w2", "w9"], [" w3", " w8 w7 w6 w5"])
+    alone = reward(["w1 w2"], [" w3"])
+    assert together[0] == pytest.approx(alone[0], abs=1e-5)
+    assert reward(["w1"], [object()]) == [None]
+
+
+def test_rewards_get_the_same_arguments_in_every_window():
+    """Columns that the run knows, and ``images``, are there also where no row of the batch has them."""
+    seen = []
+
+    def reward(prompts, completions, images, solution, colour, **_):
+        seen.append((images, solution, colour))
+        return [0.0] * len(prompts)
+
+    rewards = RewardSet(functions=[reward])
+    rewards.know_columns({"prompt": "a", "solution": "1"}, {"prompt": "b", "colour": "red", "image": object()})
+    rewards.score(answers(solution=["a", "b", "c"]))
+    rewards.score(answers(colour=["red", "blue", "red"]))
+    assert seen[0] == ([None] * 3, ["a", "b", "c"], [None] * 3)
+    assert seen[1] == ([None] * 3, [None] * 3, ["red", "blue", "red"])

@@ -1,0 +1,29 @@
+"""Folders of tiny models, made once a module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..support.images import tiny_tokenizer
+from ..support.tiny import tiny_model, tiny_processor
+from ..support.tiny_scorers import save_clip, save_image_reward
+
+
+@pytest.fixture(scope="module")
+def tiny_path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    tiny_model().save_pretrained(path)
+    tiny_processor().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tiny_path, tmp_path_factory) -> dict[str, Path]:
+    """Folders of a tiny policy, image tokenizer, CLIP and ImageReward."""
+    folder = tmp_path_factory.mktemp("tiny_models")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    save_clip(folder / "clip")
+    save_image_reward(folder / "image_reward")
+    return {"policy": tiny_path, **{name: folder / name for name in ("tokenizer", "clip", "image_reward")}}

@@ -1,0 +1,200 @@
+"""The command line as a user types it, on a policy small enough to train in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from unigrpo import load_policy
+from unigrpo.runs.cli import main
+from unigrpo.runs.recipe import load_recipe
+
+from ..support.recipes import RECIPES, ROOT, SMALL, replaced_data, replaced_models, replaced_sizes, write_gsm8k
+from ..support.tiny import tiny_model
+from ..support.tolerances import assert_rounding
+
+
+@pytest.fixture
+def tiny_recipe(tiny_path, tmp_path) -> Path:
+    write_gsm8k(tmp_path / "rows.jsonl", 8)
+    file = tmp_path / "recipe.yaml"
+    columns = "column_map: {prompt: question, solution: answer}"
+    file.write_text(
+        f"model: {{path: {tiny_path}}}\n"
+        f"datasets: [{{path: {tmp_path / 'rows.jsonl'}, {columns}}}]\n"
+        f"eval_datasets: [{{path: {tmp_path / 'rows.jsonl'}, {columns}, limit: 4}}]\n"
+        "rewards: [{name: math_correctness, weight: 2.0, task: text}, {name: think_format, weight: 0.5}]\n"
+        f"learning_rate: 1.0e-3\noutput_dir: {tmp_path / 'out'}\n"
+    )
+    return file
+
+
+@pytest.mark.smoke
+def test_train_evaluate_merge_and_sample(tiny_recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["train", str(tiny_recipe), *SMALL, "lora.r=4"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["optimizer_steps"] == 2 and summary["lora"] is True and summary["seed"] == 42
+    assert {"mean", "low", "high", "count"} == summary["held_out_accuracy_before"].keys()
+    assert summary["held_out_accuracy_after"]["count"] == 4
+    assert {"torch", "transformers"} <= summary["versions"].keys()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert (out / "reward_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("held-out accuracy") >= 2
+    assert main(["evaluate", str(tiny_recipe), "--model", str(out), *SMALL]) == 0
+    assert f"% on {4}" in capsys.readouterr().out.replace("] on", "% on")
+    assert main(["merge", str(out), str(tmp_path / "merged")]) == 0
+    adapted, merged = load_policy(str(out)), load_policy(str(tmp_path / "merged"))
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert_rounding(merged.model(ids).logits, adapted.model(ids).logits, relative=1e-4)
+    names = set(tiny_model().state_dict())
+    assert set(merged.model.state_dict()) == names
+    capsys.readouterr()
+    assert main(["sample", str(tmp_path / "merged"), "w3 w4", "--max-completion-length", "6", "--num", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("> w3 w4") == 2
+
+
+def test_a_run_resumes_from_the_command_line(tiny_recipe, tmp_path):
+    out = tmp_path / "out"
+    saving = [*SMALL, "save_strategy=steps", "save_steps=1", "max_steps=3"]
+    assert main(["train", str(tiny_recipe), *saving]) == 0
+    first = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    before = json.loads((out / "summary.json").read_text())["held_out_accuracy_before"]
+    resume = f"resume_from_checkpoint={out / 'checkpoint-1'}"
+    assert main(["train", str(tiny_recipe), *saving, resume]) == 0
+    again = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [[(line["step"], line["loss"]) for line in lines if "loss" in line] for lines in (first, again)]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    assert json.loads((out / "summary.json").read_text())["held_out_accuracy_before"] == before
+
+
+def test_check_finds_mistakes_and_unreachable_ids(tiny_recipe, capsys):
+    assert main(["check", str(tiny_recipe), "use_cpu=true"]) == 0
+    assert "gold answers of 8 rows score 1.0" in capsys.readouterr().out
+    assert main(["check", str(tiny_recipe), "datasets.0.column_map.solution=question"]) == 1
+    assert "unknown" not in capsys.readouterr().out
+    assert main(["check", str(tiny_recipe), "rewards.0.name=math_corectness"]) == 1
+    assert "math_correctness" in capsys.readouterr().out
+    unreachable = ["check", str(tiny_recipe), "model.path=nobody/no-such-model"]
+    assert main(unreachable) == 1
+    assert "not reachable" in capsys.readouterr().out
+    assert main([*unreachable, "--offline"]) == 0
+    assert "model nobody/no-such-model: not reachable, not checked" in capsys.readouterr().out
+    assert main(["check", str(tiny_recipe), "model.path=./no-such-folder", "--offline"]) == 1
+    assert "does not exist" in capsys.readouterr().out
+    quickstart = str(ROOT / "recipes" / "quickstart.yaml")
+    assert main(["check", quickstart, "datasets.0.split=validation", "--offline"]) == 1
+    assert "split='validation': choose one of" in capsys.readouterr().out
+
+
+def test_an_adapter_folder_keeps_the_think_prompt_it_was_trained_with(tiny_recipe, tmp_path):
+    prompt = "w1 w2 w3\n"
+    assert main(["train", str(tiny_recipe), *SMALL, "lora.r=4", f"model.think_prompt='{prompt.strip()}'"]) == 0
+    assert load_policy(str(tmp_path / "out")).policy.processor.think_prompt == prompt.strip()
+
+
+def test_gold_answers_that_do_not_score_are_found(tiny_recipe, tmp_path, capsys):
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text(json.dumps({"question": "w1", "answer": "no number at all"}) + "\n")
+    assert main(["check", str(tiny_recipe), f"datasets.0.path={wrong}"]) == 1
+    assert "scores no gold answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sampler=emrge", "emrge"),
+        ("image_tokenizer=./no-such-folder", "image_tokenizer './no-such-folder' does not exist"),
+        ("rewards=[{name: clip_score, args: {modl: x}}]", "args of 'clip_score': "),
+        ("rewards=[{name: clip_score, args: {model: 'builtin:none'}}]", "'builtin:none' is unknown"),
+    ],
+)
+def test_check_finds_what_a_run_would_stumble_over(tiny_recipe, change, message, capsys):
+    assert main(["check", str(tiny_recipe), "use_cpu=true", change]) == 1
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "no.yaml"], "recipe 'no.yaml' is not a file"),
+        (["sample", "builtin:nothing", "hi"], "shipped checkpoints are"),
+        (["merge", "builtin:arithmetic", "x"], "holds no adapter"),
+        (["check", "a=b"], "no recipe among"),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_line(argv, message, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("unigrpo: error: ") and message in error
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    shown = capsys.readouterr().out
+    for command in ("train", "check", "sample", "evaluate", "merge", "recipes", "unigrpo train quickstart"):
+        assert command in shown
+
+
+def test_shipped_recipes_are_clean(capsys):
+    assert main(["check", "--offline", *map(str, RECIPES)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(": ok") == len(RECIPES) >= 2
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
+    """With only model, data and sizes replaced; every dataset has its prompt in the window."""
+    shipped, out = load_recipe(str(file)), tmp_path / "out"
+    tasks = {spec.task for spec in shipped.datasets}
+    prompts_a_window = max(2, len(shipped.datasets))
+    small = [*SMALL, "image_size=32", f"per_device_train_batch_size={4 * prompts_a_window}", f"output_dir={out}"]
+    limits = {"datasets": prompts_a_window // len(shipped.datasets), "eval_datasets": 2}
+    data, models = replaced_data(shipped, tmp_path, limits), replaced_models(shipped, tiny_models)
+    lora = ["lora.r=4"] if shipped.lora else []
+    assert main(["train", str(file), *small, *replaced_sizes(shipped), *data, *models, *lora]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["optimizer_steps"] == 2 and summary["lora"] == bool(shipped.lora)
+    assert summary["held_out_rewards_after"].keys() == summary["held_out_rewards_before"].keys() >= {"reward"}
+    measured = [spec.task for spec in shipped.eval_datasets if spec.task in shipped.accuracy and spec.prompt is None]
+    assert ("held_out_accuracy_after" in summary) == bool(measured)
+    if measured:
+        assert summary["held_out_accuracy_after"]["count"] == 2 * len(measured)
+    if len(set(measured)) > 1:
+        assert {task: own["after"]["count"] for task, own in summary["tasks"].items()} == dict.fromkeys(measured, 2)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    if len(tasks) > 1:
+        assert {name for line in lines for name in line if name.startswith("reward/")} == {
+            f"reward/{t}" for t in tasks
+        }
+    sheets = ("images_before.png", "images_after.png", "images.png")
+    assert all((out / name).exists() == ("t2i" in tasks) for name in sheets)
+
+
+def test_sample_takes_shortcuts(capsys):
+    """A sure policy gives the same answer with them, and a shortcut that does not exist for pictures is refused."""
+    question = "Tom has 127 cups and gets 4. Total?"
+    assert main(["sample", "builtin:arithmetic_trained", question]) == 0
+    exact = capsys.readouterr().out
+    assert "131" in exact
+    shortcuts = ["--kv-cache", "dual", "--confidence-threshold", "0.9", "--exit-entropy", "0.01"]
+    assert main(["sample", "builtin:arithmetic_trained", question, *shortcuts]) == 0
+    assert capsys.readouterr().out == exact
+    assert main(["sample", "builtin:arithmetic_trained", question, "--confidence-threshold", "2"]) == 2
+    assert "confidence_threshold=2.0 is a probability" in capsys.readouterr().err
+    assert main(["sample", "builtin:shapes", "a large red circle", "--task", "t2i", "--kv-cache", "dual"]) == 2
+    assert "sampler 'maskgit' has no option ['kv_cache']" in capsys.readouterr().err
+    assert main(["sample", "builtin:arithmetic_trained", question, "--sampler", "left_to_right"]) == 0
+    assert "</think>" in capsys.readouterr().out
+    both = ["--sampler", "left_to_right", "--kv-cache", "dual"]
+    assert main(["sample", "builtin:arithmetic_trained", question, *both]) == 2
+    assert "sampler 'left_to_right' has no option ['kv_cache']" in capsys.readouterr().err

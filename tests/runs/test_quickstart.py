@@ -1,0 +1,96 @@
+"""The quickstarts as a user runs them, over seeds, and controls whose rewards carry no information. Run by .ci/slow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..support import ROOT
+
+
+def commit_seed() -> int:
+    """A seed nobody chose: the first digits of the commit's hash."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(done.stdout[:6], 16)
+
+
+def train(recipe: str, tmp_path: Path, label: str, *overrides: str) -> dict:
+    """The run's summary, after a line for the record of each task."""
+    command = [sys.executable, "-m", "unigrpo", "train", str(ROOT / "recipes" / f"{recipe}.yaml")]
+    command += [f"output_dir={tmp_path}", "disable_tqdm=true", *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    whole = {"before": summary["held_out_accuracy_before"], "after": summary["held_out_accuracy_after"]}
+    for task, own in {recipe: whole, **summary.get("tasks", {})}.items():
+        before, after = own["before"], own["after"]
+        print(
+            f"quickstart {label}, {task}: {100 * before['mean']:.1f} % -> {100 * after['mean']:.1f} % "
+            f"[{100 * after['low']:.1f}, {100 * after['high']:.1f}], "
+            f"{100 * (after['mean'] - before['mean']):+.1f} points in {summary['train_seconds']:.0f} s of training"
+        )
+    return summary
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2500)
+@pytest.mark.parametrize("seed", [0, 1, 2, "commit"])
+def test_quickstart_gains_thirty_points(seed, tmp_path):
+    number = commit_seed() if seed == "commit" else seed
+    summary = train("quickstart", tmp_path, f"seed {number}", f"seed={number}")
+    assert 0.2 <= summary["held_out_accuracy_before"]["mean"] <= 0.6
+    assert summary["held_out_accuracy_before"]["count"] >= 500
+    assert summary["gain_points"] >= 30
+    assert summary["train_seconds"] < 300
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2500)
+def test_lora_quickstart_learns_too(tmp_path):
+    overrides = ("lora.r=16", "lora.lora_alpha=32", "learning_rate=1e-3")
+    summary = train("quickstart", tmp_path, "LoRA r=16, seed 0", *overrides)
+    assert summary["lora"] is True
+    assert summary["gain_points"] >= 15
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2500)
+def test_shuffled_rewards_teach_nothing(tmp_path):
+    names = ("tests.support.controls:shuffled_correctness", "tests.support.controls:shuffled_format")
+    overrides = [f"rewards.{index}.name={name}" for index, name in enumerate(names)]
+    summary = train("quickstart", tmp_path, "control, shuffled rewards, seed 0", "seed=0", *overrides)
+    assert summary["gain_points"] < 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2500)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pictures_gain_twenty_points_by_their_pixels(seed, tmp_path):
+    summary = train("quickstart_image", tmp_path, f"pictures, seed {seed}", f"seed={seed}")
+    assert 0.2 <= summary["held_out_accuracy_before"]["mean"] <= 0.65
+    assert summary["held_out_accuracy_before"]["count"] >= 900
+    assert summary["gain_points"] >= 20
+    assert summary["train_seconds"] < 600
+    assert (tmp_path / "images.png").exists() and (tmp_path / "reward_curve.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2500)
+def test_shuffled_scores_do_not_teach_drawing(tmp_path):
+    override = "rewards.0.name=tests.support.controls:shuffled_clip_score"
+    summary = train("quickstart_image", tmp_path, "pictures, control, shuffled scores, seed 0", override)
+    assert summary["gain_points"] < 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2500)
+def test_a_mixed_run_raises_all_three_tasks(tmp_path):
+    summary = train("quickstart_mixed", tmp_path, "mixed, seed 0")
+    assert summary["tasks"].keys() == {"text", "mmu", "t2i"}
+    for task, own in summary["tasks"].items():
+        assert own["gain_points"] >= 5, task
+        assert own["after"]["low"] > own["before"]["high"], task

@@ -1,0 +1,138 @@
+"""Recipes are read strictly: every mistake names the key, and numbers are numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from unigrpo.errors import RecipeError
+from unigrpo.runs.build import ForTask, build_config, build_dataset, build_lora, build_rewards, import_paths, load_rows
+from unigrpo.runs.recipe import DatasetSpec
+
+from ..support.recipes import MINIMAL, recipe
+
+
+def test_minimal_recipe_becomes_a_config_with_the_rewards_weights(tmp_path):
+    args = build_config(recipe(tmp_path, MINIMAL, "learning_rate=5e-6", "num_generations=4"))
+    assert args.reward_weights == [0.5]
+    assert args.learning_rate == 5e-6 and isinstance(args.learning_rate, float)
+    assert args.num_generations == 4
+    assert args.beta == 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lerning_rate=1", "unknown key 'lerning_rate'; did you mean 'learning_rate'"),
+        ("model.pth=x", "unknown key 'pth'"),
+        ("rewards.0.wieght=1", "did you mean 'weight'"),
+        ("lora.rank=8", "lora: unknown key 'rank'"),
+        ("lora=8", "lora must be a mapping"),
+        ("datasets.0.task=txt", "task='txt': choose one of"),
+        ("datasets={}", "'datasets' is missing"),
+        ("model=somewhere", "model must be a mapping"),
+        ("model.path=3", "model.path=3 must be of type str"),
+        ("nonsense", "not of the form key=value"),
+        ("datasets.7.limit=1", "'7' is not a place"),
+        ("seed=[1", "not valid YAML"),
+    ],
+)
+def test_mistakes_name_the_key(tmp_path, change, message):
+    with pytest.raises(RecipeError, match=r".") as caught:
+        recipe(tmp_path, MINIMAL, change)
+    assert message in str(caught.value)
+
+
+def test_a_key_given_twice_is_an_error(tmp_path):
+    with pytest.raises(RecipeError, match="key 'output_dir' is given twice"):
+        recipe(tmp_path, MINIMAL + "output_dir: other\n")
+
+
+def test_tags_that_would_run_code_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        recipe(tmp_path, MINIMAL + "seed: !!python/object/apply:os.getcwd []\n")
+
+
+def test_config_errors_carry_the_recipes_name(tmp_path):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: num_generations=1 must be at least 2"):
+        build_config(recipe(tmp_path, MINIMAL, "num_generations=1"))
+    with pytest.raises(RecipeError, match="reward_weights belongs to the rewards"):
+        build_config(recipe(tmp_path, MINIMAL, "reward_weights=[1]"))
+
+
+def test_lora_section_switches_the_adapter_on_and_off(tmp_path):
+    assert build_lora(recipe(tmp_path)) is None
+    assert build_lora(recipe(tmp_path, MINIMAL, "lora.r=16")).r == 16
+    assert build_lora(recipe(tmp_path, MINIMAL + "lora: {r: 4}\n", "lora=null")) is None
+
+
+def test_rewards_take_arguments_and_unknown_names_are_errors(tmp_path):
+    (reward,) = build_rewards(
+        recipe(tmp_path, MINIMAL, "rewards.0.name=math_correctness", "rewards.0.args.timeout=1.5")
+    )
+    assert reward.keywords == {"timeout": 1.5}
+    with pytest.raises(ValueError, match="think_format"):
+        build_rewards(recipe(tmp_path, MINIMAL, "rewards.0.name=thinkformat"))
+
+
+def test_for_task_scores_only_rows_of_its_task():
+    def lengths(prompts, completions, **columns):
+        assert len(prompts) == len(completions) == len(columns["solution"]) == 2
+        return [float(len(text)) for text in completions]
+
+    scores = ForTask(lengths, "text")(
+        task=["text", "t2i", "text"], prompts=["a", "b", "c"], completions=["x", "image", "xyz"], solution=[1, 2, 3]
+    )
+    assert scores == [1.0, None, 3.0]
+    assert ForTask(lengths, "mmu")(task=["text"], prompts=["a"], completions=["x"], solution=[1]) == [None]
+
+
+def test_files_are_renamed_limited_and_concatenated(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": f"q{i}", "answer": f"#### {i}", "prompt": "old"} for i in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = DatasetSpec(path=str(file), column_map={"prompt": "question", "solution": "answer"}, task="text", limit=3)
+    loaded = load_rows(spec)
+    assert loaded[2] == {"prompt": "q2", "solution": "#### 2", "task": "text"}
+    both = build_dataset([spec, DatasetSpec(path="builtin:arithmetic", split="test", limit=2)])
+    assert len(both) == 5 and "####" in both[4]["solution"]
+    with pytest.raises(RecipeError, match=r"column_map names \['q'\]"):
+        load_rows(DatasetSpec(path=str(file), column_map={"prompt": "q"}))
+    with pytest.raises(RecipeError, match="does not exist"):
+        load_rows(DatasetSpec(path=str(tmp_path / "no.jsonl")))
+    with pytest.raises(RecipeError, match="shipped sets are"):
+        load_rows(DatasetSpec(path="builtin:algebra"))
+
+
+def test_import_paths_lists_all_code_a_recipe_names(tmp_path):
+    named = recipe(tmp_path, MINIMAL, "policy=my_pkg.mod:Policy", "rewards.0.name=my_pkg.rewards:fn")
+    assert import_paths(named) == [
+        "my_pkg.mod:Policy",
+        "unigrpo.runs.accuracy:integer_match",
+        "unigrpo.runs.accuracy:answer_match",
+        "my_pkg.rewards:fn",
+    ]
+
+
+def test_for_task_keeps_async_rewards_and_names():
+    import asyncio
+    from functools import partial
+
+    async def later(completions, **_):
+        return [float(len(text)) for text in completions]
+
+    wrapped = ForTask(partial(later, bonus=1), "text")
+    assert wrapped.__name__ == "later"
+    scores = asyncio.run(wrapped(task=["t2i", "text"], prompts=["a", "b"], completions=["x", "xyz"]))
+    assert scores == [None, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("rewards.0.weight=heavy", "weight='heavy' must be of type"), ("datasets.0.limit=many", "limit='many' must be")],
+)
+def test_wrong_types_name_the_field(tmp_path, change, message):
+    with pytest.raises(RecipeError) as caught:
+        recipe(tmp_path, MINIMAL, change)
+    assert message in str(caught.value)

@@ -1,0 +1,246 @@
+"""MaskGIT against the public code's tokens, emerge against its law, and what both promise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unigrpo.algorithm.likelihood import score_tokens
+from unigrpo.models import MMaDAPolicy
+from unigrpo.models.draw import choose_tokens
+from unigrpo.samplers import MASK_SCHEDULES, SAMPLERS, Emerge, MaskGIT
+from unigrpo.types import Canvas, keyed_generator
+
+from ..support.tiny import golden, tiny_model, tiny_processor
+
+
+ARRAYS, META = golden("g3_t2i")
+OFFSET, CODES = META["ids"]["n_tok"], META["ids"]["codebook"]
+pytestmark = pytest.mark.golden
+
+TEXTS = ["w3 w4 w5", "w10 w11 w12 w13 w14 w15 w16", "w7"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def policy(model):
+    return MMaDAPolicy(model.config, tiny_processor())
+
+
+def golden_canvas(policy: MMaDAPolicy, case: str) -> Canvas:
+    """The recorded prompt as a canvas; written image tokens of the inpainting case are not holes."""
+    ids = ARRAYS[f"{case}.input_ids"]
+    return Canvas(
+        ids=ids,
+        fill_mask=(ids == policy.mask_token_id),
+        attention_mask=ARRAYS[f"{case}.attention_mask"].bool(),
+        task="t2i",
+        token_space=policy.token_space("t2i"),
+    )
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("case", META["cases"])
+def test_tokens_equal_the_public_codes(model, policy, case):
+    settings = META["cases"][case]
+    canvas = golden_canvas(policy, case)
+    before = canvas.ids.clone()
+    generator = torch.Generator().manual_seed(settings["generator_seed"])
+    fill = MaskGIT(
+        steps=settings["timesteps"],
+        guidance_scale=settings["guidance_scale"],
+        mask_schedule=settings["schedule"],
+        remask_temperature=settings["temperature"],
+        remask_noise_decay="compound",
+        reference=True,
+    )
+    rollout = fill(model, policy, canvas, generators=[generator] * len(canvas.ids))
+    image = slice(-(META["num_vq_tokens"] + 1), -1)
+    assert torch.equal(rollout.canvas.ids[:, image] - OFFSET, ARRAYS[f"{case}.out"])
+    assert torch.equal(canvas.ids, before), "the caller's canvas is left alone"
+    assert not (rollout.canvas.ids == policy.mask_token_id).any()
+    for step, masked in enumerate(settings["masked_before_step"]):
+        assert (canvas.fill_mask & (rollout.step_map >= step)).sum(1).tolist() == masked
+
+
+def test_the_unconditional_twin_is_the_recorded_one(policy):
+    canvas = golden_canvas(policy, "g35")
+    twin = policy.guidance_canvas(canvas)
+    assert torch.equal(twin.ids, ARRAYS["g35.uncond_step0"])
+    assert torch.equal(twin.attention_mask, ARRAYS["g35.uncond_attention_mask"].bool())
+
+
+@pytest.mark.parametrize("name", sorted(MASK_SCHEDULES))
+def test_schedules_are_the_recorded_ones(name):
+    own = torch.tensor([MASK_SCHEDULES[name](float(t)) for t in ARRAYS["schedule.t"]])
+    assert (own - ARRAYS[f"schedule.{name}"]).abs().max() < 2e-6
+
+
+def test_noise_decay():
+    """Compound multiplies the scale by (1 - u) at every step; linear is (1 - u) of the start."""
+    recorded = META["cases"]["g0"]["temperatures"]
+    scale, own = 1.0, []
+    for step in range(8):
+        scale *= 1 - (step + 1) / 8
+        own.append(scale)
+    assert own == pytest.approx(recorded, abs=1e-6)
+
+
+class Uniform:
+    """A policy whose model gives every code the same logits, so that only the sampler decides."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def __call__(self, *, select, token_space, draw, **_):
+        drawn = choose_tokens(torch.zeros(int(select.sum()), token_space.width), draw)
+        return drawn._replace(tokens=drawn.tokens + token_space.start)
+
+    def eval(self):
+        return self
+
+
+def blank(policy, rows: int, tokens: int = 64) -> Canvas:
+    return policy.encode([{"prompt": "w3"}] * rows, "t2i", image_tokens=tokens)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid"])
+def test_emerge_hides_what_the_schedule_says_on_average(policy, schedule):
+    """The number of hidden tokens after step s is Binomial(N, k(s / T)): mean N k, variance N k (1 - k)."""
+    rows, tokens, steps = 400, 64, 8
+    canvas = blank(policy, rows, tokens)
+    streams = [keyed_generator("emerge", row) for row in range(rows)]
+    fill = Emerge(steps=steps, guidance_scale=0, mask_schedule=schedule)
+    rollout = fill(Uniform(policy), policy, canvas, generators=streams)
+    for step in range(steps):
+        share = MASK_SCHEDULES[schedule]((step + 1) / steps)
+        hidden = (canvas.fill_mask & (rollout.step_map > step)).sum(1).double()
+        expected, variance = tokens * share, tokens * share * (1 - share)
+        assert abs(float(hidden.mean()) - expected) <= 4 * math.sqrt(variance / rows) + 1e-9
+        if variance > 1:
+            assert float(hidden.var()) == pytest.approx(variance, rel=0.35)
+    assert (rollout.step_map[canvas.fill_mask] >= 0).all()
+
+
+def test_emerge_reveals_positions_in_random_order_whatever_the_model_is_sure_of(model, policy):
+    """Which positions come first depends on the streams alone."""
+    canvas = blank(policy, 2, 16)
+    streams = lambda: [keyed_generator("order", row) for row in range(2)]  # noqa: E731
+    ours = Emerge(steps=1, guidance_scale=0)(model, policy, canvas, generators=streams())
+    assert (ours.step_map[canvas.fill_mask] == 0).all()
+    hot = Emerge(steps=4, temperature=1.0, guidance_scale=0)(model, policy, canvas, generators=streams())
+    flat = Emerge(steps=4, temperature=1.0, guidance_scale=0)(Uniform(policy), policy, canvas, generators=streams())
+    assert torch.equal(hot.step_map == 0, flat.step_map == 0)
+
+
+@pytest.mark.parametrize("name", ["maskgit", "emerge"])
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_only_codes_are_written_and_a_row_does_not_depend_on_its_neighbours(model, policy, name, guidance):
+    canvas = policy.encode([{"prompt": text} for text in TEXTS], "t2i", image_tokens=16)
+    fill = SAMPLERS[name](steps=5, guidance_scale=guidance)
+    streams = [keyed_generator("rows", row) for row in range(3)]
+    rollout = fill(model, policy, canvas, generators=streams)
+    written = rollout.canvas.ids[canvas.fill_mask]
+    assert (written >= OFFSET).all() and (written < OFFSET + CODES).all()
+    assert torch.equal(rollout.canvas.ids[~canvas.fill_mask], canvas.ids[~canvas.fill_mask])
+    assert [codes.shape for codes in rollout.completions] == [(16,)] * 3
+    assert all(((codes >= 0) & (codes < CODES)).all() for codes in rollout.completions)
+    for row, text in enumerate(TEXTS):
+        alone = policy.encode([{"prompt": text}], "t2i", image_tokens=16)
+        again = fill(model, policy, alone, generators=[keyed_generator("rows", row)])
+        assert torch.equal(again.completions[0], rollout.completions[row])
+
+
+@pytest.mark.parametrize("name", ["maskgit", "emerge"])
+def test_recorded_log_probabilities_are_the_likelihoods(model, policy, name):
+    canvas = policy.encode([{"prompt": text} for text in TEXTS], "t2i", image_tokens=16)
+    for guidance in (0.0, 1.5):
+        fill = SAMPLERS[name](steps=4, temperature=0.8, guidance_scale=guidance)
+        streams = [keyed_generator("logps", row) for row in range(3)]
+        rollout = fill(model, policy, canvas, generators=streams)
+        for step in range(4):
+            hidden = canvas.fill_mask & (rollout.step_map >= step)
+            target = canvas.fill_mask & (rollout.step_map == step)
+            with torch.no_grad():
+                scores = score_tokens(
+                    model, policy, rollout.canvas, hidden, target, None, 0.8, guidance_scale=guidance or None
+                )
+            assert (scores.logps - rollout.sampling_logps)[target].abs().max() < 2e-5
+
+
+def test_greedy_takes_the_likeliest_code(model, policy):
+    canvas = blank(policy, 1, 16)
+    stream = [keyed_generator("greedy", 0)]
+    rollout = Emerge(steps=1, temperature=0.0, guidance_scale=0)(model, policy, canvas, generators=stream)
+    with torch.no_grad():
+        logits = model(**policy.inputs(canvas, canvas.fill_mask)).logits
+    best = logits[0, :, OFFSET : OFFSET + CODES].argmax(-1)[canvas.fill_mask[0]]
+    assert torch.equal(rollout.completions[0], best)
+
+
+def test_draws_follow_the_slice_distribution(model, policy):
+    """Chi-square of one position's codes over 4000 rows against softmax of the slice's logits."""
+    rows = 4000
+    canvas = blank(policy, 1, 4)
+    with torch.no_grad():
+        logits = model(**policy.inputs(canvas, canvas.fill_mask)).logits[0, canvas.fill_mask[0]][0]
+    probs = logits[OFFSET : OFFSET + CODES].double().softmax(-1)
+    many = blank(policy, rows, 4)
+    streams = [keyed_generator("chi", row) for row in range(rows)]
+    rollout = Emerge(steps=1, guidance_scale=0)(model, policy, many, generators=streams)
+    counts = torch.bincount(torch.stack(rollout.completions)[:, 0], minlength=CODES).double()
+    often = probs * rows > 5
+    observed = torch.cat([counts[often], counts[~often].sum()[None]])
+    expected = torch.cat([probs[often], probs[~often].sum()[None]]) * rows
+    statistic = float(((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum())
+    freedom = len(observed) - 1
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="steps=0"):
+        Emerge(steps=0)
+    with pytest.raises(ValueError, match="mask_schedule='cos'"):
+        MaskGIT(mask_schedule="cos")
+    with pytest.raises(ValueError, match="remask_noise_decay='none'"):
+        MaskGIT(remask_noise_decay="none")
+    with pytest.raises(ValueError, match="remask_temperature=-1"):
+        MaskGIT(remask_temperature=-1)
+
+
+def test_reference_needs_one_generator(model, policy):
+    canvas = blank(policy, 2, 16)
+    with pytest.raises(ValueError, match="the same one"):
+        MaskGIT(reference=True)(model, policy, canvas, generators=[torch.Generator(), torch.Generator()])
+
+
+def test_padding_changes_nothing(model, policy):
+    """Trimmed canvases and canvases padded to all text slots give the same images: the mask is true."""
+    rows = [{"prompt": text} for text in TEXTS]
+    short = policy.encode(rows, "t2i", image_tokens=16)
+    full = policy.encode(rows, "t2i", image_tokens=16, trim_padding=False, max_prompt_length=40)
+    assert short.ids.shape[1] < full.ids.shape[1] == 41 + 18
+    for fill in (MaskGIT(steps=4), Emerge(steps=4)):
+        images = [
+            fill(model, policy, canvas, generators=[keyed_generator("pad", row) for row in range(3)]).completions
+            for canvas in (short, full)
+        ]
+        assert torch.equal(torch.stack(images[0]), torch.stack(images[1]))
+    hidden = short.fill_mask
+    wide = full.fill_mask
+    with torch.no_grad():
+        a = score_tokens(model, policy, replace(short, ids=filled(short)), hidden, hidden).logps[hidden]
+        b = score_tokens(model, policy, replace(full, ids=filled(full)), wide, wide).logps[wide]
+    assert (a - b).abs().max() < 1e-5
+
+
+def filled(canvas: Canvas) -> torch.Tensor:
+    codes = torch.arange(int(canvas.fill_mask.sum())) % CODES + OFFSET
+    return canvas.ids.masked_scatter(canvas.fill_mask, codes)

@@ -1,0 +1,271 @@
+"""Keys and values that are kept while a block is written: what attention sees, who leaves, what it is off, who has none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from unigrpo import UniGRPOConfig, UniGRPOTrainer
+from unigrpo.algorithm.likelihood import score_tokens
+from unigrpo.models import MMaDAPolicy
+from unigrpo.models.cache import KeyValueCache
+from unigrpo.rollout.sample import check_prompt
+from unigrpo.runs.cli import main
+from unigrpo.samplers import SemiAutoregressive
+from unigrpo.samplers.kv_cache import BlockCache
+from unigrpo.training.metrics import Metrics
+from unigrpo.training.old_and_reference import log_decoding_gap
+from unigrpo.types import Canvas, TokenSpace
+
+from ..support import ROOT
+from ..support.tiny import low_ids, tiny_model, tiny_processor
+from ..support.tolerances import assert_rounding
+from .test_text_sampler import CountingModel, counting_model, sample, streams, text_canvas, written
+
+
+pytestmark = pytest.mark.smoke
+
+
+@pytest.fixture(scope="module")
+def policy() -> MMaDAPolicy:
+    return MMaDAPolicy(tiny_model().config, tiny_processor())
+
+
+@pytest.fixture
+def model() -> CountingModel:
+    return counting_model()
+
+
+def stale_logits(model, policy, before, after, select, span):
+    """Logits of ``after`` where attention outside ``span`` sees the keys and values of ``before``, by hooks alone."""
+    kept: dict = {}
+    outside = torch.ones(before.ids.shape[1], dtype=torch.bool)
+    outside[span[0] : span[1]] = False
+
+    def keep_or_replace(module, _, output):
+        if module not in kept:
+            kept[module] = output.detach()
+            return None
+        return torch.where(outside[None, :, None], kept[module], output)
+
+    layers = [getattr(block, name) for block in model.model.transformer["blocks"] for name in ("k_proj", "v_proj")]
+    hooks = [layer.register_forward_hook(keep_or_replace) for layer in layers]
+    model(**policy.inputs(before))
+    logits = model(**policy.inputs(after)).logits[select]
+    for hook in hooks:
+        hook.remove()
+    return logits
+
+
+@pytest.mark.parametrize("span", [(10, 18), (10, None), (0, None)], ids=["dual", "prefix", "everything"])
+@torch.no_grad()
+def test_a_forward_over_a_span_sees_the_keys_that_were_kept(policy, model, span):
+    canvas = text_canvas(policy)
+    span = (span[0], span[1] or canvas.ids.shape[1])
+    changed = canvas.ids.clone()
+    changed[:, -20:-8] = torch.randint(3, 150, changed[:, -20:-8].shape, generator=torch.Generator().manual_seed(3))
+    after = replace(canvas, ids=changed)
+    select = torch.zeros_like(canvas.fill_mask)
+    select[:, span[0] + 1 : span[0] + 7] = True
+    select[0, span[0] + 2] = False
+    cache = KeyValueCache()
+    model(**policy.inputs(canvas), select=select, cache=cache)
+    cache.span = span
+    own = model(**policy.inputs(after), select=select, cache=cache).logits
+    expected = stale_logits(model, policy, canvas, after, select, span)
+    assert_rounding(own, expected)
+    exact = model(**policy.inputs(after), select=select).logits
+    if span == (0, canvas.ids.shape[1]):
+        assert_rounding(own, exact)
+    else:
+        assert float((own - exact).abs().max()) > 1e-2
+
+
+@torch.no_grad()
+def test_kept_rows_can_leave(policy, model):
+    canvas = text_canvas(policy)
+    select = canvas.fill_mask
+    whole, part = KeyValueCache(), KeyValueCache()
+    rows = torch.tensor([2, 0])
+    model(**policy.inputs(canvas), select=select, cache=whole)
+    model(**policy.inputs(canvas), select=select, cache=part)
+    part.take(rows)
+    whole.span = part.span = (canvas.ids.shape[1] - 24, canvas.ids.shape[1])
+    logits = model(**policy.inputs(canvas), select=select, cache=whole).logits.view(4, 24, -1)
+    few = canvas.take(rows)
+    own = model(**policy.inputs(few), select=few.fill_mask, cache=part).logits.view(2, 24, -1)
+    assert_rounding(own, logits[rows])
+
+
+def test_rows_outside_the_span_cannot_be_selected(policy, model):
+    canvas, cache = text_canvas(policy), KeyValueCache()
+    model(**policy.inputs(canvas), select=canvas.fill_mask, cache=cache)
+    cache.span = (0, 5)
+    with pytest.raises(ValueError, match=r"outside the columns \(0, 5\)"):
+        model(**policy.inputs(canvas), select=canvas.fill_mask, cache=cache)
+
+
+class SpanCounter(CountingModel):
+    """Counts the columns that each forward computes."""
+
+    def forward(self, *args, cache=None, **kwargs):
+        length = kwargs["input_ids"].shape[1]
+        span = None if cache is None else cache.span
+        self.computed = [*getattr(self, "computed", []), length if span is None else span[1] - span[0]]
+        return super().forward(*args, cache=cache, **kwargs)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize(("kind", "widths"), [("none", [0, 0, 0]), ("prefix", [24, 16, 8]), ("dual", [8, 8, 8])])
+def test_a_block_is_computed_in_full_once(policy, kind, widths, guidance):
+    plain = tiny_model()
+    model = SpanCounter(plain.config).eval()
+    model.load_state_dict(plain.state_dict())
+    canvas = text_canvas(policy, length=24)
+    length = canvas.ids.shape[1]
+    sample(model, policy, canvas, steps=12, stop="never", kv_cache=kind, guidance_scale=guidance)
+    assert model.computed == [count for width in widths for count in (length, *[width or length] * 3)]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize("kind", ["prefix", "dual"])
+def test_a_row_does_not_depend_on_its_neighbours_under_a_cache(policy, model, kind, guidance):
+    """The threshold makes rows leave a block at different steps."""
+    canvas = text_canvas(policy)
+    settings = {
+        "temperature": 0.7,
+        "steps": 24,
+        "kv_cache": kind,
+        "guidance_scale": guidance,
+        "confidence_threshold": 0.2,
+    }
+    together = SemiAutoregressive(block_length=8, **settings)(model, policy, canvas, generators=streams(4))
+    first = together.step_map.masked_fill(~canvas.fill_mask, 99) < 8
+    ends = [int(together.step_map[row][first[row]].max()) for row in range(4)]
+    assert len(set(ends)) > 1
+    for row in range(4):
+        alone = SemiAutoregressive(block_length=8, **settings)(
+            model, policy, canvas.take(torch.tensor([row])), generators=[streams(4)[row]]
+        )
+        ours, theirs = written(together, row), written(alone, 0)
+        for name in ("ids", "steps", "counted"):
+            assert torch.equal(ours[name], theirs[name]), name
+        assert_rounding(ours["logps"], theirs["logps"])
+
+
+def test_shifted_logits_are_computed_from_one_column_earlier(policy):
+    shifted = MMaDAPolicy(policy.config, policy.processor)
+    shifted.logit_shift = 1
+    inside = torch.zeros(2, 12, dtype=torch.bool)
+    inside[:, 4:8] = True
+    kept = BlockCache("dual", shifted, guided=False)
+    rows = torch.arange(2)
+    assert kept.ready(0, rows, inside).span is None
+    assert kept.ready(0, rows, inside).span == (3, 8)
+
+
+def test_a_policy_without_a_cache_says_so(policy, model):
+    class Without(MMaDAPolicy):
+        supports_cache = False
+
+    own = Without(policy.config, policy.processor)
+    with pytest.raises(ValueError, match="Without has no cache"):
+        sample(model, own, text_canvas(policy), kv_cache="prefix")
+    args = UniGRPOConfig("unused", use_cpu=True, report_to="none", kv_cache="dual", max_completion_length=12)
+    row = {"prompt": "w1"}
+    check_prompt(policy, args, None, row, "train_dataset[0]")
+    with pytest.raises(ValueError, match=r"train_dataset\[0\], task 'text': kv_cache='dual': Without has no cache"):
+        check_prompt(own, args, None, row, "train_dataset[0]")
+    check_prompt(own, args, None, row, "eval_dataset[0]", held_out=True)
+
+
+class WithoutCache(MMaDAPolicy):
+    """Named by an import path in the test below."""
+
+    supports_cache = False
+
+
+def test_check_finds_a_policy_without_a_cache(capsys):
+    recipe = str(ROOT / "recipes" / "quickstart.yaml")
+    command = ["check", "--offline", recipe, "kv_cache=dual"]
+    assert main(command) == 0
+    assert main([*command, "policy=tests.samplers.test_kv_cache:WithoutCache"]) == 1
+    assert "kv_cache='dual': WithoutCache has no cache" in capsys.readouterr().out
+
+
+def test_a_hole_that_an_earlier_block_left_is_computed_beside_a_cache(policy):
+    """A policy may draw its mask id, and the position stays a hole: later blocks then reach back to it."""
+    model = counting_model(mask_lover=True)
+    canvas = text_canvas(policy)
+    open_space = replace(canvas, token_space=TokenSpace(start=0, stop=canvas.token_space.stop))
+    with torch.no_grad():
+        model.get_output_embeddings().weight[184] *= 3
+    options = {"temperature": 1.0, "steps": 24, "stop": "never"}
+    for kind in ("prefix", "dual"):
+        rollout = sample(model, policy, open_space, kv_cache=kind, **options)
+        left = canvas.fill_mask & (rollout.canvas.ids == policy.mask_token_id)
+        assert bool(left.any())
+
+
+@pytest.mark.parametrize("kind", ["none", "prefix", "dual"])
+def test_the_log_says_what_a_cache_is_off(tmp_path, kind):
+    """The tiny model is random: with kept keys its log-probabilities are far off, without them they are the sampler's."""
+    model, rows = tiny_model(), [{"prompt": "w1 w2"}, {"prompt": "w9 w8 w7"}]
+    args = UniGRPOConfig(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        kv_cache=kind,
+        max_completion_length=16,
+        steps=16,
+        block_length=8,
+        num_generations=4,
+        per_device_train_batch_size=8,
+        max_steps=2,
+        logging_steps=1,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = UniGRPOTrainer(
+        model, [low_ids], args, train_dataset=Dataset.from_list(rows * 4), processing_class=tiny_processor()
+    )
+    # As many stop tokens as an untrained model writes would hide what this is about.
+    trainer.policy.stop_token_ids = ()
+    found = []
+    trainer.add_callback(_Logs(found))
+    trainer.train()
+    gaps = [logs["sampling/decoding_gap/mean"] for logs in found if "sampling/decoding_gap/mean" in logs]
+    assert len(gaps) == (kind != "none")
+    assert all(gap > 0.01 for gap in gaps)
+    if kind != "none":
+        pipe, window = trainer.pipeline(), trainer._window
+        # The same rows, as if their log-probabilities had been drawn with exact forwards.
+        for row in window.rows:
+            for step in row.step_map[row.fill_mask].unique():
+                hidden = (row.step_map >= step) & row.fill_mask
+                target = (row.step_map == step) & row.fill_mask
+                own = Canvas(
+                    ids=row.ids[None],
+                    fill_mask=row.fill_mask[None],
+                    attention_mask=row.attention_mask[None],
+                    task="text",
+                    token_space=row.token_space,
+                )
+                with torch.no_grad():
+                    scores = score_tokens(trainer.model.eval(), trainer.policy, own, hidden[None], target[None])
+                row.sampling_logps[target] = scores.logps[0][target]
+        metrics = Metrics(by_task=False)
+        log_decoding_gap(pipe, window, 0, ["text"], metrics)
+        assert metrics.flush()["sampling/decoding_gap/max"] < 1e-4
+
+
+class _Logs(TrainerCallback):
+    def __init__(self, found: list) -> None:
+        self.found = found
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.found.append(dict(logs))

@@ -1,0 +1,109 @@
+"""A trainer's first window, its losses and gradients, and how two of them are compared."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import TrainerCallback
+
+from unigrpo.training.batches import collate
+from unigrpo.training.experience import make_experience
+from unigrpo.training.metrics import Metrics
+
+from .tiny import tiny_model
+
+
+def first_window(trainer, number: int = 0):
+    """The first rollout of ``trainer``, without an update."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    return make_experience(trainer.pipeline(), batch, number, Metrics())
+
+
+def losses_of(trainer, window, k: int = 0):
+    """``(batch, loss, terms)`` of every unit of inner update ``k``."""
+    trainer.model.train()
+    for units in window.micro_batches:
+        for unit in units:
+            batch = collate(window.rows, unit, k, trainer.policy, "cpu")
+            loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+            yield batch, loss, outputs["terms"]
+
+
+def total_and_gradient(trainer, window, k: int = 0):
+    """The summed loss of the window's units and its gradient by parameter name."""
+    trainer.model.zero_grad()
+    total = 0.0
+    for _, loss, _ in losses_of(trainer, window, k):
+        loss.backward()
+        total += loss.item()
+    return total, gradients(trainer.model)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def difference(one: dict, two: dict) -> float:
+    """Largest difference, relative to the largest value; both sides must hold the same names."""
+    assert one.keys() == two.keys()
+    assert one
+    return max((one[n] - two[n]).abs().max().item() for n in one) / max(v.abs().max().item() for v in one.values())
+
+
+def trained_adapter():
+    """A model that already carries an adapter which changes its answers."""
+    torch.manual_seed(7)
+    model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.05)
+    return model
+
+
+def aligned(model=None):
+    """The tiny model in memory that is aligned like a copy's: kernels on a mapped file's weights round differently."""
+    model = tiny_model() if model is None else model
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
+class Calls:
+    """What reaches a module: one record a forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.records: list[dict] = []
+        model.register_forward_pre_hook(self._record, with_kwargs=True)
+
+    def _record(self, model, _, kwargs) -> None:
+        kind = "sample"
+        if kwargs.get("targets") is not None:
+            kind = "update" if torch.is_grad_enabled() else "score"
+            if any(m.disable_adapters for m in model.modules() if isinstance(m, BaseTunerLayer)):
+                kind = "reference"
+        dropouts = [m.training for m in model.modules() if isinstance(m, nn.Dropout)]
+        self.records.append(
+            {"kind": kind, "training": model.training, "dropout": any(dropouts), "ids": kwargs["input_ids"].clone()}
+        )
+
+    def count(self, kind: str) -> int:
+        return sum(record["kind"] == kind for record in self.records)
+
+    def ids(self, kind: str) -> list[list]:
+        return [record["ids"].tolist() for record in self.records if record["kind"] == kind]
+
+
+class Gradients(TrainerCallback):
+    """Gradients at every optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        self.steps.append(gradients(model))

@@ -1,0 +1,137 @@
+"""The wheel, in an empty folder beside a user's own files, by each of the ways in which a run is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from .support import ROOT
+
+
+LIMIT = 1100
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.installed]
+
+USER_FILES = {
+    "rewards.py": "def brevity(completions, **columns):\n    return [-float(len(text)) for text in completions]\n",
+    # Names that a user would choose; none of them is looked at.
+    **{f"{name}.py": f"raise RuntimeError('the user\\'s {name}.py was imported')\n" for name in ("data", "config", "checks", "models")},
+    "train.py": """
+from datasets import Dataset
+
+import rewards
+from unigrpo import UniGRPOConfig, UniGRPOTrainer
+from unigrpo.toy.arithmetic import problems
+
+assert rewards.__file__.endswith("rewards.py") and rewards.brevity(["four"]) == [-4.0]
+args = UniGRPOConfig("runs/script", max_steps=1, num_generations=4, per_device_train_batch_size=8, num_iterations=1,
+                     max_completion_length=16, steps=4, block_length=4, use_cpu=True, report_to="none", save_strategy="no",
+                     logging_steps=1)
+trainer = UniGRPOTrainer("builtin:arithmetic", ["rewards:brevity"], args, Dataset.from_list(problems("train", 16)))
+trainer.train()
+assert "rewards/brevity/mean" in trainer.state.log_history[0], trainer.state.log_history
+""",
+}  # fmt: skip
+
+TINY = [
+    "max_steps=1", "num_generations=4", "per_device_train_batch_size=8", "num_iterations=1", "steps=4", "eval_datasets.0.limit=4",
+    "disable_tqdm=true",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The programs of an environment with the wheel and the packages of this one, but without this checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    source = folder / "source"
+    unwanted = shutil.ignore_patterns(
+        ".git", ".*cache*", "__pycache__", "runs", "build", "dist", "*.egg-info", ".venv*", "tests"
+    )
+    # Only the folder of runs at the top is a run's: a room has that name too.
+    keep = lambda directory, names: unwanted(directory, names) - ({"runs"} if Path(directory) != ROOT else set())  # noqa: E731
+    shutil.copytree(ROOT, source, symlinks=True, ignore=keep)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    run([*pip, "wheel", "--no-deps", "-w", str(folder), str(source)], folder)
+    (wheel,) = folder.glob("*.whl")
+    run([sys.executable, "-m", "venv", "--without-pip", "venv"], folder)
+    python = folder / "venv" / "bin" / "python"
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (site / "parent.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], folder)
+    shutil.rmtree(source)
+    return python.parent
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """An empty folder with the user's own files."""
+    for name, text in USER_FILES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What a command prints, in a folder that Python has not been told of."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-3000:])
+    return done.stdout
+
+
+def trained_with(name: str, out: Path) -> bool:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return (
+        f"rewards/{name}/mean" in records[0] and json.loads((out / "summary.json").read_text())["optimizer_steps"] == 1
+    )
+
+
+@pytest.mark.parametrize("way", ["command", "module", "launched"])
+def test_a_shipped_recipe_trains_with_the_users_reward(installed, home, way):
+    start = {
+        "command": [str(installed / "unigrpo")],
+        "module": [str(installed / "python"), "-m", "unigrpo"],
+        "launched": [str(installed / "python"), "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1",
+                     "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "-m", "unigrpo"],
+    }[way]  # fmt: skip
+    run([*start, "train", "quickstart", 'rewards=[{name: "rewards:brevity"}]', "output_dir=out", *TINY], home)
+    assert trained_with("brevity", home / "out")
+
+
+def test_a_script_trains_with_the_users_reward(installed, home):
+    run([str(installed / "python"), "train.py"], home)
+
+
+def test_a_recipe_brings_its_own_code_and_files(installed, home):
+    """Its folder is searched before the current one, for modules and for data, and it wins over a shipped name."""
+    own = home / "project"
+    own.mkdir()
+    (own / "rewards.py").write_text(
+        "import helper\n\ndef calm(completions, **columns):\n    return helper.scores(completions)\n"
+    )
+    (own / "helper.py").write_text("def scores(texts):\n    return [-float(text.count('!')) for text in texts]\n")
+    (own / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"{n} + 1"}) + "\n" for n in range(16)))
+    recipe = run([str(installed / "unigrpo"), "recipes", "copy", "quickstart", "--to", str(own)], home)
+    assert "quickstart.yaml" in recipe
+    changes = [
+        "datasets=[{path: rows.jsonl}]",
+        "eval_datasets=null",
+        'rewards=[{name: "rewards:calm"}]',
+        "output_dir=out",
+    ]
+    changes += [word for word in TINY if not word.startswith("eval")]
+    run([str(installed / "unigrpo"), "train", "project/quickstart", *changes], home)
+    assert trained_with("calm", home / "out")
+
+
+def test_recipes_with_prompt_files_are_found_from_anywhere(installed, home):
+    listed = run([str(installed / "unigrpo"), "recipes"], home)
+    assert "quickstart_mixed" in listed and "accelerate/ddp_8" in listed
+    checked = run([str(installed / "unigrpo"), "check", "--offline", "image_mmada_8b_lora"], home)
+    assert "t2i_train.txt: 600 rows" in checked

@@ -1,0 +1,245 @@
+"""Countdown: the reward's values and bounds, the problems' laws, the shipped policy's start."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unigrpo import load_policy
+from unigrpo.models.builtin import model_path
+from unigrpo.rewards import get_reward
+from unigrpo.toy import countdown as toy
+from unigrpo.toy.making.puzzle_cold_start import Lessons, start_figures
+
+from ..support import ROOT
+
+
+reward = get_reward("countdown")
+
+
+def score(completion, numbers=(3, 4, 2), target=14):
+    return reward(["p"], [completion], numbers=[list(numbers)], target=[target])[0]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "3*4+2",
+        " 2 + (3 * 4) ",
+        "3*4+2=14",
+        "3*4+2 = 15",
+        "((3))*4+2",
+        "<answer>3*4+2</answer>",
+        "<think>3+4+2=9</think>3*4+2",
+        "<think>3-4</think> so \\boxed{3\\times4+2}",
+        "$3 \\cdot 4+2$",
+        "3×4+2",
+        "3*4\n+2",
+        "4*3+2",
+        [{"role": "assistant", "content": "3*4+2"}],
+    ],
+)
+def test_right_expressions(completion):
+    assert score(completion) == 1.0
+
+
+@pytest.mark.parametrize("completion", ["3+4+2", "(3+4)*2", "4/2-3", "3/(4-2)=13"])
+def test_the_right_numbers_with_another_value(completion):
+    assert score(completion, target=13) == 0.1
+
+
+def test_values_are_exact_fractions():
+    assert score("8/(3-8/3)", (8, 3, 8, 3), 24) == 1.0
+    assert score("1/3+1/3+1/3", (1, 3, 1, 3, 1, 3), 1) == 1.0
+    assert score("9007199254740993*1", (9007199254740993, 1), 9007199254740992) == 0.1
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        "14",
+        "=14",
+        "3*4",
+        "3*4+2+2",
+        "3*4+3-1",
+        "34+2",
+        "3**4+2",
+        "3*4//2",
+        "-3+4*2",
+        "3*4+-2",
+        "3 4 2",
+        "3(4)+2",
+        "3*4+2.0",
+        "03*4+2",
+        "3/(4-4)+2",
+        "3*4+2, I think",
+        "<think>3*4+2",
+        "<answer></answer>3*4+2",
+        "٣*4+2",
+        "3*4+2#",
+        "lambda: 3*4+2",
+        "3*4+2 if 1 else 0",
+        "[3*4+2]",
+        "__import__('os').abort()",
+        "3*4+2\x00",
+    ],
+)
+def test_what_is_no_expression_over_the_numbers(completion):
+    assert score(completion) == 0.0
+
+
+def test_division_by_zero_has_no_value():
+    assert score("3/(4-4)", (3, 4, 4), 0) == 0.0
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["(", ")", "9", "9*", "(9+", "-", "**9", "9**9**", " ", "<answer>", "\\boxed{", "=", "\\times", "{", "</think>"],
+)
+def test_hostile_text_takes_no_time(piece):
+    text = piece * (200_000 // len(piece))
+    started = time.perf_counter()
+    for own in (text, f"<answer>{text[:190]}</answer>", f"{piece * 90}1{')' * 90}", text + "3*4+2"):
+        assert score(own) in (0.0, 0.1, 1.0)
+    assert time.perf_counter() - started < 1.0
+
+
+@given(st.text(alphabet="0123456789+-*/() =.", max_size=40))
+def test_any_text_has_a_score(text):
+    assert score(text) in (0.0, 0.1, 1.0)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_sums_in_any_order_are_right(numbers, rng):
+    text = "+".join(map(str, rng.sample(numbers, len(numbers))))
+    assert score(text, numbers, sum(numbers)) == 1.0
+    assert score(text, numbers, sum(numbers) + 1) == 0.1
+    assert score(f"{text}+1", numbers, sum(numbers) + 1) == 0.0
+
+
+def test_rows_it_does_not_apply_to():
+    completions, targets = [object(), "1+2", "1+2", "1+2"], [3, None, 3, 3]
+    assert reward(["p"] * 4, completions, numbers=[[1, 2], [1, 2], None, [2, 1]], target=targets) == [None] * 3 + [1.0]
+    assert reward(["p"], [object()]) == [None]
+
+
+@pytest.mark.parametrize("numbers", [[], "12", 12, [1.5], [True, 2], [-1, 2], [[1]], {1, 2}])
+def test_bad_numbers_are_named(numbers):
+    with pytest.raises(ValueError) as error:
+        reward(["p"], ["1+2"], numbers=[numbers], target=[3])
+    for part in ("`numbers`", repr(numbers), "give a list of whole numbers"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["3", 3.5, False, [3]])
+def test_bad_targets_are_named(target):
+    with pytest.raises(ValueError) as error:
+        reward(["p"], ["1+2"], numbers=[[1, 2]], target=[target])
+    for part in ("`target`", repr(target), "give a whole number"):
+        assert part in str(error.value)
+
+
+def test_missing_columns_are_named():
+    with pytest.raises(ValueError, match="`numbers` column"):
+        reward(["p"], ["1+2"], target=[3])
+    with pytest.raises(ValueError, match="`target` column"):
+        reward(["p"], ["1+2"], numbers=[[1, 2]])
+    with pytest.raises(ValueError):
+        reward(["p"] * 2, ["1+2"] * 2, numbers=[[1, 2]], target=[3, 3])
+
+
+def test_it_needs_no_torch():
+    code = """
+import sys
+from unigrpo.rewards import get_reward
+assert get_reward("countdown")(["p"], ["1+2"], [[1, 2]], [3]) == [1.0]
+assert not {"torch", "transformers", "math_verify"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def every_row():
+    return {split: toy.problems(split) for split in toy.SPLITS}
+
+
+def test_splits_are_disjoint_whatever_the_order_of_the_numbers(every_row):
+    names = {split: {(*sorted(row["numbers"]), row["target"]) for row in rows} for split, rows in every_row.items()}
+    assert not names["train"] & names["test"]
+    assert len(every_row["test"]) >= 500
+    assert {len(row["numbers"]) for row in every_row["test"]} == set(toy.COUNTS)
+    with pytest.raises(ValueError, match="dev"):
+        toy.problems("dev")
+
+
+def test_every_problem_is_solved_by_its_own_solution(every_row):
+    rows = [row for own in every_row.values() for row in own]
+    texts = [row["solution"] for row in rows]
+    columns = {name: [row[name] for row in rows] for name in ("numbers", "target")}
+    assert set(reward(texts, texts, **columns)) == {1.0}
+    assert all(toy.solved(f"{text}={row['target']}", text) for text, row in zip(texts, rows, strict=True))
+    assert all(row["prompt"] == f"Make {row['target']} from {' '.join(map(str, row['numbers']))}." for row in rows)
+
+
+def test_problems_are_a_function_of_their_arguments(every_row):
+    assert toy.problems("train", 30, seed=1) == toy.problems("train", 30, seed=1)
+    assert toy.problems("train", 30, seed=1) != toy.problems("train", 30, seed=2)
+    assert toy.problems("test", 20) == every_row["test"][:20]
+    assert len(toy.problems("test", 2000)) == 2000
+
+
+@given(st.text(alphabet="1234+-*/()", max_size=12))
+def test_the_check_and_the_reward_agree(text):
+    """Two parsers that share no code."""
+    assert toy.solved(text, "3*4+2") == (score(text) == 1.0)
+
+
+def test_the_check_and_the_reward_agree_on_what_the_teacher_says():
+    rng = random.Random(0)
+    for row, answer in (toy.lesson(rng, errs=True) for _ in range(2000)):
+        own = score(answer, row["numbers"], row["target"])
+        assert toy.solved(answer, row["solution"]) == (own == 1.0)
+
+
+def test_the_teacher_errs_as_often_as_it_says():
+    rng = random.Random(0)
+    said = [(toy.lesson(rng, errs=True)) for _ in range(4000)]
+    values = [score(answer, row["numbers"], row["target"]) for row, answer in said]
+    # A mistake draws the right number or target again once in nine, or about as often.
+    assert 0.0 < values.count(0.0) / 4000 < toy.WRONG_NUMBER
+    right = values.count(1.0) / 4000
+    assert 1 - toy.WRONG_NUMBER - toy.WRONG_TARGET < right < 1 - 0.7 * (toy.WRONG_NUMBER + toy.WRONG_TARGET)
+    assert all(toy.solved(answer, row["solution"]) for row, answer in (toy.lesson(rng, False) for _ in range(500)))
+
+
+@pytest.mark.parametrize("errs", [False, True])
+def test_lessons_hold_their_answers(errs):
+    """Prompts of different lengths: what pads them is no part of what the model reads."""
+    loaded = load_policy("builtin:countdown", device="cpu")
+    canvas = Lessons(loaded.policy, toy, random.Random(0), errs)(16)
+    length = toy.SAMPLING["max_completion_length"]
+    assert (canvas.fill_mask.sum(dim=1) == length).all()
+    assert not (canvas.ids == loaded.policy.mask_token_id).any()
+    assert (~canvas.attention_mask).any() and (~canvas.attention_mask[:, -length:]).sum() == 0
+    texts = loaded.policy.processor.tokenizer.batch_decode(canvas.ids[:, -length:], skip_special_tokens=True)
+    assert all(re.fullmatch(r"\(?[0-9][-+*()0-9]+", text) for text in texts)
+
+
+def test_the_shipped_policy_starts_in_its_band():
+    loaded = load_policy("builtin:countdown", device="cpu")
+    assert loaded.model.dtype == torch.float32
+    figures = start_figures(loaded, toy, 128)
+    assert 0.20 <= figures["T=1 accuracy"] <= 0.45
+    assert figures["greedy accuracy"] > figures["T=1 accuracy"]
+    folder = Path(model_path("builtin:countdown"))
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.7e6

@@ -1,0 +1,154 @@
+"""What a mixed run owes its rewards and its memory: the same arguments in every window, pictures decoded once and let go."""
+
+from __future__ import annotations
+
+import pytest
+
+import unigrpo.rollout.sample as sampling
+from unigrpo.runs.build import ForTask
+from unigrpo.training.evaluation import held_out_answers
+
+from ..support.images import ONE_PROMPT, options
+
+
+def test_a_reward_may_ask_for_columns_that_a_window_lacks(make_trainer):
+    """One prompt a window: most windows have no picture, and no solution of their own."""
+
+    def reward(prompts, completions, images, solution, **_):
+        return [float(len(str(own)) % 3) for own in completions]
+
+    settings = options("mixed", 5, rewards=reward, per_device_train_batch_size=4, num_generations=4, max_steps=5)
+    trainer = make_trainer(**settings, **ONE_PROMPT)
+    trainer.train()
+    assert trainer.state.global_step == 5
+
+
+def test_the_reward_of_each_task_is_logged_in_every_window(make_trainer):
+    settings = options("mixed", 5, per_device_train_batch_size=4, num_generations=4, max_steps=5)
+    trainer = make_trainer(**settings, **ONE_PROMPT)
+    trainer.train()
+    logged = [sorted(name for name in log if name.startswith("reward/")) for log in trainer.state.log_history]
+    assert logged[:5] == [["reward/t2i"], ["reward/mmu"], ["reward/text"], ["reward/t2i"], ["reward/mmu"]]
+
+
+def test_a_groups_picture_is_decoded_once(make_trainer, monkeypatch):
+    trainer = make_trainer(**options("mmu", 2, per_device_train_batch_size=8, num_generations=4))
+    decoded = []
+    real = sampling.image_of
+    monkeypatch.setattr(sampling, "image_of", lambda row, where: decoded.append(where) or real(row, where))
+    rows = [trainer.train_dataset[place] for place in (0, 0, 0, 0, 1, 1, 1, 1)]
+    samples = sampling.sample_answers(trainer.pipeline(), rows, 0)
+    assert len(decoded) == 2
+    assert samples[0].images[0] is samples[3].images[0] and samples[0].images[0] is not samples[4].images[0]
+
+
+def test_held_out_answers_are_scored_in_batches_and_let_their_pictures_go(make_trainer):
+    sizes = []
+
+    def reward(prompts, completions, images, **_):
+        sizes.append(len(completions))
+        assert all(own[0].mode == "RGB" for own in images)
+        return [float(number) for number in range(len(completions))]
+
+    trainer = make_trainer(**options("mmu", 5, rewards=reward, per_device_train_batch_size=8, num_generations=4))
+    rows = [trainer.train_dataset[place] for place in range(5)]
+    samples = held_out_answers(trainer.pipeline(), rows, 1, 2)
+    assert sizes == [2, 2, 1]
+    assert [float(own.scores[0]) for own in samples] == [0.0, 1.0, 0.0, 1.0, 0.0]
+    assert all(own.images is None for own in samples)
+
+
+def test_for_task_spreads_extra_columns_and_names_who_erred():
+    logged = {}
+
+    def explains(completions, log_extra, **_):
+        log_extra("why", [f"{own}!" for own in completions])
+        return [1.0] * len(completions)
+
+    arguments = {"prompts": ["p", "q", "r"], "completions": ["a", "b", "c"], "task": ["text", "t2i", "text"]}
+    scores = ForTask(explains, "text")(**arguments, log_extra=lambda column, values: logged.update({column: values}))
+    assert scores == [1.0, None, 1.0]
+    assert logged == {"why": ["a!", None, "c!"]}
+
+    def short(completions, **_):
+        return [1.0]
+
+    for wrong in (short, lambda **_: 0.5):
+        with pytest.raises(ValueError, match=r"must return a list of 2 scores for the rows of task 'text'"):
+            ForTask(wrong, "text")(**arguments)
+
+
+def test_a_tokenizer_named_for_the_run_is_saved_with_the_weights(make_trainer, tmp_path):
+    from ..support.images import tiny_tokenizer
+
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    settings = options("t2i", 2, per_device_train_batch_size=8, num_generations=4)
+    trainer = make_trainer(**{**settings, "image_tokenizer": str(tmp_path / "tokenizer")})
+    trainer.save_model(str(tmp_path / "weights"))
+    assert str(tmp_path / "tokenizer") in (tmp_path / "weights" / "config.json").read_text()
+
+
+BAD_ROWS = {
+    "no user": (
+        [{"prompt": [{"role": "system", "content": "draw a cat"}], "task": "t2i"}],
+        r"train_dataset\[0\]\['prompt'\] has no user message",
+    ),
+    "no text": (
+        [{"prompt": [{"role": "user", "content": None}]}],
+        r"train_dataset\[0\]\['prompt'\]: content must be text",
+    ),
+    "part without text": (
+        [{"prompt": [{"role": "user", "content": [{"type": "text", "text": None}]}]}],
+        r"train_dataset\[0\]\['prompt'\]: content must be text",
+    ),
+    "a row without prompt": ([{"prompt": "w1"}, {"question": "w1"}], r"train_dataset\[1\] has no 'prompt' column"),
+    "a stream": (iter([{"prompt": "w1"}]), r"train_dataset is a list_iterator without a length"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_rows_that_cannot_be_prompts_are_named(make_trainer, case):
+    rows, message = BAD_ROWS[case]
+    with pytest.raises(ValueError, match=message):
+        make_trainer(rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task_overrides": {"t2i": {"steps": None}}}, r"task_overrides\.t2i\.steps=None must be a whole number"),
+        ({"task_overrides": {"t2i": {"steps": "16"}}}, r"task_overrides\.t2i\.steps='16' must be a whole number"),
+        ({"steps": 4.5}, r"steps=4.5 must be a whole number"),
+        ({"guidance_scale": "3"}, r"guidance_scale='3' must be a number"),
+        (
+            {"mask_ratio_min": 0.8},
+            r"mask_ratio_min=0.8 does nothing with noising='structured' and timesteps='stratified'",
+        ),
+    ],
+)
+def test_numbers_that_are_none_are_named(changes, message):
+    from ..support.configs import config
+
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_the_arguments_can_be_parsed_by_trl():
+    from trl import TrlParser
+
+    from unigrpo import UniGRPOConfig
+
+    line = [
+        "--output_dir",
+        "x",
+        "--use_cpu",
+        "true",
+        "--scale_rewards",
+        "batch",
+        "--image_size",
+        "256",
+        "--beta",
+        "0.1",
+    ]
+    (args,) = TrlParser((UniGRPOConfig,)).parse_args_and_config([*line, "--image_tokenizer", "showlab/magvitv2"])
+    assert (args.scale_rewards, args.image_size, args.beta) == ("batch", 256, 0.1)

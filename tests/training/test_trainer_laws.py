@@ -1,0 +1,480 @@
+"""Laws of the training step on the tiny model: ratio one, loss scale, accumulation, noise, reference, randomness."""
+
+from __future__ import annotations
+
+import random
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from unigrpo import UniGRPOTrainer
+from unigrpo.training.old_and_reference import add_old_and_reference
+from unigrpo.training.window import rebuild_window
+
+from ..support.laws import (
+    Calls,
+    Gradients,
+    aligned,
+    difference,
+    first_window,
+    losses_of,
+    total_and_gradient,
+    trained_adapter,
+    weights,
+)
+from ..support.tiny import low_ids, prompts, tiny_model
+
+
+pytestmark = pytest.mark.smoke
+
+
+MIXED = (2, 70, 5, 130)
+"""Prompt lengths in words that put rows in three buckets of 64 tokens."""
+
+LORA = [False, True]
+
+
+def units_of(trainer) -> list[int]:
+    """Units of each micro-batch of the current window."""
+    return [len(units) for units in trainer._window.micro_batches]
+
+
+# ---- ratio one, KL zero ----
+
+
+def assert_on_policy(trainer, window) -> int:
+    """Every unit has a computed old pass, ratio exactly 1 and KL exactly 0; returns how many units were seen."""
+    seen = 0
+    for k in range(trainer.args.num_iterations):
+        for batch, loss, terms in losses_of(trainer, window, k):
+            assert batch.old_logps is not None
+            assert batch.ref_logps is not None
+            assert bool((terms.ratio == 1.0).all())
+            assert bool((terms.kl == 0.0).all())
+            assert loss.requires_grad
+            seen += 1
+    return seen
+
+
+@pytest.mark.parametrize("policy", ["full", "lora", "trained adapter"])
+def test_ratio_is_one_and_kl_zero_at_the_start(make_trainer, policy):
+    model = trained_adapter() if policy == "trained adapter" else aligned()
+    trainer = make_trainer(lora=policy == "lora", model=model, rows=prompts(4, MIXED), num_noise_samples=2)
+    window = first_window(trainer)
+    add_old_and_reference(trainer.pipeline(), window, always_old=True)
+    assert assert_on_policy(trainer, window) >= 3 * 2 * 2
+    assert all(bool(row.old_known.all()) for row in window.rows)
+    assert all(bool((row.old_logps[row.target] < 0).all()) for row in window.rows)
+
+
+def test_law_can_fail(make_trainer):
+    trainer = make_trainer(lora=True)
+    window = first_window(trainer)
+    add_old_and_reference(trainer.pipeline(), window, always_old=True)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.01)
+    _, _, terms = next(losses_of(trainer, window))
+    assert not bool((terms.ratio == 1.0).any())
+    assert bool((terms.kl > 0).all())
+
+
+BF16_RATIO = 0.0
+"""Largest |ratio - 1| allowed on a bf16 policy: the same unit runs the same kernels with and without gradients."""
+
+
+@pytest.mark.parametrize("lora", LORA)
+def test_bf16_bound(make_trainer, lora):
+    trainer = make_trainer(lora=lora, model=aligned(tiny_model(torch.bfloat16)), rows=prompts(4, MIXED))
+    window = first_window(trainer)
+    add_old_and_reference(trainer.pipeline(), window, always_old=True)
+    for k in range(2):
+        for batch, _, terms in losses_of(trainer, window, k):
+            assert batch.old_logps is not None
+            assert (terms.ratio - 1).abs().max().item() <= BF16_RATIO
+            assert terms.kl.abs().max().item() <= BF16_RATIO
+
+
+@pytest.mark.parametrize("lora", LORA)
+@pytest.mark.parametrize("precision", ["fp32", "autocast"])
+def test_policy_that_does_not_move_stays_at_ratio_one(make_trainer, lora, precision):
+    """With learning rate 0, every old pass after the first optimizer step is really computed, inside the engine."""
+    trainer = make_trainer(
+        lora=lora,
+        model=aligned(),
+        rows=prompts(4, MIXED),
+        learning_rate=0.0,
+        num_iterations=4,
+        max_steps=8,
+        bf16=precision == "autocast",
+    )
+    dtypes = set()
+    first = next(m for name, m in trainer.model.named_modules() if name.endswith("blocks.0.q_proj"))
+    first.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    trainer.train()
+    assert dtypes == {torch.bfloat16 if precision == "autocast" else torch.float32}
+    logs = [log for log in trainer.state.log_history if "kl" in log]
+    assert len(logs) == 8
+    assert all(log["ratio/max"] == 1.0 and log["ratio/mean"] == 1.0 and log["kl"] == 0.0 for log in logs)
+    assert all(log["grad_norm"] > 0 for log in logs)
+    assert bool(trainer._window.rows[0].old_known[1:].all())
+
+
+# ---- loss scale ----
+
+
+@pytest.mark.parametrize("lora", LORA)
+@pytest.mark.parametrize("draws", [1, 2])
+def test_loss_is_minus_the_mean_advantage(make_trainer, lora, draws):
+    trainer = make_trainer(
+        lora=lora, rows=prompts(8, MIXED), beta=0.0, steps_per_generation=2, num_generations=2, num_noise_samples=draws
+    )
+    window = first_window(trainer)
+    given = [3.0, -1.0, 0.5, 2.0, 0.25, 1.0, -0.5, 4.0]
+    for row, advantage in zip(window.rows, given, strict=True):
+        row.advantage = advantage
+    window = rebuild_window(trainer.pipeline(), window.rows, window.order)
+    for k in range(2):
+        total, gradient = total_and_gradient(trainer, window, k)
+        assert total == pytest.approx(-sum(given) / 8, abs=1e-6)
+        assert max(g.abs().max() for g in gradient.values()) > 0
+
+
+def test_rows_that_count_for_nothing_still_count_in_the_mean(make_trainer):
+    trainer = make_trainer(beta=0.0, steps_per_generation=2, num_generations=2)
+    window = first_window(trainer)
+    for row in window.rows:
+        row.advantage, row.active = 2.0, row.index not in (1, 6)
+    window = rebuild_window(trainer.pipeline(), window.rows, window.order)
+    total, _ = total_and_gradient(trainer, window)
+    assert total == pytest.approx(-2.0 * 6 / 8, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", LORA)
+def test_order_of_rows_changes_nothing(make_trainer, lora):
+    trainer = make_trainer(lora=lora, rows=prompts(8, MIXED), steps_per_generation=2, num_generations=2)
+    window = first_window(trainer)
+    total, gradient = total_and_gradient(trainer, window)
+    for order in (list(range(8)), [7, 3, 0, 5, 1, 6, 2, 4]):
+        assert order != window.order
+        other = rebuild_window(trainer.pipeline(), window.rows, order)
+        assert other.micro_batches != window.micro_batches
+        other_total, other_gradient = total_and_gradient(trainer, other)
+        assert abs(total - other_total) < 1e-5
+        assert difference(gradient, other_gradient) < 1e-5
+
+
+def one_missing(prompts, completions, completion_ids, **_):
+    """``low_ids`` with no opinion on the sixth answer."""
+    scores = low_ids(prompts, completions, completion_ids)
+    return [None if i == 5 else score for i, score in enumerate(scores)]
+
+
+def accumulated(make_trainer, lora: bool, accumulation: int, reward, **options):
+    """Gradients of three steps, final weights and losses at 16 rows a step and the given accumulation."""
+    recorder = Gradients()
+    trainer = make_trainer(
+        lora=lora,
+        rewards=reward,
+        rows=prompts(4, MIXED),
+        callbacks=[recorder],
+        per_device_train_batch_size=16 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,
+        optim="sgd",
+        max_grad_norm=0.0,
+        num_iterations=3,
+        max_steps=3,
+        **{"learning_rate": 0.01, **options},
+    )
+    if lora:
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            for name, parameter in trainer.model.named_parameters():
+                if "lora_A" in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    start = weights(trainer.model)
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    moved = {name: value - start[name] for name, value in weights(trainer.model).items()}
+    return recorder.steps, moved, losses, trainer
+
+
+@pytest.mark.parametrize("lora", LORA)
+@pytest.mark.parametrize("reward", [low_ids, one_missing])
+def test_accumulation_changes_nothing(make_trainer, lora, reward):
+    steps, moved, losses, trainer = accumulated(make_trainer, lora, 1, reward)
+    assert len({-(-len(row.ids) // 64) for row in trainer._window.rows}) == 3
+    assert len(steps) == 3
+    assert sum(not row.active for row in trainer._window.rows) == (reward is one_missing)
+    for accumulation in (2, 4):
+        other_steps, other_moved, other_losses, _ = accumulated(make_trainer, lora, accumulation, reward)
+        assert losses == pytest.approx(other_losses, abs=2e-5)
+        for own, other in zip(steps, other_steps, strict=True):
+            assert difference(own, other) < 1e-4
+        assert difference(moved, other_moved) < 1e-4
+
+
+# ---- noise ----
+
+
+class Recorder(UniGRPOTrainer):
+    """Notes the hidden positions of every row at every update."""
+
+    seen: list
+
+    def _policy_loss(self, model, unit, k, step):
+        self._rows = unit.rows
+        return super()._policy_loss(model, unit, k, step)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        for place, row in enumerate(self._rows):
+            real = inputs.canvas.attention_mask[place]
+            self.seen.append((row, tuple(inputs.hidden[place][real].tolist())))
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+def test_every_inner_update_has_its_own_noise_under_any_accumulation(make_trainer):
+    noise = []
+    for accumulation in (1, 2, 4):
+        trainer = make_trainer(
+            kind=Recorder,
+            rows=prompts(8, MIXED),
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=4,
+            num_iterations=4,
+            max_steps=4 * 4 // accumulation,
+        )
+        trainer.seen = []
+        trainer.train()
+        assert len(trainer.seen) == 16 * 4
+        for row in range(16):
+            assert len({mask for number, mask in trainer.seen if number == row}) == 4
+        noise.append(set(trainer.seen))
+    assert noise[0] == noise[1] == noise[2]
+
+
+@pytest.mark.parametrize("lora", LORA)
+def test_new_old_and_reference_policy_see_the_same_noise(make_trainer, lora):
+    trainer = make_trainer(lora=lora, rows=prompts(8, MIXED), max_steps=4)
+    policy = Calls(trainer.model)
+    reference = policy if lora else Calls(trainer._twin)
+    trainer.train()
+    updates = policy.ids("update")
+    per_update = sum(units_of(trainer))
+    first_step = sum(units_of(trainer)[:2])
+    assert len(updates) == 2 * per_update
+    assert reference.ids("reference" if lora else "score") == updates
+    assert policy.ids("score") == updates[first_step:]
+    assert updates[:per_update] != updates[per_update:]
+
+
+# ---- modes and forwards ----
+
+
+@pytest.mark.parametrize("disable_dropout", [True, False])
+def test_rollouts_run_in_eval_mode(make_trainer, disable_dropout):
+    trainer = make_trainer(lora=True, dropout=0.5, disable_dropout=disable_dropout)
+    rates = {module.p for module in trainer.model.modules() if isinstance(module, nn.Dropout)}
+    assert rates == ({0.0} if disable_dropout else {0.5})
+    calls = Calls(trainer.model)
+    trainer.train()
+    assert {r["training"] for r in calls.records if r["kind"] == "update"} == {True}
+    others = [record for record in calls.records if record["kind"] != "update"]
+    assert {record["kind"] for record in others} == {"sample", "score", "reference"}
+    assert not any(record["training"] or record["dropout"] for record in others)
+
+
+def test_dropout_does_not_reach_rollouts(make_trainer):
+    windows = [first_window(make_trainer(lora=True, dropout=p, disable_dropout=False)) for p in (0.0, 0.5)]
+    for one, two in zip(windows[0].rows, windows[1].rows, strict=True):
+        assert torch.equal(one.ids, two.ids)
+        assert torch.equal(one.ref_logps, two.ref_logps)
+
+
+@pytest.mark.parametrize("lora", LORA)
+def test_beta_zero_and_one_update_score_nothing_beforehand(make_trainer, lora):
+    trainer = make_trainer(lora=lora, beta=0.0, num_iterations=1, steps_per_generation=2, max_steps=3)
+    assert trainer._twin is None
+    calls = Calls(trainer.model)
+    trainer.train()
+    assert calls.count("score") == calls.count("reference") == 0
+    assert calls.count("update") == 3 * sum(units_of(trainer))
+    assert all(row.ref_logps is None for row in trainer._window.rows)
+
+
+@pytest.mark.parametrize("lora", LORA)
+def test_beta_zero_scores_the_old_policy_only_after_it_moved(make_trainer, lora):
+    trainer = make_trainer(lora=lora, beta=0.0, num_iterations=2, max_steps=4)
+    calls = Calls(trainer.model)
+    trainer.train()
+    counts = units_of(trainer)
+    assert calls.count("score") == sum(counts) + sum(counts[2:])
+    assert calls.count("reference") == 0
+
+
+@pytest.mark.parametrize("lora", LORA)
+def test_one_update_with_a_reference(make_trainer, lora):
+    trainer = make_trainer(lora=lora, beta=0.1, num_iterations=1, max_steps=4)
+    start = weights(trainer.model)
+    trainer.train()
+    logs = [log["kl"] for log in trainer.state.log_history if "kl" in log]
+    assert logs[0] == 0.0
+    assert len(logs) == 4
+    assert min(logs[1:]) > 0
+    assert any(not torch.equal(start[name], value) for name, value in weights(trainer.model).items())
+
+
+# ---- reference ----
+
+
+def reference_logps(window) -> list[torch.Tensor]:
+    return [row.ref_logps for row in window.rows]
+
+
+@pytest.mark.parametrize("policy", ["full", "lora", "trained adapter"])
+def test_reference_stays_the_initial_policy(make_trainer, policy):
+    """After training, the reference scores a window exactly as the untrained policy does."""
+
+    def make():
+        model = trained_adapter() if policy == "trained adapter" else None
+        return make_trainer(lora=policy == "lora", model=model, learning_rate=1e-2)
+
+    trained, fresh = make(), make()
+    start = weights(trained.model)
+    trained.train()
+    moved = {name for name, value in weights(trained.model).items() if not torch.equal(value, start[name])}
+    if policy == "full":
+        assert moved == set(start)
+        assert all(torch.equal(value, start[name]) for name, value in weights(trained._twin).items())
+    else:
+        assert moved == {name for name in start if ".default." in name}
+    window = first_window(trained, 5)
+    add_old_and_reference(trained.pipeline(), window, always_old=True)
+    kept = reference_logps(window)
+    add_old_and_reference(fresh.pipeline(), window, always_old=True)
+    for row, reference in zip(window.rows, kept, strict=True):
+        assert torch.equal(reference, row.ref_logps)
+        assert torch.equal(reference, row.old_logps)
+    assert {n for n, p in trained.model.named_parameters() if p.requires_grad} == moved
+
+
+def test_reference_of_a_trained_adapter_is_that_adapter_not_the_base(make_trainer):
+    trainer = make_trainer(model=trained_adapter())
+    assert set(trainer.model.peft_config) == {"default", "ref"}
+    assert trainer.model.active_adapter == "default"
+    window = first_window(trainer)
+    with_adapter = [row.clone() for row in reference_logps(window)]
+    base = make_trainer(lora=True)
+    add_old_and_reference(base.pipeline(), window)
+    assert not any(torch.equal(a, b) for a, b in zip(with_adapter, reference_logps(window), strict=True))
+
+
+def test_learning_rate_defaults(make_trainer):
+    assert make_trainer(learning_rate=None).args.learning_rate == 1e-6
+    assert make_trainer(learning_rate=None, lora=True).args.learning_rate == 5e-6
+    assert make_trainer(learning_rate=None, model=trained_adapter()).args.learning_rate == 5e-6
+    assert make_trainer(learning_rate=3e-4, lora=True).args.learning_rate == 3e-4
+
+
+def test_synchronised_reference_moves_towards_the_policy(make_trainer):
+    trainer = make_trainer(sync_ref_model=True, ref_model_mixup_alpha=0.25, ref_model_sync_steps=2, max_steps=2)
+    start = weights(trainer.model)
+    trainer.train()
+    policy = weights(trainer.model)
+    assert any(not torch.equal(start[name], value) for name, value in policy.items())
+    for name, value in weights(trainer._twin).items():
+        torch.testing.assert_close(value, 0.25 * policy[name] + 0.75 * start[name])
+
+
+def test_synchronised_reference_is_refused_with_adapters(make_trainer):
+    with pytest.raises(ValueError, match=r"sync_ref_model=True does nothing with adapters.*False"):
+        make_trainer(lora=True, sync_ref_model=True)
+
+
+# ---- groups of equal rewards ----
+
+
+def constant(completions, **_):
+    return [1.0] * len(completions)
+
+
+def test_equal_groups_without_kl_run_no_forward(make_trainer):
+    trainer = make_trainer(rewards=constant, beta=0.0)
+    start, calls = weights(trainer.model), Calls(trainer.model)
+    trainer.train()
+    assert calls.count("score") == calls.count("update") == 0
+    assert calls.count("sample") > 0
+    assert all(torch.equal(start[name], value) for name, value in weights(trainer.model).items())
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert [log["loss"] for log in logs] == [0.0] * 4
+    assert logs[0]["frac_reward_zero_std"] == 1.0
+
+
+def test_equal_groups_with_kl_keep_it(make_trainer):
+    trainer = make_trainer(rewards=constant, beta=0.5, steps_per_generation=2, num_generations=2)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    window = first_window(trainer)
+    assert all(row.advantage == 0.0 and row.active for row in window.rows)
+    kl = torch.cat([terms.kl for _, _, terms in losses_of(trainer, window)])
+    total, gradient = total_and_gradient(trainer, window)
+    assert len(kl) == 8
+    assert kl.min() > 0
+    assert total == pytest.approx(0.5 * kl.mean().item(), rel=1e-5)
+    assert max(g.abs().max() for g in gradient.values()) > 0
+
+
+def flat_first_half(prompts, completions, completion_ids, solution, **_):
+    """Says nothing about the first eight prompts."""
+    scores = low_ids(prompts, completions, completion_ids)
+    return [0.0 if int(s) < 8 else score for s, score in zip(solution, scores, strict=True)]
+
+
+def test_equal_groups_are_refilled(make_trainer):
+    options = {"rewards": flat_first_half, "shuffle_dataset": False}
+    stale = first_window(make_trainer(**options))
+    assert all(row.advantage == 0.0 for row in stale.rows)
+    trainer = make_trainer(**options, refill_rounds=12)
+    window = first_window(trainer)
+    assert sum(row.advantage != 0.0 for row in window.rows) >= 8
+    late = {row["prompt"] for row in prompts(16)[8:]}
+    groups = [window.table["prompt"][start : start + 4] for start in range(0, 16, 4)]
+    assert all(len(set(group)) == 1 and set(group) <= late for group in groups)
+    assert [row.index for row in window.rows] == list(range(16))
+
+
+# ---- randomness ----
+
+
+@pytest.mark.parametrize("lora", LORA)
+def test_training_leaves_the_global_generators_alone(make_trainer, lora, monkeypatch):
+    # The shape checker picks the list item it looks at with Python's generator.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    trainer = make_trainer(lora=lora, refill_rounds=1, save_strategy="steps", save_steps=2, eval_rows=prompts(2))
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    trainer.train()
+    trainer.evaluate()
+    assert random.getstate() == python
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy, strict=True))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_runs_do_not_depend_on_the_global_generators(make_trainer):
+    losses = []
+    for seed in (0, 1):
+        trainer = make_trainer()
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert losses[0] == losses[1]
+    other = make_trainer(seed=7)
+    other.train()
+    assert [log["loss"] for log in other.state.log_history if "loss" in log] != losses[0]

@@ -1,0 +1,150 @@
+"""Checkpoints: a resumed run is the uninterrupted one, at every optimizer step, also inside a rollout window."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+
+from unigrpo.errors import CheckpointError
+from unigrpo.models import MMaDAForMaskedDiffusion
+from unigrpo.training.checkpoints.window_checkpoints import window_file
+from unigrpo.training.checkpoints.window_file import load_window
+
+from ..support.runs import adapted, history
+from ..support.tiny import prompts, tiny_model
+
+
+pytestmark = pytest.mark.smoke
+
+
+STEPS = 8
+"""Two windows of 4 micro-steps x 2 inner updates at accumulation 2: checkpoints 4 and 8 lie between windows."""
+
+
+def options(kind: str) -> dict:
+    saving = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "rows": prompts(12, (2, 70, 5))}
+    if kind == "full":
+        return saving
+    return {**saving, "lora": True} if kind == "lora" else {**saving, "model": adapted()}
+
+
+def run(make_trainer, kind: str, checkpoint=None, **changes):
+    trainer = make_trainer(**{**options(kind), **changes})
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "trained adapter"])
+def test_resuming_after_any_step_changes_nothing(make_trainer, tmp_path, kind):
+    whole = run(make_trainer, kind)
+    expected = history(whole)
+    assert len(expected) == STEPS
+    assert len(set(expected.values())) == STEPS
+    final = {name: value.clone() for name, value in whole.model.named_parameters()}
+    for step in range(1, STEPS) if kind != "trained adapter" else (2, 4, 5):
+        again = run(
+            make_trainer,
+            kind,
+            str(tmp_path / "run" / f"checkpoint-{step}"),
+            save_strategy="no",
+            output_dir=str(tmp_path / "again"),
+        )
+        own = history(again)
+        assert {number: own[number] for number in range(step + 1, STEPS + 1)} == {
+            number: expected[number] for number in range(step + 1, STEPS + 1)
+        }
+        for name, value in again.model.named_parameters():
+            assert torch.equal(value, final[name]), name
+
+
+def test_resuming_keeps_a_synchronised_reference(make_trainer, tmp_path):
+    sync = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
+    expected = history(run(make_trainer, "full", **sync))
+    for step in (3, 5):
+        again = run(make_trainer, "full", str(tmp_path / "run" / f"checkpoint-{step}"), save_strategy="no", **sync)
+        assert all(history(again)[number] == expected[number] for number in range(step + 1, STEPS + 1))
+
+
+def test_checkpoint_holds_the_window_only_inside_it(make_trainer, tmp_path):
+    run(make_trainer, "lora")
+    sizes, steps = [], []
+    for step in range(1, STEPS + 1):
+        rows, order, micro_step = load_window(window_file(tmp_path / "run" / f"checkpoint-{step}", 0))[:3]
+        sizes.append(len(rows))
+        steps.append(micro_step)
+        assert sorted(order) == list(range(len(rows)))
+    assert sizes == [16, 16, 16, 0] * 2
+    assert steps == [2, 4, 6, 8, 10, 12, 14, 16]
+
+
+CHANGES = [
+    {"per_device_train_batch_size": 2},
+    {"per_device_train_batch_size": 8},
+    {"steps_per_generation": 2, "per_device_train_batch_size": 8},
+    {"gradient_accumulation_steps": 4},
+    {"num_iterations": 4},
+]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_rollouts_of_another_size_are_an_error(make_trainer, tmp_path, step):
+    """Inside a window and between two."""
+    run(make_trainer, "lora", max_steps=step, rows=prompts(12))
+    checkpoint = str(tmp_path / "run" / f"checkpoint-{step}")
+    for changes in CHANGES:
+        name, value = next(iter(changes.items()))
+        with pytest.raises(ValueError, match=rf"checkpoint-\d.*'{name}': '\d there, {value} here'.*same batch sizes"):
+            run(make_trainer, "lora", checkpoint, rows=prompts(12), save_strategy="no", **changes)
+
+
+def test_checkpoint_of_another_trainer_is_an_error(make_trainer, tmp_path):
+    run(make_trainer, "lora", max_steps=1)
+    folder = tmp_path / "run" / "checkpoint-1"
+    window_file(folder, 0).unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-1: rollout_window_0.safetensors is missing"):
+        run(make_trainer, "lora", str(folder))
+
+
+def test_a_checkpoint_of_the_model_alone_is_an_error(make_trainer, tmp_path):
+    """Going on without its optimizer and schedule would begin them anew, at a later step."""
+    run(make_trainer, "lora", max_steps=2, save_only_model=True)
+    folder = tmp_path / "run" / "checkpoint-2"
+    assert not (folder / "optimizer.pt").exists()
+    told = (
+        rf"cannot resume from {folder}: it has no optimizer.pt and no scheduler.pt.*save_only_model=True.*Start a new"
+    )
+    for checkpoint in (str(folder), True):
+        with pytest.raises(CheckpointError, match=told):
+            run(make_trainer, "lora", checkpoint)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_checkpoint_of_the_model_alone_points_to_one_with_its_optimizer(make_trainer, tmp_path):
+    run(make_trainer, "lora", max_steps=1)
+    first = tmp_path / "run" / "checkpoint-1"
+    run(make_trainer, "lora", str(first), max_steps=2, save_only_model=True)
+    with pytest.raises(CheckpointError, match=rf"checkpoint-2: it has no.*Resume from {first}, which has them, or"):
+        run(make_trainer, "lora", True)
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    ids = torch.tensor([[160, 5, 6, 7, 184, 184], [160, 9, 8, 184, 3, 184]])
+    return model.eval()(input_ids=ids).logits
+
+
+def test_saved_adapter_loads_with_peft(make_trainer, tmp_path):
+    trainer = run(make_trainer, "lora", max_steps=2)
+    trainer.save_model(str(tmp_path / "adapter"))
+    for folder in (tmp_path / "adapter", tmp_path / "run" / "checkpoint-2"):
+        loaded = PeftModel.from_pretrained(tiny_model(), folder)
+        assert torch.equal(logits(loaded), logits(trainer.model))
+    assert not torch.equal(logits(tiny_model()), logits(trainer.model))
+
+
+def test_saved_model_loads_by_path(make_trainer, tmp_path):
+    trainer = run(make_trainer, "full", max_steps=2)
+    loaded = MMaDAForMaskedDiffusion.from_pretrained(tmp_path / "run" / "checkpoint-2")
+    assert torch.equal(logits(loaded), logits(trainer.model))
+    assert not torch.equal(logits(tiny_model()), logits(trainer.model))

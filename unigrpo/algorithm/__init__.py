@@ -1,0 +1,1 @@
+"""What an update computes: noise, likelihood, advantages and losses."""

@@ -1,0 +1,103 @@
+"""Log-probabilities of masked tokens under a policy. Never sees a loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..models.base import DiffusionPolicy
+from ..models.head import normalised
+from ..types import Canvas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """``logps``, ``entropy`` and, with a reference, exact ``kl``: fp32 ``[b, L]`` in nats, 0 outside the target.
+
+    Entropy has no gradient.
+    """
+
+    logps: Tensor
+    entropy: Tensor
+    kl: Tensor | None = None
+
+
+def score_tokens(
+    model,
+    policy: DiffusionPolicy,
+    canvas: Canvas,
+    hidden: Bool[Tensor, "b L"],
+    target: Bool[Tensor, "b L"],
+    noisy_ids: Int[Tensor, "b L"] | None = None,
+    temperature: float = 1.0,
+    guidance_scale: float | None = None,
+    ref_logprobs: Float[Tensor, "n W"] | None = None,
+) -> TokenScores:
+    """log p(token | canvas with ``hidden`` positions corrupted) at ``target``, UniGRPO Eq. 3 (arXiv 2505.15809).
+
+    Probabilities are normalised over ``canvas.token_space`` and divided by ``temperature``, as in the sampler.
+
+    Args:
+        noisy_ids: the corrupted canvas itself (``random_corruption``), for policies without a mask id.
+        guidance_scale: scores of the guided policy ``u + (s + 1)(c - u)``; None = of the conditional model.
+        ref_logprobs: ``token_logprobs`` of the reference on the same arguments, for the exact KL.
+
+    Raises:
+        ValueError: a scored token lies outside the token space, or a policy without a mask id was not given ``noisy_ids``.
+    """
+    tokens = canvas.ids[target]
+    if not bool(canvas.token_space.contains(tokens).all()):
+        raise ValueError(f"a scored token lies outside the token space {canvas.token_space} of task {canvas.task!r}")
+    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale)
+    if ref_logprobs is not None:
+        request["ref_logprobs"] = ref_logprobs
+    output = model(**request, targets=tokens)
+    kl = None if ref_logprobs is None else _at(target, output.kl)
+    return TokenScores(logps=_at(target, output.logps), entropy=_at(target, output.entropy), kl=kl)
+
+
+@torch.no_grad()
+def token_logprobs(
+    model,
+    policy: DiffusionPolicy,
+    canvas: Canvas,
+    hidden: Bool[Tensor, "b L"],
+    target: Bool[Tensor, "b L"],
+    noisy_ids: Int[Tensor, "b L"] | None = None,
+    temperature: float = 1.0,
+    guidance_scale: float | None = None,
+) -> Float[Tensor, "n W"]:
+    """Log-probabilities of the whole token space at each of the n target positions, row-major; ``score_tokens``' law."""
+    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale)
+    return normalised(model(**request).logits)
+
+
+def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale) -> dict[str, Any]:
+    """The arguments of ``model.forward`` but the targets."""
+    if policy.mask_token_id is None and noisy_ids is None:
+        raise ValueError(
+            f"{type(policy).__name__} has no mask id, so the model would read the tokens to score: give noisy_ids, the "
+            "canvas with random tokens at hidden (unigrpo.algorithm.noising.random_corruption)"
+        )
+    select = policy.rows(target)
+    if guidance_scale is None:
+        inputs = policy.inputs(canvas, hidden, noisy_ids)
+    else:
+        inputs, select = policy.guided_inputs(canvas, hidden, noisy_ids), torch.cat([select, select])
+    return {
+        **inputs,
+        "select": select,
+        "token_space": canvas.token_space,
+        "temperature": temperature,
+        "guidance_scale": guidance_scale,
+    }
+
+
+def _at(target: Bool[Tensor, "b L"], values: Float[Tensor, " n"]) -> Float[Tensor, "b L"]:
+    """Row-major ``values`` placed at ``target``; differentiable."""
+    place = torch.zeros(target.shape, dtype=values.dtype, device=values.device)
+    return place.masked_scatter(target, values)

@@ -1,0 +1,161 @@
+"""What every noising scheme shares: rows in, stored noise out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ...types import Noise, Rollout, TokenSpace, keyed_generator
+
+
+Key = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One row of a rollout, on the CPU, all ``[L]``.
+
+    Attributes:
+        completion: bool, the tokens that count.
+        fill: bool, all written positions, the tail after a stop token included.
+        prompt: bool, what was read.
+        step_map: int64, the step that wrote each token, -1 elsewhere.
+    """
+
+    completion: Bool[Tensor, " L"]
+    fill: Bool[Tensor, " L"]
+    prompt: Bool[Tensor, " L"]
+    step_map: Int[Tensor, " L"]
+
+    @property
+    def length(self) -> int:
+        """n, the number of tokens that count."""
+        return int(self.completion.sum())
+
+    @property
+    def tail(self) -> Bool[Tensor, " L"]:
+        """Written positions after the stop token."""
+        return self.fill & ~self.completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """One corruption of one answer.
+
+    Attributes:
+        hidden, target: ``[L]`` bool, positions corrupted and scored.
+        ratio: the mask ratio asked for.
+        probability: the chance of a token to be scored by this draw, one number or ``[L]``.
+        share: this draw's coefficient in a mixture of the row's draws.
+    """
+
+    hidden: Bool[Tensor, " L"]
+    target: Bool[Tensor, " L"]
+    ratio: float
+    probability: float | Float[Tensor, " L"] = 1.0
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noising(ABC):
+    """A noising scheme: how an answer is corrupted for its likelihood.
+
+    Every draw comes from private generators keyed by (seed, window, row, inner update, draw).
+
+    Args:
+        weighting: coefficient of a scored token: ``"uniform"`` (1, or in a mixture 1 / the draws that score the token),
+            or ``"inverse_probability"`` (1 / the chance that the draw scores it, in a mixture times the draw's share),
+            which makes the weighted sum an unbiased estimate of the evidence lower bound where the scheme says so.
+        mixed: the draws of a row are mixed before the ratio, see ``reduction``.
+        p_mask_prompt: every prompt token is hidden with this probability in every draw, without being scored.
+    """
+
+    weighting: str = "uniform"
+    mixed: bool = False
+    p_mask_prompt: float = 0.0
+
+    @abstractmethod
+    def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
+        """The draws of inner update ``k``; ``key`` = (seed, window, row). One without a target is left out later."""
+
+    def __call__(self, rollout: Rollout, *, num_iterations: int, num_samples: int, key: Key, rows: list[int]) -> Noise:
+        """Noise ``[B, K, S, L]`` for ``rollout``; ``key`` = (seed, window), ``rows`` = global row numbers ``[B]``."""
+        drawn = [
+            [self._update(answer, k, num_iterations, num_samples, (*key, row)) for k in range(num_iterations)]
+            for answer, row in zip(answers(rollout), rows, strict=True)
+        ]
+        # One draw at least, which scores nothing where no row has an answer: what is read by draw finds its shape.
+        most = max([1, *(len(update) for row in drawn for update in row)])
+        batch, length = rollout.completion_mask.shape
+        shape = (batch, num_iterations, most)
+        hidden = torch.zeros(*shape, length, dtype=torch.bool)
+        target, weight, ratio = hidden.clone(), torch.zeros(*shape, length), torch.zeros(shape)
+        for b, updates in enumerate(drawn):
+            for k, update in enumerate(updates):
+                for s, draw in enumerate(update):
+                    hidden[b, k, s], target[b, k, s], ratio[b, k, s] = draw.hidden, draw.target, draw.ratio
+                    weight[b, k, s] = draw.target * self._weight(draw)
+        if self.mixed and self.weighting == "uniform":
+            weight = weight / target.sum(dim=2, keepdim=True).clamp(min=1)
+        device = rollout.completion_mask.device
+        return Noise(
+            hidden=hidden.to(device), target=target.to(device), weight=weight.to(device), mask_ratio=ratio.to(device)
+        )
+
+    def _update(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
+        """The draws of one update, with prompt tokens hidden too."""
+        drawn = self.draws(answer, k, num_iterations, num_samples, key)
+        if not self.p_mask_prompt:
+            return drawn
+        result = []
+        for s, draw in enumerate(drawn):
+            generator = keyed_generator("prompt mask", *key, k, s)
+            extra = independent_subset(answer.prompt, self.p_mask_prompt, generator=generator)
+            result.append(replace(draw, hidden=draw.hidden | extra))
+        return result
+
+    def _weight(self, draw: Draw) -> float | Tensor:
+        if self.weighting == "uniform":
+            return 1.0
+        return (draw.share if self.mixed else 1.0) / draw.probability
+
+
+def answers(rollout: Rollout) -> list[Answer]:
+    """The rows of a rollout, one record each."""
+    canvas = rollout.canvas
+    prompt = canvas.attention_mask & ~canvas.fill_mask
+    columns = (rollout.completion_mask, canvas.fill_mask, prompt, rollout.step_map)
+    rows = zip(*(column.cpu() for column in columns), strict=True)
+    return [Answer(completion=own, fill=fill, prompt=read, step_map=steps) for own, fill, read, steps in rows]
+
+
+def random_subset(candidates: Bool[Tensor, " L"], count: int, *, generator: torch.Generator) -> Bool[Tensor, " L"]:
+    """Exactly ``count`` of the True positions, uniformly at random."""
+    positions = candidates.nonzero().squeeze(1)
+    chosen = positions[torch.randperm(len(positions), generator=generator)[:count].to(positions.device)]
+    return torch.zeros_like(candidates).index_fill(0, chosen, True)
+
+
+def independent_subset(
+    candidates: Bool[Tensor, " L"], chance: int | float | Float[Tensor, " L"], *, generator: torch.Generator
+) -> Bool[Tensor, " L"]:
+    """Each True position with its own ``chance``. Draws there alone, so that padding does not move a row's stream."""
+    chosen = torch.zeros_like(candidates)
+    chances = chance[candidates] if isinstance(chance, Tensor) else chance
+    chosen[candidates] = torch.rand(int(candidates.sum()), generator=generator) < chances
+    return chosen
+
+
+def random_corruption(
+    hidden: Bool[Tensor, "... L"], ids: Int[Tensor, " L"], space: TokenSpace, *, generator: torch.Generator
+) -> Int[Tensor, "... L"]:
+    """``ids`` with uniformly random tokens of ``space`` at ``hidden``: corruption for models without a mask id.
+
+    Nothing is drawn for other positions, so that padding does not move the noise.
+    """
+    noise = space.draw(int(hidden.sum()), generator=generator).to(ids)
+    return ids.expand(hidden.shape).masked_scatter(hidden, noise)

@@ -1,0 +1,1 @@
+"""The arguments of a run, the presets behind ``algorithm``, and what is checked of them."""

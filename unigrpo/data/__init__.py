@@ -1,0 +1,1 @@
+"""Dataset rows, the pictures in them, and the codes that pictures become."""

@@ -1,0 +1,116 @@
+"""Pictures to codes and back, beside the policy: the image tokenizer with the sizes and the cache of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..models.base import DiffusionPolicy
+from ..models.loading import load_module
+from ..models.magvit import MagvitV2
+from .pictures import fit_image, to_images, to_pixels
+
+
+CACHED = 4096
+"""Pictures whose codes are kept; at 1024 codes each they take 32 MB."""
+
+
+def sides(image_size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """``(height, width)`` of a configured size."""
+    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size * 2)[:2]
+
+
+class ImageCodec:
+    """An image tokenizer, frozen and in eval mode.
+
+    Args:
+        tokenizer: a ``MagvitV2``, or a module with its ``encode``, ``decode``, ``code_grid`` and
+            ``config.codebook_size``.
+
+    Raises:
+        ValueError: the tokenizer's codebook is not the policy's.
+    """
+
+    def __init__(self, tokenizer: Any, policy: DiffusionPolicy) -> None:
+        self.tokenizer, self.name = tokenizer.eval().requires_grad_(False), tokenizer_name(tokenizer)
+        self.device: torch.device | str = getattr(tokenizer, "device", "cpu")
+        self._codes: OrderedDict[bytes, Tensor] = OrderedDict()
+        size = tokenizer.config.codebook_size
+        if size != policy.codebook_size:
+            raise ValueError(
+                f"image_tokenizer={self.name!r} has {size} codes, the policy writes {policy.codebook_size}: use the "
+                "tokenizer that the policy was trained with"
+            )
+
+    def to(self, device: torch.device | str) -> ImageCodec:
+        """Moves the tokenizer."""
+        self.tokenizer.to(device)
+        self.device = device
+        return self
+
+    def count(self, image_size: int | list[int]) -> int:
+        """Codes of a picture of that size.
+
+        Raises:
+            ValueError: a side is not a multiple of the tokenizer's.
+        """
+        try:
+            rows, columns = self.tokenizer.code_grid(*sides(image_size))
+        except ValueError as error:
+            raise ValueError(f"image_size={image_size}: {error}") from error
+        return rows * columns
+
+    def encode(self, images: list[Image.Image], image_size: int | list[int], transforms: list[str]) -> list[Tensor]:
+        """Codes ``[N]`` int64 on the CPU of each RGB picture, brought to ``image_size`` by its transform."""
+        keys = [_key(image, image_size, transform) for image, transform in zip(images, transforms, strict=True)]
+        fresh = {key: place for place, key in enumerate(keys) if key not in self._codes}
+        found = {key: self._codes[key] for key in keys if key not in fresh}
+        if fresh:
+            fitted = [fit_image(images[place], *sides(image_size), transforms[place]) for place in fresh.values()]
+            codes = self.tokenizer.encode(to_pixels(fitted).to(self.device)).cpu()
+            found.update(zip(fresh, codes, strict=True))
+        for key in keys:
+            self._codes[key] = found[key]
+            self._codes.move_to_end(key)
+        while len(self._codes) > CACHED:
+            self._codes.popitem(last=False)
+        return [found[key] for key in keys]
+
+    def decode(self, codes: list[Tensor], image_size: int | list[int]) -> list[Image.Image]:
+        """RGB pictures of codes ``[N]``."""
+        return to_images(self.tokenizer.decode(torch.stack(codes).to(self.device), *sides(image_size)).cpu())
+
+
+def _key(image: Image.Image, image_size: Any, transform: str) -> bytes:
+    digest = hashlib.blake2b(image.tobytes(), digest_size=16)
+    digest.update(repr((image.size, sides(image_size), transform)).encode())
+    return digest.digest()
+
+
+def load_tokenizer(tokenizer: Any) -> Any:
+    """The module of an id, a path or a module.
+
+    Raises:
+        ValueError: nothing to load there, no image tokenizer, or files that are damaged or would run code.
+    """
+    if not isinstance(tokenizer, str):
+        return tokenizer
+    try:
+        return load_module(MagvitV2, tokenizer)
+    except OSError as error:
+        raise ValueError(
+            f"image_tokenizer={tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub id, a folder with "
+            "config.json and weights, or the module"
+        ) from error
+
+
+def tokenizer_name(tokenizer: Any) -> str | None:
+    """Where an image tokenizer came from, for logs and saved arguments."""
+    if tokenizer is None or isinstance(tokenizer, str):
+        return tokenizer
+    return getattr(getattr(tokenizer, "config", None), "name_or_path", "") or type(tokenizer).__name__

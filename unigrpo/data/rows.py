@@ -1,0 +1,124 @@
+"""Dataset rows: their task, their picture, and whether a run can use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+from rich.progress import track
+
+from ..errors import check_choice
+from ..types import TASKS
+from .pictures import TRANSFORMS, load_image
+
+
+MANY_ROWS = 5_000
+"""From here on checking a dataset shows its progress."""
+
+
+def task_of(row: dict[str, Any]) -> str:
+    """The row's ``task``, or ``mmu`` when it has an image, else ``text``."""
+    if row.get("task"):
+        return row["task"]
+    return "mmu" if row.get("image") is not None or row.get("images") else "text"
+
+
+def image_of(row: dict[str, Any], where: str) -> Image.Image:
+    """The RGB picture that an image-understanding row asks about.
+
+    Args:
+        where: names the row in errors, such as ``train_dataset[3]``.
+
+    Raises:
+        ValueError: no picture, several, or one that cannot be read; the message names row and column.
+    """
+    if row.get("image") is not None:
+        return load_image(row["image"], f"{where}['image']")
+    images = row.get("images")
+    if images is None or len(images) == 0:
+        raise ValueError(
+            f"{where} is an image-understanding row without an image; give an 'image' or 'images' column (column_map in "
+            "a recipe), or task='text'"
+        )
+    if len(images) > 1:
+        raise ValueError(f"{where}['images'] holds {len(images)} images; the policy reads one a prompt")
+    return load_image(images[0], f"{where}['images'][0]")
+
+
+def undecoded(dataset: Any) -> Any:
+    """A ``datasets.Dataset`` whose image columns stay encoded, so that a damaged picture is met by ``load_image``."""
+    for name, feature in (getattr(dataset, "features", None) or {}).items():
+        # Casting lists of pictures would write the whole dataset anew; those are decoded row by row.
+        if type(feature).__name__ == "Image" and feature.decode:
+            dataset = dataset.cast_column(name, type(feature)(decode=False))
+    return dataset
+
+
+def read_row(dataset: Any, index: int, where: str) -> dict[str, Any]:
+    """One row; a picture that the dataset itself cannot decode is an error that names row and column."""
+    try:
+        return dataset[index]
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        features = getattr(dataset, "features", None) or {}
+        lists = [name for name, own in features.items() if type(getattr(own, "feature", None)).__name__ == "Image"]
+        where += f"[{lists[0]!r}]" if len(lists) == 1 else ""
+        raise ValueError(f"{where} cannot be read ({error}); replace its picture or drop the row") from error
+
+
+def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], str], None] | None = None) -> None:
+    """Reads every row once, so that one that cannot be used is found now and not hours into a run.
+
+    Args:
+        name: names the dataset in errors.
+        check_row: further checks, ``check_row(row, where)``.
+
+    Raises:
+        ValueError: an empty set, a missing or empty prompt, an unknown task, an unreadable picture; it names the row.
+    """
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"{name} is a {type(dataset).__name__} without a length; windows need one: load it without streaming"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{name} is empty")
+    rows = range(len(dataset))
+    for index in track(rows, f"checking {name}", transient=True) if len(rows) >= MANY_ROWS else rows:
+        where = f"{name}[{index}]"
+        row = read_row(dataset, index, where)
+        if "prompt" not in row:
+            raise ValueError(
+                f"{where} has no 'prompt' column, only {sorted(row)}; rename yours (column_map in a recipe)"
+            )
+        task = task_of(row)
+        _check_prompt(row["prompt"], task, where)
+        if task not in TASKS:
+            raise ValueError(f"{where}['task']={task!r}: choose one of {TASKS}")
+        if task == "mmu":
+            image_of(row, where)
+        transform = row.get("image_transform")
+        if transform is not None:
+            check_choice(f"{where}['image_transform']", transform, TRANSFORMS)
+        if check_row is not None:
+            check_row(row, where)
+
+
+def _check_prompt(prompt: Any, task: str, where: str) -> None:
+    if not prompt or not isinstance(prompt, str | list) or (isinstance(prompt, str) and not prompt.strip()):
+        raise ValueError(f"{where}['prompt'] must be text or chat messages, got {prompt!r}")
+    if isinstance(prompt, str):
+        return
+    for message in prompt:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"{where}['prompt']: every message needs 'role' and 'content', got {prompt!r}")
+        content = message["content"]
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        if not all(
+            isinstance(part, dict) and (part.get("type") != "text" or isinstance(part.get("text"), str))
+            for part in parts
+        ):
+            raise ValueError(
+                f"{where}['prompt']: content must be text, or parts with 'type' and text, got {content!r}"
+            )
+    if task == "t2i" and not any(message["role"] == "user" and message["content"] for message in prompt):
+        raise ValueError(f"{where}['prompt'] has no user message, so there is no caption to draw: {prompt!r}")

@@ -1,0 +1,85 @@
+"""The forward contract: what every policy's ``forward`` takes and returns, and an adapter for foreign models.
+
+``model(**inputs, select=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=, draw=, cache=)``; the arguments
+are described at ``LLaDAForMaskedDiffusion.forward``. ``cache`` is for models whose policy says ``supports_cache``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from ..types import TokenSpace
+from .draw import Draw, choose_tokens, floored
+from .head import check_temperature, gather_logps
+
+
+@dataclass
+class MaskedDiffusionOutput(ModelOutput):
+    """fp32 ``logits``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn ``tokens [n]`` with
+    their ``logps [n]`` and, where asked, ``entropy [n]``.
+    """
+
+    logits: Tensor | None = None
+    tokens: Tensor | None = None
+    logps: Tensor | None = None
+    entropy: Tensor | None = None
+    kl: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+def combine_guidance(rows: Tensor, scale: float) -> Tensor:
+    """``u + (s + 1)(c - u)`` in fp32 for rows stacked as ``[c; u]``, ``[2n, ...] -> [n, ...]``.
+
+    On logits this is classifier-free guidance; on hidden states it is the same wherever the head is linear. A column that is
+    closed (-inf) in both stays closed.
+    """
+    conditional, unconditional = floored(rows.float()).chunk(2)
+    return unconditional + (scale + 1.0) * (conditional - unconditional)
+
+
+class MaskedDiffusionMixin:
+    """Gives a Hugging Face masked LM the forward contract: ``class Mine(MaskedDiffusionMixin, BertForMaskedLM): pass``.
+
+    The wrapped ``forward`` must return ``.logits [B, L, V]``. Its logits are made in full, then selected.
+    """
+
+    def forward(
+        self,
+        *args,
+        select: Tensor | None = None,
+        targets: Tensor | None = None,
+        token_space: TokenSpace | None = None,
+        temperature: float = 1.0,
+        guidance_scale: float | None = None,
+        ref_logprobs: Tensor | None = None,
+        draw: Draw | None = None,
+        **kwargs,
+    ) -> MaskedDiffusionOutput:
+        """See ``LLaDAForMaskedDiffusion.forward`` for shapes and meanings."""
+        check_temperature(temperature)
+        logits = super().forward(*args, **kwargs).logits
+        with torch.autocast(logits.device.type, enabled=False):
+            rows = (logits if select is None else logits[select]).float()
+            if guidance_scale is not None:
+                rows = combine_guidance(rows, guidance_scale)
+            if token_space is not None:
+                rows = rows[..., token_space.start : token_space.stop]
+            else:
+                token_space = TokenSpace(start=0, stop=rows.shape[-1])
+            rows = rows / temperature
+            if token_space.exclude:
+                closed = torch.tensor(token_space.exclude, device=rows.device) - token_space.start
+                rows = rows.index_fill(-1, closed, torch.finfo(rows.dtype).min)
+            if draw is not None:
+                drawn = choose_tokens(rows, draw)
+                return MaskedDiffusionOutput(
+                    tokens=drawn.tokens + token_space.start, logps=drawn.logps, entropy=drawn.entropy
+                )
+            if targets is None:
+                return MaskedDiffusionOutput(logits=rows)
+            scores = gather_logps(rows, targets, token_space, ref_logprobs)
+        return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl)

@@ -1,0 +1,81 @@
+"""The text canvas that LLaDA and MMaDA share: a chat prompt, padded on the left, and masks behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..types import Canvas
+from .base import DiffusionPolicy, fit_prompt, left_pad
+from .processing import MMaDAProcessor
+
+
+class TextCanvasPolicy(DiffusionPolicy):
+    """A policy whose answers stand in ``[pad]* chat-prompt MASK*max_completion_length``.
+
+    Subclasses set ``stop_token_ids`` and say their ``token_space``.
+    """
+
+    processor_class = MMaDAProcessor
+    linear_head = True
+    supports_cache = True
+
+    def __init__(self, config: Any, processor: MMaDAProcessor) -> None:
+        self.config, self.processor = config, processor
+        self.mask_token_id = config.mask_token_id
+        self.pad_token_id = config.pad_token_id
+        self.max_length = config.max_sequence_length
+        self.attends_padding = config.attn_mask_mode == "none"
+
+    def encode_text(
+        self,
+        rows: list[dict[str, Any]],
+        task: str,
+        *,
+        max_completion_length: int | None = None,
+        max_prompt_length: int | None = None,
+        prompt_truncation: str = "error",
+    ) -> Canvas:
+        """Rows of a task that writes text, padded to the longest prompt; arguments as in ``MMaDAPolicy.encode``.
+
+        Raises:
+            ValueError: a prompt that does not fit, or a length that leaves no room for one.
+        """
+        if prompt_truncation == "right":
+            raise ValueError(
+                f"prompt_truncation='right' would cut the end of a chat prompt of task {task!r}, which opens the answer; "
+                "use 'left', or set it for t2i alone in task_overrides"
+            )
+        limit = self._room("max_completion_length", max_completion_length, max_prompt_length)
+        prompts = [self._prompt(row, task, limit, prompt_truncation) for row in rows]
+        prompt_ids, prompt_mask = left_pad(prompts, self.pad_token_id)
+        answer = torch.full((len(rows), max_completion_length), self.mask_token_id, dtype=torch.int64)
+        written = torch.ones_like(answer, dtype=torch.bool)
+        return Canvas(
+            ids=torch.cat([prompt_ids, answer], dim=1),
+            fill_mask=torch.cat([torch.zeros_like(prompt_mask), written], dim=1),
+            attention_mask=torch.cat([prompt_mask, written], dim=1),
+            task=task,
+            token_space=self.token_space(task),
+        )
+
+    def _room(self, name: str, written: int, max_prompt_length: int | None, around: int = 0) -> int:
+        """Prompt positions beside ``written`` ones and ``around`` marks."""
+        limit = self.max_length - written - around
+        if limit <= 0:
+            raise ValueError(
+                f"{name}={written} leaves no room for a prompt in {self.max_length} positions (max_sequence_length of "
+                "the model)"
+            )
+        return min(limit, max_prompt_length or limit)
+
+    def _prompt(self, row: dict[str, Any], task: str, limit: int, truncation: str) -> list[int]:
+        """Ids of a chat prompt."""
+        return fit_prompt(self.processor.encode_prompt(row["prompt"]), limit, truncation, row["prompt"])
+
+    def decode(self, canvas: Canvas, completion_mask: Tensor) -> list[Any]:
+        """The text of each completion, stop token and other special tokens left out."""
+        rows = [ids[mask].tolist() for ids, mask in zip(canvas.ids, completion_mask, strict=True)]
+        return self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -1,0 +1,179 @@
+"""From dataset rows to answers: encode, sample, and bring pictures in and out."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..config.arguments import UniGRPOConfig
+from ..config.build import check_task_sampler
+from ..data.image_codes import ImageCodec
+from ..data.rows import image_of, task_of
+from ..models.base import DiffusionPolicy
+from ..models.lockstep import lockstep
+from ..samplers.kv_cache import check_cache
+from ..types import TASKS, Rollout, keyed_generator
+from .fit_memory import OnStep, in_batches
+from .pipeline import Pipeline, evaluating
+from .rewards import Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One sampled row: its dataset row, its rollout (B = 1), its place in the global window, its prompt's pictures.
+
+    ``scores`` are the raw rewards ``[F]`` of a held-out answer, scored with its batch, ``lost [F]`` which of them failed.
+    """
+
+    row: dict[str, Any]
+    rollout: Rollout
+    index: int
+    images: list[Image.Image] | None = None
+    scores: Tensor | None = None
+    lost: Tensor | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """What rewards see of it."""
+        ids = self.rollout.canvas.ids[self.rollout.completion_mask].tolist()
+        return Answer(
+            row=self.row,
+            completion=self.rollout.completions[0],
+            completion_ids=ids,
+            task=self.rollout.canvas.task,
+            images=self.images,
+        )
+
+
+def sample_answers(
+    pipe: Pipeline,
+    prompts: list[dict[str, Any]],
+    window: int,
+    *,
+    indices: list[int] | None = None,
+    stream: str = "sample",
+) -> list[Sample]:
+    """Answers to ``prompts`` in order, one a row; ``indices`` are the rows' global numbers (default: this rank's).
+
+    An answer depends on its prompt and its number alone, not on the rows that ``rollout_batch_size`` puts beside it.
+    """
+    if indices is None:
+        start = pipe.rank * len(prompts)
+        indices = list(range(start, start + len(prompts)))
+    samples: list[Sample | None] = [None] * len(prompts)
+    together = lockstep(pipe.model, pipe.policy, pipe.device) if pipe.forwards_meet else nullcontext(pipe.model)
+    with evaluating(pipe.model), together as model:
+        for task in TASKS:
+            members = [i for i, row in enumerate(prompts) if task_of(row) == task]
+            if not members:
+                continue
+            rows, images = prompt_images(pipe, [prompts[i] for i in members], task)
+            keys = [(stream, pipe.args.seed, window, indices[i]) for i in members]
+            for i, own, pictures in zip(members, roll_out(pipe, model, task, rows, keys), images, strict=True):
+                samples[i] = Sample(row=prompts[i], rollout=own, index=indices[i], images=pictures)
+    return samples
+
+
+def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], keys: list[tuple]) -> list[Rollout]:
+    """One rollout (B = 1) a row of ``task``, in order, each with the random stream of its key.
+
+    A batch is padded to its own longest prompt. Where padding is attended like text, an answer would then depend on its
+    batch, so there all rows keep one padding, that of the longest prompt.
+    """
+    arguments = canvas_arguments(pipe.args, pipe.policy, pipe.codec, task)
+    canvas = pipe.policy.encode(rows, task, **arguments)
+
+    def fill(batch: list[int], on_step: OnStep | None) -> Rollout:
+        """Answers to the rows at these places, from fresh generators."""
+        if pipe.policy.attends_padding or len(batch) == len(rows):
+            own = canvas.take(torch.tensor(batch))
+        else:
+            own = pipe.policy.encode([rows[place] for place in batch], task, **arguments)
+        generators = [keyed_generator(*keys[place]) for place in batch]
+        sampler = pipe.algorithms[task].sampler
+        rollout = sampler(model, pipe.policy, own.to(pipe.device), on_step=on_step, generators=generators)
+        if task == "t2i":
+            size = image_size(pipe.args, pipe.policy, task)
+            rollout = replace(rollout, completions=pipe.codec.decode(rollout.completions, size))
+        return rollout
+
+    lengths = canvas.attention_mask.sum(dim=1).tolist()
+    size = pipe.fitted.get(task) or pipe.args.rollout_batch_size or len(rows)
+    splits = not pipe.forwards_meet
+    rollouts, fitted = in_batches(fill, lengths, size, task=task, splits=splits, on_step=pipe.on_step)
+    if fitted < min(size, len(rows)):
+        pipe.fitted[task] = fitted
+    return rollouts
+
+
+def image_size(args: UniGRPOConfig, policy: DiffusionPolicy, task: str) -> int | list[int]:
+    """The run's image size, else the checkpoint's."""
+    return args.for_task(task).image_size or policy.image_size
+
+
+def prompt_images(
+    pipe: Pipeline, rows: list[dict[str, Any]], task: str
+) -> tuple[list[dict[str, Any]], list[list[Image.Image] | None]]:
+    """Rows with the codes of their picture, as ``policy.encode`` reads them, and the pictures for the rewards."""
+    if task != "mmu":
+        return rows, [None] * len(rows)
+    read: dict[Any, Image.Image] = {}
+    images = []
+    for row in rows:
+        # The rows of a group are copies of one dataset row: its picture is decoded once and shared.
+        source = _picture_source(row)
+        if source not in read:
+            read[source] = image_of(row, f"a row with prompt {str(row['prompt'])[:60]!r}")
+        images.append(read[source])
+    transforms = [row.get("image_transform") or pipe.args.for_task(task).image_transform for row in rows]
+    codes = pipe.codec.encode(images, image_size(pipe.args, pipe.policy, task), transforms)
+    coded = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
+    return coded, [[image] for image in images]
+
+
+def _picture_source(row: dict[str, Any]) -> Any:
+    value = row["image"] if row.get("image") is not None else row["images"][0]
+    value = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
+    return value if isinstance(value, str | bytes) else id(value)
+
+
+def canvas_arguments(
+    args: UniGRPOConfig, policy: DiffusionPolicy, codec: ImageCodec | None, task: str
+) -> dict[str, Any]:
+    """The arguments of ``policy.encode`` for ``task``."""
+    settings = args.for_task(task)
+    shared = {"max_prompt_length": settings.max_prompt_length, "prompt_truncation": settings.prompt_truncation}
+    if task != "t2i":
+        return {**shared, "max_completion_length": settings.max_completion_length}
+    count = codec.count(image_size(args, policy, task))
+    return {**shared, "image_tokens": count, "trim_padding": args.trim_padding}
+
+
+def check_prompt(
+    policy: DiffusionPolicy,
+    args: UniGRPOConfig,
+    codec: ImageCodec | None,
+    row: dict[str, Any],
+    where: str,
+    held_out: bool = False,
+) -> None:
+    """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
+    task = task_of(row)
+    check_task_sampler(args, task, where, held_out)
+    if not held_out and task != "t2i":
+        check_cache(args.for_task(task).kv_cache, policy, f"{where}, task {task!r}: ")
+    if task != "text" and codec is None:
+        raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
+    if task == "mmu":
+        # Codes cost a forward of the tokenizer; for the length their number is enough.
+        row = {**row, "image_codes": torch.zeros(codec.count(image_size(args, policy, task)), dtype=torch.int64)}
+    try:
+        policy.encode([row], task, **canvas_arguments(args, policy, codec, task))
+    except ValueError as error:
+        column = "['prompt']" if str(error).startswith("prompt") else ""
+        raise ValueError(f"{where}{column}: {error}") from error

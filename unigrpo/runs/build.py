@@ -1,0 +1,313 @@
+"""From a parsed recipe to what a run needs: arguments, adapter, rewards and datasets."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from torch.utils.data import ConcatDataset
+from transformers import BitsAndBytesConfig
+
+from ..config.arguments import UniGRPOConfig
+from ..data.rows import undecoded
+from ..errors import RecipeError, import_named
+from ..models import DiffusionPolicy, resolve_policy
+from ..models.builtin import BUILTIN, model_path
+from ..models.quantization import quantization_config
+from ..rewards import REWARDS, get_reward
+from ..rollout.reward_values import ReturnError, as_list, shortened
+from ..rollout.rewards import resolve_reward, reward_name
+from .bounded_yaml import quoted
+from .recipe import DatasetSpec, Recipe
+
+
+FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+"""Files that can be datasets, and the loader of ``datasets`` for each."""
+
+
+def build_config(recipe: Recipe) -> UniGRPOConfig:
+    """The run's arguments. Reward weights come from the rewards.
+
+    Raises:
+        RecipeError: what ``UniGRPOConfig`` refuses, with the recipe's name.
+    """
+    values = {"report_to": "none", **recipe.config}
+    if values.get("reward_weights") is not None:
+        raise RecipeError(f"{recipe.source}: reward_weights belongs to the rewards: give each a 'weight'")
+    values["reward_weights"] = [float(reward.weight) for reward in recipe.rewards]
+    try:
+        return UniGRPOConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{recipe.source}: {error}") from error
+
+
+def build_lora(recipe: Recipe) -> LoraConfig | None:
+    """The adapter of the recipe."""
+    if recipe.lora is None:
+        return None
+    try:
+        return LoraConfig(**recipe.lora)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{recipe.source}: lora: {error}") from error
+
+
+def build_quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
+    """How the recipe's base weights are quantised.
+
+    Raises:
+        RecipeError: keys that do not go together, or a package that is missing.
+    """
+    spec = recipe.model
+    try:
+        return quantization_config(
+            spec.load_in_8bit, spec.load_in_4bit, spec.bnb_4bit_quant_type, spec.use_bnb_nested_quant
+        )
+    except ValueError as error:
+        raise RecipeError(f"{recipe.source}: model: {error}") from error
+
+
+class ForTask:
+    """A reward that applies to rows of one task only; other rows get None.
+
+    Raises:
+        ReturnError: the reward returned something else than one score for each of its rows.
+    """
+
+    def __init__(self, reward: Any, task: str) -> None:
+        self.reward, self.task, self.__name__ = reward, task, reward_name(reward)
+
+    def __call__(self, *, task: list[str], **columns: Any) -> Any:
+        mine = [index for index, own in enumerate(task) if own == self.task]
+        if not mine:
+            return [None] * len(task)
+        part = {
+            key: [value[i] for i in mine] if isinstance(value, list) and len(value) == len(task) else value
+            for key, value in columns.items()
+        }
+
+        def spread(values: Any) -> list:
+            """Values of this task's rows at their places, None elsewhere."""
+            values = as_list(values, len(mine), f" for the rows of task {self.task!r}")
+            placed = dict(zip(mine, values, strict=True))
+            return [placed.get(index) for index in range(len(task))]
+
+        if "log_extra" in part:
+            log_extra = part["log_extra"]
+
+            def log_of_rows(column: str, values: Any) -> None:
+                try:
+                    values = spread(values)
+                except ReturnError:
+                    values = None  # Refused there, by the same rules as anyone's.
+                log_extra(column, values)
+
+            part["log_extra"] = log_of_rows
+        result = self.reward(task=[self.task] * len(mine), **part)
+
+        async def spread_later() -> list[float | None]:
+            return spread(await result)
+
+        return spread_later() if inspect.isawaitable(result) else spread(result)
+
+
+def build_policy(recipe: Recipe) -> type[DiffusionPolicy] | None:
+    """The policy class that the recipe names; None = found from the model."""
+    return None if recipe.policy is None else resolve_policy(recipe.policy, recipe.folders)
+
+
+def build_accuracy(recipe: Recipe) -> dict[str, Callable[[str, str], bool]]:
+    """``f(completion, solution) -> bool`` of each task whose held-out answers are judged."""
+    return {task: get_reward(path, recipe.folders) for task, path in recipe.accuracy.items()}
+
+
+def build_rewards(recipe: Recipe) -> list[Any]:
+    """Callables, or model paths for the trainer to load.
+
+    Raises:
+        ValueError: a name that leads nowhere, or arguments that the reward does not take.
+    """
+    built = []
+    for spec in recipe.rewards:
+        is_model = "/" in spec.name and ":" not in spec.name
+        options = {key: model_path(value) if isinstance(value, str) else value for key, value in spec.args.items()}
+        try:
+            reward = spec.name if is_model else get_reward(spec.name, recipe.folders, **options)
+        except TypeError as error:
+            raise RecipeError(f"{recipe.source}: rewards: args of {spec.name!r}: {error}") from error
+        if spec.task is not None:
+            reward = ForTask(resolve_reward(reward), spec.task)
+        built.append(reward)
+    return built
+
+
+def build_dataset(specs: list[DatasetSpec]) -> Any:
+    """The rows of all ``specs``, one after the other; None for an empty list.
+
+    Raises:
+        RecipeError: an unknown shipped set or a column that is not there.
+    """
+    parts = [load_rows(spec) for spec in specs]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+
+
+def load_rows(spec: DatasetSpec) -> Any:
+    """One dataset with our column names."""
+    if spec.path.startswith(BUILTIN):
+        rows = _builtin_rows(spec)
+    else:
+        rows = _hub_or_file(spec)
+        if spec.limit is not None:
+            rows = rows.select(range(min(spec.limit, len(rows))))
+    return _rename(rows, spec)
+
+
+BUILTIN_SETS = {
+    "arithmetic": "unigrpo.toy.arithmetic:problems",
+    "countdown": "unigrpo.toy.countdown:problems",
+    "running_sums": "unigrpo.toy.running_sums:problems",
+    "shapes": "unigrpo.toy.shapes:problems",
+    "sudoku": "unigrpo.toy.sudoku:problems",
+}
+"""``builtin:NAME`` as a dataset -> the function ``(split, limit) -> rows`` that makes it. Imported when it is asked for."""
+
+BUILTIN_QUESTIONS = {"shapes": "unigrpo.toy.shapes:questions"}
+"""The same for rows of task ``mmu``."""
+
+
+def _builtin_rows(spec: DatasetSpec) -> Any:
+    from datasets import Dataset
+
+    name = spec.path.removeprefix(BUILTIN)
+    sets = {**BUILTIN_SETS, **BUILTIN_QUESTIONS} if spec.task == "mmu" else BUILTIN_SETS
+    if name not in sets:
+        raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in sets]}")
+    try:
+        return Dataset.from_list(import_named(sets[name])(spec.split, spec.limit))
+    except ValueError as error:
+        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
+
+
+def _hub_or_file(spec: DatasetSpec) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    suffix = Path(spec.path).suffix
+    if suffix in FILE_KINDS and not Path(spec.path).is_file():
+        raise RecipeError(f"dataset file {spec.path!r} does not exist")
+    try:
+        if suffix == ".txt":
+            return load_dataset("text", data_files=spec.path, split="train").rename_column("text", "prompt")
+        if suffix in FILE_KINDS:
+            return load_dataset(FILE_KINDS[suffix], data_files=spec.path, split="train")
+        return load_dataset(spec.path, spec.name, split=spec.split)
+    except (ValueError, RuntimeError, DatasetGenerationError) as error:
+        # RuntimeError: a hub dataset that is a script, which datasets no longer runs.
+        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
+
+
+def _rename(rows: Any, spec: DatasetSpec) -> Any:
+    missing = [theirs for theirs in spec.column_map.values() if theirs not in rows.column_names]
+    if missing:
+        raise RecipeError(f"dataset {spec.path!r}: column_map names {missing}, its columns are {rows.column_names}")
+    for ours, theirs in spec.column_map.items():
+        if ours != theirs:
+            if ours in rows.column_names:
+                rows = rows.remove_columns(ours)
+            rows = rows.rename_column(theirs, ours)
+    for name, value in (("task", spec.task), ("prompt", spec.prompt), ("image_transform", spec.image_transform)):
+        if value is not None:
+            rows = rows.remove_columns(name) if name in rows.column_names else rows
+            rows = rows.add_column(name, [value] * len(rows))
+    return undecoded(rows)
+
+
+def import_paths(recipe: Recipe) -> list[str]:
+    """Every piece of code the recipe names by import path: the only code of its own that a recipe can run."""
+    named = [recipe.policy, *recipe.accuracy.values(), *(reward.name for reward in recipe.rewards)]
+    return [path for path in named if path and _is_code(path)]
+
+
+def _is_code(path: str) -> bool:
+    return ":" in path and not path.startswith(BUILTIN)
+
+
+LEADS_OUT = (
+    "report_to", "push_to_hub", "hub_model_id", "logging_dir", "resume_from_checkpoint", "deepspeed", "fsdp_config",
+    "accelerator_config", "parallelism_config", "torch_compile_backend",
+)  # fmt: skip
+"""Keys of a run that send something away, or read and write elsewhere, or choose who compiles code."""
+
+
+SERVICES = {"judge": "base_url", "remote": "url"}
+"""Rewards that send rows to a service, and their argument with its URL."""
+
+
+def _masked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments to be shown: what is named like a secret is not."""
+    secret = re.compile("key|token|secret|password|auth", re.IGNORECASE)
+    return {name: "***" if secret.search(str(name)) else value for name, value in arguments.items()}
+
+
+def _service(name: str, arguments: dict[str, Any]) -> str:
+    """Where a reward of ``SERVICES`` sends its rows and where its key comes from, without what may be a secret."""
+    taken = inspect.signature(get_reward(REWARDS[name])).parameters
+    url, variable = (arguments.get(key, taken[key].default) for key in (SERVICES[name], "api_key_env"))
+    if url is inspect.Parameter.empty:
+        url = "no URL"
+    place, asked, _ = str(url).partition("?")
+    place = re.sub("//.*@", "//***@", place, flags=re.DOTALL) + ("?***" if asked else "")
+    if variable is not None:
+        # A key itself, given by mistake, has other characters.
+        variable = variable if re.fullmatch("[A-Z_][A-Z0-9_]*", str(variable)) else "***"
+    place = place if place.isprintable() else repr(place)
+    return f"{shortened(place)} ({name}), {f'key from {variable}' if variable else 'no key'}"
+
+
+def code_of(recipe: Recipe) -> list[str]:
+    """What a recipe runs or reaches beside reading its files and writing its ``output_dir``, one a line.
+
+    Nothing that it names is imported to find out.
+    """
+    lines = []
+    for path in (recipe.policy, *recipe.accuracy.values()):
+        if path and _is_code(path):
+            lines.append(f"runs code: {path}")
+    for reward in recipe.rewards:
+        for name in SERVICES:
+            if reward.name in (name, REWARDS[name]):
+                lines.append(f"asks a service: {_service(name, reward.args)}")
+        if _is_code(reward.name):
+            given = f" with args {quoted(_masked(reward.args))}" if reward.args else ""
+            lines.append(f"runs code: {reward.name}{given}")
+    lines = list(dict.fromkeys(lines))
+    options = recipe.config.get("model_init_kwargs")
+    options = options if isinstance(options, dict) else {}
+    if options.get("trust_remote_code"):
+        lines.append(f"runs code: whatever lies in {recipe.model.path} (model_init_kwargs.trust_remote_code)")
+    attention = str(options.get("attn_implementation") or "")
+    if "/" in attention:
+        lines.append(f"runs code: the kernel {quoted(attention)} from the hub (model_init_kwargs.attn_implementation)")
+    if recipe.lora and recipe.lora.get("megatron_config") is not None:
+        lines.append(f"runs code: {recipe.lora.get('megatron_core', 'megatron.core')} (lora.megatron_config)")
+    for key in LEADS_OUT:
+        value = recipe.config.get(key)
+        if value not in (None, False, "none", [], {}):
+            lines.append(f"leads out of output_dir: {key}={quoted(value)}")
+    return lines
+
+
+def resolve_names(recipe: Recipe) -> None:
+    """Imports everything the recipe names.
+
+    Raises:
+        ValueError: a name that leads nowhere.
+    """
+    build_policy(recipe)
+    build_rewards(recipe)
+    build_accuracy(recipe)

@@ -1,0 +1,226 @@
+"""``unigrpo check``: what can go wrong with a recipe before any GPU time is spent."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from ..config.build import build_algorithms, check_task_sampler
+from ..data.image_codes import sides
+from ..data.rows import check_dataset, task_of
+from ..errors import RecipeError
+from ..models import MagvitV2Config, resolve_policy
+from ..models.builtin import BUILTIN, model_path
+from ..models.loading import load_config, reading
+from ..models.quantization import check_quantization
+from ..rollout.rewards import Answer, RewardSet, resolve_reward
+from ..samplers.kv_cache import check_cache
+from ..training.checkpoints.files import check_writable
+from ..training.demonstrations import check_given
+from .build import (
+    FILE_KINDS,
+    build_config,
+    build_lora,
+    build_policy,
+    build_quantization,
+    build_rewards,
+    code_of,
+    load_rows,
+    resolve_names,
+)
+from .recipe import DatasetSpec, Recipe
+
+
+GOLD_ROWS = 64
+
+VERIFIERS = ("math_correctness", "think_format", "answer_correctness")
+"""Rewards that give a perfect text answer 1.0."""
+
+
+SCORERS = {
+    "clip_score": ("openai/clip-vit-large-patch14", "config.json"),
+    "image_reward": ("THUDM/ImageReward", "med_config.json"),
+}
+"""Rewards with a model: its default, and a file that is there when it is."""
+
+
+class NotReachable(RecipeError):
+    """A hub id that cannot be fetched from here."""
+
+
+def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
+    """Findings, one a line, for a recipe that is fit to run.
+
+    The code that the recipe names is imported: read ``code_of`` first where the recipe is somebody else's.
+
+    Args:
+        offline: accept hub ids that cannot be reached; what depends on them is reported as not checked.
+
+    Raises:
+        ValueError: anything that would fail later: a bad value, an unknown name, gold answers that do not score 1.0, a
+            hub id that cannot be reached without ``offline``.
+    """
+    args = build_config(recipe)
+    build_algorithms(args)
+    build_lora(recipe)
+    options = {"quantization_config": build_quantization(recipe), **(args.model_init_kwargs or {})}
+    check_quantization(options, recipe.lora is not None)
+    _check_output(Path(args.output_dir))
+    resolve_names(recipe)
+    notes = code_of(recipe)
+    notes += _check_model(recipe, offline)
+    if bool(recipe.sft_datasets) != (args.sft_weight > 0):
+        raise RecipeError(
+            f"{recipe.source}: sft_weight={args.sft_weight} with {len(recipe.sft_datasets)} sft_datasets: the auxiliary "
+            "denoising loss needs both"
+        )
+    every = (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets)
+    with_pictures = any(spec.task in ("mmu", "t2i") for spec in every)
+    if with_pictures or args.image_tokenizer is not None:
+        notes += _check_image_tokenizer(recipe, offline)
+    notes += _check_reward_models(recipe, offline)
+    for spec in recipe.datasets:
+        notes += _check_data(recipe, spec, offline, gold=True)
+    for spec in recipe.eval_datasets:
+        notes += _check_data(recipe, spec, offline, gold=False)
+    for spec in recipe.sft_datasets:
+        notes += _check_data(recipe, spec, offline, gold=False, given=True)
+    return notes
+
+
+def _check_output(output: Path) -> None:
+    """Raises ``CheckpointError`` where a run could not write; the folder itself is not made."""
+    folder = output
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    check_writable(folder, name=output)
+
+
+def _reach(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
+    try:
+        return fetch(), []
+    except OSError as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if not offline:
+            raise NotReachable(f"{what} is not reachable ({reason}); check the id, or pass --offline") from error
+        return None, [f"{what}: not reachable, not checked"]
+
+
+def _check_model(recipe: Recipe, offline: bool) -> list[str]:
+    path = model_path(recipe.model.path)
+    trusted = bool((build_config(recipe).model_init_kwargs or {}).get("trust_remote_code"))
+    if _is_local(path):
+        config, notes = load_config(path, trust_remote_code=trusted), []
+    else:
+        config, notes = _reach(f"model {path}", lambda: load_config(path, trust_remote_code=trusted), offline)
+    family = build_policy(recipe) or (config and config.model_type)
+    if family is not None:
+        args = build_config(recipe)
+        for task in ("text", "mmu"):
+            check_cache(args.for_task(task).kv_cache, resolve_policy(family), f"{recipe.source}: ")
+    return notes or [f"model {recipe.model.path}: {config.model_type}"]
+
+
+def _check_image_tokenizer(recipe: Recipe, offline: bool) -> list[str]:
+    """The tokenizer of a recipe with pictures, given or named by the model, and the image sizes that it can do."""
+    args = build_config(recipe)
+    path, model = args.image_tokenizer, model_path(recipe.model.path)
+    if path is None:
+        if not _is_local(model):
+            return ["image tokenizer: the one that the model names, not checked"]
+        path = getattr(load_config(model), "image_tokenizer", None)
+        if path is None:
+            raise RecipeError(f"{recipe.source}: pictures need image_tokenizer, and {recipe.model.path} names none")
+    named, path, notes = path, model_path(path), []
+    if _is_local(path, "image_tokenizer"):
+        with reading(f"image tokenizer {path!r}"):
+            config = MagvitV2Config.from_pretrained(path)
+    else:
+        config, notes = _reach(f"image tokenizer {path}", lambda: MagvitV2Config.from_pretrained(path), offline)
+    if config is None:
+        return notes
+    for task in ("mmu", "t2i"):
+        size = args.for_task(task).image_size
+        if size is not None and any(side % config.factor for side in sides(size)):
+            raise RecipeError(
+                f"{recipe.source}: image_size={size} of task {task!r} must be a multiple of {config.factor} pixels, the side "
+                "of a code"
+            )
+    return [f"image tokenizer {named}: {config.codebook_size} codes of {config.factor} pixels"]
+
+
+def _check_reward_models(recipe: Recipe, offline: bool) -> list[str]:
+    """The models of image rewards: folders must exist, hub ids must be reachable."""
+    notes = []
+    for reward in recipe.rewards:
+        if reward.name not in SCORERS or reward.args.get("backend") == "open_clip":
+            continue
+        default, file = SCORERS[reward.name]
+        path = model_path(str(reward.args.get("model") or default))
+        if not _is_local(path, f"model of {reward.name}"):
+            what = f"model {path} of {reward.name}"
+            _, missed = _reach(what, partial(cached_file, path, file), offline)
+            notes += missed or [f"{what}: reachable"]
+    return notes
+
+
+def _is_local(path: str, what: str = "model path") -> bool:
+    """A path is local when it looks like one, so that a typing error is not taken for a hub id."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+    if looks_local and not Path(path).expanduser().exists():
+        raise RecipeError(f"{what} {path!r} does not exist")
+    return looks_local
+
+
+def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool, given: bool = False) -> list[str]:
+    """The rows of one dataset; ``gold`` for those trained on, ``given`` for those with given answers."""
+    notes: list[str] = []
+    if not spec.path.startswith(BUILTIN) and Path(spec.path).suffix not in FILE_KINDS:
+        rows, notes = _reach(f"dataset {spec.path}", lambda: load_rows(spec), offline)
+    else:
+        rows = load_rows(spec)
+    if rows is None:
+        return notes
+    args = build_config(recipe)
+
+    def check_row(row: dict[str, Any], where: str) -> None:
+        check_task_sampler(args, task_of(row), where, held_out=not gold and not given)
+        if given:
+            check_given(row, where)
+
+    check_dataset(rows, f"dataset {spec.path}", check_row)
+    notes = [f"dataset {spec.path}: {len(rows)} rows, columns {rows.column_names}"]
+    if gold and "solution" in rows.column_names:
+        notes += _check_gold(recipe, rows, spec)
+    return notes
+
+
+def _check_gold(recipe: Recipe, rows: Any, spec: DatasetSpec) -> list[str]:
+    """A perfect text answer must score 1.0 with every shipped verifier that applies to it."""
+    own = [index for index, reward in enumerate(recipe.rewards) if reward.name in VERIFIERS]
+    functions = [resolve_reward(build_rewards(recipe)[index]) for index in own]
+    answers = []
+    for index in range(min(GOLD_ROWS, len(rows))):
+        row = rows[index]
+        completion = f"<think>The worked solution.</think>{row['solution']}"
+        answers.append(Answer(row=row, completion=completion, completion_ids=[], task=task_of(row)))
+    tasks = {answer.task for answer in answers}
+    mine = [i for i, index in enumerate(own) if recipe.rewards[index].task in {None, *tasks}]
+    functions = [functions[i] for i in mine]
+    if not functions or tasks == {"t2i"}:
+        return [f"gold answers of {spec.path}: no shipped verifier to check them with"]
+    rewards = RewardSet(functions=functions)
+    scores = rewards.score(answers)
+    for name, column in zip(rewards.names, scores.T.tolist(), strict=True):
+        wrong = [i for i, score in enumerate(column) if score == score and score != 1.0]
+        if wrong:
+            raise RecipeError(
+                f"{recipe.source}: the gold answer of {spec.path}[{wrong[0]}] scores {column[wrong[0]]} with {name!r}, "
+                f"not 1.0: {str(rows[wrong[0]]['solution'])[:80]!r}. Does column_map.solution name the right column?"
+            )
+        if all(score != score for score in column):
+            raise RecipeError(f"{recipe.source}: {name!r} scores no gold answer of {spec.path}: none can be parsed")
+    return [f"gold answers of {len(answers)} rows score 1.0 with {rewards.names}"]

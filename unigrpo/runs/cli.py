@@ -1,0 +1,191 @@
+"""The ``unigrpo`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from .. import __version__
+from .commands import (
+    run_agreement,
+    run_benchmark,
+    run_check,
+    run_evaluate,
+    run_merge,
+    run_recipes,
+    run_sample,
+    run_train,
+)
+
+
+EPILOG = """examples:
+  unigrpo train quickstart                              train the shipped toy policy, in three minutes on two cores
+  unigrpo train quickstart lora.r=16 lora.lora_alpha=32 learning_rate=1e-3     the same with LoRA
+  unigrpo train quickstart seed=1 output_dir=runs/seed1
+  unigrpo recipes                                       what else ships; `unigrpo recipes copy NAME` to change one
+  accelerate launch -m unigrpo train RECIPE             several GPUs
+  unigrpo check quickstart quickstart_image             find mistakes before any GPU time
+  unigrpo sample builtin:arithmetic "Tom has 127 cups and gets 4. Total?"
+  unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
+  unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
+  unigrpo evaluate quickstart --model runs/quickstart
+  unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes
+  unigrpo merge runs/math merged/                       adapter into full weights
+  unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0 done, 1 a check failed, 2 a mistake in what was asked for."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives up on KEY=VALUE words that follow an option; they belong to the overrides all the same.
+    if rest and (not hasattr(arguments, "overrides") or not all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    try:
+        return arguments.run(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"unigrpo: error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="unigrpo",
+        description="Reinforcement-learning post-training of masked-diffusion language models (MMaDA's UniGRPO).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"unigrpo {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = _command(commands, "train", run_train, "train a policy as a recipe says")
+    _recipe_arguments(train)
+
+    check = _command(commands, "check", run_check, "check recipes without training")
+    check.add_argument(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE_OR_KEY=VALUE",
+        help="YAML files or names of shipped recipes, and overrides for all",
+    )
+    check.add_argument(
+        "--list-code", action="store_true", help="import nothing: only list the code that each recipe would run"
+    )
+    check.add_argument("--offline", action="store_true", help="accept hub ids that cannot be reached from here")
+
+    sample = _command(commands, "sample", run_sample, "print answers of a policy")
+    _sample_arguments(sample)
+
+    evaluate = _command(commands, "evaluate", run_evaluate, "held-out accuracy with an interval, base or adapter")
+    _recipe_arguments(evaluate)
+    evaluate.add_argument("--model", help="another model or adapter folder than the recipe's")
+
+    agreement = _command(
+        commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"
+    )
+    _agreement_arguments(agreement)
+
+    merge = _command(commands, "merge", run_merge, "merge an adapter into full weights of the published layout")
+    merge.add_argument("adapter", help="adapter folder")
+    merge.add_argument("output", help="folder to write")
+    merge.add_argument("--dtype", default="auto", help="dtype of the merged weights (default: the base model's)")
+
+    benchmark = _command(
+        commands, "benchmark", run_benchmark, "compare algorithms on the toy policies, equal passes each"
+    )
+    benchmark.add_argument("--algorithms", metavar="A,B", help="names of presets (default: all)")
+    benchmark.add_argument("--tasks", metavar="A,B", help="arithmetic, countdown, sudoku, shapes (default: all)")
+    benchmark.add_argument("--seeds", metavar="0,1", default="0,1,2", help="default: 0,1,2")
+    benchmark.add_argument(
+        "--output-dir", "--output_dir", default="runs/benchmark", help="finished cells there are kept, not run again"
+    )
+    benchmark.add_argument(
+        "--jobs", type=int, default=1, help="cells at a time, one process and thread each (default: 1)"
+    )
+    benchmark.add_argument("--table-only", "--table_only", action="store_true", help="run nothing, show what there is")
+    benchmark.add_argument(
+        "overrides", nargs="*", metavar="TASK.KEY=VALUE", help="e.g. arithmetic.budget=8000 shapes.learning_rate=2e-4"
+    )
+
+    recipes = _command(commands, "recipes", run_recipes, "list the recipes that ship with the package, or copy some")
+    recipes.set_defaults(names=[])
+    actions = recipes.add_subparsers(metavar="[copy NAME ...]")
+    copy = actions.add_parser("copy", help="write recipes into this folder, to be changed")
+    copy.add_argument("names", nargs="+", metavar="NAME", help="as `unigrpo recipes` lists them")
+    copy.add_argument("--to", default=".", metavar="DIR", help="another folder (default: this one)")
+    return parser
+
+
+def _command(commands, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML file, or the name of a shipped recipe")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys, YAML values: lora.r=16 seed=1")
+
+
+def _agreement_arguments(agreement: argparse.ArgumentParser) -> None:
+    _recipe_arguments(agreement)
+    agreement.add_argument("--model", help="another model or adapter folder than the recipe's")
+    agreement.add_argument("--limit", type=int, default=128, help="held-out rows of each task, 0 = all (default: 128)")
+    agreement.add_argument("--output", metavar="DIR", help="for agreement.json and .png (default: the output_dir)")
+    agreement.add_argument(
+        "--temperature", type=float, default=0.0, help="default: 0, where decoding is deterministic"
+    )
+    agreement.add_argument(
+        "--thresholds", type=_numbers, default="0.95,0.9", help="confidence thresholds (default: 0.95,0.9)"
+    )
+    agreement.add_argument("--entropies", type=_numbers, default="0.1", help="exit entropies in nats (default: 0.1)")
+
+
+def _numbers(text: str) -> list[float]:
+    """``0.95,0.9`` as numbers."""
+    numbers = []
+    for part in filter(None, text.split(",")):
+        try:
+            numbers.append(float(part))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r} is not a number; give some as in 0.95,0.9") from None
+    return numbers
+
+
+def _sample_arguments(sample: argparse.ArgumentParser) -> None:
+    sample.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
+    sample.add_argument("prompts", nargs="+", metavar="PROMPT", help="one or more questions, or captions to draw")
+    sample.add_argument(
+        "--task", choices=("text", "mmu", "t2i"), help="default: mmu with --image, else text; t2i draws the prompts"
+    )
+    sample.add_argument("--image", action="append", help="picture that the questions are about; one, or one a prompt")
+    sample.add_argument("--output", default="samples", help="folder for pictures that are drawn (default: samples)")
+    sample.add_argument("--image-size", type=int, help="side in pixels (default: the checkpoint's, or 512)")
+    sample.add_argument("--image-tokenizer", help="id or path (default: the one that the model names)")
+    sample.add_argument("--sampler", help="maskgit (default) or emerge for t2i")
+    sample.add_argument(
+        "--max-completion-length", type=int, help="positions the policy may write (default: 256, or the checkpoint's)"
+    )
+    sample.add_argument(
+        "--steps", type=int, help="denoising steps (default: one a position, or the checkpoint's; t2i: 16)"
+    )
+    sample.add_argument("--block-length", type=int, help="positions in a block (default: 32, or the checkpoint's)")
+    sample.add_argument("--temperature", type=float, help="0 = greedy (default; t2i: 1)")
+    sample.add_argument("--remasking", choices=("low_confidence", "random"), help="default: low_confidence")
+    sample.add_argument("--guidance-scale", type=float, help="classifier-free guidance, 0 = off (default; t2i: 3.5)")
+    sample.add_argument("--kv-cache", choices=("none", "prefix", "dual"), help="of text; approximate, faster")
+    sample.add_argument(
+        "--confidence-threshold", type=float, help="of text; approximate: surer tokens are not waited for"
+    )
+    sample.add_argument(
+        "--exit-entropy", type=float, help="of text; approximate: a block without doubt is written at once"
+    )
+    sample.add_argument("--num", type=int, default=1, help="answers a prompt (default: 1)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--dtype", default="auto", help="e.g. bfloat16 (default: the checkpoint's)")
+    sample.add_argument("--policy", help="name or pkg.mod:attr (default: found from the model)")

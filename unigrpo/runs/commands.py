@@ -1,0 +1,186 @@
+"""What each subcommand does. Everything heavy is imported when its command runs, so that ``--help`` stays instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import import_named
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """``unigrpo train RECIPE [key=value ...]``."""
+    from .recipe import load_recipe
+    from .train import run_recipe
+
+    run_recipe(load_recipe(arguments.recipe, arguments.overrides))
+    return 0
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """``unigrpo check RECIPE ... [key=value ...]``: every recipe is checked, one failure is enough for status 1.
+
+    A check imports the code that a recipe names; ``--list-code`` shows it before, and imports nothing.
+    """
+    from .build import code_of
+    from .check import check_recipe
+    from .recipe import load_recipe
+
+    files = [item for item in arguments.recipes if "=" not in item]
+    overrides = [item for item in arguments.recipes if "=" in item]
+    if not files:
+        raise ValueError(f"no recipe among {arguments.recipes}")
+    failed = 0
+    for file in files:
+        try:
+            recipe = load_recipe(file, overrides)
+            if arguments.list_code:
+                print("\n  ".join([f"{file}:", *code_of(recipe)]))
+                continue
+            notes = check_recipe(recipe, arguments.offline)
+        except ValueError as error:
+            failed += 1
+            print(f"{file}: FAILED\n  {error}")
+            continue
+        print(f"{file}: ok")
+        for note in notes:
+            print(f"  {note}")
+    return 1 if failed else 0
+
+
+def run_sample(arguments: argparse.Namespace) -> int:
+    """``unigrpo sample MODEL PROMPT ...``: prints answers, or saves pictures and a sheet of them."""
+    from ..config.task import EXACT_DECODING
+    from ..rollout.generate import load_policy
+
+    task = arguments.task or ("mmu" if arguments.image else "text")
+    policy = load_policy(
+        arguments.model,
+        policy=arguments.policy,
+        dtype=arguments.dtype,
+        image_tokenizer=arguments.image_tokenizer,
+    )
+    repeated = [prompt for prompt in arguments.prompts for _ in range(arguments.num)]
+    images = arguments.image
+    if images is not None and len(images) > 1:
+        if len(images) != len(arguments.prompts):
+            raise ValueError(f"{len(images)} --image for {len(arguments.prompts)} prompts; give one, or one a prompt")
+        images = [image for image in images for _ in range(arguments.num)]
+    options: dict[str, Any] = {}
+    if arguments.guidance_scale is not None or task != "t2i":
+        options["guidance_scale"] = arguments.guidance_scale or 0.0
+    for_text = {key: getattr(arguments, key) for key in ("remasking", *EXACT_DECODING)}
+    options |= {key: value for key, value in for_text.items() if value is not None}
+    answers = policy.generate(
+        repeated,
+        images=images[0] if images is not None and len(images) == 1 else images,
+        task=task,
+        max_completion_length=arguments.max_completion_length,
+        steps=arguments.steps,
+        block_length=arguments.block_length,
+        temperature=arguments.temperature,
+        sampler=arguments.sampler,
+        image_size=arguments.image_size,
+        seed=arguments.seed,
+        **options,
+    )
+    if task == "t2i":
+        _save_pictures(arguments.prompts, arguments.num, answers, Path(arguments.output))
+        return 0
+    for prompt, answer in zip(repeated, answers, strict=True):
+        print(f"> {prompt}\n{answer}\n")
+    return 0
+
+
+def _save_pictures(prompts: list[str], num: int, pictures: list[Any], folder: Path) -> None:
+    from ..training.contact_sheet import contact_sheet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        picture.save(folder / f"{number:04d}.png")
+    rows = [pictures[start : start + num] for start in range(0, len(pictures), num)]
+    contact_sheet(rows, row_labels=prompts).save(folder / "sheet.png")
+    print(f"wrote {len(pictures)} pictures and sheet.png to {folder}")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """``unigrpo evaluate RECIPE [--model PATH] [key=value ...]``."""
+    from .recipe import load_recipe
+    from .train import evaluate_recipe
+
+    evaluate_recipe(load_recipe(arguments.recipe, arguments.overrides), arguments.model)
+    return 0
+
+
+def run_agreement(arguments: argparse.Namespace) -> int:
+    """``unigrpo agreement RECIPE [--model PATH] [--limit N] [key=value ...]``."""
+    from .agreement.command import agreement
+    from .recipe import load_recipe
+
+    agreement(
+        load_recipe(arguments.recipe, arguments.overrides),
+        model=arguments.model,
+        limit=arguments.limit,
+        output_dir=arguments.output,
+        temperature=arguments.temperature,
+        thresholds=arguments.thresholds,
+        entropies=arguments.entropies,
+    )
+    return 0
+
+
+def run_merge(arguments: argparse.Namespace) -> int:
+    """``unigrpo merge ADAPTER OUTPUT``."""
+    from ..models.reference import is_peft
+    from ..rollout.generate import load_policy
+
+    loaded = load_policy(arguments.adapter, dtype=arguments.dtype, device="cpu")
+    if not is_peft(loaded.model):
+        raise ValueError(f"{arguments.adapter!r} holds no adapter (no adapter_config.json); nothing to merge")
+    merged = loaded.model.merge_and_unload()
+    merged.save_pretrained(arguments.output)
+    loaded.policy.processor.save_pretrained(arguments.output)
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+def run_benchmark(arguments: argparse.Namespace) -> int:
+    """``unigrpo benchmark [--algorithms A,B] [--tasks A,B] [--seeds 0,1] ...``: 1 where a cell failed, 130 after Ctrl-C."""
+    # By name: the toy worlds stand above the command line.
+    benchmark = import_named("unigrpo.toy.benchmark.command:benchmark")
+    try:
+        results = benchmark(
+            algorithms=arguments.algorithms,
+            tasks=arguments.tasks,
+            seeds=arguments.seeds,
+            output_dir=arguments.output_dir,
+            jobs=arguments.jobs,
+            table_only=arguments.table_only,
+            overrides=arguments.overrides,
+        )
+    except KeyboardInterrupt:
+        print("unigrpo: interrupted; the same command goes on with the cells that are missing", file=sys.stderr)
+        return 130
+    return 1 if any(entry["failed"] for entry in results["entries"]) else 0
+
+
+def run_recipes(arguments: argparse.Namespace) -> int:
+    """``unigrpo recipes``: what ships with the package; ``unigrpo recipes copy NAME ...``: copies to be changed."""
+    from . import packaged
+
+    for name in arguments.names:
+        written = packaged.copy(name, Path(arguments.to))
+        use = "accelerate launch --config_file {} -m unigrpo train RECIPE" if "/" in name else "unigrpo train {}"
+        print(f"wrote {', '.join(map(str, written))}; to use it: {use.format(written[0])}")
+    if arguments.names:
+        return 0
+    for title, names in (("recipes", packaged.names()), ("launch files", packaged.launch_files())):
+        print(f"{title}:")
+        for name in names:
+            print(f"  {name:22} {packaged.line(name)}")
+    print(
+        "\n`unigrpo train NAME` runs a recipe; `unigrpo recipes copy NAME` writes one into this folder, to be changed."
+    )
+    return 0

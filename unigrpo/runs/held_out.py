@@ -1,0 +1,141 @@
+"""Held-out rows answered and measured, before and after training."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..rollout.pipeline import Pipeline
+from ..rollout.sample import Sample
+from ..trainer import UniGRPOTrainer
+from ..training.evaluation import Accuracy, bootstrap, held_out_answers, reward_summary
+from ..training.metrics import Metrics
+from .build import build_accuracy
+from .plots import picture_sheet
+from .recipe import Recipe
+
+
+SHOWN = 3
+"""Texts that are kept to be shown beside the answers after training."""
+
+
+@dataclass(slots=True, kw_only=True)
+class HeldOut:
+    """A held-out measurement.
+
+    Attributes:
+        accuracy: over all answers that have a measure, None where none has.
+        tasks: the same by task.
+        rewards: means of the run's rewards, raw and weighted.
+        shown: the first texts that were asked and answered.
+    """
+
+    accuracy: Accuracy | None
+    tasks: dict[str, Accuracy]
+    rewards: dict[str, float]
+    shown: list[dict[str, str]]
+
+    def __str__(self) -> str:
+        if self.accuracy is None:
+            return f"held-out reward {self.rewards.get('reward', math.nan):.3f}"
+        parts = [f"{task} {own}" for task, own in self.tasks.items()] if len(self.tasks) > 1 else []
+        return f"held-out accuracy {self.accuracy}" + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> HeldOut:
+    """Answers to the held-out rows, measured; pictures are left as ``images_<label>.png``."""
+    rows = [trainer.eval_dataset[index] for index in range(len(trainer.eval_dataset))]
+    pipe = trainer.pipeline()
+    metrics = Metrics()
+    samples = held_out_answers(pipe, rows, 1, trainer.args.per_device_eval_batch_size, metrics=metrics)
+    result = measure(pipe, samples, recipe, metrics)
+    if trainer.is_world_process_zero():
+        Console().print(f"{label} training: {result}")
+        sheet = picture_sheet(samples, f"{label} training")
+        if sheet is not None:
+            sheet.save(Path(trainer.args.output_dir) / f"images_{label}.png")
+    return result
+
+
+def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe, metrics: Metrics | None = None) -> HeldOut:
+    """``accuracy(completion, solution)`` of each task's samples with its interval, and the run's rewards."""
+    outcomes: dict[str, list[bool]] = {}
+    judges = build_accuracy(recipe)
+    for sample in samples:
+        judge, solution = judges.get(sample.answer.task), sample.row.get("solution")
+        if judge is not None and solution is not None:
+            right = bool(judge(sample.answer.completion, solution))
+            outcomes.setdefault(sample.answer.task, []).append(right)
+    tasks = {task: bootstrap(own) for task, own in sorted(outcomes.items())}
+    everything = [right for own in outcomes.values() for right in own]
+    texts = [sample for sample in samples if isinstance(sample.answer.completion, str)]
+    summary = reward_summary(pipe, samples, "", metrics)
+    return HeldOut(
+        accuracy=bootstrap(everything) if everything else None,
+        tasks=tasks,
+        rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward") and value == value},
+        shown=[{"prompt": str(s.row["prompt"]), "completion": str(s.answer.completion)} for s in texts[:SHOWN]],
+    )
+
+
+def compare_held_out(before: HeldOut | None, after: HeldOut | None) -> dict[str, Any]:
+    """The summary's entries on held-out rows; gains are in percentage points."""
+    if before is None or after is None:
+        return {}
+    out: dict[str, Any] = {"held_out_rewards_before": before.rewards, "held_out_rewards_after": after.rewards}
+    if before.accuracy is None or after.accuracy is None:
+        return out
+    out["held_out_accuracy_before"], out["held_out_accuracy_after"] = asdict(before.accuracy), asdict(after.accuracy)
+    out["gain_points"] = _points(before.accuracy, after.accuracy)
+    if len(before.tasks) > 1:
+        out["tasks"] = {
+            task: {
+                "before": asdict(own),
+                "after": asdict(after.tasks[task]),
+                "gain_points": _points(own, after.tasks[task]),
+            }
+            for task, own in before.tasks.items()
+        }
+    return out
+
+
+def _points(before: Accuracy, after: Accuracy) -> float:
+    return round(100 * (after.mean - before.mean), 2)
+
+
+def load_before(out: Path) -> HeldOut | None:
+    """The measurement of an interrupted run, so that a resumed one compares with the same start.
+
+    None where there is none, or one that a crash cut short.
+    """
+    path = out / "before.json"
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text())
+        accuracy = Accuracy(**data["accuracy"]) if data["accuracy"] else None
+        tasks = {task: Accuracy(**own) for task, own in data["tasks"].items()}
+        return HeldOut(accuracy=accuracy, tasks=tasks, rewards=data["rewards"], shown=data["shown"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def show_before_after(before: HeldOut, after: HeldOut) -> None:
+    """Three held-out texts with the answers before and after training; without texts, one line."""
+    title = f"{before}  →  {after}"
+    if not before.shown:
+        Console().print(title)
+        return
+    view = Table(title=title, show_lines=True)
+    for name in ("prompt", "before", "after"):
+        view.add_column(name)
+    for old, new in zip(before.shown, after.shown, strict=True):
+        view.add_row(Text(old["prompt"]), Text(old["completion"]), Text(new["completion"]))
+    Console().print(view)

@@ -1,0 +1,84 @@
+"""What a run leaves to look at: the reward curve and the sheets of pictures before and after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+
+from ..rollout.sample import Sample
+from ..training.contact_sheet import contact_sheet
+
+
+SHEET_PROMPTS, SHEET_SAMPLES = 8, 5
+"""Held-out prompts on a sheet, and pictures of each."""
+
+
+def picture_sheet(samples: list[Sample], title: str) -> Image.Image | None:
+    """The first held-out prompts with a few pictures each; None where nothing was drawn."""
+    drawn: dict[str, list[Image.Image]] = {}
+    for sample in samples:
+        if isinstance(sample.answer.completion, Image.Image):
+            drawn.setdefault(str(sample.row["prompt"]), []).append(sample.answer.completion)
+    if not drawn:
+        return None
+    prompts = list(drawn)[:SHEET_PROMPTS]
+    return contact_sheet([drawn[prompt][:SHEET_SAMPLES] for prompt in prompts], row_labels=prompts, title=title)
+
+
+def side_by_side(left: Path, right: Path, picture: Path) -> None:
+    """Two pictures as one, where both exist."""
+    if not (left.exists() and right.exists()):
+        return
+    with Image.open(left) as first, Image.open(right) as second:
+        sheet = Image.new("RGB", (first.width + second.width, max(first.height, second.height)), "white")
+        sheet.paste(first, (0, 0))
+        sheet.paste(second, (first.width, 0))
+        sheet.save(picture)
+
+
+def draw_curve(metrics: Path, picture: Path, title: str) -> None:
+    """Reward over optimizer steps as PNG, a line a task; without matplotlib, a line that says how to get it."""
+    pyplot = pyplot_for(picture)
+    if pyplot is None:
+        return
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    names = sorted({name for record in records for name in record if name.startswith("reward/")})
+    names = names if len(names) > 1 else ["reward"]
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for number, name in enumerate(names):
+        points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+        if points:
+            _line(axis, points, "reward" if name == "reward" else name.removeprefix("reward/"), f"C{number}")
+    if axis.lines:
+        axis.set_xlabel("optimizer step")
+        axis.set_ylabel("mean reward of a rollout, and its running mean")
+        axis.set_title(title)
+        axis.legend(loc="lower right")
+        axis.grid(alpha=0.3)
+        figure.savefig(picture, dpi=120)
+    pyplot.close(figure)
+
+
+def _line(axis: Any, points: list[tuple[float, float]], label: str, colour: str) -> None:
+    steps, rewards = zip(*points, strict=True)
+    window = max(len(rewards) // 15, 1)
+    parts = [rewards[max(0, place - window) : place + 1] for place in range(len(rewards))]
+    axis.plot(steps, rewards, color=colour, alpha=0.3)
+    axis.plot(steps, [sum(part) / len(part) for part in parts], color=colour, label=label)
+
+
+def pyplot_for(picture: Path) -> Any:
+    """``matplotlib.pyplot`` without a display; where it is not installed None, and a line that says how to get it."""
+    try:
+        import matplotlib
+    except ImportError:
+        Console().print(f"{picture.name} was not drawn: pip install 'unigrpo[plots]'", markup=False)
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

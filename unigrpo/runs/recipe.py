@@ -1,0 +1,314 @@
+"""Recipes: one YAML file describes a run, strictly. Unknown keys are errors that name the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+
+from ..config.arguments import UniGRPOConfig
+from ..data.pictures import TRANSFORMS
+from ..errors import RecipeError
+from ..types import TASKS
+from . import packaged
+from .bounded_yaml import MAX_DEPTH, MAX_TEXT, YamlError, quoted, read_yaml
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Safe YAML of bounded size.
+
+    Raises:
+        RecipeError: text that is not YAML, or grows beyond what a recipe needs.
+    """
+    try:
+        return read_yaml(text)
+    except YamlError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelSpec:
+    """``path`` is a hub id, a folder or ``builtin:NAME``; ``think_prompt`` as in ``MMaDAProcessor``.
+
+    ``load_in_8bit`` or ``load_in_4bit`` quantise the base weights under ``lora``; the last two keys are read with 4 bits.
+    """
+
+    path: str
+    dtype: str = "auto"
+    revision: str | None = None
+    device_map: str | dict | None = None
+    think_prompt: bool | str | None = None
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    bnb_4bit_quant_type: str = "nf4"
+    use_bnb_nested_quant: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class DatasetSpec:
+    """``path`` is a hub id, a ``.jsonl``/``.json``/``.parquet`` file, a ``.txt`` file of one prompt a line or
+    ``builtin:NAME``.
+
+    ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows, ``prompt`` is one prompt for all rows,
+    ``image_transform`` is how pictures get the model's size: ``squash``, ``crop`` or ``pad``.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    task: str | None = None
+    column_map: dict[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    prompt: str | None = None
+    image_transform: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RewardSpec:
+    """``name`` is a registry name, ``pkg.mod:attr`` or a model path; ``task`` limits it to rows of one task."""
+
+    name: str
+    weight: float = 1.0
+    task: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+ACCURACY = {"text": "unigrpo.runs.accuracy:integer_match", "mmu": "unigrpo.runs.accuracy:answer_match"}
+"""How held-out answers of a task are judged unless the recipe says otherwise; pictures have no measure of their own."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Recipe:
+    """A parsed recipe. ``config`` holds the flat ``UniGRPOConfig`` keys; ``accuracy`` names each task's measure.
+
+    ``folder`` is where its file lies: the paths and the code that it names are looked for there first.
+    """
+
+    source: str
+    model: ModelSpec
+    datasets: list[DatasetSpec]
+    rewards: list[RewardSpec]
+    policy: str | None = None
+    eval_datasets: list[DatasetSpec] = field(default_factory=list)
+    sft_datasets: list[DatasetSpec] = field(default_factory=list)
+    accuracy: dict[str, str] = field(default_factory=lambda: dict(ACCURACY))
+    lora: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where the modules that it names are looked for first."""
+        return (self.folder,)
+
+
+FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "weight": (int, float),
+    "limit": (int, type(None)),
+    "column_map": (dict,),
+    "args": (dict,),
+    "device_map": (str, dict, type(None)),
+    "think_prompt": (bool, str, type(None)),
+    "load_in_8bit": (bool,),
+    "load_in_4bit": (bool,),
+    "bnb_4bit_quant_type": (str,),
+    "use_bnb_nested_quant": (bool,),
+}
+"""Types of the specs' fields; the others are text or null."""
+
+SECTIONS = ("model", "policy", "datasets", "eval_datasets", "sft_datasets", "accuracy", "rewards", "lora")
+CONFIG_KEYS = tuple(item.name for item in fields(UniGRPOConfig) if item.init)
+LORA_KEYS = tuple(item.name for item in fields(LoraConfig) if item.init)
+
+
+def load_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
+    """A recipe with ``key=value`` overrides (dotted keys, YAML values).
+
+    Args:
+        path: a file, with or without ``.yaml``, else the name of a recipe that ships with the package.
+
+    Raises:
+        RecipeError: a file that is missing, no text or not YAML, an unknown key, a wrong type.
+    """
+    file = find_recipe(path)
+    data = parse_yaml(_text(file), path)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(data).__name__}")
+    for override in overrides or []:
+        _override(data, override)
+    return parse_recipe(data, path, file.parent)
+
+
+def find_recipe(path: str) -> Path:
+    """The file of a recipe: a path, the same without ``.yaml``, or the name of one that ships with the package.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    try:
+        file = next((own for own in (Path(path), Path(f"{path}.yaml")) if own.is_file()), packaged.find(path))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"recipe {quoted(path)} cannot be read: {error}") from error
+    if file is None:
+        near = difflib.get_close_matches(Path(path).stem, packaged.names(), n=1)
+        hint = f"did you mean {near[0]!r}, which ships with the package? " if near else ""
+        raise RecipeError(f"recipe {quoted(path)} is not a file: {hint}`unigrpo recipes` lists the shipped ones")
+    return file
+
+
+def _text(file: Path) -> str:
+    """A recipe's text; a file that can be none is not read."""
+    path = str(file)
+    try:
+        size = file.stat().st_size
+        if size > 4 * MAX_TEXT:
+            raise RecipeError(f"recipe {path!r} has {size:,} bytes, and at most {MAX_TEXT:,} characters are read")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path!r} cannot be read: {error}") from error
+
+
+def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) -> Recipe:
+    """A recipe from its mapping, read in ``folder``."""
+    for key in data:
+        _known(key, (*SECTIONS, *CONFIG_KEYS), source)
+    for key in ("model", "datasets", "rewards"):
+        if not data.get(key):
+            raise RecipeError(f"{source}: '{key}' is missing; every recipe needs model, datasets and rewards")
+    recipe = Recipe(
+        source=source,
+        model=_section(ModelSpec, data["model"], f"{source}: model"),
+        policy=_policy(data.get("policy"), source),
+        datasets=_sections(DatasetSpec, data["datasets"], f"{source}: datasets"),
+        eval_datasets=_sections(DatasetSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
+        sft_datasets=_sections(DatasetSpec, data.get("sft_datasets") or [], f"{source}: sft_datasets"),
+        rewards=_sections(RewardSpec, data["rewards"], f"{source}: rewards"),
+        accuracy=_accuracy(data.get("accuracy"), source),
+        lora=data.get("lora") or None,
+        config={key: value for key, value in data.items() if key not in SECTIONS},
+        folder=folder or Path(),
+    )
+    _look_beside(recipe)
+    if recipe.lora is not None:
+        if not isinstance(recipe.lora, dict):
+            raise RecipeError(
+                f"{source}: lora must be a mapping of LoraConfig keys, or null, got {quoted(recipe.lora)}"
+            )
+        for key in recipe.lora:
+            _known(key, LORA_KEYS, f"{source}: lora")
+    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
+        if spec.image_transform is not None and spec.image_transform not in TRANSFORMS:
+            raise RecipeError(
+                f"{source}: image_transform={quoted(spec.image_transform)}: choose one of {list(TRANSFORMS)}"
+            )
+    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets, *recipe.rewards):
+        if spec.task is not None and spec.task not in TASKS:
+            raise RecipeError(f"{source}: task={quoted(spec.task)}: choose one of {list(TASKS)}")
+    return recipe
+
+
+FILE_KEYS = ("image_tokenizer", "deepspeed", "fsdp_config", "accelerator_config")
+"""Keys of a run that may hold a path to read."""
+
+
+def _look_beside(recipe: Recipe) -> None:
+    """Relative paths that lie beside the recipe's file become paths from the current folder."""
+    for spec in (recipe.model, *recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
+        spec.path = _beside(spec.path, recipe.folder)
+    for values, keys in ((recipe.config, FILE_KEYS), *((reward.args, ("model",)) for reward in recipe.rewards)):
+        values |= {key: _beside(values[key], recipe.folder) for key in keys if key in values}
+
+
+def _beside(path: Any, folder: Path) -> Any:
+    if not isinstance(path, str) or folder == Path() or Path(path).is_absolute():
+        return path
+    try:
+        return str(folder / path) if (folder / path).exists() else path
+    except (OSError, ValueError):  # A name that is too long, or no name.
+        return path
+
+
+def _policy(given: Any, source: str) -> str | None:
+    if given is None or isinstance(given, str):
+        return given
+    raise RecipeError(f"{source}: policy={quoted(given)} must be a name or a 'pkg.mod:attr' path")
+
+
+def _accuracy(given: Any, source: str) -> dict[str, str]:
+    """Measures by task: one path for the text tasks, or a mapping of tasks to paths, over the defaults."""
+    if isinstance(given, str):
+        given = {"text": given, "mmu": given}
+    if not isinstance(given or {}, dict):
+        raise RecipeError(f"{source}: accuracy={quoted(given)} must be a 'pkg.mod:attr' path, or one for each task")
+    for task, path in (given or {}).items():
+        _known(task, TASKS, f"{source}: accuracy")
+        if not isinstance(path, str):
+            raise RecipeError(f"{source}: accuracy.{task}={quoted(path)} must be a 'pkg.mod:attr' path")
+    return {**ACCURACY, **(given or {})}
+
+
+def _known(key: str, valid: tuple[str, ...], where: str) -> None:
+    if key in valid:
+        return
+    near = difflib.get_close_matches(str(key)[:100], valid, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys are {sorted(valid)}"
+    raise RecipeError(f"{where}: unknown key {quoted(key)}{hint}")
+
+
+def _section(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where} must be a mapping with keys {[f.name for f in fields(kind)]}, got {quoted(value)}")
+    for key in value:
+        _known(key, tuple(item.name for item in fields(kind)), where)
+    for key, item in value.items():
+        types = FIELD_TYPES.get(key, (str, type(None)))
+        if not isinstance(item, types) or (isinstance(item, bool) and bool not in types):
+            raise RecipeError(f"{where}.{key}={quoted(item)} must be of type {' or '.join(t.__name__ for t in types)}")
+    required = "name" if kind is RewardSpec else "path"
+    if not isinstance(value.get(required), str):
+        raise RecipeError(f"{where}: '{required}' must be a string, got {quoted(value.get(required))}")
+    for key in ("column_map", "args"):
+        if key in value:
+            _check_words(value[key], key == "column_map", f"{where}.{key}")
+    return kind(**value)
+
+
+def _check_words(mapping: dict, values_too: bool, where: str) -> None:
+    wrong = [item for item in mapping if not isinstance(item, str)]
+    wrong += [item for item in mapping.values() if values_too and not isinstance(item, str)]
+    if wrong:
+        raise RecipeError(f"{where}: {quoted(wrong[0])} must be text")
+
+
+def _sections(kind: type, values: Any, where: str) -> list[Any]:
+    if not isinstance(values, list):
+        raise RecipeError(f"{where} must be a list, got {quoted(values)}")
+    return [_section(kind, value, f"{where}[{index}]") for index, value in enumerate(values)]
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Sets ``a.b.0.c=value`` in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {quoted(override)} is not of the form key=value")
+    value = parse_yaml(text, f"override {quoted(key)}")
+    *parents, last = key.split(".")
+    if len(parents) >= MAX_DEPTH:
+        raise RecipeError(f"override {quoted(key)} has {len(parents) + 1} parts, and at most {MAX_DEPTH} are read")
+    node: Any = data
+    for part in parents:
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = node[_place(node, part, override)]
+    node[_place(node, last, override)] = value
+
+
+def _place(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, dict):
+        return part
+    if isinstance(node, list) and part in map(str, range(len(node))):
+        return int(part)
+    raise RecipeError(f"override {quoted(override)}: {quoted(part)} is not a place in the recipe")

@@ -1,0 +1,240 @@
+"""A recipe from start to finish: measure, train, measure again, leave a summary and a picture."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from rich.progress import Progress
+from transformers import TrainerCallback
+
+from .. import __version__
+from ..config.arguments import UniGRPOConfig
+from ..config.build import build_algorithms
+from ..data.rows import task_of
+from ..models import MMaDAProcessor
+from ..models.builtin import model_path
+from ..rollout.generate import load_policy
+from ..rollout.pipeline import Pipeline
+from ..trainer import UniGRPOTrainer
+from ..training.callbacks import JsonLines
+from ..training.checkpoints.files import check_writable, named, write_json
+from ..training.engines import engine_of
+from ..training.evaluation import held_out_answers
+from ..training.setup import load_codec, load_trainable, reward_set
+from .build import build_config, build_dataset, build_lora, build_policy, build_quantization, build_rewards
+from .held_out import HeldOut, compare_held_out, held_out, load_before, measure, show_before_after
+from .plots import draw_curve, picture_sheet, side_by_side
+from .recipe import Recipe
+
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify")
+
+
+def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
+    """The trainer that a recipe describes."""
+    args = build_config(recipe)
+    if args.should_save:
+        check_writable(args.output_dir)
+    spec = recipe.model
+    model = load_trainable(spec.path, build_policy(recipe), model_options(recipe, args), args, recipe.lora is not None)
+    trainer = UniGRPOTrainer(
+        model=model,
+        reward_funcs=build_rewards(recipe),
+        args=args,
+        train_dataset=build_dataset(recipe.datasets),
+        eval_dataset=build_dataset(recipe.eval_datasets),
+        sft_dataset=build_dataset(recipe.sft_datasets),
+        processing_class=build_processor(recipe),
+        peft_config=build_lora(recipe),
+        policy=build_policy(recipe),
+    )
+    if recipe.lora is not None:
+        # The adapter names its base model as the recipe does, not by a path of this machine.
+        for config in trainer.model.peft_config.values():
+            config.base_model_name_or_path = spec.path
+    return trainer
+
+
+def model_options(recipe: Recipe, args: UniGRPOConfig) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that the recipe asks for, the same for training and evaluation."""
+    spec = recipe.model
+    options = {"dtype": spec.dtype, "revision": spec.revision, "device_map": spec.device_map}
+    options["quantization_config"] = build_quantization(recipe)
+    options = {key: value for key, value in options.items() if value is not None}
+    if args.attn_mask_mode is not None:
+        options["attn_mask_mode"] = args.attn_mask_mode
+    return {**options, **(args.model_init_kwargs or {})}
+
+
+def build_processor(recipe: Recipe) -> Any:
+    """The processor with the recipe's think prompt; None when the saved one will do."""
+    if recipe.model.think_prompt is None:
+        return None
+    return MMaDAProcessor.from_pretrained(model_path(recipe.model.path), think_prompt=recipe.model.think_prompt)
+
+
+def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
+    """Held-out accuracy and rewards of the recipe's model, or of ``model`` (weights or adapter), on its held-out rows.
+
+    Pictures that were drawn are left as ``images_evaluated.png`` in the recipe's output folder.
+
+    Raises:
+        ValueError: the recipe has no ``eval_datasets``.
+    """
+    rows = held_out_rows(recipe)
+    pipe = held_out_pipeline(recipe, rows, model)
+    args, path = pipe.args, model or recipe.model.path
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("answering", total=len(rows))
+        samples = held_out_answers(
+            pipe, rows, 1, args.per_device_eval_batch_size, lambda done, _: bar.update(task, completed=done)
+        )
+    result = measure(pipe, samples, recipe)
+    Console().print(f"{path}: {result}")
+    sheet = picture_sheet(samples, path)
+    if sheet is not None:
+        out = Path(args.output_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        sheet.save(out / "images_evaluated.png")
+        Console().print(f"wrote {out / 'images_evaluated.png'}")
+    return result
+
+
+def held_out_rows(recipe: Recipe) -> list[dict[str, Any]]:
+    """The rows of the recipe's ``eval_datasets``.
+
+    Raises:
+        ValueError: there are none.
+    """
+    data = build_dataset(recipe.eval_datasets)
+    if data is None:
+        raise ValueError(f"{recipe.source} has no eval_datasets to evaluate on")
+    return [data[index] for index in range(len(data))]
+
+
+def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | None = None) -> Pipeline:
+    """What answers ``rows``: the recipe's model, or ``model`` (weights or adapter), with the recipe's settings."""
+    args = build_config(recipe)
+    options = model_options(recipe, args)
+    if model is not None:
+        options.pop("revision", None)
+    device = "cpu" if args.use_cpu else None
+    processor = build_processor(recipe) if model is None else None
+    path = model or recipe.model.path
+    loaded = load_policy(path, policy=build_policy(recipe), device=device, processing_class=processor, **options)
+    codec = None
+    if any(task_of(row) != "text" for row in rows):
+        codec = load_codec(args.image_tokenizer, loaded.policy).to(loaded.model.device)
+    return Pipeline(
+        model=loaded.model,
+        policy=loaded.policy,
+        args=args,
+        rewards=reward_set(build_rewards(recipe), None, args.reward_weights, args.reward_error, args.reward_timeout),
+        algorithms=build_algorithms(args),
+        device=loaded.model.device,
+        codec=codec,
+    )
+
+
+def run_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Train and leave ``metrics.jsonl``, ``summary.json``, pictures and the model in ``output_dir``.
+
+    The pictures are ``reward_curve.png`` and, of runs that draw, ``images.png`` with held-out prompts before and after.
+
+    With ``resume_from_checkpoint: true`` the same command can be started again after a crash, as often as it takes: it
+    goes on from the newest checkpoint that is whole, from the beginning before there is one, and compares with the
+    measurement before training that the first start made.
+
+    Raises:
+        CheckpointError: ``output_dir`` does not take what is written.
+    """
+    started = time.perf_counter()
+    trainer = build_trainer(recipe)
+    out = Path(trainer.args.output_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    trainer.add_callback(JsonLines(out / "metrics.jsonl"))
+    resume = trainer.args.resume_from_checkpoint
+    # Measuring is for all ranks or none.
+    start = StartMeasured(trainer, recipe, broadcast_object_list([load_before(out) if resume else None])[0])
+    trainer.add_callback(start)
+    train_started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume)
+    train_seconds = time.perf_counter() - train_started - start.seconds
+    with named(out):
+        trainer.save_model()
+    after = held_out(trainer, recipe, "after") if trainer.eval_dataset is not None else None
+    summary = {
+        "recipe": recipe.source,
+        "model": recipe.model.path,
+        "lora": recipe.lora is not None,
+        "seed": trainer.args.seed,
+        "optimizer_steps": trainer.state.global_step,
+        "train_seconds": round(train_seconds, 1),
+        "wall_seconds": round(time.perf_counter() - started, 1),
+        "versions": versions(),
+        "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
+        **compare_held_out(start.before, after),
+    }
+    if not trainer.is_world_process_zero():
+        return summary
+    with named(out / "summary.json"):
+        write_json(out / "summary.json", summary)
+    if start.before is not None and after is not None:
+        show_before_after(start.before, after)
+    side_by_side(out / "images_before.png", out / "images_after.png", out / "images.png")
+    draw_curve(out / "metrics.jsonl", out / "reward_curve.png", curve_title(summary))
+    Console().print(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
+    return summary
+
+
+class StartMeasured(TrainerCallback):
+    """Held-out answers before the first step, by the model as its engine holds it: its weights may be sharded.
+
+    Args:
+        before: what an interrupted run measured; it is not measured again.
+    """
+
+    def __init__(self, trainer: UniGRPOTrainer, recipe: Recipe, before: HeldOut | None) -> None:
+        self.trainer, self.recipe, self.before, self.seconds = trainer, recipe, before, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        """Measures, and leaves ``before.json``; not in the middle of a run, whose first weights are gone."""
+        if self.before is not None or self.trainer.eval_dataset is None:
+            return
+        if state.global_step > 0:
+            if state.is_world_process_zero:
+                Console().print("before.json is gone: the summary will compare with nothing")
+            return
+        started = time.perf_counter()
+        self.before = held_out(self.trainer, self.recipe, "before")
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / "before.json"
+            with named(path):
+                write_json(path, asdict(self.before))
+        self.seconds = time.perf_counter() - started
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and the ones it stands on."""
+    return {"python": platform.python_version(), "unigrpo": __version__} | {
+        name: importlib.metadata.version(name) for name in PACKAGES
+    }
+
+
+def curve_title(summary: dict[str, Any]) -> str:
+    """Recipe, seed and what was gained."""
+    title = f"{Path(summary['recipe']).stem}, seed {summary['seed']}"
+    if "tasks" in summary:
+        gains = (f"{task} {own['gain_points']:+.0f}" for task, own in summary["tasks"].items())
+        return f"{title}: held-out points {', '.join(gains)}"
+    if "gain_points" in summary:
+        old, new = summary["held_out_accuracy_before"]["mean"], summary["held_out_accuracy_after"]["mean"]
+        return f"{title}: held-out accuracy {100 * old:.0f} % → {100 * new:.0f} %"
+    return title

@@ -1,0 +1,138 @@
+"""What all samplers share: the canvas while it is being written, and the model's logits for its holes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import DiffusionPolicy
+from ..models.draw import Draw, DrawnTokens
+from ..types import Canvas, Rollout, TokenSpace
+
+
+class CanvasWriter:
+    """A canvas with holes.
+
+    Without a mask id, holes hold uniformly random tokens of the token space. Each row draws its own from its stream,
+    before anything else, and they stay until they are written over.
+
+    Attributes:
+        ids, hidden: ``[B, L]``, the canvas so far and its holes.
+        step_map, logps: ``[B, L]``, as in ``Rollout``.
+    """
+
+    def __init__(
+        self, canvas: Canvas, policy: DiffusionPolicy, guidance_scale: float, streams: list[torch.Generator]
+    ) -> None:
+        self.canvas, self.policy, self.guidance_scale = canvas, policy, guidance_scale
+        self.ids, self.hidden = canvas.ids.clone(), canvas.fill_mask.clone()
+        if policy.mask_token_id is None:
+            counts = self.hidden.sum(dim=1).tolist()
+            noise = [canvas.token_space.draw(n, generator=own) for n, own in zip(counts, streams, strict=True)]
+            self.ids.masked_scatter_(self.hidden, torch.cat(noise).to(self.ids))
+        self.step_map = torch.full_like(canvas.ids, -1)
+        self.logps = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
+        self.twin = policy.guidance_canvas(canvas) if guidance_scale else None
+
+    def logits(self, model, rows: Tensor, holes: Tensor, space: TokenSpace | None) -> tuple[Tensor, TokenSpace]:
+        """fp32 logits ``[n, W]`` of ``holes [b, L]`` in ``rows [b]``, row-major, guided, and the space of their columns."""
+        logits = model(**self._request(rows, holes), token_space=space).logits
+        return logits, space or TokenSpace(start=0, stop=logits.shape[1])
+
+    def draw(
+        self,
+        model,
+        rows: Tensor,
+        holes: Tensor,
+        temperature: float,
+        streams: list[torch.Generator],
+        *,
+        entropy: bool = False,
+        **options: Any,
+    ) -> DrawnTokens:
+        """A token for each of the n ``holes [b, L]`` in ``rows [b]``, row-major; temperature 0 = argmax.
+
+        ``entropy`` as in ``Draw``; ``options`` are further arguments of the forward.
+        """
+        output = model(
+            **self._request(rows, holes),
+            token_space=self.canvas.token_space,
+            temperature=temperature or 1.0,
+            draw=Draw(uniforms=uniforms(holes, streams) if temperature else None, entropy=entropy),
+            **options,
+        )
+        return DrawnTokens(output.tokens, output.logps, output.entropy)
+
+    def _request(self, rows: Tensor, holes: Tensor) -> dict[str, Any]:
+        """Inputs, selected rows and guidance of a forward."""
+        canvas, hidden = replace(self.canvas, ids=self.ids).take(rows), self.hidden[rows]
+        select = self.policy.rows(holes)
+        if self.twin is None:
+            return {**self.policy.inputs(canvas, hidden), "select": select, "guidance_scale": None}
+        inputs = self.policy.guided_inputs(canvas, hidden, twin=self.twin.take(rows))
+        return {**inputs, "select": torch.cat([select, select]), "guidance_scale": self.guidance_scale}
+
+    def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
+        """Commit ``tokens`` where ``places`` is True, all ``[b, L]``, in ``rows [b]``.
+
+        Raises:
+            ValueError: a token without a log-probability, because the model's logits are no distribution.
+        """
+        lost = (logps.isnan() & places).any(dim=1)
+        if bool(lost.any()):
+            raise ValueError(
+                f"no token can be drawn for row {int(rows[lost][0])} at step {step}: its logits hold NaN or +inf, or -inf "
+                "alone. Look at the model's weights and precision; with guidance close tokens with a finite number, not -inf"
+            )
+        self.ids[rows] = torch.where(places, tokens, self.ids[rows])
+        self.logps[rows] = torch.where(places, logps, self.logps[rows])
+        self.step_map[rows] = self.step_map[rows].masked_fill(places, step)
+        self.hidden[rows] &= ~places
+
+    def counts(self) -> Tensor:
+        """The written tokens that count: all of them."""
+        return self.canvas.fill_mask & ~self.hidden
+
+    def rollout(self) -> Rollout:
+        """What was written, decoded."""
+        canvas, counts = replace(self.canvas, ids=self.ids), self.counts()
+        return Rollout(
+            canvas=canvas,
+            completion_mask=counts,
+            step_map=self.step_map,
+            sampling_logps=self.logps,
+            completions=self.policy.decode(canvas, counts),
+        )
+
+
+def check_streams(generators: list[torch.Generator], canvas: Canvas) -> None:
+    """Raises ``ValueError`` unless there is one generator a row."""
+    if len(generators) != len(canvas.ids):
+        raise ValueError(f"{len(generators)} generators for {len(canvas.ids)} rows; give one a row")
+
+
+def check_sampler(sampler, at_least_one: tuple[str, ...], not_negative: tuple[str, ...]) -> None:
+    """Raises ``ValueError`` for fields of a sampler that are out of range."""
+    for name in at_least_one:
+        if getattr(sampler, name) < 1:
+            raise ValueError(f"{name}={getattr(sampler, name)} must be at least 1")
+    for name in not_negative:
+        if not getattr(sampler, name) >= 0:
+            raise ValueError(f"{name}={getattr(sampler, name)} must not be negative")
+
+
+def uniforms(holes: Tensor, streams: list[torch.Generator]) -> Tensor:
+    """One fp64 uniform a hole, row-major ``[n]``; each row draws from its own stream."""
+    counts = holes.sum(dim=1).tolist()
+    draws = [
+        torch.rand(count, dtype=torch.float64, generator=stream) for count, stream in zip(counts, streams, strict=True)
+    ]
+    return torch.cat(draws).to(holes.device)
+
+
+def scatter(holes: Tensor, values: Tensor) -> Tensor:
+    """``values [n]`` at the True positions of ``holes [b, L]``, 0 elsewhere."""
+    return torch.zeros(holes.shape, dtype=values.dtype, device=values.device).masked_scatter(holes, values)

@@ -1,0 +1,231 @@
+"""Makes the shipped arithmetic policies: ``python -m unigrpo.toy.making.cold_start``.
+
+The policy sees correct traces only. It first learns them well: that is ``builtin:arithmetic_trained``, sure of what it
+writes. Then a few small batches at a high learning rate leave its weights noisy around what they know. That makes
+``builtin:arithmetic``, a start for reinforcement learning with the form in place, an accuracy well below what the model can
+reach, and answers that differ enough within a group to be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from ...models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from ...rollout.generate import LoadedPolicy
+from ...runs.accuracy import integer_match
+from ...types import Canvas
+from ..arithmetic import problems, trace
+from .tokenizer import build_tokenizer, special_token_ids
+
+
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+
+SAMPLING = {"max_completion_length": 16, "steps": 16, "block_length": 4}
+"""Blocks shorter than an answer: the reasoning is written before the result that depends on it."""
+
+CODEBOOK_SIZE = 16
+
+LEARN = {"steps": 1100, "batch_size": 64, "learning_rate": 2e-3, "decay": 250}
+UNSETTLE = {"steps": 50, "batch_size": 8, "learning_rate": 1.5e-3, "decay": 1}
+"""The two stages: steps, rows a step, peak learning rate, and the last steps over which it falls to zero."""
+
+FORMAT = re.compile(r"<think>[^<]+</think>[0-9]+")
+
+
+def build_model(tokenizer: Any, *, generator: torch.Generator, **fields: Any) -> MMaDAForMaskedDiffusion:
+    """A MMaDA of 0.7 M parameters around ``tokenizer``; the weights depend on ``generator`` alone.
+
+    ``fields`` replace those of the config. The rotary base is 100, because at 500,000 most of a head's dimensions do not
+    turn within 40 positions.
+    """
+    length = len(tokenizer)
+    codes = fields.get("codebook_size", CODEBOOK_SIZE)
+    values = {
+        "d_model": 128,
+        "n_layers": 3,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 384,
+        "rope_theta": 100.0,
+        "max_sequence_length": 128,
+        "vocab_size": length + codes,
+        "llm_vocab_size": length,
+        "image_token_offset": length,
+        "codebook_size": codes,
+        "num_vq_tokens": codes,
+        "image_tokenizer": None,
+        "sampling_defaults": SAMPLING,
+        "special_token_ids": special_token_ids(tokenizer),
+        "mask_token_id": tokenizer.mask_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        model = MMaDAForMaskedDiffusion(MMaDAConfig(**{**values, **fields}))
+    initialise(model, generator)
+    return model
+
+
+@torch.no_grad()
+def initialise(model: MMaDAForMaskedDiffusion, generator: torch.Generator) -> None:
+    """Embeddings large against the blocks' outputs, which shrink with depth; a small head starts near uniform."""
+    depth = math.sqrt(2 * model.config.n_layers)
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2:
+            continue
+        std = 1.0 / math.sqrt(weight.shape[1])
+        if weight is model.get_input_embeddings().weight:
+            std = 0.7
+        elif weight is model.get_output_embeddings().weight:
+            std = 0.02
+        elif name.endswith(("attn_out.weight", "ff_out.weight")):
+            std /= depth
+        weight.normal_(0.0, std, generator=generator)
+
+
+def encode_answers(policy: MMaDAPolicy, rows: list[dict[str, Any]], answers: list[str], length: int) -> Canvas:
+    """Filled canvases: the holes hold the answer, an end of turn and an eos tail, ``length`` tokens together."""
+    canvas = policy.encode(rows, max_completion_length=length)
+    tokenizer = policy.processor.tokenizer
+    tokens = tokenizer([f"{answer}<|eot_id|>" for answer in answers], add_special_tokens=False)["input_ids"]
+    padded = torch.tensor([own + [policy.pad_token_id] * (length - len(own)) for own in tokens])
+    return replace(canvas, ids=canvas.ids.masked_scatter(canvas.fill_mask, padded))
+
+
+def masked_loss(model, policy: MMaDAPolicy, canvas: Canvas, *, generator: torch.Generator) -> Tensor:
+    """LLaDA's masked cross-entropy with weight 1/t, in nats per answer token.
+
+    The ratios t of a batch are evenly spaced from a random start, each uniform by itself, and at least 0.05.
+    """
+    ids, fill = canvas.ids, canvas.fill_mask
+    spaced = torch.arange(len(ids)) / len(ids) + torch.rand((), generator=generator)
+    ratio = spaced.remainder(1.0).clamp(min=0.05)[:, None]
+    hidden = fill & (torch.rand(ids.shape, generator=generator) < ratio)
+    logps = model(
+        **policy.inputs(canvas, hidden), select=hidden, targets=ids[hidden], token_space=canvas.token_space
+    ).logps
+    return -(logps / ratio.expand_as(hidden)[hidden]).sum() / fill.sum()
+
+
+def train(
+    policy: MMaDAPolicy,
+    model,
+    draw: Callable[[int], Canvas],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    decay: int,
+    generator: torch.Generator,
+) -> None:
+    """One stage, in place: a short warm-up, flat, then linear to zero over the last ``decay`` steps.
+
+    ``draw(n)`` gives n rows to learn, filled as ``encode_answers`` does.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    warm_up = steps // 20
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (warm_up + 1), 1.0, max((steps - step) / decay, 0.0))
+    )
+    model.train()
+    for _ in track(range(steps), description="cold start"):
+        masked_loss(model, policy, draw(batch_size), generator=generator).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+
+def start_figures(loaded: LoadedPolicy, count: int = 512) -> dict[str, float]:
+    """Held-out shares: greedy and T=1 accuracy, pass@8 at T=1, answers of the form ``<think>...</think>integer``."""
+    rows = problems("test", count)
+    greedy = _answers(loaded, rows, 0.0)
+    draws = [_answers(loaded, rows[: count // 4], 1.0, seed) for seed in range(8)]
+    hits = torch.tensor([[integer_match(a, r["solution"]) for a, r in zip(d, rows, strict=False)] for d in draws])
+    correct = [integer_match(answer, row["solution"]) for answer, row in zip(greedy, rows, strict=True)]
+    return {
+        "greedy accuracy": sum(correct) / count,
+        "greedy format": _share(greedy, FORMAT.fullmatch),
+        "T=1 accuracy": hits.float().mean().item(),
+        "T=1 pass@8": hits.any(dim=0).float().mean().item(),
+        "T=1 format": _share([a for d in draws for a in d], FORMAT.fullmatch),
+    }
+
+
+def _answers(loaded: LoadedPolicy, rows: list[dict[str, Any]], temperature: float, seed: int = 0) -> list[str]:
+    prompts = [row["prompt"] for row in rows]
+    return loaded.generate(prompts, temperature=temperature, batch_size=128, seed=seed, **SAMPLING)
+
+
+def _share(answers: list[str], test) -> float:
+    return sum(bool(test(answer)) for answer in answers) / len(answers)
+
+
+def untaught(generator: torch.Generator, words: tuple[str, ...] = (), **fields: Any) -> LoadedPolicy:
+    """A policy before its cold start; ``words`` as in ``build_tokenizer``, ``fields`` as in ``build_model``."""
+    tokenizer = build_tokenizer(words)
+    model = build_model(tokenizer, generator=generator, **fields)
+    return LoadedPolicy(model=model, policy=MMaDAPolicy(model.config, MMaDAProcessor(tokenizer)))
+
+
+def arguments(name: str, description: str, words: list[str] | None = None) -> argparse.Namespace:
+    """The command line of a cold start, whose checkpoint ships as ``builtin:NAME``; ``words`` default to ``sys.argv``'s."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=CHECKPOINTS / name)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(words)
+
+
+def report(figures: dict[str, float]) -> None:
+    """Prints shares."""
+    for name, value in figures.items():
+        Console().print(f"{name:20} {100 * value:5.1f} %")
+
+
+def save(loaded: LoadedPolicy, output: Path, *, half: bool = False) -> None:
+    """Writes the checkpoint; ``half`` halves its bytes. It loads in float32, because float16 weights do not train."""
+    model = loaded.model.half() if half else loaded.model
+    model.save_pretrained(output)
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(output)
+    loaded.policy.processor.save_pretrained(output)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    Console().print(f"{'checkpoint':20} {size / 1e6:5.2f} MB in {output}")
+
+
+def main() -> None:
+    """Command line: trains the arithmetic policy and saves it twice, well trained (``<output>_trained``) and unsettled."""
+    args = arguments("arithmetic", __doc__)
+    generator = torch.Generator().manual_seed(args.seed)
+    loaded = untaught(generator)
+    rows = problems("train", 8_000)
+    length = SAMPLING["max_completion_length"]
+    canvas = encode_answers(loaded.policy, rows, [trace(row) for row in rows], length)
+
+    def draw(count: int) -> Canvas:
+        return canvas.take(torch.randint(len(rows), (count,), generator=generator))
+
+    train(loaded.policy, loaded.model, draw, **LEARN, generator=generator)
+    report(start_figures(loaded))
+    # A copy: half precision would change the weights that the second stage starts from.
+    save(copy.deepcopy(loaded), args.output.with_name(f"{args.output.name}_trained"), half=True)
+    train(loaded.policy, loaded.model, draw, **UNSETTLE, generator=generator)
+    report(start_figures(loaded))
+    save(loaded, args.output)
+
+
+if __name__ == "__main__":
+    main()

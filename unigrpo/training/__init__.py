@@ -1,0 +1,1 @@
+"""The stages of a training window, and what keeps a run alive."""

@@ -1,0 +1,161 @@
+"""What a person watches while a run goes on: the progress bar, the metrics file, the completions table."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import ProgressCallback, TrainerCallback
+
+from .checkpoints.files import append_line, named, write_text
+from .contact_sheet import contact_sheet
+
+
+BAR = {
+    "reward": "reward",
+    "kl": "kl",
+    "clip": "clip_ratio/region_mean",
+    "tok/s": "tokens_per_second",
+    "rollout_s": "time/rollout",
+    "reward_s": "time/reward",
+    "update_s": "time/update",
+}
+"""What the bar shows, and the metric it comes from."""
+
+
+SHEET_ROWS, SHEET_COLUMNS = 8, 8
+"""Prompts and pictures a prompt on a contact sheet of completions."""
+
+
+class UniGRPOProgress(ProgressCallback):
+    """The training bar with reward, KL, clip fraction, tokens/s and the seconds spent in each stage since the last log.
+
+    A value stays until the next one: rewards come once a window, losses at every step.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shown: dict[str, str] = {}
+
+    def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
+        if self.training_bar is None or not logs:
+            return
+        self.shown |= {label: f"{logs[name]:.3g}" for label, name in BAR.items() if name in logs}
+        self.training_bar.set_postfix(self.shown)
+        held_out = {name: round(value, 4) for name, value in logs.items() if name.startswith("eval_reward")}
+        if held_out:
+            self.training_bar.write(f"step {state.global_step}: {held_out}")
+
+    def on_rollout(self, done: int, total: int) -> None:
+        """Progress inside a rollout, which at 8B takes most of a step."""
+        if self.training_bar is not None:
+            self.training_bar.set_description_str("" if done == total else f"rollout {done}/{total}")
+
+
+def reference_update(twin: Any, with_reference: bool, accelerator: Any) -> TrainerCallback:
+    """Mixes the policy into its reference ``twin`` now and then.
+
+    Raises:
+        ValueError: there is no reference, or it is the policy without its adapters.
+    """
+    if not with_reference:
+        raise ValueError(
+            "sync_ref_model=True does nothing: no task takes a KL to the initial model (beta=0, or kl_reference='old'). "
+            "Set it to False, or kl_reference='initial'"
+        )
+    if twin is None:
+        raise ValueError(
+            "sync_ref_model=True does nothing with adapters: the reference is the model without them. Set it to False, or "
+            "train the whole model"
+        )
+    from trl import SyncRefModelCallback
+
+    return SyncRefModelCallback(ref_model=twin, accelerator=accelerator)
+
+
+class JsonLines(TrainerCallback):
+    """Every log as one line of JSON, with the step, in ``path``, on disk before the step's checkpoint is.
+
+    A resumed run first drops the lines after its step, one that a crash cut short, and the final totals of a run that
+    was finished, so that the file is the uninterrupted run's. (The totals are of the last process alone.)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(errors="replace").splitlines() if state.global_step and self.path.exists() else []
+        kept = [line for line in lines if _step(line) <= state.global_step]
+        with named(self.path):
+            write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            record = {"step": state.global_step, **{name: _finite(value) for name, value in logs.items()}}
+            with named(self.path):
+                append_line(self.path, json.dumps(record))
+
+
+def _step(line: str) -> float:
+    """The step of a line; a line that a crash cut short and one of final totals are past every step."""
+    try:
+        record = json.loads(line)
+        return math.inf if "train_runtime" in record else record["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show_completions(table: dict[str, list], step: int, limit: int | None) -> None:
+    """A rich table of sampled answers on standard output; long texts are cut."""
+    rows = len(table["prompt"]) if limit is None else min(limit, len(table["prompt"]))
+    view = Table(title=f"Completions at step {step}", show_lines=True)
+    for name in table:
+        view.add_column(name)
+    for index in range(rows):
+        view.add_row(*(Text(_cell(column[index])) for column in table.values()))
+    Console().print(view)
+
+
+def save_completions(table: dict[str, list], folder: Path, step: int) -> None:
+    """``completions_STEP.parquet``, and ``images_STEP.png`` with the first pictures of the table and their advantages."""
+    from datasets import Dataset
+
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {name: [_stored(value) for value in values] for name, values in table.items()}
+    Dataset.from_dict(columns).to_parquet(folder / f"completions_{step:05d}.parquet")
+    groups: dict[str, list[Image.Image]] = {}
+    for prompt, completion in zip(table["prompt"], table["completion"], strict=True):
+        if isinstance(completion, Image.Image):
+            groups.setdefault(str(prompt), []).append(completion)
+    shown = dict(list(groups.items())[:SHEET_ROWS])
+    if shown:
+        rows = [pictures[:SHEET_COLUMNS] for pictures in shown.values()]
+        contact_sheet(rows, row_labels=list(shown), title=f"step {step}").save(folder / f"images_{step:05d}.png")
+
+
+def _stored(value: Any) -> str | int | float | None:
+    if isinstance(value, Image.Image):
+        return _cell(value)
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, Image.Image):
+        return f"picture of {value.width} x {value.height} pixels"
+    text = value if isinstance(value, str) else str(value)
+    return text if len(text) <= 400 else text[:400] + " …"

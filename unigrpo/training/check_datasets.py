@@ -1,0 +1,72 @@
+"""Reading a run's datasets once before it starts, so that a row that cannot be used is found now and not hours later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config.arguments import UniGRPOConfig
+from ..data.image_codes import ImageCodec
+from ..data.rows import check_dataset, task_of, undecoded
+from ..models import DiffusionPolicy
+from ..rollout.rewards import RewardSet
+from ..rollout.sample import check_prompt
+from .demonstrations import check_demonstration
+from .setup import load_codec, named_sets
+
+
+class CheckedDatasets:
+    """What ``UniGRPOTrainer`` asks of its datasets; on the way it learns the tasks, the columns and the image tokenizer."""
+
+    args: UniGRPOConfig
+    policy: DiffusionPolicy
+    rewards: RewardSet
+    codec: ImageCodec | None
+    _image_tokenizer: Any
+    _tasks: set[str]
+
+    def _checked(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
+        """The datasets with their pictures left encoded, every row checked."""
+        if train_dataset is not None:
+            train_dataset = undecoded(train_dataset)
+            check_dataset(train_dataset, "train_dataset", self._check_row)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: undecoded(part) for name, part in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = undecoded(eval_dataset)
+        for name, part in named_sets(eval_dataset):
+            check_dataset(part, name, self._check_held_out_row)
+        return train_dataset, eval_dataset
+
+    def _checked_demonstrations(self, dataset: Any) -> Any:
+        """The rows with given answers, each of which fits its canvas."""
+        if (dataset is None) != (self.args.sft_weight == 0):
+            raise ValueError(
+                f"sft_weight={self.args.sft_weight} {'without' if dataset is None else 'with'} sft_dataset: the auxiliary "
+                "denoising loss needs both a weight > 0 and rows with given answers"
+            )
+        if dataset is None:
+            return None
+
+        def check(row: dict[str, Any], where: str) -> None:
+            self._know_codec(row)
+            check_demonstration(self.policy, self.args, self.codec, row, where)
+
+        dataset = undecoded(dataset)
+        check_dataset(dataset, "sft_dataset", check)
+        return dataset
+
+    def _know_codec(self, row: dict[str, Any]) -> None:
+        """The first row with a picture loads the image tokenizer."""
+        if self.codec is None and task_of(row) != "text":
+            self.codec = load_codec(self._image_tokenizer, self.policy)
+
+    def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> None:
+        """A dataset row that this run cannot answer is an error."""
+        self._know_codec(row)
+        check_prompt(self.policy, self.args, self.codec, row, where, held_out)
+        self.rewards.know_columns(row)
+        if not held_out:
+            self._tasks.add(task_of(row))
+
+    def _check_held_out_row(self, row: dict[str, Any], where: str) -> None:
+        self._check_row(row, where, held_out=True)

@@ -1,0 +1,138 @@
+"""Held-out generation, and accuracy with an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config.build import Algorithm, build_sampler
+from ..config.task import EXACT_DECODING
+from ..rollout.pipeline import Pipeline
+from ..rollout.sample import Sample, sample_answers
+from .experience import own_scores
+from .metrics import Metrics, completion_metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """A mean of 0/1 outcomes with its 95 % percentile-bootstrap interval over ``count`` problems."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] on {self.count}"
+
+
+def bootstrap(outcomes: list[bool] | list[float], draws: int = 2000, seed: int = 0) -> Accuracy:
+    """Mean and 95 % percentile-bootstrap interval of per-problem outcomes."""
+    if not len(outcomes):
+        raise ValueError("no outcomes to average: the evaluation set is empty")
+    values = np.asarray(outcomes, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(values), size=(draws, len(values)))
+    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+    return Accuracy(mean=float(values.mean()), low=float(low), high=float(high), count=len(values))
+
+
+def eval_pipeline(pipe: Pipeline) -> Pipeline:
+    """The pipeline with held-out sampling: ``eval_sampler``, ``eval_denoising_steps`` and ``eval_temperature``.
+
+    Decoding is exact whatever the rollouts do: held-out numbers are the policy's. ``unigrpo agreement`` has the others.
+    """
+    return replace(pipe, algorithms={task: _for_evaluation(own) for task, own in pipe.algorithms.items()})
+
+
+def _for_evaluation(algorithm: Algorithm) -> Algorithm:
+    settings = replace(algorithm.settings, **EXACT_DECODING)
+    sampler = build_sampler(
+        settings,
+        sampler=settings.eval_sampler or settings.sampler,
+        steps=settings.eval_denoising_steps or settings.steps,
+        temperature=settings.eval_temperature,
+    )
+    return replace(algorithm, sampler=sampler)
+
+
+def held_out_answers(
+    pipe: Pipeline,
+    rows: list[dict[str, Any]],
+    generations: int,
+    batch_size: int,
+    on_batch: Callable | None = None,
+    metrics: Metrics | None = None,
+) -> list[Sample]:
+    """``generations`` answers to each row, in order, scored batch by batch; ranks share the batches, and all get all answers.
+
+    Streams depend on the run's seed and the row, not on the step or the rank. What rewards log and get wrong goes to
+    ``metrics``.
+
+    Raises:
+        RewardError: on every rank, as ``own_scores``.
+    """
+    metrics = Metrics() if metrics is None else metrics
+    pipe = eval_pipeline(pipe)
+    repeated = [row for row in rows for _ in range(generations)]
+    starts = range(0, len(repeated), batch_size)
+    samples: list[Sample] = []
+    # A rank that is out of batches takes part in the others' forwards, where forwards wait for all ranks.
+    for turn in range(0, len(starts), pipe.ranks):
+        own = turn + pipe.rank
+        batch = starts[own : own + 1]
+        indices = [index for start in batch for index in range(start, min(start + batch_size, len(repeated)))]
+        answered = sample_answers(pipe, [repeated[index] for index in indices], 0, indices=indices, stream="eval")
+        scores = own_scores(pipe, answered, metrics)
+        # The pictures of the prompts are let go: a held-out set of photos would not fit into memory.
+        samples += [_kept(own, score, pipe.rewards.lost) for own, score in zip(answered, scores, strict=True)]
+        if on_batch is not None:
+            on_batch(min((turn + pipe.ranks) * batch_size, len(repeated)), len(repeated))
+    return sorted(pipe.gather_objects(samples), key=lambda sample: sample.index)
+
+
+def _kept(sample: Sample, scores: Tensor, lost: Tensor) -> Sample:
+    """The sample with its ``scores`` and the rewards that it ``lost``, on the CPU, without its prompt's pictures."""
+    return replace(sample, rollout=sample.rollout.to("cpu"), scores=scores, lost=lost, images=None)
+
+
+def comparable(lost: Tensor) -> Tensor:
+    """The answers ``[B]`` bool whose summed rewards can be averaged; ``lost [B, F]``: rewards that failed to score them.
+
+    A sum without one of its rewards is no smaller reward. So those that lost the fewest rewards, and the same ones as the
+    first of them.
+    """
+    fewest = lost[lost.sum(dim=1).argmin()]
+    return (lost == fewest).all(dim=1)
+
+
+def reward_summary(
+    pipe: Pipeline, samples: list[Sample], prefix: str, metrics: Metrics | None = None
+) -> dict[str, float]:
+    """``<prefix>_reward``, ``<prefix>_rewards/<name>/mean``, completion lengths, and what ``metrics`` holds already.
+
+    With ``reward_error`` "none" the reward is NaN where none applies to any answer.
+
+    Raises:
+        ValueError: none applies, and ``reward_error`` is "raise".
+    """
+    metrics = Metrics() if metrics is None else metrics
+    scores = torch.stack([sample.scores for sample in samples])
+    for name, column in zip(pipe.rewards.names, scores.T, strict=True):
+        if not bool(column.isnan().all()):
+            metrics.add(f"rewards/{name}/mean", column.nanmean())
+    compared = scores[comparable(torch.stack([sample.lost for sample in samples]))]
+    weighted = (compared * torch.tensor(pipe.rewards.weights)).nansum(dim=1)
+    scored = weighted[(~compared.isnan()).any(dim=1)]
+    if not len(scored) and pipe.rewards.on_error == "raise":
+        raise ValueError(f"no reward applies to any held-out answer: {pipe.rewards.names} all returned None")
+    if len(scored):
+        metrics.add("reward", scored.mean())
+    completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
+    found = {"reward": math.nan, **metrics.flush()}
+    return {f"{prefix}_{name}": value for name, value in found.items()}

@@ -1,0 +1,161 @@
+"""What a run reports, under TRL's names."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..algorithm.advantages import Advantages, group_moments
+from ..types import Rollout
+
+
+class Metrics:
+    """Values collected between two logs, and how they become one number, over all processes.
+
+    Means are weighted by what a value was made of, so that they do not depend on how rows were divided. Counts and seconds
+    add up: what begins with ``time/`` or ``num_``, and what rewards did wrong (``rewards/<name>/errors``, ``timeouts``).
+    ``min`` and ``max`` of ratios, completions and sampling are those of everything.
+
+    Args:
+        by_task: the run has several tasks, so that what is told apart by task is also logged as ``NAME/TASK``.
+    """
+
+    def __init__(self, by_task: bool = False) -> None:
+        self.by_task = by_task
+        self._values: dict[str, list[list[float]]] = defaultdict(list)
+
+    def add(self, name: str, value: float | Tensor, task: str | None = None, weight: float = 1.0) -> None:
+        """Record one value, of ``task`` alone where one is given; NaN is dropped. ``weight``: things it is the mean of."""
+        value = float(value)
+        if value == value:
+            self._values[name].append([value, float(weight)])
+            if task is not None and self.by_task:
+                self._values[f"{name}/{task}"].append([value, float(weight)])
+
+    def scopes(self, tasks: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """What a metric of rows with these ``tasks`` is made of: the suffix of its name and ``[B]`` bool, the rows.
+
+        All rows under the plain name, then those of each task where the run has several.
+        """
+        yield "", torch.ones(len(tasks), dtype=torch.bool)
+        for task in sorted(set(tasks)) if self.by_task else ():
+            yield f"/{task}", torch.tensor([own == task for own in tasks])
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the block's wall seconds."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - start)
+
+    def pending(self) -> dict[str, list[list[float]]]:
+        """Everything recorded since the last flush, values with their weights, for a checkpoint."""
+        return {name: list(values) for name, values in self._values.items()}
+
+    def restore(self, pending: dict[str, list[list[float]]]) -> None:
+        """Goes on from ``pending`` values, whatever was recorded before."""
+        self._values.clear()
+        self._values.update({name: list(values) for name, values in pending.items()})
+
+    def flush(self, gather: Callable[[list], list] = lambda items: items) -> dict[str, float]:
+        """The aggregate of everything recorded since the last flush; ``gather`` joins the lists of all processes."""
+        ranks = gather([self.pending()])
+        names = sorted({name for rank in ranks for name in rank})
+        self._values.clear()
+        return {name: aggregate(name, [rank[name] for rank in ranks if name in rank]) for name in names}
+
+
+def aggregate(name: str, ranks: list[list[list[float]]]) -> float:
+    """One number from the values and weights that each process recorded under ``name``."""
+    if adds_up(name):
+        totals = [sum(value for value, _ in own) for own in ranks]
+        # Seconds pass for all at once, and counts of the whole window are known to all; tokens are each process's own.
+        return sum(totals) if name == "num_completion_tokens" else sum(totals) / len(totals)
+    values = [pair for own in ranks for pair in own]
+    bound = extreme(name)
+    if bound is not None:
+        return bound(value for value, _ in values)
+    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
+
+
+def adds_up(name: str) -> bool:
+    """Whether a metric is a count, not a mean."""
+    faults = name.startswith("rewards/") and name.endswith(("/errors", "/timeouts"))
+    return faults or name.startswith(("time/", "num_"))
+
+
+def extreme(name: str) -> Callable[[Iterable[float]], float] | None:
+    """``min`` or ``max`` for a metric that is one; rewards may be called anything."""
+    if not name.startswith(("ratio/", "completions/", "sampling/")):
+        return None
+    parts = name.split("/")[1:]
+    return next((kind for kind in (min, max) for part in parts if part.split("_")[0] == kind.__name__), None)
+
+
+def reward_metrics(
+    metrics: Metrics,
+    names: list[str],
+    scores: Tensor,
+    advantages: Advantages,
+    num_generations: int,
+    tasks: list[str],
+) -> None:
+    """``rewards/<name>/{mean,std,group_std}``, ``reward``, ``reward_std``, ``frac_reward_zero_std`` of all ranks' rows.
+
+    ``group_std`` is the mean over groups of the reward's std inside a group, of the groups with two scores and more:
+    what is left of a reward's spread once the prompts are the same.
+    """
+    for name, column in zip(names, scores.T, strict=True):
+        applies = column[~column.isnan()]
+        if len(applies):
+            metrics.add(f"rewards/{name}/std", applies.double().std() if len(applies) > 1 else 0.0)
+    metrics.add("reward", advantages.rewards.nanmean())
+    for suffix, own in metrics.scopes(tasks):
+        for name, column in zip(names, scores[own].T, strict=True):
+            groups = column.view(-1, num_generations)
+            _, std = group_moments(groups)
+            compared = (~groups.isnan()).sum(dim=1) > 1
+            metrics.add(f"rewards/{name}/mean{suffix}", column.nanmean())
+            metrics.add(f"rewards/{name}/group_std{suffix}", std.squeeze(1)[compared].mean())
+        metrics.add(f"reward_std{suffix}", advantages.group_std[own].mean())
+        metrics.add(f"frac_reward_zero_std{suffix}", advantages.equal[own][::num_generations].float().mean())
+
+
+def task_metrics(metrics: Metrics, tasks: list[str], rewards: Tensor) -> None:
+    """``reward/<task>`` of the tasks in a window; ``rewards [B]``, NaN where none applied."""
+    for task in sorted(set(tasks)):
+        metrics.add(f"reward/{task}", rewards[torch.tensor([own == task for own in tasks])].nanmean())
+
+
+def completion_metrics(metrics: Metrics, rollouts: list[Rollout], stop_token_ids: tuple[int, ...]) -> None:
+    """``completions/*`` lengths of texts; an answer without a stop token filled its canvas and counts as clipped.
+
+    Images always fill their canvas, so they add to ``num_completion_tokens`` alone.
+    """
+    metrics.add("num_completion_tokens", sum(int(rollout.completion_mask.sum()) for rollout in rollouts))
+    rollouts = [rollout for rollout in rollouts if rollout.canvas.task != "t2i"]
+    if not rollouts:
+        return
+    stops = torch.tensor(stop_token_ids, dtype=torch.int64)
+    lengths, stopped = [], []
+    for rollout in rollouts:
+        ids = rollout.canvas.ids[rollout.completion_mask].cpu()
+        lengths.append(len(ids))
+        stopped.append(bool(torch.isin(ids, stops).any()))
+    counts = torch.tensor(lengths, dtype=torch.float32)
+    ended = counts[torch.tensor(stopped)]
+    for prefix, values in (("", counts), ("terminated_", ended)):
+        if len(values):
+            metrics.add(f"completions/mean_{prefix}length", values.mean(), weight=len(values))
+            metrics.add(f"completions/min_{prefix}length", values.min())
+            metrics.add(f"completions/max_{prefix}length", values.max())
+    cut = 1.0 - torch.tensor(stopped, dtype=torch.float64)
+    for suffix, own in metrics.scopes([rollout.canvas.task for rollout in rollouts]):
+        metrics.add(f"completions/clipped_ratio{suffix}", cut[own].mean(), weight=int(own.sum()))

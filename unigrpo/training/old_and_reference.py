@@ -1,0 +1,196 @@
+"""What an update is compared with: log-probabilities of the old policy and of the reference, on the window's own noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algorithm.likelihood import score_tokens, token_logprobs
+from ..algorithm.noising import TrajectoryNoising
+from ..algorithm.noising.base import Answer
+from ..config.build import Algorithm
+from ..models.base import DiffusionPolicy
+from ..models.lockstep import forwards_meet, lockstep
+from ..rollout.pipeline import Pipeline, evaluating
+from ..types import Experience
+from .batches import Batch, Unit, collate
+from .diagnostics import thinned
+from .metrics import Metrics
+from .window import Window
+
+
+@torch.no_grad()
+def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = False) -> None:
+    """Old and reference log-probabilities on the window's own noise and units.
+
+    Units that are used before the first optimizer step of the window need no old pass: there old = new. ``always_old``
+    computes it all the same. Algorithms without a ratio need none at all.
+    """
+    moved_after = pipe.args.gradient_accumulation_steps
+    for row in window.rows:
+        needed = always_old or pipe.algorithms[row.task].needs_old
+        row.old_logps = torch.zeros_like(row.weight) if needed else None
+        row.old_known = torch.zeros(row.weight.shape[0], dtype=torch.bool)
+    with _in_step(pipe, pipe.model) as model:
+        for k in range(pipe.args.num_iterations):
+            for step, units in enumerate(window.micro_batches):
+                for unit in units:
+                    needed = pipe.algorithms[window.rows[unit.rows[0]].task].needs_old
+                    if always_old or (needed and (k > 0 or step >= moved_after)):
+                        _score_into(pipe, window, unit, k, model, "old_logps")
+    # The exact KL compares whole distributions, which are made anew beside each update and never kept.
+    with_reference = {
+        task
+        for task, algorithm in pipe.algorithms.items()
+        if algorithm.settings.needs_reference and not algorithm.settings.exact_kl
+    }
+    if not with_reference:
+        return
+    with pipe.reference() as reference, _in_step(pipe, reference) as model:
+        for row in window.rows:
+            row.ref_logps = torch.zeros_like(row.weight) if row.task in with_reference else None
+        for k in range(pipe.args.num_iterations):
+            for units in window.micro_batches:
+                for unit in units:
+                    if window.rows[unit.rows[0]].task in with_reference:
+                        _score_into(pipe, window, unit, k, model, "ref_logps")
+
+
+@contextmanager
+def _in_step(pipe: Pipeline, model: Any) -> Iterator[Any]:
+    """What to call for ``model``, in eval mode; ranks whose rows need other passes make equally many forwards."""
+    meet = lockstep(model, pipe.policy, pipe.device) if forwards_meet(model) else nullcontext(model)
+    with evaluating(model), meet as together:
+        yield together
+
+
+def _score_into(pipe: Pipeline, window: Window, unit: Unit, k: int, model, name: str) -> None:
+    if unit.dummy:
+        return
+    batch = collate(window.rows, unit, k, pipe.policy, pipe.device)
+    settings = pipe.algorithms[batch.canvas.task].settings
+    scores = score_tokens(
+        model,
+        pipe.policy,
+        batch.canvas,
+        batch.hidden,
+        batch.target,
+        batch.noisy_ids,
+        settings.temperature,
+        settings.likelihood_guidance,
+    )
+    logps = scores.logps.cpu().unflatten(0, (len(unit.rows), -1))
+    for place, index in enumerate(unit.rows):
+        row = window.rows[index]
+        kept = getattr(row, name)[k]
+        if unit.draw is None:
+            kept.copy_(logps[place, : len(kept), : len(row.ids)])
+        else:
+            kept[unit.draw] = logps[place, 0, : len(row.ids)]
+        if name == "old_logps":
+            row.old_known[k] = True
+
+
+def exact_reference(
+    reference: Callable[[], AbstractContextManager],
+    policy: DiffusionPolicy,
+    algorithms: dict[str, Algorithm],
+    batch: Batch,
+) -> Tensor | None:
+    """The reference's log-probabilities ``[n, W]`` of the whole token space at each scored token; None without an exact KL.
+
+    Where the reference's forwards wait for each other, ranks whose batch has another KL make one too: in a run of several
+    tasks, one rank may train text while another trains pictures.
+    """
+    if not any(algorithm.settings.exact_kl for algorithm in algorithms.values()):
+        return None
+    settings = algorithms[batch.canvas.task].settings
+    target = batch.target if settings.exact_kl else thinned(batch.target)
+    law = (settings.temperature, settings.likelihood_guidance)
+    with reference() as model, evaluating(model):
+        if not settings.exact_kl and not forwards_meet(model):
+            return None
+        logprobs = token_logprobs(model, policy, batch.canvas, batch.hidden, target, batch.noisy_ids, *law)
+    return logprobs if settings.exact_kl else None
+
+
+@torch.no_grad()
+def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metrics) -> None:
+    """``kl_exact``: the categorical KL(policy || reference) at some scored tokens of each task's first unit, in nats.
+
+    For tasks whose ``kl`` is an estimate. ``tasks`` are those of all ranks' rows: every rank makes the same forwards, one
+    without a unit of the task makes them on another unit and lets the result go.
+    """
+    for task in sorted(set(tasks)):
+        settings = pipe.algorithms[task].settings
+        if not settings.needs_reference or settings.exact_kl:
+            continue
+        unit, own = _unit_of(window, task)
+        if unit is None:
+            continue
+        batch = collate(window.rows, unit, 0, pipe.policy, pipe.device)
+        settings = pipe.algorithms[batch.canvas.task].settings
+        arguments = (batch.canvas, batch.hidden, thinned(batch.target), batch.noisy_ids)
+        law = (settings.temperature, settings.likelihood_guidance)
+        with evaluating(pipe.model):
+            policy = token_logprobs(pipe.model, pipe.policy, *arguments, *law)
+        with pipe.reference() as model, evaluating(model):
+            reference = token_logprobs(model, pipe.policy, *arguments, *law)
+        if own:
+            metrics.add("kl_exact", (policy.exp() * (policy - reference)).sum(dim=-1).mean(), task, len(policy))
+
+
+@torch.no_grad()
+def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[str], metrics: Metrics) -> None:
+    """``sampling/decoding_gap/{mean,max}``: |log p when drawn - log p by an exact forward on the same holes|, in nats.
+
+    For tasks that decode with kept keys and values: what a cache is off. One denoising step of each row of the task's first
+    unit, drawn by the window's ``number``. ``tasks`` as in ``log_exact_kl``.
+    """
+    for task in sorted(set(tasks)):
+        cached = getattr(pipe.algorithms[task].sampler, "kv_cache", "none") != "none"
+        unit, own = _unit_of(window, task)
+        if not cached or unit is None or pipe.policy.mask_token_id is None:
+            continue
+        rows = [_at_one_step(window.rows[index], (pipe.args.seed, number)) for index in unit.rows]
+        batch = collate(rows, Unit(tuple(range(len(rows))), 0), 0, pipe.policy, pipe.device)
+        settings = pipe.algorithms[batch.canvas.task].settings
+        law = (settings.temperature, settings.guidance_scale or None)
+        with evaluating(pipe.model):
+            scores = score_tokens(pipe.model, pipe.policy, batch.canvas, batch.hidden, batch.target, None, *law)
+        gap = (scores.logps - batch.sampling_logps)[batch.target].abs()
+        if own and gap.numel():
+            metrics.add("sampling/decoding_gap/mean", gap.mean(), task, gap.numel())
+            metrics.add("sampling/decoding_gap/max", gap.max(), task)
+
+
+def _unit_of(window: Window, task: str) -> tuple[Unit | None, bool]:
+    """The first unit of ``task``; without one, any unit, and False: its forwards only keep the ranks in step."""
+    units = [unit for step in window.micro_batches for unit in step]
+    own = [unit for unit in units if window.rows[unit.rows[0]].task == task and not unit.dummy]
+    return next(iter(own or units), None), bool(own)
+
+
+def _at_one_step(row: Experience, key: tuple[int, int]) -> Experience:
+    """The row as it was before one of its denoising steps, which wrote what is scored."""
+    answer = Answer(
+        completion=row.completion_mask,
+        fill=row.fill_mask,
+        prompt=row.attention_mask & ~row.fill_mask,
+        step_map=row.step_map,
+    )
+    (draw,) = TrajectoryNoising().draws(answer, 0, 1, 1, (*key, row.index))
+    return replace(
+        row,
+        hidden=draw.hidden[None, None],
+        target=draw.target[None, None],
+        weight=draw.target[None, None].float(),
+        input_ids=None,
+        old_logps=None,
+        ref_logps=None,
+    )

@@ -1,0 +1,160 @@
+"""What a trainer is put together from: its model, its rewards, its evaluation sets, its defaults."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..config.arguments import UniGRPOConfig
+from ..data.image_codes import ImageCodec, load_tokenizer
+from ..models import DiffusionPolicy, resolve_policy
+from ..models.adapters import add_adapter
+from ..models.builtin import model_path
+from ..models.loading import load_config
+from ..models.quantization import check_quantization, prepare_quantised
+from ..models.reference import freeze_adapter_copy
+from ..rollout.rewards import RewardSet, resolve_reward
+from .checkpoints.files import check_writable
+
+
+def check_arguments(args: UniGRPOConfig) -> None:
+    """Raises ``ValueError`` for arguments that no trainer can follow, and for an ``output_dir`` that takes no files."""
+    if args.should_save:
+        check_writable(args.output_dir)
+    if args.n_gpu > 1:
+        raise ValueError(f"{args.n_gpu} GPUs are visible to one process; start with `accelerate launch`")
+    if args.ignore_data_skip:
+        raise ValueError("ignore_data_skip=True would resume a window with another window's prompts; leave it False")
+
+
+def load_trainable(
+    model: str, policy: str | None, init_kwargs: dict[str, Any] | None, args: UniGRPOConfig, adapters: bool
+) -> PreTrainedModel:
+    """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise.
+
+    Its attribute ``load_again`` loads it once more, for engines under which it cannot be copied.
+
+    Raises:
+        ValueError: quantised weights that no ``adapters`` will be put on, or without the package for them; options that
+            the model does not take.
+    """
+    check_quantization(init_kwargs, adapters)
+    options = {"dtype": "auto", **(init_kwargs or {})}
+    if options.get("quantization_config") is not None:
+        # Made of the weights while they are loaded, on the device that has to compute with them.
+        options.setdefault("device_map", {"": str(args.device)})
+    model = model_path(model)
+    trusted = bool(options.get("trust_remote_code"))
+    name = policy or load_config(model, trust_remote_code=trusted).model_type
+    load = partial(resolve_policy(name).load_model, model, **options)
+    try:
+        module = load()
+    except TypeError as error:
+        raise ValueError(f"model_init_kwargs={init_kwargs}: {error}") from error
+    module.load_again = load
+    return module
+
+
+def load_codec(tokenizer: Any, policy: DiffusionPolicy) -> ImageCodec | None:
+    """The image tokenizer of a run: an id, a path, ``builtin:NAME``, a module, or None for the policy's own.
+
+    None where the policy has none either.
+    """
+    tokenizer = policy.image_tokenizer if tokenizer is None else tokenizer
+    if tokenizer is None:
+        return None
+    return ImageCodec(load_tokenizer(model_path(tokenizer) if isinstance(tokenizer, str) else tokenizer), policy)
+
+
+def reward_set(
+    functions: Any,
+    processing_classes: Any,
+    weights: list[float] | None,
+    on_error: str = "raise",
+    timeout: float | None = None,
+) -> RewardSet:
+    """The rewards of a run, names and models resolved, each model reward with its own tokenizer.
+
+    ``on_error`` and ``timeout`` are the run's ``reward_error`` and ``reward_timeout``.
+    """
+    functions = list(functions) if isinstance(functions, list | tuple) else [functions]
+    classes = processing_classes
+    if not isinstance(classes, list | tuple):
+        classes = [classes] * len(functions)
+    if len(classes) != len(functions):
+        raise ValueError(f"reward_processing_classes has {len(classes)} entries for {len(functions)} rewards")
+    resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
+    return RewardSet(functions=resolved, weights=weights, on_error=on_error, timeout=timeout)
+
+
+def warn_of_waits(args: UniGRPOConfig, rewards: RewardSet) -> None:
+    """Warns where rewards that hang on one process may take longer than the others wait for it."""
+    longest = (rewards.timeout or math.inf) * len(rewards.functions)
+    if args.world_size > 1 and longest > args.ddp_timeout:
+        warnings.warn(
+            f"{len(rewards.functions)} rewards with reward_timeout={rewards.timeout} may take {longest:g} s, and processes wait "
+            f"ddp_timeout={args.ddp_timeout} s for each other: a reward that hangs would end the run without its name. Lower "
+            "reward_timeout or raise ddp_timeout"
+        )
+
+
+def named_sets(dataset: Any) -> list[tuple[str, Any]]:
+    """Evaluation sets with the names that errors use."""
+    if dataset is None:
+        return []
+    if isinstance(dataset, dict):
+        return [(f"eval_dataset[{name!r}]", part) for name, part in dataset.items()]
+    return [("eval_dataset", dataset)]
+
+
+def trainable(
+    model: nn.Module, peft_config: PeftConfig | None, args: UniGRPOConfig, with_reference: bool
+) -> nn.Module:
+    """The module that is trained: with its adapter, with a frozen copy of one it came with, without dropout.
+
+    Raises:
+        ValueError: a ``PeftModel`` without anything to train, or quantised weights without an adapter.
+    """
+    was_adapted = isinstance(model, PeftModel)
+    if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the PeftModel has nothing to train: load it with from_pretrained(..., is_trainable=True)")
+    prepare_quantised(model, adapters=was_adapted or peft_config is not None)
+    # A new adapter's weights are random: they are the run's seed's, whatever was drawn before.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(args.seed)
+        model = add_adapter(model, peft_config)
+    if was_adapted and with_reference:
+        freeze_adapter_copy(model)
+    if not isinstance(model, PeftModel):
+        warn_of_half_precision(model)
+    elif args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    if args.disable_dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    return model
+
+
+def warn_of_half_precision(model: nn.Module) -> None:
+    """Warns when weights that would round small steps away are trained themselves."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if dtypes & {torch.bfloat16, torch.float16}:
+        warnings.warn(
+            f"the whole model is trained in {sorted(map(str, dtypes))}: steps of a usual learning rate round to nothing "
+            "there. Load it in float32 (model_init_kwargs={'dtype': 'float32'} with bf16=True), or train adapters"
+        )
+
+
+def default_learning_rate(args: UniGRPOConfig, adapters: bool) -> float:
+    """1e-6 for the whole model, 5e-6 for adapters, unless set."""
+    if args.learning_rate is not None:
+        return args.learning_rate
+    return 5e-6 if adapters else 1e-6
