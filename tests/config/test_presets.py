@@ -17,7 +17,7 @@ from unigrpo.config.presets import BASE, PRESETS, TASK_DEFAULTS
 from unigrpo.config.task import TASK_KEYS
 from unigrpo.runs.build import build_config
 from unigrpo.training.batches import collate
-from unigrpo.training.experience import compare
+from unigrpo.training.scores import compare
 from unigrpo.training.window import rebuild_window
 from unigrpo.types import TASKS, Canvas, Experience, Rollout, TokenSpace
 

@@ -15,8 +15,8 @@ from ..config.build import Algorithm, build_sampler
 from ..config.task import EXACT_DECODING
 from ..rollout.pipeline import Pipeline
 from ..rollout.sample import Sample, sample_answers
-from .experience import own_scores
 from .metrics import Metrics, completion_metrics
+from .scores import own_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
