@@ -42,7 +42,6 @@ def get_reward(name: str, folders: Sequence[str | Path] = (), /, **kwargs: Any) 
     Raises:
         ValueError: nothing callable by that name; the message says where it was looked for, or has the nearest name and all
             names.
-        ImportError: the module exists and one of its own imports does not.
     """
     registered = isinstance(name, str) and name in REWARDS
     if not registered and not (isinstance(name, str) and ":" in name):
@@ -65,7 +64,7 @@ def _with_defaults(kind: type) -> Callable:
 
 def _unknown(name: Any, reason: str) -> ValueError:
     """The error for a name that leads nowhere."""
-    if isinstance(name, str) and ":" in name:
+    if isinstance(name, str) and (":" in name or "/" in name):
         return ValueError(f"reward {name!r}: {reason}")
     nearest = difflib.get_close_matches(str(name), REWARDS, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

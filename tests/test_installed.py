@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,8 +120,10 @@ def test_a_recipe_brings_its_own_code_and_files(installed, home):
     (own / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"{n} + 1"}) + "\n" for n in range(16)))
     recipe = run([str(installed / "unigrpo"), "recipes", "copy", "quickstart", "--to", str(own)], home)
     assert "quickstart.yaml" in recipe
+    text = (own / "quickstart.yaml").read_text()
+    assert text.count("\ndatasets: ") == 1
+    (own / "quickstart.yaml").write_text(re.sub(r"(?m)^datasets: .*$", "datasets: [{path: rows.jsonl}]", text))
     changes = [
-        "datasets=[{path: rows.jsonl}]",
         "eval_datasets=null",
         'rewards=[{name: "rewards:calm"}]',
         "output_dir=out",

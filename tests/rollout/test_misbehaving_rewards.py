@@ -579,6 +579,16 @@ RUN = {"num_iterations": 1, "max_steps": 6, "beta": 0.0}
 """Three windows of two steps each."""
 
 
+def test_the_error_of_a_reward_for_one_task_names_its_own_line_alone():
+    """The lines of the library around it are left out, in whatever room they stand."""
+
+    def own(completions, **columns):
+        raise ZeroDivisionError("no")
+
+    with pytest.raises(RewardError, match=r"raised ZeroDivisionError: no \(test_misbehaving_rewards\.py:\d+\), "):
+        RewardSet(functions=[ForTask(own, "text")]).score(answers())
+
+
 @pytest.mark.parametrize(("fault", "lost"), [(fails, 16), (half_nan, 8), (lambda scores: scores[1:], 16)])
 def test_a_run_goes_on_without_the_bad_rows(make_trainer, fault, lost):
     trainer = make_trainer(rewards=Sometimes(fault), reward_error="none", **RUN)

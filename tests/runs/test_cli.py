@@ -40,7 +40,7 @@ def test_train_evaluate_merge_and_sample(tiny_recipe, tmp_path, capsys):
     assert summary["optimizer_steps"] == 2 and summary["lora"] is True and summary["seed"] == 42
     assert {"mean", "low", "high", "count"} == summary["held_out_accuracy_before"].keys()
     assert summary["held_out_accuracy_after"]["count"] == 4
-    assert {"torch", "transformers"} <= summary["versions"].keys()
+    assert {"torch", "transformers", "unigrpo"} <= summary["versions"].keys()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
     assert (out / "reward_curve.png").read_bytes().startswith(b"\x89PNG")

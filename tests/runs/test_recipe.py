@@ -7,7 +7,7 @@ import json
 import pytest
 
 from unigrpo.errors import RecipeError
-from unigrpo.runs.build import ForTask, build_config, build_dataset, build_lora, build_rewards, import_paths, load_rows
+from unigrpo.runs.build import ForTask, build_config, build_dataset, build_lora, build_rewards, code_of, load_rows
 from unigrpo.runs.recipe import DatasetSpec
 
 from ..support.recipes import MINIMAL, recipe
@@ -105,13 +105,13 @@ def test_files_are_renamed_limited_and_concatenated(tmp_path):
         load_rows(DatasetSpec(path="builtin:algebra"))
 
 
-def test_import_paths_lists_all_code_a_recipe_names(tmp_path):
+def test_all_code_that_a_recipe_names_is_listed(tmp_path):
     named = recipe(tmp_path, MINIMAL, "policy=my_pkg.mod:Policy", "rewards.0.name=my_pkg.rewards:fn")
-    assert import_paths(named) == [
-        "my_pkg.mod:Policy",
-        "unigrpo.runs.accuracy:integer_match",
-        "unigrpo.runs.accuracy:answer_match",
-        "my_pkg.rewards:fn",
+    assert code_of(named) == [
+        "runs code: my_pkg.mod:Policy",
+        "runs code: unigrpo.runs.accuracy:integer_match",
+        "runs code: unigrpo.runs.accuracy:answer_match",
+        "runs code: my_pkg.rewards:fn",
     ]
 
 

@@ -45,9 +45,12 @@ def resolve_policy(name: str | type[DiffusionPolicy], folders: Sequence[str | Pa
     if ":" not in path:
         raise ValueError(f"policy={name!r} is unknown: choose one of {sorted(POLICIES)} or give 'pkg.mod:attr'")
     try:
-        return import_named(path, folders)
+        found = import_named(path, folders)
     except (ImportError, ValueError) as error:
         raise ValueError(f"policy={name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and hasattr(found, "load_model")):
+        raise ValueError(f"policy={name!r} is a {type(found).__name__}: it must be a class derived from DiffusionPolicy")
+    return found
 
 
 def policy_class_of(model: Any, name: str | type[DiffusionPolicy] | None = None) -> type[DiffusionPolicy]:

@@ -93,5 +93,5 @@ def _check_package() -> None:
     if not is_bitsandbytes_available():
         raise ValueError(
             "weights in 8 or 4 bits need bitsandbytes, 0.48 or newer, which is not installed: "
-            'pip install -e ".[quantization]"'
+            'pip install "unigrpo[quantization]"'
         )

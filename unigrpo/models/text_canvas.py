@@ -34,11 +34,16 @@ class TextCanvasPolicy(DiffusionPolicy):
         rows: list[dict[str, Any]],
         task: str,
         *,
-        max_completion_length: int | None = None,
+        max_completion_length: int,
         max_prompt_length: int | None = None,
         prompt_truncation: str = "error",
     ) -> Canvas:
-        """Rows of a task that writes text, padded to the longest prompt; arguments as in ``MMaDAPolicy.encode``.
+        """Rows of a task that writes text, padded to the longest prompt.
+
+        Args:
+            max_completion_length: answer positions.
+            max_prompt_length: longest prompt in tokens; None = what fits beside the answer.
+            prompt_truncation: for longer prompts ``"error"`` or ``"left"``, which drops the beginning.
 
         Raises:
             ValueError: a prompt that does not fit, or a length that leaves no room for one.
@@ -72,10 +77,10 @@ class TextCanvasPolicy(DiffusionPolicy):
         return min(limit, max_prompt_length or limit)
 
     def _prompt(self, row: dict[str, Any], task: str, limit: int, truncation: str) -> list[int]:
-        """Ids of a chat prompt."""
+        """Ids of a chat prompt; a family may put something before it, by ``task``."""
         return fit_prompt(self.processor.encode_prompt(row["prompt"]), limit, truncation, row["prompt"])
 
     def decode(self, canvas: Canvas, completion_mask: Tensor) -> list[Any]:
         """The text of each completion, stop token and other special tokens left out."""
-        rows = [ids[mask].tolist() for ids, mask in zip(canvas.ids, completion_mask, strict=True)]
+        rows = [ids[mask].tolist() for ids, mask in zip(canvas.ids.cpu(), completion_mask.cpu(), strict=True)]
         return self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -132,7 +132,7 @@ def _pictures(images: Any, count: int) -> list[Image.Image]:
 def load_policy(
     path: str,
     *,
-    policy: str | None = None,
+    policy: str | type[DiffusionPolicy] | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
     processing_class: Any = None,

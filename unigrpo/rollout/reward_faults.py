@@ -51,9 +51,15 @@ def failed_call(error: BaseException, seconds: float | None, rows: list[int]) ->
 def _places(error: BaseException) -> str:
     """The reward's own line, and the one that raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
+    frames = [frame for frame in frames if not _is_ours(Path(frame.filename))]
     places = dict.fromkeys(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[:1] + frames[-1:])
     return f" ({' > '.join(places)})" if places else ""
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a line is of the library; shipped rewards are rewards like any other."""
+    library = Path(__file__).parents[1]
+    return file.is_relative_to(library) and not file.is_relative_to(library / "rewards")
 
 
 def shown(prompt: Any) -> str:

@@ -116,12 +116,18 @@ class ForTask:
 
 def build_policy(recipe: Recipe) -> type[DiffusionPolicy] | None:
     """The policy class that the recipe names; None = found from the model."""
-    return None if recipe.policy is None else resolve_policy(recipe.policy, recipe.folders)
+    return None if recipe.policy is None else resolve_policy(recipe.policy, [recipe.folder])
 
 
 def build_accuracy(recipe: Recipe) -> dict[str, Callable[[str, str], bool]]:
     """``f(completion, solution) -> bool`` of each task whose held-out answers are judged."""
-    return {task: get_reward(path, recipe.folders) for task, path in recipe.accuracy.items()}
+    built = {}
+    for task, path in recipe.accuracy.items():
+        try:
+            built[task] = get_reward(path, [recipe.folder])
+        except ValueError as error:
+            raise RecipeError(f"{recipe.source}: accuracy.{task}: {error}") from error
+    return built
 
 
 def build_rewards(recipe: Recipe) -> list[Any]:
@@ -131,11 +137,13 @@ def build_rewards(recipe: Recipe) -> list[Any]:
         ValueError: a name that leads nowhere, or arguments that the reward does not take.
     """
     built = []
-    for spec in recipe.rewards:
+    for number, spec in enumerate(recipe.rewards):
         is_model = "/" in spec.name and ":" not in spec.name
         options = {key: model_path(value) if isinstance(value, str) else value for key, value in spec.args.items()}
         try:
-            reward = spec.name if is_model else get_reward(spec.name, recipe.folders, **options)
+            reward = spec.name if is_model else get_reward(spec.name, [recipe.folder], **options)
+        except ValueError as error:
+            raise RecipeError(f"{recipe.source}: rewards[{number}]: {error}") from error
         except TypeError as error:
             raise RecipeError(f"{recipe.source}: rewards: args of {spec.name!r}: {error}") from error
         if spec.task is not None:
@@ -225,12 +233,6 @@ def _rename(rows: Any, spec: DatasetSpec) -> Any:
             rows = rows.remove_columns(name) if name in rows.column_names else rows
             rows = rows.add_column(name, [value] * len(rows))
     return undecoded(rows)
-
-
-def import_paths(recipe: Recipe) -> list[str]:
-    """Every piece of code the recipe names by import path: the only code of its own that a recipe can run."""
-    named = [recipe.policy, *recipe.accuracy.values(), *(reward.name for reward in recipe.rewards)]
-    return [path for path in named if path and _is_code(path)]
 
 
 def _is_code(path: str) -> bool:

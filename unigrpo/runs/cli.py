@@ -113,11 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     recipes = _command(commands, "recipes", run_recipes, "list the recipes that ship with the package, or copy some")
-    recipes.set_defaults(names=[])
-    actions = recipes.add_subparsers(metavar="[copy NAME ...]")
-    copy = actions.add_parser("copy", help="write recipes into this folder, to be changed")
-    copy.add_argument("names", nargs="+", metavar="NAME", help="as `unigrpo recipes` lists them")
-    copy.add_argument("--to", default=".", metavar="DIR", help="another folder (default: this one)")
+    recipes.add_argument("words", nargs="*", metavar="copy NAME", help="names as listed; without words, the list")
+    recipes.add_argument("--to", default=".", metavar="DIR", help="where copies go (default: this folder)")
     return parser
 
 

@@ -170,11 +170,17 @@ def run_recipes(arguments: argparse.Namespace) -> int:
     """``unigrpo recipes``: what ships with the package; ``unigrpo recipes copy NAME ...``: copies to be changed."""
     from . import packaged
 
-    for name in arguments.names:
+    action, *names = arguments.words or ["list"]
+    if action not in ("list", "copy") or (action == "copy") != bool(names):
+        raise ValueError(
+            f"unigrpo recipes {' '.join(arguments.words)}: write `unigrpo recipes`, or `unigrpo recipes copy NAME ...`"
+        )
+    packaged.check_known(names)
+    for name in names:
         written = packaged.copy(name, Path(arguments.to))
         use = "accelerate launch --config_file {} -m unigrpo train RECIPE" if "/" in name else "unigrpo train {}"
         print(f"wrote {', '.join(map(str, written))}; to use it: {use.format(written[0])}")
-    if arguments.names:
+    if names:
         return 0
     for title, names in (("recipes", packaged.names()), ("launch files", packaged.launch_files())):
         print(f"{title}:")

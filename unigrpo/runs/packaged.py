@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 from pathlib import Path
 
-from ..errors import RecipeError, check_choice
+from ..errors import RecipeError
 
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -23,8 +24,7 @@ def launch_files() -> list[str]:
 
 
 def find(name: str) -> Path | None:
-    """The file of a recipe's name, with or without ``.yaml``; None where there is none."""
-    name = name.removesuffix(".yaml")
+    """The file of a recipe's name; None where there is none."""
     return FOLDER / f"{name}.yaml" if name in names() else None
 
 
@@ -40,23 +40,46 @@ def copy(name: str, folder: Path) -> list[Path]:
     """Copies a recipe, with the files beside it that it names, or a launch file into ``folder``; returns what was written.
 
     Raises:
-        RecipeError: there is no such recipe, or a file would be overwritten.
+        RecipeError: there is no such recipe, a file would be overwritten, or ``folder`` takes none.
     """
-    name = name.removesuffix(".yaml")
-    check_choice("recipe", name, (*names(), *launch_files()))
-    file = FOLDER / f"{name}.yaml"
+    file = FOLDER / f"{_known(name)}.yaml"
     sources = [file, *_named_in(file)]
     targets = [folder / (source.name if source == file else source.relative_to(FOLDER)) for source in sources]
     pairs = list(zip(sources, targets, strict=True))
-    taken = [str(target) for source, target in pairs if target.exists() and target.read_bytes() != source.read_bytes()]
+    taken = [str(target) for source, target in pairs if target.exists() and not _alike(source, target)]
     if taken:
         raise RecipeError(
-            f"{', '.join(taken)} exist and are not overwritten; move them away, or copy into another folder"
+            f"not overwritten: {', '.join(taken)}; move that away, or copy into another folder with --to"
         )
-    for source, target in pairs:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+    try:
+        for source, target in pairs:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    except OSError as error:
+        raise RecipeError(f"{name!r} cannot be copied into {str(folder)!r}: {error}; give another folder") from error
     return targets
+
+
+def check_known(wanted: list[str]) -> None:
+    """Raises ``RecipeError`` for a name that is not shipped, before anything is copied."""
+    for name in wanted:
+        _known(name)
+
+
+def _known(name: str) -> str:
+    """A recipe or launch file by its name, also by the last part of it."""
+    every = (*names(), *launch_files())
+    short = {own.rpartition("/")[2]: own for own in every}
+    name = name.removesuffix(".yaml")
+    if name in every or name in short:
+        return name if name in every else short[name]
+    near = difflib.get_close_matches(name, (*every, *short), n=1)
+    hint = f"did you mean {short.get(near[0], near[0])!r}? " if near else ""
+    raise RecipeError(f"recipe {name!r} is not shipped: {hint}`unigrpo recipes` lists what is")
+
+
+def _alike(one: Path, two: Path) -> bool:
+    return two.is_file() and one.read_bytes() == two.read_bytes()
 
 
 def _named_in(file: Path) -> list[Path]:

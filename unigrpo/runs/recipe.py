@@ -99,11 +99,6 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
 
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """Where the modules that it names are looked for first."""
-        return (self.folder,)
-
 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "weight": (int, float),
@@ -124,7 +119,7 @@ CONFIG_KEYS = tuple(item.name for item in fields(UniGRPOConfig) if item.init)
 LORA_KEYS = tuple(item.name for item in fields(LoraConfig) if item.init)
 
 
-def load_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """A recipe with ``key=value`` overrides (dotted keys, YAML values).
 
     Args:
@@ -133,30 +128,38 @@ def load_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: a file that is missing, no text or not YAML, an unknown key, a wrong type.
     """
-    file = find_recipe(path)
-    data = parse_yaml(_text(file), path)
+    file, source = find_recipe(str(path))
+    data = parse_yaml(_text(file), source)
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys, got {type(data).__name__}")
+        raise RecipeError(f"{source}: a recipe is a mapping of keys, got {type(data).__name__}")
+    _look_beside(data, file.parent)
     for override in overrides or []:
         _override(data, override)
-    return parse_recipe(data, path, file.parent)
+    return parse_recipe(data, source, file.parent)
 
 
-def find_recipe(path: str) -> Path:
-    """The file of a recipe: a path, the same without ``.yaml``, or the name of one that ships with the package.
+def find_recipe(path: str) -> tuple[Path, str]:
+    """The file of a recipe, and what it is called: a path, the same without ``.yaml``, or the name of a shipped one.
 
     Raises:
         RecipeError: there is none.
     """
     try:
-        file = next((own for own in (Path(path), Path(f"{path}.yaml")) if own.is_file()), packaged.find(path))
+        own = next((own for own in (Path(path), Path(f"{path}.yaml")) if own.is_file()), None)
     except (OSError, ValueError) as error:
         raise RecipeError(f"recipe {quoted(path)} cannot be read: {error}") from error
-    if file is None:
-        near = difflib.get_close_matches(Path(path).stem, packaged.names(), n=1)
-        hint = f"did you mean {near[0]!r}, which ships with the package? " if near else ""
-        raise RecipeError(f"recipe {quoted(path)} is not a file: {hint}`unigrpo recipes` lists the shipped ones")
-    return file
+    if own is not None:
+        return own, str(own)
+    shipped = packaged.find(path)
+    if shipped is not None:
+        return shipped, path
+    if path in packaged.launch_files():
+        raise RecipeError(
+            f"{path!r} is a launch file, not a recipe: `unigrpo recipes copy {path}`, then accelerate launch"
+        )
+    near = difflib.get_close_matches(Path(path).stem, packaged.names(), n=1)
+    hint = f"did you mean {near[0]!r}, which ships with the package? " if near else ""
+    raise RecipeError(f"recipe {quoted(path)} is not a file: {hint}`unigrpo recipes` lists the shipped ones")
 
 
 def _text(file: Path) -> str:
@@ -191,7 +194,6 @@ def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) 
         config={key: value for key, value in data.items() if key not in SECTIONS},
         folder=folder or Path(),
     )
-    _look_beside(recipe)
     if recipe.lora is not None:
         if not isinstance(recipe.lora, dict):
             raise RecipeError(
@@ -214,12 +216,22 @@ FILE_KEYS = ("image_tokenizer", "deepspeed", "fsdp_config", "accelerator_config"
 """Keys of a run that may hold a path to read."""
 
 
-def _look_beside(recipe: Recipe) -> None:
-    """Relative paths that lie beside the recipe's file become paths from the current folder."""
-    for spec in (recipe.model, *recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
-        spec.path = _beside(spec.path, recipe.folder)
-    for values, keys in ((recipe.config, FILE_KEYS), *((reward.args, ("model",)) for reward in recipe.rewards)):
-        values |= {key: _beside(values[key], recipe.folder) for key in keys if key in values}
+def _look_beside(data: dict[str, Any], folder: Path) -> None:
+    """Paths in a recipe's file that lie beside it become paths from the current folder.
+
+    Those of the model, the datasets, ``FILE_KEYS`` and the ``model`` of a reward; what is written, ``output_dir``, is not.
+    """
+
+    def replaced(values: Any, *keys: str) -> None:
+        if isinstance(values, dict):
+            values |= {key: _beside(values[key], folder) for key in keys if key in values}
+
+    replaced(data.get("model"), "path")
+    for section in ("datasets", "eval_datasets", "sft_datasets", "rewards"):
+        entries = data.get(section)
+        for entry in entries if isinstance(entries, list) else []:
+            replaced(entry.get("args") if section == "rewards" and isinstance(entry, dict) else entry, "path", "model")
+    replaced(data, *FILE_KEYS)
 
 
 def _beside(path: Any, folder: Path) -> Any:

@@ -28,7 +28,16 @@ from ..training.checkpoints.files import check_writable, named, write_json
 from ..training.engines import engine_of
 from ..training.evaluation import held_out_answers
 from ..training.setup import load_codec, load_trainable, reward_set
-from .build import build_config, build_dataset, build_lora, build_policy, build_quantization, build_rewards
+from .build import (
+    build_accuracy,
+    build_config,
+    build_dataset,
+    build_lora,
+    build_policy,
+    build_quantization,
+    build_rewards,
+    resolve_names,
+)
 from .held_out import HeldOut, compare_held_out, held_out, load_before, measure, show_before_after
 from .plots import draw_curve, picture_sheet, side_by_side
 from .recipe import Recipe
@@ -42,18 +51,19 @@ def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
     args = build_config(recipe)
     if args.should_save:
         check_writable(args.output_dir)
-    spec = recipe.model
-    model = load_trainable(spec.path, build_policy(recipe), model_options(recipe, args), args, recipe.lora is not None)
+    # Names first: a misspelt one is found before weights are loaded, or answers made.
+    spec, policy, rewards, _ = recipe.model, build_policy(recipe), build_rewards(recipe), build_accuracy(recipe)
+    model = load_trainable(spec.path, policy, model_options(recipe, args), args, recipe.lora is not None)
     trainer = UniGRPOTrainer(
         model=model,
-        reward_funcs=build_rewards(recipe),
+        reward_funcs=rewards,
         args=args,
         train_dataset=build_dataset(recipe.datasets),
         eval_dataset=build_dataset(recipe.eval_datasets),
         sft_dataset=build_dataset(recipe.sft_datasets),
         processing_class=build_processor(recipe),
         peft_config=build_lora(recipe),
-        policy=build_policy(recipe),
+        policy=policy,
     )
     if recipe.lora is not None:
         # The adapter names its base model as the recipe does, not by a path of this machine.
@@ -86,8 +96,9 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
     Pictures that were drawn are left as ``images_evaluated.png`` in the recipe's output folder.
 
     Raises:
-        ValueError: the recipe has no ``eval_datasets``.
+        ValueError: the recipe has no ``eval_datasets``, or names what is not there.
     """
+    resolve_names(recipe)
     rows = held_out_rows(recipe)
     pipe = held_out_pipeline(recipe, rows, model)
     args, path = pipe.args, model or recipe.model.path
@@ -222,10 +233,14 @@ class StartMeasured(TrainerCallback):
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and the ones it stands on."""
-    return {"python": platform.python_version(), "unigrpo": __version__} | {
-        name: importlib.metadata.version(name) for name in PACKAGES
-    }
+    """Versions of Python, this package and the ones it stands on; ``"not installed"`` for one that is missing."""
+    found = {"python": platform.python_version(), "unigrpo": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def curve_title(summary: dict[str, Any]) -> str:

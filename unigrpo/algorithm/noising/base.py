@@ -70,7 +70,7 @@ class Noising(ABC):
         weighting: coefficient of a scored token: ``"uniform"`` (1, or in a mixture 1 / the draws that score the token),
             or ``"inverse_probability"`` (1 / the chance that the draw scores it, in a mixture times the draw's share),
             which makes the weighted sum an unbiased estimate of the evidence lower bound where the scheme says so.
-        mixed: the draws of a row are mixed before the ratio, see ``reduction``.
+        mixed: the draws of a row are mixed before the ratio, see ``mixing``.
         p_mask_prompt: every prompt token is hidden with this probability in every draw, without being scored.
     """
 
