@@ -69,7 +69,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         reward_processing_classes: tokenizers of reward models, one entry a reward, None for functions.
         callbacks, optimizers: as in ``transformers.Trainer``.
         peft_config: adapter to train instead of the whole model.
-        policy: name in ``POLICIES`` or ``pkg.mod:attr``; None = found from the model.
+        policy: name in ``POLICIES``, ``pkg.mod:attr`` or a class; None = found from the model.
 
     Raises:
         ValueError: a configuration that cannot train, before anything runs.
@@ -89,7 +89,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
-        policy: str | None = None,
+        policy: str | type[DiffusionPolicy] | None = None,
         sft_dataset: Any = None,
     ) -> None:
         args = UniGRPOConfig("unigrpo-output") if args is None else copy.copy(args)
@@ -226,10 +226,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
                 last = number == len(parts)
                 with accumulating(self.accelerator, model, last):
                     total += self._backward(model, part, last)
-        if self.accelerator.sync_gradients:
-            # DeepSpeed has stepped by now; what could be known before was checked in ``_backward``.
-            check = self._stop_if_applied if self.is_deepspeed_enabled else self._stop_unless_finite
-            check(model)
+        if self.is_deepspeed_enabled and self.accelerator.sync_gradients:
+            # It has stepped by now; what could be known before was checked in ``_backward``.
+            self._stop_if_applied(model)
         self._micro_step += 1
         return total
 
@@ -238,7 +237,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             loss = part()
         if last and self.is_deepspeed_enabled and self.accelerator.sync_gradients:
             # Its engine steps inside this backward: the loss is checked before, the gradient can only be checked after.
-            self._stop_unless_finite(model)
+            self._stop_unless_finite(model, self._micro_step)
         # Engines divide by accumulation and by ranks; the loss is already the step's own share of the mean.
         engine = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         self.accelerator.backward(loss, **engine)
@@ -271,7 +270,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         noisy = (inputs.canvas, inputs.hidden, inputs.target, inputs.noisy_ids)
         law = (settings.temperature, settings.likelihood_guidance)
         ref_logprobs = exact_reference(self._reference, self.policy, self.algorithms, inputs)
-        scores = score_tokens(model, self.policy, *noisy, *law, ref_logprobs)
+        scores = score_tokens(model, self.policy, *noisy, *law, ref_logprobs, inputs.known)
         old_logps = scores.logps.detach() if inputs.old_logps is None else inputs.old_logps
         terms = algorithm.loss(
             scores.logps,
@@ -285,7 +284,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             inputs.scored_tokens,
             inputs.tokens_per_row,
         )
-        if bool(inputs.scale.any()):
+        if not inputs.dummy:
             loss_metrics(self._metrics, algorithm, inputs, scores, terms, old_logps)
         rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         loss = settings.loss_weight * (terms.rows * inputs.scale).sum() / rows_per_step

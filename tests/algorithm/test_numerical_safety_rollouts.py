@@ -213,9 +213,11 @@ def test_mask_schedules_fall_from_one_to_zero(name, steps):
 @bounded
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=3), st.integers(1, 50), st.integers(0, 9))
 def test_tokens_are_shared_out_completely(masked, steps, parts):
-    counts = transfer_counts(torch.tensor(masked), steps)
-    assert counts.shape == (len(masked), steps) and counts.sum(dim=1).tolist() == masked
-    assert int(counts.max() - counts.min(dim=1).values.min()) <= max(masked) + 1
+    counts = transfer_counts(masked, steps)
+    assert len(counts) == steps and [sum(own) for own in zip(*counts, strict=True)] == masked
+    assert all(
+        max(own) - min(own) <= 1 and list(own) == sorted(own, reverse=True) for own in zip(*counts, strict=True)
+    )
     split = split_evenly(steps, parts)
     assert len(split) == parts and sum(split) == (steps if parts else 0)
 
@@ -227,7 +229,7 @@ def test_noise_and_ranks_at_their_edges():
     assert picked == [[False] * 3, [False, True, False], [False, True, True], [True] * 3]
     nothing = torch.zeros(2, 3, dtype=torch.bool)
     streams = [keyed_generator("row", row) for row in range(2)]
-    assert uniforms(nothing, streams).tolist() == []
+    assert uniforms([0, 0], streams, "cpu").tolist() == []
     assert not scatter(nothing, torch.zeros(0)).any()
     with pytest.raises(ValueError, match="steps=2 is less than the 3 blocks"):
         fill(replace(SemiAutoregressive(steps=2), block_length=1), canvas_of(1, [3]))
@@ -243,9 +245,10 @@ def logged(function, *arguments) -> dict[str, float]:
 
 
 def ratios(*values: float) -> LossTerms:
-    nowhere = torch.zeros(len(values), dtype=torch.bool)
-    nothing = torch.zeros(1)
-    return LossTerms(rows=nothing, kl=nothing, ratio=torch.tensor(values), clipped_low=nowhere, clipped_high=nowhere)
+    nowhere, nothing = torch.zeros(1, len(values), dtype=torch.bool), torch.zeros(1)
+    return LossTerms(
+        rows=nothing, kl=nothing, ratios=torch.tensor([values]), low=nowhere, high=nowhere, scored=~nowhere
+    )
 
 
 def test_statistics_of_no_one_and_infinite_ratios():

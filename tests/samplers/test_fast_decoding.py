@@ -41,12 +41,12 @@ def model() -> CountingModel:
 
 def test_positions_are_packed_in_order():
     select = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 0, 1]]).bool()
-    index, counted = positions_of(select)
-    assert index.shape == (3, 3)
-    assert [row[keep].tolist() for row, keep in zip(index, counted, strict=True)] == [[1, 3], [], [0, 1, 3]]
+    for counts in (None, [2, 0, 3]):
+        index, counted = positions_of(select, counts)
+        assert index.shape == (3, 3)
+        assert counted.tolist() == [0, 1, 6, 7, 8] and index.flatten()[counted].tolist() == [1, 3, 0, 1, 3]
     nothing, counted = positions_of(torch.zeros(2, 4, dtype=torch.bool))
-    assert nothing.shape == (2, 1)
-    assert not counted.any()
+    assert nothing.shape == (2, 1) and not len(counted)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.6, 1.0])

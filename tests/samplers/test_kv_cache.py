@@ -93,7 +93,7 @@ def test_kept_rows_can_leave(policy, model):
     rows = torch.tensor([2, 0])
     model(**policy.inputs(canvas), select=select, cache=whole)
     model(**policy.inputs(canvas), select=select, cache=part)
-    part.take(rows)
+    part.take(rows.tolist())
     whole.span = part.span = (canvas.ids.shape[1] - 24, canvas.ids.shape[1])
     logits = model(**policy.inputs(canvas), select=select, cache=whole).logits.view(4, 24, -1)
     few = canvas.take(rows)
@@ -160,12 +160,10 @@ def test_a_row_does_not_depend_on_its_neighbours_under_a_cache(policy, model, ki
 def test_shifted_logits_are_computed_from_one_column_earlier(policy):
     shifted = MMaDAPolicy(policy.config, policy.processor)
     shifted.logit_shift = 1
-    inside = torch.zeros(2, 12, dtype=torch.bool)
-    inside[:, 4:8] = True
-    kept = BlockCache("dual", shifted, guided=False)
-    rows = torch.arange(2)
-    assert kept.ready(0, rows, inside).span is None
-    assert kept.ready(0, rows, inside).span == (3, 8)
+    for kind, span in (("dual", (3, 8)), ("prefix", (3, 12))):
+        kept = BlockCache(kind, shifted, guided=False, length=12)
+        assert kept.ready(0, [0, 1], 4, 8).span is None
+        assert kept.ready(0, [0, 1], 4, 8).span == span
 
 
 def test_a_policy_without_a_cache_says_so(policy, model):

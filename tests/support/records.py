@@ -29,7 +29,7 @@ def rollout(completions: list[int], prompt: int = 3, length: int = 40) -> Rollou
     )
 
 
-SPACE = TokenSpace(start=0, stop=50)
+SPACE = TokenSpace(start=0, stop=1000)
 
 
 def row(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unigrpo.algorithm.advantages import group_advantages
-from unigrpo.algorithm.likelihood import score_tokens, token_logprobs
+from unigrpo.algorithm.likelihood import Known, score_tokens, token_logprobs
 from unigrpo.algorithm.loss import LossTerms
 from unigrpo.training.batches import collate
 from unigrpo.training.diagnostics import (
@@ -62,9 +62,10 @@ def terms(ratio: list[float], low: list[bool] | None = None, high: list[bool] | 
     return LossTerms(
         rows=torch.zeros(1),
         kl=torch.tensor([0.5]),
-        ratio=torch.tensor(ratio),
-        clipped_low=torch.tensor(low or none),
-        clipped_high=torch.tensor(high or none),
+        ratios=torch.tensor([ratio]),
+        low=torch.tensor([low or none]),
+        high=torch.tensor([high or none]),
+        scored=torch.ones(1, len(ratio), dtype=torch.bool),
     )
 
 
@@ -117,11 +118,14 @@ def test_difference_from_the_sampler_by_hand():
 
 def unit_log(beta: float = 0.1, uses_ratio: bool = True, sampled: bool = True, by_task: bool = False) -> dict:
     """A unit of one row with tokens 1 and 2 scored."""
-    algorithm = SimpleNamespace(settings=SimpleNamespace(beta=beta), uses_ratio=uses_ratio)
+    settings = SimpleNamespace(beta=beta, importance_sampling_level="token")
+    algorithm = SimpleNamespace(settings=settings, uses_ratio=uses_ratio, mixes_draws=False)
     target = torch.tensor([[False, True, True]])
     batch = SimpleNamespace(
         canvas=SimpleNamespace(task="mmu"),
         target=target,
+        known=Known(counts=[2]),
+        ratios=2,
         sampling_logps=torch.tensor([[9.0, -1.0, -2.0]]) if sampled else None,
     )
     scores = SimpleNamespace(entropy=torch.tensor([[9.0, 1.0, 2.0]]))

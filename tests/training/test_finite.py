@@ -10,7 +10,7 @@ import torch
 from unigrpo.errors import NonFiniteError
 from unigrpo.runs.cli import main
 from unigrpo.training.batches import Unit
-from unigrpo.training.finite import FiniteGuard, total_norm
+from unigrpo.training.finite import FiniteGuard
 
 from ..support.records import row
 from ..support.runs import diverging
@@ -83,9 +83,23 @@ def test_only_the_bad_rows_of_a_unit_are_named():
     assert guard.flush() == ""
 
 
-def test_the_norm_of_gradients_is_finite_or_not():
-    assert total_norm([torch.tensor([3.0]), torch.tensor([4.0])]).item() == 5.0
-    assert not bool(total_norm([torch.ones(2), torch.tensor([float("nan")])]).isfinite())
+def test_a_norm_that_is_not_finite_names_all_rows_of_the_step():
+    rows, guard = [row(index=10 + i) for i in range(3)], FiniteGuard()
+    for norm, named in ((torch.tensor(5.0), False), (torch.tensor(float("nan")), True), (float("inf"), True)):
+        guard.check_loss(torch.tensor([0.5, 1.0]), Unit((2, 1), 0), rows, 0, {})
+        guard.check_norm(norm, rows, {})
+        found = guard.flush()
+        assert ("gradient of an optimizer step with row 12" in found and "row 11" in found) == named
+        assert "row 10" not in found
+
+
+def test_the_norm_is_taken_once_a_step(make_trainer, monkeypatch):
+    taken = []
+    usual = torch.nn.utils.get_total_norm
+    monkeypatch.setattr("torch.nn.utils.clip_grad._get_total_norm", lambda *a, **k: taken.append(1) or usual(*a, **k))
+    trainer = make_trainer(max_steps=3)
+    trainer.train()
+    assert len(taken) == 3 and all(log["grad_norm"] > 0 for log in trainer.state.log_history[:3])
 
 
 def test_the_command_line_reports_it_without_a_traceback(monkeypatch, capsys):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..models.head import normalised
+from ..models.placing import places_of
 from ..types import Canvas
 
 
@@ -26,6 +27,30 @@ class TokenScores:
     kl: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the host knows of a batch that it made, so that it need not wait for the device to say it.
+
+    Attributes:
+        counts: scored tokens of each row (of each draw, where rows have several).
+        padded: whether any row has padding.
+    """
+
+    counts: list[int]
+    padded: bool = True
+
+    @property
+    def total(self) -> int:
+        """Scored tokens of all rows."""
+        return sum(self.counts)
+
+
+def check_targets(canvas: Canvas, target: Bool[Tensor, "b L"]) -> None:
+    """Raises ``ValueError`` where a token to be scored lies outside the canvas's token space."""
+    if not bool(canvas.token_space.contains(canvas.ids[target]).all()):
+        raise ValueError(f"a scored token lies outside the token space {canvas.token_space} of task {canvas.task!r}")
+
+
 def score_tokens(
     model,
     policy: DiffusionPolicy,
@@ -36,6 +61,7 @@ def score_tokens(
     temperature: float = 1.0,
     guidance_scale: float | None = None,
     ref_logprobs: Float[Tensor, "n W"] | None = None,
+    known: Known | None = None,
 ) -> TokenScores:
     """log p(token | canvas with ``hidden`` positions corrupted) at ``target``, UniGRPO Eq. 3 (arXiv 2505.15809).
 
@@ -45,14 +71,15 @@ def score_tokens(
         noisy_ids: the corrupted canvas itself (``random_corruption``), for policies without a mask id.
         guidance_scale: scores of the guided policy ``u + (s + 1)(c - u)``; None = of the conditional model.
         ref_logprobs: ``token_logprobs`` of the reference on the same arguments, for the exact KL.
+        known: what the host knows of the batch; whoever gives it has called ``check_targets``.
 
     Raises:
         ValueError: a scored token lies outside the token space, or a policy without a mask id was not given ``noisy_ids``.
     """
-    tokens = canvas.ids[target]
-    if not bool(canvas.token_space.contains(tokens).all()):
-        raise ValueError(f"a scored token lies outside the token space {canvas.token_space} of task {canvas.task!r}")
-    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale)
+    if known is None:
+        check_targets(canvas, target)
+    tokens = canvas.ids.flatten()[places_of(target, None if known is None else known.total)]
+    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, known)
     if ref_logprobs is not None:
         request["ref_logprobs"] = ref_logprobs
     output = model(**request, targets=tokens)
@@ -70,27 +97,32 @@ def token_logprobs(
     noisy_ids: Int[Tensor, "b L"] | None = None,
     temperature: float = 1.0,
     guidance_scale: float | None = None,
+    known: Known | None = None,
 ) -> Float[Tensor, "n W"]:
     """Log-probabilities of the whole token space at each of the n target positions, row-major; ``score_tokens``' law."""
-    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale)
+    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, known)
     return normalised(model(**request).logits)
 
 
-def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale) -> dict[str, Any]:
+def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, known) -> dict[str, Any]:
     """The arguments of ``model.forward`` but the targets."""
     if policy.mask_token_id is None and noisy_ids is None:
         raise ValueError(
             f"{type(policy).__name__} has no mask id, so the model would read the tokens to score: give noisy_ids, the "
             "canvas with random tokens at hidden (unigrpo.algorithm.noising.random_corruption)"
         )
-    select = policy.rows(target)
+    select, counts = policy.rows(target), None if known is None else known.counts
     if guidance_scale is None:
         inputs = policy.inputs(canvas, hidden, noisy_ids)
+        if known is not None and not known.padded and "attention_mask" in inputs:
+            inputs["attention_mask"] = None
     else:
         inputs, select = policy.guided_inputs(canvas, hidden, noisy_ids), torch.cat([select, select])
+        counts = None if counts is None else counts * 2
     return {
         **inputs,
         "select": select,
+        "counts": counts,
         "token_space": canvas.token_space,
         "temperature": temperature,
         "guidance_scale": guidance_scale,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..models.placing import places_of
 from .mixing import MIXING, Reduction
 from .surrogates import SURROGATES, Clip
 
@@ -39,15 +40,37 @@ class LossTerms:
     Attributes:
         rows: ``[b]`` loss of each row, with gradient.
         kl: ``[b]`` mean KL of each row's scored tokens (or of its sequence), 0 without a reference.
-        ratio: ratios that entered the surrogate, ``[m]``.
-        clipped_low, clipped_high: ``[m]`` bool, ratios outside the range on the side where clipping acts.
+        ratios: ``[b, n]``, of tokens or sequences.
+        low, high: ``[b, n]`` bool, ratios outside the range on the side where clipping acts.
+        scored: ``[b, n]`` bool, those of the ratios that entered the surrogate.
     """
 
     rows: Tensor
     kl: Tensor
-    ratio: Tensor
-    clipped_low: Tensor
-    clipped_high: Tensor
+    ratios: Tensor
+    low: Tensor
+    high: Tensor
+    scored: Tensor
+
+    def entered(self, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """``ratios``, ``low`` and ``high`` of the m that entered the surrogate, ``[m]``; ``count`` = m where it is known."""
+        places = places_of(self.scored, count)
+        return tuple(own.flatten()[places] for own in (self.ratios, self.low, self.high))
+
+    @property
+    def ratio(self) -> Tensor:
+        """Ratios that entered the surrogate, ``[m]``."""
+        return self.entered()[0]
+
+    @property
+    def clipped_low(self) -> Tensor:
+        """``[m]`` bool, as ``low``."""
+        return self.entered()[1]
+
+    @property
+    def clipped_high(self) -> Tensor:
+        """``[m]`` bool, as ``high``."""
+        return self.entered()[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +165,10 @@ class PolicyLoss:
         return LossTerms(
             rows=total / self._divisor(lengths, tokens_per_row),
             kl=(kl * scored).sum(dim=1).detach() / scored.sum(dim=1).clamp(min=1),
-            ratio=log_ratio.exp()[scored].detach(),
-            clipped_low=objective.clipped_low[scored],
-            clipped_high=objective.clipped_high[scored],
+            ratios=log_ratio.detach().exp(),
+            low=objective.clipped_low,
+            high=objective.clipped_high,
+            scored=scored,
         )
 
     def _kl(self, exact: Tensor | None, reference: Tensor, lengths: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..types import Canvas, TokenSpace
 from .loading import load_module, load_processor
+from .placing import on_host
 
 
 class DiffusionPolicy(ABC):
@@ -138,7 +139,8 @@ class DiffusionPolicy(ABC):
         """The output rows ``[B, L]`` bool whose logits predict the tokens marked by ``mask [B, L]``."""
         if not self.logit_shift:
             return mask
-        if bool(mask[:, : self.logit_shift].any()):
+        # Elsewhere the host would wait; prompts are checked on the CPU before a run.
+        if on_host(mask) and bool(mask[:, : self.logit_shift].any()):
             raise ValueError("the first position of a row cannot be predicted by a model with shifted logits")
         return torch.nn.functional.pad(mask[:, self.logit_shift :], (0, self.logit_shift))
 

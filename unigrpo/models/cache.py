@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .placing import upload
+
 
 class KeyValueCache:
     """What each layer's attention saw at the last full forward.
@@ -40,10 +42,11 @@ class KeyValueCache:
             layer.columns = None if self.span is None else self.columns()
         return self._layers
 
-    def take(self, rows: Tensor) -> None:
-        """Goes on with ``rows [b]`` of the batch alone."""
+    def take(self, rows: list[int]) -> None:
+        """Goes on with ``rows`` of the batch alone."""
         for layer in self._layers:
-            layer.key, layer.value = layer.key[rows], layer.value[rows]
+            index = upload(rows, layer.key.device)
+            layer.key, layer.value = layer.key[index], layer.value[index]
 
 
 class LayerCache:

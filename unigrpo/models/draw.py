@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .placing import on_host
+
 
 BLOCK = 512
 """Columns whose masses are summed first; the sums are accumulated in fp64."""
@@ -53,7 +55,7 @@ def choose_tokens(logits: Tensor, draw: Draw) -> DrawnTokens:
     A column of -inf is never drawn. A row with NaN or +inf, or of -inf alone, has no distribution: the log-probability and
     the entropy that come with its column are NaN, and samplers refuse it.
     """
-    size = ROWS_IN_CACHE if logits.device.type == "cpu" else max(len(logits), 1)
+    size = ROWS_IN_CACHE if on_host(logits) else max(len(logits), 1)
     parts = []
     for start in range(0, max(len(logits), 1), size):
         part = slice(start, start + size)
@@ -74,8 +76,8 @@ def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> Draw
         # The chosen column is a good reference point: log-sum-exp = its logit - its log-probability.
         lse = logits.gather(1, picked).squeeze(1) - logps
         entropy = lse - torch.linalg.vecdot(probs, logits)
-        if bool(entropy.isnan().any()):
-            # 0 times -inf; finite logits are spared another pass.
+        if not on_host(logits) or bool(entropy.isnan().any()):
+            # 0 times -inf; finite logits are spared another pass where the host need not wait to know them.
             entropy = lse - torch.linalg.vecdot(probs, floored(logits))
     return DrawnTokens(columns, logps, entropy)
 

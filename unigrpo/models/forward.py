@@ -1,6 +1,6 @@
 """The forward contract: what every policy's ``forward`` takes and returns, and an adapter for foreign models.
 
-``model(**inputs, select=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=, draw=, cache=)``; the arguments
+``model(**inputs, select=, counts=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=, draw=, cache=)``; the arguments
 are described at ``LLaDAForMaskedDiffusion.forward``. ``cache`` is for models whose policy says ``supports_cache``.
 """
 
@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from ..types import TokenSpace
 from .draw import Draw, choose_tokens, floored
 from .head import check_temperature, gather_logps
+from .placing import places_of
 
 
 @dataclass
@@ -57,13 +58,16 @@ class MaskedDiffusionMixin:
         guidance_scale: float | None = None,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
+        counts: list[int] | None = None,
         **kwargs,
     ) -> MaskedDiffusionOutput:
         """See ``LLaDAForMaskedDiffusion.forward`` for shapes and meanings."""
         check_temperature(temperature)
         logits = super().forward(*args, **kwargs).logits
         with torch.autocast(logits.device.type, enabled=False):
-            rows = (logits if select is None else logits[select]).float()
+            if select is not None:
+                logits = logits.flatten(0, 1)[places_of(select, None if counts is None else sum(counts))]
+            rows = logits.float()
             if guidance_scale is not None:
                 rows = combine_guidance(rows, guidance_scale)
             if token_space is not None:

@@ -11,16 +11,17 @@ from torch.autograd.function import once_differentiable
 
 from ..types import TokenSpace
 from .draw import Draw, DrawnTokens, choose_tokens, floored, join
+from .placing import on_host, product
 
 
 ROWS_PER_CHUNK = 128
 """Rows scored at once: 128 x 134,656 fp32 logits are 69 MB; fewer rows are slower on CPU, more only cost memory."""
 
 ROWS_PER_GPU_CHUNK = 512
-"""The same on a GPU, where each chunk upcasts a half-precision head anew: 276 MB."""
+"""The same on a GPU, which wants larger products: 276 MB."""
 
 VOCAB_PER_CHUNK = 16_384
-"""Vocabulary rows upcast at once when the head is not fp32; the weight is never upcast whole."""
+"""Vocabulary rows upcast at once on a CPU when the head is not fp32; the weight is never upcast whole."""
 
 LEAST_TEMPERATURE = 1e-20
 """Logits divided by less come near the smallest fp32 number, which closes a token."""
@@ -28,27 +29,33 @@ LEAST_TEMPERATURE = 1e-20
 
 def rows_per_chunk(rows: Tensor) -> int:
     """How many of ``rows`` are scored at once on their device."""
-    return ROWS_PER_CHUNK if rows.device.type == "cpu" else ROWS_PER_GPU_CHUNK
+    return ROWS_PER_CHUNK if on_host(rows) else ROWS_PER_GPU_CHUNK
 
 
 def _matmul_t(hidden: Tensor, weight: Tensor) -> Tensor:
     """``hidden @ weight.T`` in fp32, ``[n, d] x [W, d] -> [n, W]``."""
     if weight.dtype == torch.float32:
-        return hidden @ weight.T
+        return hidden.float() @ weight.T
+    if hidden.dtype == weight.dtype and not on_host(weight):
+        return product(hidden, weight.T)
+    # Guided hidden states are fp32, and more than half precision can hold.
+    hidden = hidden.float()
     return torch.cat([hidden @ part.float().T for part in weight.split(VOCAB_PER_CHUNK)], dim=1)
 
 
-def _matmul(probs: Tensor, weight: Tensor) -> Tensor:
-    """``probs @ weight`` in fp32, ``[n, W] x [W, d] -> [n, d]``."""
+def _matmul(probs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``probs @ weight`` in fp32, ``[n, W] x [W, d] -> [n, d]``, of which digits of ``dtype`` are wanted."""
     if weight.dtype == torch.float32:
         return probs @ weight
+    if dtype == weight.dtype and not on_host(weight):
+        return product(probs.to(dtype), weight)
     parts = zip(probs.split(VOCAB_PER_CHUNK, dim=1), weight.split(VOCAB_PER_CHUNK), strict=True)
     return sum(p @ w.float() for p, w in parts)
 
 
 def space_logits(hidden: Tensor, weight: Tensor, space: TokenSpace, temperature: float = 1.0) -> Tensor:
     """fp32 logits ``[n, W]`` of ``space`` divided by ``temperature``; excluded ids hold the smallest fp32 number."""
-    logits = _matmul_t(hidden.float(), weight[space.start : space.stop])
+    logits = _matmul_t(hidden, weight[space.start : space.stop])
     if temperature != 1.0:
         logits.div_(temperature)
     for token in space.exclude:
@@ -174,7 +181,7 @@ def _scored(rows, targets, ref_logprobs, weight, space, temperature, keep: bool)
         return torch.stack(scores), []
     slopes = _slopes(logits, probs, targets, ref_logprobs, scores.kl, space)
     del logits
-    return torch.stack(scores), [_through_head(slope, weight, space, temperature).to(rows.dtype) for slope in slopes]
+    return torch.stack(scores), [_through_head(slope, weight, space, temperature, rows.dtype) for slope in slopes]
 
 
 def _chunks(hidden: Tensor, targets: Tensor, ref_logprobs: Tensor | None):
@@ -197,9 +204,9 @@ def _slopes(logits, probs, targets, ref_logprobs, kl, space) -> list[Tensor]:
     return slopes
 
 
-def _through_head(slope: Tensor, weight: Tensor, space: TokenSpace, temperature: float) -> Tensor:
-    """``[n, W]`` slopes of logits as slopes of hidden states ``[n, d]``."""
-    return _matmul(slope, weight[space.start : space.stop]) / temperature
+def _through_head(slope: Tensor, weight: Tensor, space: TokenSpace, temperature: float, dtype: torch.dtype) -> Tensor:
+    """``[n, W]`` slopes of logits as slopes of hidden states ``[n, d]`` in ``dtype``."""
+    return (_matmul(slope, weight[space.start : space.stop], dtype) / temperature).to(dtype)
 
 
 def _slope_of_loss(rows, targets, ref_logprobs, weight, space, temperature, grad, grad_kl) -> Tensor:
@@ -222,7 +229,7 @@ def _recompute_gradients(ctx, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Te
     for rows, ids, ref in _chunks(hidden, targets, ref_logprobs):
         part = slice(start, start + len(rows))
         slope = _slope_of_loss(rows, ids, ref, weight, space, ctx.temperature, grad[part], grad_kl[part])
-        grad_hidden[part] = _matmul(slope, weight[space.start : space.stop]).to(hidden.dtype)
+        grad_hidden[part] = _matmul(slope, weight[space.start : space.stop], hidden.dtype).to(hidden.dtype)
         grad_weight[space.start : space.stop].addmm_(slope.T, rows.float())
         start += len(rows)
         del slope

@@ -14,7 +14,17 @@ from ..types import Canvas, TokenSpace
 from .base import DiffusionPolicy
 
 
-ASKED = ("select", "targets", "token_space", "temperature", "guidance_scale", "ref_logprobs", "draw", "cache")
+ASKED = (
+    "select",
+    "targets",
+    "token_space",
+    "temperature",
+    "guidance_scale",
+    "ref_logprobs",
+    "draw",
+    "cache",
+    "counts",
+)
 """Arguments of a forward that say what is asked for; the others are the model's inputs."""
 
 

@@ -100,7 +100,8 @@ def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], 
         if task == "t2i":
             size = image_size(pipe.args, pipe.policy, task)
             rollout = replace(rollout, completions=pipe.codec.decode(rollout.completions, size))
-        return rollout
+        # One copy of each field, not one of each row's: noise and rewards are made on the CPU.
+        return rollout.to("cpu")
 
     lengths = canvas.attention_mask.sum(dim=1).tolist()
     size = pipe.fitted.get(task) or pipe.args.rollout_batch_size or len(rows)
@@ -173,7 +174,8 @@ def check_prompt(
         # Codes cost a forward of the tokenizer; for the length their number is enough.
         row = {**row, "image_codes": torch.zeros(codec.count(image_size(args, policy, task)), dtype=torch.int64)}
     try:
-        policy.encode([row], task, **canvas_arguments(args, policy, codec, task))
+        canvas = policy.encode([row], task, **canvas_arguments(args, policy, codec, task))
+        policy.rows(canvas.fill_mask)
     except ValueError as error:
         column = "['prompt']" if str(error).startswith("prompt") else ""
         raise ValueError(f"{where}{column}: {error}") from error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..models.draw import Draw, DrawnTokens
+from ..models.placing import upload
 from ..types import Canvas, Rollout, TokenSpace
 
 
@@ -22,6 +23,8 @@ class CanvasWriter:
     Attributes:
         ids, hidden: ``[B, L]``, the canvas so far and its holes.
         step_map, logps: ``[B, L]``, as in ``Rollout``.
+        padded: whether any row has padding, or its twin.
+        lost_at: ``[B]``, the step at which a row's logits were no distribution, -1 while they are.
     """
 
     def __init__(
@@ -34,12 +37,37 @@ class CanvasWriter:
             noise = [canvas.token_space.draw(n, generator=own) for n, own in zip(counts, streams, strict=True)]
             self.ids.masked_scatter_(self.hidden, torch.cat(noise).to(self.ids))
         self.step_map = torch.full_like(canvas.ids, -1)
+        self.lost_at = torch.full((len(canvas.ids),), -1, device=canvas.ids.device)
         self.logps = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
         self.twin = policy.guidance_canvas(canvas) if guidance_scale else None
+        self.padded = not all(bool(own.attention_mask.all()) for own in (canvas, self.twin) if own is not None)
 
-    def logits(self, model, rows: Tensor, holes: Tensor, space: TokenSpace | None) -> tuple[Tensor, TokenSpace]:
+    def read(self, *numbers: Tensor) -> list[list[int]]:
+        """The integers ``[m]`` of each of ``numbers``, in the one wait for the device that a step needs.
+
+        Raises:
+            ValueError: a token was drawn without a log-probability, because the model's logits are no distribution.
+        """
+        sizes = [len(self.lost_at), *(len(own) for own in numbers)]
+        packed = torch.cat([self.lost_at, *(own.to(self.lost_at.dtype) for own in numbers)]).tolist()
+        parts, start = [], 0
+        for size in sizes:
+            parts.append(packed[start : start + size])
+            start += size
+        lost = [(row, step) for row, step in enumerate(parts[0]) if step >= 0]
+        if lost:
+            row, step = lost[0]
+            raise ValueError(
+                f"no token can be drawn for row {row} at step {step}: its logits hold NaN or +inf, or -inf alone. Look at the "
+                "model's weights and precision; with guidance close tokens with a finite number, not -inf"
+            )
+        return parts[1:]
+
+    def logits(
+        self, model, rows: Tensor, holes: Tensor, counts: list[int], space: TokenSpace | None
+    ) -> tuple[Tensor, TokenSpace]:
         """fp32 logits ``[n, W]`` of ``holes [b, L]`` in ``rows [b]``, row-major, guided, and the space of their columns."""
-        logits = model(**self._request(rows, holes), token_space=space).logits
+        logits = model(**self._request(rows, holes, counts), token_space=space).logits
         return logits, space or TokenSpace(start=0, stop=logits.shape[1])
 
     def draw(
@@ -47,6 +75,7 @@ class CanvasWriter:
         model,
         rows: Tensor,
         holes: Tensor,
+        counts: list[int],
         temperature: float,
         streams: list[torch.Generator],
         *,
@@ -55,38 +84,36 @@ class CanvasWriter:
     ) -> DrawnTokens:
         """A token for each of the n ``holes [b, L]`` in ``rows [b]``, row-major; temperature 0 = argmax.
 
-        ``entropy`` as in ``Draw``; ``options`` are further arguments of the forward.
+        ``counts`` are the holes of each row, ``entropy`` as in ``Draw``; ``options`` are further arguments of the forward.
         """
         output = model(
-            **self._request(rows, holes),
+            **self._request(rows, holes, counts),
             token_space=self.canvas.token_space,
             temperature=temperature or 1.0,
-            draw=Draw(uniforms=uniforms(holes, streams) if temperature else None, entropy=entropy),
+            draw=Draw(uniforms=uniforms(counts, streams, self.ids.device) if temperature else None, entropy=entropy),
             **options,
         )
         return DrawnTokens(output.tokens, output.logps, output.entropy)
 
-    def _request(self, rows: Tensor, holes: Tensor) -> dict[str, Any]:
+    def _request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""
         canvas, hidden = replace(self.canvas, ids=self.ids).take(rows), self.hidden[rows]
         select = self.policy.rows(holes)
         if self.twin is None:
-            return {**self.policy.inputs(canvas, hidden), "select": select, "guidance_scale": None}
-        inputs = self.policy.guided_inputs(canvas, hidden, twin=self.twin.take(rows))
-        return {**inputs, "select": torch.cat([select, select]), "guidance_scale": self.guidance_scale}
+            inputs = self.policy.inputs(canvas, hidden)
+        else:
+            inputs = self.policy.guided_inputs(canvas, hidden, twin=self.twin.take(rows))
+            select, counts = torch.cat([select, select]), counts * 2
+        if not self.padded and "attention_mask" in inputs:
+            inputs["attention_mask"] = None
+        guidance = None if self.twin is None else self.guidance_scale
+        return {**inputs, "select": select, "counts": counts, "guidance_scale": guidance}
 
     def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
-        """Commit ``tokens`` where ``places`` is True, all ``[b, L]``, in ``rows [b]``.
-
-        Raises:
-            ValueError: a token without a log-probability, because the model's logits are no distribution.
-        """
-        lost = (logps.isnan() & places).any(dim=1)
-        if bool(lost.any()):
-            raise ValueError(
-                f"no token can be drawn for row {int(rows[lost][0])} at step {step}: its logits hold NaN or +inf, or -inf "
-                "alone. Look at the model's weights and precision; with guidance close tokens with a finite number, not -inf"
-            )
+        """Commit ``tokens`` where ``places`` is True, all ``[b, L]``, in ``rows [b]``."""
+        known = self.lost_at[rows]
+        lost = (logps.isnan() & places).any(dim=1) & (known < 0)
+        self.lost_at[rows] = torch.where(lost, step, known)
         self.ids[rows] = torch.where(places, tokens, self.ids[rows])
         self.logps[rows] = torch.where(places, logps, self.logps[rows])
         self.step_map[rows] = self.step_map[rows].masked_fill(places, step)
@@ -97,7 +124,12 @@ class CanvasWriter:
         return self.canvas.fill_mask & ~self.hidden
 
     def rollout(self) -> Rollout:
-        """What was written, decoded."""
+        """What was written, decoded.
+
+        Raises:
+            ValueError: as ``read``.
+        """
+        self.read()
         canvas, counts = replace(self.canvas, ids=self.ids), self.counts()
         return Rollout(
             canvas=canvas,
@@ -124,13 +156,12 @@ def check_sampler(sampler, at_least_one: tuple[str, ...], not_negative: tuple[st
             raise ValueError(f"{name}={getattr(sampler, name)} must not be negative")
 
 
-def uniforms(holes: Tensor, streams: list[torch.Generator]) -> Tensor:
-    """One fp64 uniform a hole, row-major ``[n]``; each row draws from its own stream."""
-    counts = holes.sum(dim=1).tolist()
+def uniforms(counts: list[int], streams: list[torch.Generator], device: torch.device | str) -> Tensor:
+    """One fp64 uniform for each of the ``counts`` holes of a row, row-major ``[n]``; each row draws from its own stream."""
     draws = [
         torch.rand(count, dtype=torch.float64, generator=stream) for count, stream in zip(counts, streams, strict=True)
     ]
-    return torch.cat(draws).to(holes.device)
+    return upload(torch.cat(draws), device)
 
 
 def scatter(holes: Tensor, values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..models.base import DiffusionPolicy
+from ..models.placing import upload
 from ..types import Canvas, Rollout
 from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 from .schedules import MASK_SCHEDULES, check_schedule
@@ -51,15 +52,20 @@ class Emerge:
         check_streams(generators, canvas)
         writer = CanvasWriter(canvas, policy, self.guidance_scale, generators)
         schedule = MASK_SCHEDULES[self.mask_schedule]
+        # What is shown next does not depend on what was drawn: the host knows it without asking the device.
+        hidden = writer.hidden.cpu()
         for step in range(self.steps):
             now, then = schedule(step / self.steps), schedule((step + 1) / self.steps)
             stay = then / now if step < self.steps - 1 else 0.0
-            chances = scatter(writer.hidden, uniforms(writer.hidden, generators))
-            shown = writer.hidden & (chances >= stay)
-            rows = shown.any(dim=1).nonzero().squeeze(1)
-            if len(rows):
-                places, streams = shown[rows], [generators[row] for row in rows.tolist()]
-                drawn = writer.draw(model, rows, places, self.temperature, streams)
+            chances = scatter(hidden, uniforms(hidden.sum(dim=1).tolist(), generators, "cpu"))
+            shown = hidden & (chances >= stay)
+            hidden &= ~shown
+            counts = shown.sum(dim=1).tolist()
+            active = [row for row, count in enumerate(counts) if count]
+            if active:
+                rows, places = upload(active, canvas.ids.device), upload(shown[active], canvas.ids.device)
+                counts, streams = [counts[row] for row in active], [generators[row] for row in active]
+                drawn = writer.draw(model, rows, places, counts, self.temperature, streams)
                 writer.write(rows, places, scatter(places, drawn.tokens), scatter(places, drawn.logps), step)
             if on_step is not None:
                 on_step(step + 1, self.steps)

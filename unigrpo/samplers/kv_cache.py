@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from ..models.base import DiffusionPolicy
 from ..models.cache import KeyValueCache
 
@@ -24,30 +21,30 @@ class BlockCache:
             the block alone.
         policy: its logits may be shifted: then the block is predicted from one column earlier.
         guided: the batch is ``[conditional; unconditional]``.
+        length: L of the canvas.
 
     Raises:
         ValueError: a policy whose model cannot keep keys and values.
     """
 
-    def __init__(self, kind: str, policy: DiffusionPolicy, guided: bool) -> None:
+    def __init__(self, kind: str, policy: DiffusionPolicy, guided: bool, length: int) -> None:
         check_cache(kind, policy)
-        self.kind, self.shift, self.guided = kind, policy.logit_shift, guided
-        self.block, self.rows, self.cache = -1, torch.empty(0, dtype=torch.int64), KeyValueCache()
+        self.kind, self.shift, self.guided, self.length = kind, policy.logit_shift, guided, length
+        self.block, self.rows, self.cache = -1, list[int](), KeyValueCache()
 
-    def ready(self, block: int, rows: Tensor, inside: Tensor) -> KeyValueCache:
-        """The cache for the next forward of ``rows [b]``; ``inside [B, L]`` marks what they compute: the positions of
-        ``block``, and holes before it.
+    def ready(self, block: int, rows: list[int], start: int, stop: int) -> KeyValueCache:
+        """The cache for the next forward of ``rows``, which compute the columns ``[start, stop)``: those of ``block``, and
+        holes before it.
 
         Rows only ever leave while a block is being written.
         """
         if block != self.block:
             self.block, self.rows, self.cache = block, rows, KeyValueCache()
             return self.cache
-        stay = torch.isin(self.rows, rows).nonzero().squeeze(1)
-        if len(stay) < len(self.rows):
-            self.cache.take(torch.cat([stay, stay + len(self.rows)]) if self.guided else stay)
+        if len(rows) < len(self.rows):
+            staying = set(rows)
+            stay = [place for place, row in enumerate(self.rows) if row in staying]
+            self.cache.take(stay + [place + len(self.rows) for place in stay] if self.guided else stay)
             self.rows = rows
-        columns = inside.any(dim=0).nonzero().squeeze(1)
-        stop = int(columns[-1]) + 1 if self.kind == "dual" else inside.shape[1]
-        self.cache.span = (int(columns[0]) - self.shift, stop)
+        self.cache.span = (start - self.shift, stop if self.kind == "dual" else self.length)
         return self.cache

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
+from ..models.placing import upload
 from ..types import Canvas, Rollout
 from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 from .schedules import MASK_SCHEDULES, check_schedule
@@ -73,25 +74,33 @@ class MaskGIT:
             start = scale if self.remask_noise_decay == "compound" else self.remask_temperature
             scale = start * (1 - done)
             share = MASK_SCHEDULES[self.mask_schedule](done)
-            rows = writer.hidden.any(dim=1).nonzero().squeeze(1)
-            if len(rows):
-                self._step(model, writer, rows, everything[rows], step, share, scale, generators)
+            (held,) = writer.read(writer.hidden.sum(dim=1))
+            if any(held):
+                self._step(model, writer, held, everything, step, share, scale, generators)
             if on_step is not None:
                 on_step(step + 1, self.steps)
         return writer.rollout()
 
     def _step(
-        self, model, writer: CanvasWriter, rows, image, step: int, share: float, scale: float, generators
+        self, model, writer: CanvasWriter, held: list[int], image, step: int, share: float, scale: float, generators
     ) -> None:
-        holes = writer.hidden[rows]
-        streams = [generators[row] for row in rows.tolist()]
+        """One step of the rows that still hide something; ``held`` are the holes of all rows."""
+        active = [row for row, count in enumerate(held) if count]
+        rows, counts, streams = (
+            upload(active, image.device),
+            [held[row] for row in active],
+            [generators[row] for row in active],
+        )
+        image, holes = image[rows], writer.hidden[rows]
         if self.reference:
-            tokens, logps, noise = self._draw_like_the_public_code(model, writer, rows, holes, image, streams[0])
+            tokens, logps, noise = self._draw_like_the_public_code(
+                model, writer, rows, holes, counts, image, streams[0]
+            )
         else:
-            tokens, logps, noise = self._draw(model, writer, rows, holes, streams)
+            tokens, logps, noise = self._draw(model, writer, rows, holes, counts, streams)
         keep = torch.zeros_like(holes)
         if step < self.steps - 1:
-            sizes, unknown = image.sum(dim=1), holes.sum(dim=1)
+            sizes, unknown = image.sum(dim=1), upload(counts, image.device)
             # The schedule counts in floats of the public code's precision: 64 x cos(pi / 3) is 32, not 31.
             again = torch.floor(sizes * torch.tensor(share, dtype=torch.float32)).long()
             again = torch.minimum(again, unknown - 1).clamp(min=1)
@@ -99,14 +108,14 @@ class MaskGIT:
             keep = least(confidence, again) & holes
         writer.write(rows, holes & ~keep, tokens, logps, step)
 
-    def _draw(self, model, writer: CanvasWriter, rows, holes, streams) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, model, writer: CanvasWriter, rows, holes, counts, streams) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, their log-probabilities and Gumbel noise, ``[b, L]``, at the holes."""
-        drawn = writer.draw(model, rows, holes, self.temperature, streams)
-        noise = gumbel(uniforms(holes, streams)).float()
+        drawn = writer.draw(model, rows, holes, counts, self.temperature, streams)
+        noise = gumbel(uniforms(counts, streams, holes.device)).float()
         return scatter(holes, drawn.tokens), scatter(holes, drawn.logps), scatter(holes, noise)
 
-    def _draw_like_the_public_code(self, model, writer: CanvasWriter, rows, holes, image, generator):
-        logits, space = writer.logits(model, rows, holes, writer.canvas.token_space)
+    def _draw_like_the_public_code(self, model, writer: CanvasWriter, rows, holes, counts, image, generator):
+        logits, space = writer.logits(model, rows, holes, counts, writer.canvas.token_space)
         probs = logits.softmax(dim=-1)
         # What torch.multinomial draws of one sample: an exponential number for every code, of written positions too.
         exponentials = torch.empty(int(image.sum()), space.width).exponential_(1, generator=generator)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..models.draw import DrawnTokens
+from ..models.placing import upload
 from ..types import Canvas, Rollout
 from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
 from .kv_cache import BlockCache
@@ -26,10 +27,9 @@ def split_evenly(total: int, parts: int) -> list[int]:
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
-def transfer_counts(masked: Tensor, steps: int) -> Tensor:
-    """Tokens to commit at each step, ``[B, steps]``: ``masked [B]`` split evenly, the remainder on the first steps."""
-    step = torch.arange(steps, device=masked.device)
-    return masked[:, None] // steps + (step[None, :] < (masked % steps)[:, None]).long()
+def transfer_counts(masked: list[int], steps: int) -> list[list[int]]:
+    """Tokens that each of the B rows commits at each step, ``[steps, B]``: ``masked [B]`` split evenly, the rest first."""
+    return [[own // steps + (step < own % steps) for own in masked] for step in range(steps)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +115,7 @@ class SemiAutoregressive:
             )
         done = 0
         for block, steps in enumerate(schedule):
-            counts = transfer_counts(state.masked_in(block), steps)
-            for k in counts.unbind(dim=1):
+            for k in transfer_counts(state.masked_in(block), steps):
                 state.reveal(model, block, k, done, generators)
                 done += 1
                 if on_step is not None:
@@ -136,39 +135,51 @@ class _State(CanvasWriter):
         self.sampler, fill = sampler, canvas.fill_mask
         self.block_of = torch.where(fill, (fill.cumsum(1) - 1) // sampler.block_length, -1)
         self.blocks = int(self.block_of.max()) + 1
-        self.stops = torch.tensor(policy.stop_token_ids, dtype=torch.int64, device=canvas.ids.device)
+        self.stops = upload(policy.stop_token_ids, canvas.ids.device, torch.int64)
         self.kept = None
         if sampler.kv_cache != "none":
-            self.kept = BlockCache(sampler.kv_cache, policy, guided=self.twin is not None)
+            self.kept = BlockCache(sampler.kv_cache, policy, guided=self.twin is not None, length=canvas.ids.shape[1])
+            self.columns = self._columns_of_blocks()
 
-    def masked_in(self, block: int) -> Tensor:
-        return (self.hidden & (self.block_of == block)).sum(dim=1)
+    def _columns_of_blocks(self) -> list[tuple[int, int]]:
+        """``[start, stop)`` of each block, over all rows."""
+        block_of = self.block_of.cpu()
+        found = [(block_of == own).any(dim=0).nonzero().squeeze(1).tolist() for own in range(self.blocks)]
+        return [(own[0], own[-1] + 1) for own in found]
 
-    def reveal(self, model, block: int, k: Tensor, step: int, generators: list[torch.Generator]) -> None:
+    def masked_in(self, block: int) -> list[int]:
+        (masked,) = self.read((self.hidden & (self.block_of == block)).sum(dim=1))
+        return masked
+
+    def reveal(self, model, block: int, k: list[int], step: int, generators: list[torch.Generator]) -> None:
         """Commit ``k [B]`` tokens a row, in one forward of the rows that have something to commit."""
-        candidates = self.hidden & (self.block_of <= block) & (self.block_of >= 0)
-        active = ((k > 0) & candidates.any(dim=1)).nonzero().squeeze(1)
-        if not len(active):
+        if not any(k):
             return
-        candidates, k = candidates[active], k[active]
-        streams = [generators[row] for row in active.tolist()]
+        candidates = self.hidden & (self.block_of <= block) & (self.block_of >= 0)
+        held, first = self.read(candidates.sum(dim=1), candidates.int().argmax(dim=1))
+        rows = [row for row, count in enumerate(held) if count and k[row]]
+        if not rows:
+            return
+        active = upload(rows, self.ids.device)
+        candidates, counts = candidates[active], [held[row] for row in rows]
+        streams = [generators[row] for row in rows]
         if self.sampler.reference:
-            drawn = self._draw_like_the_public_code(model, active, candidates, streams[0])
+            drawn = self._draw_like_the_public_code(model, active, candidates, counts, streams[0])
         else:
             options = {}
             if self.kept is not None:
-                inside = self.block_of == block
                 # A hole that an earlier block has left (a drawn mask id) is a candidate still.
-                inside[active] |= candidates
-                options["cache"] = self.kept.ready(block, active, inside)
+                start = min([self.columns[block][0], *(first[row] for row in rows)])
+                options["cache"] = self.kept.ready(block, rows, start, self.columns[block][1])
             with_entropy = self.sampler.exit_entropy is not None
             drawn = self.draw(
-                model, active, candidates, self.sampler.temperature, streams, entropy=with_entropy, **options
+                model, active, candidates, counts, self.sampler.temperature, streams, entropy=with_entropy, **options
             )
         confidence = drawn.logps
         if self.sampler.remasking == "random":
-            confidence = uniforms(candidates, streams).float()
-        commit = _most_confident(confidence, candidates, k) | self._sure(drawn, candidates)
+            confidence = uniforms(counts, streams, self.ids.device).float()
+        wanted = upload([k[row] for row in rows], self.ids.device)
+        commit = _most_confident(confidence, candidates, wanted) | self._sure(drawn, candidates)
         self.write(active, commit, scatter(candidates, drawn.tokens), scatter(candidates, drawn.logps), step)
 
     def _sure(self, drawn: DrawnTokens, candidates: Tensor) -> Tensor:
@@ -181,9 +192,11 @@ class _State(CanvasWriter):
             sure |= candidates & ~doubtful[:, None]
         return sure
 
-    def _draw_like_the_public_code(self, model, active, candidates, generator: torch.Generator) -> DrawnTokens:
+    def _draw_like_the_public_code(
+        self, model, active, candidates, counts: list[int], generator: torch.Generator
+    ) -> DrawnTokens:
         """Tokens by argmax of exp(logit) / (-log u)^temperature over the whole vocabulary, u of every position drawn."""
-        logits, space = self.logits(model, active, candidates, None)
+        logits, space = self.logits(model, active, candidates, counts, None)
         columns, temperature = logits.argmax(dim=1), self.sampler.temperature
         if temperature:
             shape = (*candidates.shape, space.width)

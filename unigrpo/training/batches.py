@@ -9,11 +9,14 @@ another batch differ by about 1e-6, which would break "ratio exactly 1").
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..algorithm.likelihood import Known, check_targets
 from ..models.base import DiffusionPolicy
+from ..models.placing import upload
 from ..types import Canvas, Experience
 
 
@@ -57,7 +60,8 @@ class Batch:
     there is no reference. ``scored_tokens`` counts the tokens of a row that the unit's draw scores, or all of its draws
     where they are mixed. ``scale`` is what a row's loss is multiplied with: 1 / its draws where each has a loss of its
     own, else 1; 0 in dummy units. ``sampling_logps`` are None where no log-probabilities of the policy that sampled are
-    known to compare them with. ``tokens_per_row`` is ``Window.tokens_per_row``'s.
+    known to compare them with. ``tokens_per_row`` is ``Window.tokens_per_row``'s. ``known`` is what the host knows of the batch, and
+    ``ratios`` how many tokens are scored by any draw of their row; both were counted before anything left the CPU.
     """
 
     canvas: Canvas
@@ -71,6 +75,9 @@ class Batch:
     completion_length: Tensor
     scored_tokens: Tensor
     scale: Tensor
+    known: Known
+    ratios: int
+    dummy: bool = False
     sampling_logps: Tensor | None = None
     tokens_per_row: float | None = None
 
@@ -161,13 +168,15 @@ def collate(
     draws = [unit.draw] if unit.draw is not None else list(range(max(row.target.shape[1] for row in rows)))
 
     def stack(name: str, fill: float | bool = 0) -> Tensor:
-        values = [getattr(row, name) for row in rows for _ in draws]
-        return _stack(values, length, fill).to(device)
+        return _stack([getattr(row, name) for row in rows for _ in draws], length, fill)
 
     def drawn(name: str, fill: float | bool = 0) -> Tensor | None:
         if any(getattr(row, name) is None for row in rows):
             return None
-        return _stack([_draw(getattr(row, name)[k], s) for row in rows for s in draws], length, fill).to(device)
+        return _stack([_draw(getattr(row, name)[k], s) for row in rows for s in draws], length, fill)
+
+    def moved(values: Tensor | None) -> Tensor | None:
+        return None if values is None else upload(values, device)
 
     canvas = Canvas(
         ids=stack("ids", policy.pad_token_id),
@@ -176,25 +185,37 @@ def collate(
         task=rows[0].task,
         token_space=rows[0].token_space,
         position_ids=None if rows[0].position_ids is None else stack("position_ids"),
-        extra={key: torch.cat([row.extra[key] for row in rows for _ in draws]).to(device) for key in rows[0].extra},
+        extra={key: torch.cat([row.extra[key] for row in rows for _ in draws]).cpu() for key in rows[0].extra},
     )
     old_known = all(row.old_known is not None and bool(row.old_known[k]) for row in rows)
     target = drawn("target", False)
-    scored = [count_scored(row, k, True) for row in rows] if mixes_draws else target.sum(dim=1).tolist()
+    check_targets(canvas, target)
+    counts = target.sum(dim=1).tolist()
+    scored = [count_scored(row, k, True) for row in rows] if mixes_draws else counts
+    # One copy of each field to the device, of what was made and counted on the CPU.
     return Batch(
-        canvas=canvas,
-        hidden=drawn("hidden", False),
-        target=target,
-        weight=drawn("weight"),
-        noisy_ids=drawn("input_ids", policy.pad_token_id),
-        old_logps=drawn("old_logps") if old_known else None,
-        ref_logps=drawn("ref_logps"),
-        advantages=torch.tensor([row.advantage for row in rows], device=device),
-        completion_length=torch.tensor([float(row.completion_mask.sum()) for row in rows], device=device),
-        scored_tokens=torch.tensor([float(count) for count in scored], device=device),
-        scale=torch.tensor([_scale(row, unit, k, mixes_draws) for row in rows], device=device),
-        sampling_logps=stack("sampling_logps"),
+        canvas=replace(canvas, **_uploaded(canvas, device)),
+        hidden=moved(drawn("hidden", False)),
+        target=moved(target),
+        weight=moved(drawn("weight")),
+        noisy_ids=moved(drawn("input_ids", policy.pad_token_id)),
+        old_logps=moved(drawn("old_logps")) if old_known else None,
+        ref_logps=moved(drawn("ref_logps")),
+        advantages=upload([row.advantage for row in rows], device, torch.float32),
+        completion_length=upload([float(row.completion_mask.sum()) for row in rows], device, torch.float32),
+        scored_tokens=upload([float(count) for count in scored], device, torch.float32),
+        scale=upload([_scale(row, unit, k, mixes_draws) for row in rows], device, torch.float32),
+        known=Known(counts=counts, padded=not bool(canvas.attention_mask.all())),
+        ratios=int(target.view(len(rows), len(draws), length).any(dim=1).sum()),
+        dummy=unit.dummy,
+        sampling_logps=moved(stack("sampling_logps")),
     )
+
+
+def _uploaded(canvas: Canvas, device: torch.device | str) -> dict[str, Any]:
+    tensors = {name: getattr(canvas, name) for name in ("ids", "fill_mask", "attention_mask", "position_ids")}
+    moved = {name: None if own is None else upload(own, device) for name, own in tensors.items()}
+    return {**moved, "extra": {key: upload(own, device) for key, own in canvas.extra.items()}}
 
 
 def _draw(values: Tensor, s: int) -> Tensor:

@@ -67,7 +67,8 @@ def demonstration_loss(
 ) -> Tensor:
     """The unit's share of the optimizer step's auxiliary loss, times ``sft_weight``; logs the rows' mean."""
     batch = collate(rows, unit, 0, pipe.policy, pipe.device)
-    scores = score_tokens(model, pipe.policy, batch.canvas, batch.hidden, batch.target, batch.noisy_ids)
+    noisy = (batch.canvas, batch.hidden, batch.target, batch.noisy_ids)
+    scores = score_tokens(model, pipe.policy, *noisy, known=batch.known)
     terms = LOSS(
         scores.logps,
         scores.logps.detach(),

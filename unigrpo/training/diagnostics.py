@@ -8,6 +8,7 @@ from torch import Tensor
 from ..algorithm.likelihood import TokenScores
 from ..algorithm.loss import LossTerms
 from ..config.build import Algorithm
+from ..models.placing import places_of
 from ..types import Experience
 from .batches import Batch
 from .metrics import Metrics
@@ -24,28 +25,38 @@ def loss_metrics(
     metrics: Metrics, algorithm: Algorithm, batch: Batch, scores: TokenScores, terms: LossTerms, old_logps: Tensor
 ) -> None:
     """``kl``, ``entropy``, ``ratio/*``, ``clip_ratio/*`` and ``sampling/sampling_logp_difference/*`` of one unit."""
-    task = batch.canvas.task
-    if not terms.ratio.numel():
+    task, count = batch.canvas.task, batch.known.total
+    if not count:
         return
     if algorithm.settings.beta > 0:
         metrics.add("kl", terms.kl.mean(), task, terms.kl.numel())
-    metrics.add("entropy", scores.entropy[batch.target].mean(), task, int(batch.target.sum()))
+    places = places_of(batch.target, count)
+    metrics.add("entropy", scores.entropy.flatten()[places].mean(), task, count)
     if algorithm.uses_ratio:
-        ratio_metrics(metrics, terms, task)
+        ratio_metrics(metrics, terms, task, _ratios_of(algorithm, batch))
     if batch.sampling_logps is not None:
-        sampling_metrics(metrics, batch.sampling_logps[batch.target], old_logps[batch.target], task)
+        drawn, trained = (own.flatten()[places] for own in (batch.sampling_logps, old_logps))
+        sampling_metrics(metrics, drawn, trained, task)
 
 
-def ratio_metrics(metrics: Metrics, terms: LossTerms, task: str) -> None:
+def _ratios_of(algorithm: Algorithm, batch: Batch) -> int | None:
+    """How many ratios entered the surrogate, as the host counted them; None = to be asked."""
+    if algorithm.settings.importance_sampling_level != "token":
+        return None
+    return batch.ratios if algorithm.mixes_draws else batch.known.total
+
+
+def ratio_metrics(metrics: Metrics, terms: LossTerms, task: str, count: int | None = None) -> None:
     """How far the m ratios of a unit have moved, and how many of them clipping holds back.
 
     ``ratio/ess`` is the share of them that carries the unit: (sum r)^2 / (m sum r^2), 1 where all are equal, 1 / m where
     one outweighs the rest. Without a ratio nothing is recorded; statistics of infinite ratios that are no number are not.
+    ``count`` = m, where the host knows it.
     """
-    if not terms.ratio.numel():
+    ratio, low, high = terms.entered(count)
+    if not ratio.numel():
         return
-    low, high, ratio = terms.clipped_low, terms.clipped_high, terms.ratio.double()
-    count = len(ratio)
+    ratio, count = ratio.double(), len(ratio)
     metrics.add("clip_ratio/low_mean", low.float().mean(), task, count)
     metrics.add("clip_ratio/high_mean", high.float().mean(), task, count)
     metrics.add("clip_ratio/region_mean", (low | high).float().mean(), task, count)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.advantages import Advantages, group_moments
+from ..models.placing import on_host
 from ..types import Rollout
 
 
@@ -28,14 +29,37 @@ class Metrics:
     def __init__(self, by_task: bool = False) -> None:
         self.by_task = by_task
         self._values: dict[str, list[list[float]]] = defaultdict(list)
+        self._unread: list[tuple[str, list]] = []
 
     def add(self, name: str, value: float | Tensor, task: str | None = None, weight: float = 1.0) -> None:
-        """Record one value, of ``task`` alone where one is given; NaN is dropped. ``weight``: things it is the mean of."""
+        """Record one value, of ``task`` alone where one is given; NaN is dropped. ``weight``: things it is the mean of.
+
+        A value on a device is read later, all of them at once: the host does not wait for each.
+        """
+        names = [name, *([f"{name}/{task}"] if task is not None and self.by_task else [])]
+        if isinstance(value, Tensor) and not on_host(value):
+            for own in names:
+                entry = [value.detach(), float(weight)]
+                self._values[own].append(entry)
+                self._unread.append((own, entry))
+            return
         value = float(value)
         if value == value:
-            self._values[name].append([value, float(weight)])
-            if task is not None and self.by_task:
-                self._values[f"{name}/{task}"].append([value, float(weight)])
+            for own in names:
+                self._values[own].append([value, float(weight)])
+
+    def _read(self) -> None:
+        """Values that wait on a device become numbers, in one copy."""
+        if not self._unread:
+            return
+        numbers = torch.stack([entry[0].double() for _, entry in self._unread]).tolist()
+        for (_, entry), number in zip(self._unread, numbers, strict=True):
+            entry[0] = number
+        for name in {name for name, _ in self._unread}:
+            self._values[name] = [entry for entry in self._values[name] if entry[0] == entry[0]]
+            if not self._values[name]:
+                del self._values[name]
+        self._unread = []
 
     def scopes(self, tasks: list[str]) -> Iterator[tuple[str, Tensor]]:
         """What a metric of rows with these ``tasks`` is made of: the suffix of its name and ``[B]`` bool, the rows.
@@ -57,11 +81,13 @@ class Metrics:
 
     def pending(self) -> dict[str, list[list[float]]]:
         """Everything recorded since the last flush, values with their weights, for a checkpoint."""
+        self._read()
         return {name: list(values) for name, values in self._values.items()}
 
     def restore(self, pending: dict[str, list[list[float]]]) -> None:
         """Goes on from ``pending`` values, whatever was recorded before."""
         self._values.clear()
+        self._unread = []
         self._values.update({name: list(values) for name, values in pending.items()})
 
     def flush(self, gather: Callable[[list], list] = lambda items: items) -> dict[str, float]:

@@ -83,6 +83,7 @@ def _score_into(pipe: Pipeline, window: Window, unit: Unit, k: int, model, name:
         batch.noisy_ids,
         settings.temperature,
         settings.likelihood_guidance,
+        known=batch.known,
     )
     logps = scores.logps.cpu().unflatten(0, (len(unit.rows), -1))
     for place, index in enumerate(unit.rows):
@@ -110,12 +111,13 @@ def exact_reference(
     if not any(algorithm.settings.exact_kl for algorithm in algorithms.values()):
         return None
     settings = algorithms[batch.canvas.task].settings
-    target = batch.target if settings.exact_kl else thinned(batch.target)
     law = (settings.temperature, settings.likelihood_guidance)
     with reference() as model, evaluating(model):
         if not settings.exact_kl and not forwards_meet(model):
             return None
-        logprobs = token_logprobs(model, policy, batch.canvas, batch.hidden, target, batch.noisy_ids, *law)
+        target = batch.target if settings.exact_kl else thinned(batch.target)
+        known = batch.known if settings.exact_kl else None
+        logprobs = token_logprobs(model, policy, batch.canvas, batch.hidden, target, batch.noisy_ids, *law, known)
     return logprobs if settings.exact_kl else None
 
 

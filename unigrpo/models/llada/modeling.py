@@ -19,6 +19,7 @@ from ..cache import KeyValueCache, LayerCache
 from ..draw import Draw
 from ..forward import MaskedDiffusionOutput, combine_guidance
 from ..head import VocabularyHead
+from ..placing import on_host, places_of
 from .configuration import LLaDAConfig
 
 
@@ -53,15 +54,17 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return (values * cos + torch.cat([-second, first], dim=-1) * sin).to(states.dtype)
 
 
-def positions_of(select: Tensor) -> tuple[Tensor, Tensor]:
-    """The True positions of ``select [B, L]``, packed to the left: indices ``[B, q]`` and which of them count, bool.
+def positions_of(select: Tensor, counts: list[int] | None = None) -> tuple[Tensor, Tensor]:
+    """The True positions of ``select [B, L]``, packed to the left: indices ``[B, q]`` and which of them count, flat ``[n]``.
 
-    q is the longest row's number, at least 1; shorter rows are filled up with other positions.
+    q is the longest row's number, at least 1; shorter rows are filled up with other positions. ``counts`` are the numbers
+    of the rows, where the host knows them.
     """
-    counts = select.sum(dim=1)
-    longest = max(int(counts.max()), 1)
+    found = select.sum(dim=1)
+    longest = max(int(found.max()) if counts is None else max(counts), 1)
     index = (~select).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-    return index, torch.arange(longest, device=select.device) < counts[:, None]
+    counted = torch.arange(longest, device=select.device) < found[:, None]
+    return index, places_of(counted, None if counts is None else sum(counts))
 
 
 class LLaDABlock(GradientCheckpointingLayer):
@@ -137,6 +140,7 @@ class LLaDATrunk(nn.Module):
         select: Tensor | None = None,
         cache: KeyValueCache | None = None,
         keep_states: bool = False,
+        counts: list[int] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Final hidden states ``[B, m, d]``, or ``[n, d]`` of the positions that ``select [B, m]`` marks, row-major; and, when
         asked, the embeddings and every block's output but the last's. m = L, or the cache's span of ``embeds [B, m, d]``.
@@ -158,16 +162,21 @@ class LLaDATrunk(nn.Module):
                 states.append(hidden)
             hidden = block(hidden, cos, sin, key_mask, own)
         if select is not None and not keep_states:
-            queries, counted = positions_of(select)
-            hidden = last(hidden, cos, sin, key_mask, kept_last, queries)[counted]
+            queries, counted = positions_of(select, counts)
+            hidden = last(hidden, cos, sin, key_mask, kept_last, queries).flatten(0, 1)[counted]
             return self.transformer["ln_f"](hidden), None
         states.append(hidden)
         hidden = self.transformer["ln_f"](last(hidden, cos, sin, key_mask, kept_last))
         return hidden if select is None else hidden[select], (*states, hidden) if keep_states else None
 
     def _key_mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        """Without padding there is no mask at all, so that the fastest attention kernels stay available."""
-        if attention_mask is None or self.config.attn_mask_mode == "none" or bool(attention_mask.all()):
+        """Without padding there is no mask at all, so that the fastest attention kernels stay available.
+
+        On a device nobody looks for padding, because the host would have to wait: callers leave a mask of ones out.
+        """
+        if attention_mask is None or self.config.attn_mask_mode == "none":
+            return None
+        if on_host(attention_mask) and bool(attention_mask.all()):
             return None
         return attention_mask.bool()[:, None, None, :]
 
@@ -225,6 +234,7 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
         cache: KeyValueCache | None = None,
+        counts: list[int] | None = None,
         output_hidden_states: bool = False,
         **kwargs,
     ) -> MaskedDiffusionOutput:
@@ -244,6 +254,7 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
             ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over ``token_space``, for the exact KL.
             draw: how to choose a token for each selected row; needs ``select``.
             cache: keys and values to fill or to use; its span says which columns are computed. Inputs stay ``[B, L]``.
+            counts: selected positions of each row, where the host knows them: it then does not wait for the device.
 
         Returns:
             ``MaskedDiffusionOutput`` with fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``); with ``logps [n]``
@@ -258,9 +269,9 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         if (targets is not None or draw is not None) and select is None:
             raise ValueError("targets and draws need select, the [B, L] mask of the rows they belong to")
         if cache is not None and cache.span is not None:
-            input_ids, inputs_embeds, select = _within(cache, input_ids, inputs_embeds, select)
+            input_ids, inputs_embeds, select = _within(cache, counts, input_ids, inputs_embeds, select)
         embeds = self.model.transformer["wte"](input_ids) if inputs_embeds is None else inputs_embeds
-        rows, states = self.model(embeds, attention_mask, position_ids, select, cache, output_hidden_states)
+        rows, states = self.model(embeds, attention_mask, position_ids, select, cache, output_hidden_states, counts)
         if guidance_scale is not None:
             rows = combine_guidance(rows, guidance_scale)
         scores = self.model.transformer["ff_out"](rows, targets, token_space, temperature, ref_logprobs, draw)
@@ -271,9 +282,10 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl, hidden_states=states)
 
 
-def _within(cache: KeyValueCache, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+def _within(cache: KeyValueCache, counts: list[int] | None, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
     """The cache's columns of ``inputs [B, L, ...]``, the last of which marks the selected rows."""
     select, columns = inputs[-1], cache.columns()
-    if select is not None and int(select.sum()) != int(select[:, columns].sum()):
+    # Who knows the counts has made the span of what it selects.
+    if select is not None and counts is None and int(select.sum()) != int(select[:, columns].sum()):
         raise ValueError(f"select marks rows outside the columns {cache.span} that the cache computes")
     return tuple(None if own is None else own[:, columns] for own in inputs)

@@ -142,19 +142,30 @@ class WindowCheckpoints(AtomicCheckpoints):
                 "new run from its weights"
             )
 
-    def _stop_unless_finite(self, model: nn.Module) -> None:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As in transformers, which asks for it once a step, just before the optimizer's: there a bad step is stopped."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not self.is_deepspeed_enabled:
+            self._stop_unless_finite(model, self._micro_step - 1, norm)
+        return norm
+
+    def _stop_unless_finite(self, model: nn.Module, micro_step: int, norm: Any = None) -> None:
         """Raises ``NonFiniteError`` before a bad step reaches the weights; the last good state is saved first.
 
         fp16's loss scaler skips steps that overflow by itself, so there only the loss is checked.
+
+        Args:
+            micro_step: the one that ended the optimizer step.
+            norm: of the step's gradient, where it is known.
         """
-        if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
-            self._guard.check_gradients(model, self._window.rows, self._window.table)
+        if self.accelerator.scaler is None and norm is not None:
+            self._guard.check_norm(norm, self._window.rows, self._window.table)
         found = self._guard.flush()
         bad = torch.tensor([bool(found)], device=self.accelerator.device)
         if not bool(self.accelerator.gather(bad).any()):
             return
         every = self.args.gradient_accumulation_steps
-        self._micro_step = self._micro_step // every * every
+        self._micro_step = micro_step // every * every
         what = f"step {self.state.global_step + 1} is not finite: {found or 'on another rank'}"
         folder = checkpoint_folder(self._get_output_dir(trial=None), self.state.global_step)
         if self._saved_step != self.state.global_step:
