@@ -102,11 +102,11 @@ def test_uniforms_of_half_precision_are_refused():
 def test_nothing_and_one_column():
     nothing, none = torch.zeros(0, 5), torch.zeros(0, dtype=torch.float64)
     for draws in (none, None):
-        assert [own.tolist() for own in choose_tokens(nothing, Draw(uniforms=draws, entropy=True))] == [[], [], []]
+        assert [own.tolist() for own in choose_tokens(nothing, Draw(uniforms=draws, entropy=True))] == [[], [], [], []]
     assert draw_columns(nothing, none).tolist() == []
     assert normalised(nothing).shape == (0, 5)
     one = choose_tokens(torch.tensor([[5.0], [-1e30]]), Draw(uniforms=torch.tensor([0.0, 0.9]).double(), entropy=True))
-    assert [own.tolist() for own in one] == [[0, 0], [0.0, 0.0], [0.0, 0.0]]
+    assert [own.tolist() for own in one] == [[0, 0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
 
 
 @bounded

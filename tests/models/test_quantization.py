@@ -86,7 +86,7 @@ def test_a_key_of_the_wrong_type(checkpoint):
 @pytest.mark.parametrize("asked", [{"load_in_4bit": True}, {"load_in_8bit": True, "quant_method": "bitsandbytes"}])
 def test_a_missing_package_names_its_extra(checkpoint, asked, monkeypatch):
     monkeypatch.setattr("unigrpo.models.quantization.is_bitsandbytes_available", lambda: False)
-    match = r'bitsandbytes, 0\.48 or newer, which is not installed: pip install -e "\.\[quantization\]"'
+    match = r'bitsandbytes, 0\.48 or newer, which is not installed: pip install "unigrpo\[quantization\]"'
     with pytest.raises(ValueError, match=match):
         check_quantization({"quantization_config": asked}, adapters=True)
     with pytest.raises(RecipeError, match=match):

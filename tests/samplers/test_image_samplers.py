@@ -12,6 +12,7 @@ from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.draw import choose_tokens
 from unigrpo.samplers import MASK_SCHEDULES, SAMPLERS, Emerge, MaskGIT
+from unigrpo.samplers.maskgit import image_positions
 from unigrpo.types import Canvas, keyed_generator
 
 from ..support.tiny import golden, tiny_model, tiny_processor
@@ -219,6 +220,44 @@ def test_reference_needs_one_generator(model, policy):
     canvas = blank(policy, 2, 16)
     with pytest.raises(ValueError, match="the same one"):
         MaskGIT(reference=True)(model, policy, canvas, generators=[torch.Generator(), torch.Generator()])
+
+
+@pytest.mark.parametrize(("steps", "hidden"), [(6, 511), (12, 511), (15, 511), (18, 511), (48, 511), (4, 391)])
+def test_the_reference_schedule_counts_in_fp32(steps, hidden):
+    """Two thirds of the way the public code's ``torch.cos`` gives 0.49999997: 511 of 1024 codes, not 512."""
+    done = (3 if steps == 4 else steps * 2 // 3) / steps
+    share = MaskGIT(steps=steps, reference=True)._share(done)
+    public = torch.floor(1024 * torch.cos(torch.tensor(done) * math.pi * 0.5))
+    assert math.floor(1024 * share) == int(public) == hidden
+    exact = MaskGIT(steps=steps)._share(done)
+    assert exact == MASK_SCHEDULES["cosine"](done)
+
+
+def test_codes_of_an_image_in_the_prompt_are_not_drawn(model, policy):
+    """The schedule counts the image that is drawn: an image to edit, in the prompt, changes no count."""
+    blank_canvas = blank(policy, 1, 16)
+    code = policy.token_space("t2i").start + 5
+    start = int(blank_canvas.fill_mask[0].nonzero()[0])
+    prompt = torch.full((1, 6), code)
+    beside = [blank_canvas.ids[:, :1], prompt, blank_canvas.ids[:, 1:]]
+    no, yes = torch.zeros(1, 6, dtype=torch.bool), torch.ones(1, 6, dtype=torch.bool)
+    edit = replace(
+        blank_canvas,
+        ids=torch.cat(beside, dim=1),
+        fill_mask=torch.cat([blank_canvas.fill_mask[:, :1], no, blank_canvas.fill_mask[:, 1:]], dim=1),
+        attention_mask=torch.cat([blank_canvas.attention_mask[:, :1], yes, blank_canvas.attention_mask[:, 1:]], dim=1),
+    )
+    assert start > 1, "the image is not at the front"
+    assert torch.equal(image_positions(edit), edit.fill_mask)
+    held = []
+    for canvas in (blank_canvas, edit):
+        rollout = MaskGIT(steps=8)(model, policy, canvas, generators=[keyed_generator("edit")])
+        held.append([int((canvas.fill_mask & (rollout.step_map >= step)).sum()) for step in range(9)])
+    assert held[0] == held[1] == [16, 15, 14, 13, 11, 8, 6, 3, 0]
+    # A code that is given inside the image is a part of it.
+    given = replace(blank_canvas, ids=blank_canvas.ids.clone(), fill_mask=blank_canvas.fill_mask.clone())
+    given.ids[0, start + 3], given.fill_mask[0, start + 3] = code, False
+    assert torch.equal(image_positions(given), blank_canvas.fill_mask)
 
 
 def test_padding_changes_nothing(model, policy):

@@ -14,6 +14,7 @@ from unigrpo.models import MMaDAPolicy
 from unigrpo.models.draw import Draw, choose_tokens
 from unigrpo.models.mmada import modeling
 from unigrpo.samplers import SAMPLERS, SemiAutoregressive
+from unigrpo.samplers.base import CanvasWriter
 from unigrpo.samplers.semi_autoregressive import split_evenly, transfer_counts
 from unigrpo.types import Canvas, TokenSpace, keyed_generator
 
@@ -225,6 +226,8 @@ def test_impossible_settings_are_errors(policy, model):
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             SemiAutoregressive(**{name: value})
+    with pytest.raises(ValueError, match="reference=True with remasking='random'"):
+        SemiAutoregressive(reference=True, remasking="random")
     assert SAMPLERS["semi_autoregressive"] is SemiAutoregressive
 
 
@@ -292,6 +295,22 @@ def test_after_the_first_stop_token_everything_is_padding(policy, model):
     outside = ~rollout.canvas.fill_mask
     assert (rollout.step_map[outside] == -1).all()
     assert (rollout.sampling_logps[outside] == 0).all() and not rollout.completion_mask[outside].any()
+
+
+def test_a_sampler_of_somebody_else_counts_up_to_the_stop_token(policy):
+    """Every sampler that writes with ``CanvasWriter`` ends at the stop token; none has to know of it."""
+    own = stopping_policy(policy, 30)
+    canvas = text_canvas(own)
+    writer = CanvasWriter(canvas, own, 0.0, streams(len(ROWS)))
+    tokens = torch.full_like(canvas.ids, 7)
+    places = canvas.fill_mask.clone()
+    fill = canvas.fill_mask[0].nonzero().flatten()
+    tokens[0, fill[9]] = tokens[0, fill[15]] = 30
+    writer.write(torch.arange(len(ROWS)), places, tokens, torch.full(canvas.ids.shape, -1.0), 0)
+    rollout = writer.rollout()
+    assert rollout.completion_mask.sum(dim=1).tolist() == [10, 24, 24, 24]
+    assert (written(rollout, 0)["ids"][10:] == own.pad_token_id).all()
+    assert (written(rollout, 0)["logps"][10:] == 0).all() and (written(rollout, 0)["steps"][10:] == -1).all()
 
 
 def test_completions_are_the_counted_tokens_without_special_ones(policy, model):

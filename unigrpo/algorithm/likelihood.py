@@ -114,7 +114,7 @@ def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_sc
     select, counts = policy.rows(target), None if known is None else known.counts
     if guidance_scale is None:
         inputs = policy.inputs(canvas, hidden, noisy_ids)
-        if known is not None and not known.padded and "attention_mask" in inputs:
+        if known is not None and not known.padded and policy.mask_optional:
             inputs["attention_mask"] = None
     else:
         inputs, select = policy.guided_inputs(canvas, hidden, noisy_ids), torch.cat([select, select])

@@ -49,7 +49,9 @@ def resolve_policy(name: str | type[DiffusionPolicy], folders: Sequence[str | Pa
     except (ImportError, ValueError) as error:
         raise ValueError(f"policy={name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and hasattr(found, "load_model")):
-        raise ValueError(f"policy={name!r} is a {type(found).__name__}: it must be a class derived from DiffusionPolicy")
+        raise ValueError(
+            f"policy={name!r} is a {type(found).__name__}: it must be a class derived from DiffusionPolicy"
+        )
     return found
 
 

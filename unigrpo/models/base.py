@@ -26,6 +26,7 @@ class DiffusionPolicy(ABC):
         logit_shift: 1 when the logits at position i predict token i + 1, else 0.
         linear_head: True when guidance may be combined before the head.
         supports_cache: True when the forward takes a ``KeyValueCache`` (``kv_cache`` of the text sampler).
+        mask_optional: True when ``attention_mask=None`` means that no row has padding; a device then need not look for it.
         processor: the tokenizer or processor of this instance, saved with checkpoints.
         attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.
         image_tokenizer, image_size, codebook_size: id of the family's image tokenizer, usual side of an image in pixels
@@ -41,6 +42,7 @@ class DiffusionPolicy(ABC):
     logit_shift: int = 0
     linear_head: bool = False
     supports_cache: bool = False
+    mask_optional: bool = False
     attends_padding: bool = False
     image_tokenizer: str | None = None
     image_size: int | None = None

@@ -42,11 +42,15 @@ class Draw:
 
 
 class DrawnTokens(NamedTuple):
-    """``tokens [n]`` int64, their ``logps [n]`` and, where asked, the ``entropy [n]`` of their rows, fp32 in nats."""
+    """``tokens [n]`` int64, their ``logps [n]`` and, where asked, the ``entropy [n]`` of their rows, fp32 in nats.
+
+    ``doubt [n]`` is the probability of all other tokens together: it ranks tokens whose own probability rounds to 1.
+    """
 
     tokens: Tensor
     logps: Tensor
     entropy: Tensor | None = None
+    doubt: Tensor | None = None
 
 
 def choose_tokens(logits: Tensor, draw: Draw) -> DrawnTokens:
@@ -79,7 +83,9 @@ def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> Draw
         if not on_host(logits) or bool(entropy.isnan().any()):
             # 0 times -inf; finite logits are spared another pass where the host need not wait to know them.
             entropy = lse - torch.linalg.vecdot(probs, floored(logits))
-    return DrawnTokens(columns, logps, entropy)
+    # A sum of small numbers keeps what 1 - p loses: fp32 tells p = 1 - 1e-8 from 1 - 1e-30.
+    doubt = probs.scatter_(1, picked, 0.0).sum(dim=1)
+    return DrawnTokens(columns, logps, entropy, doubt)
 
 
 def floored(logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from .placing import places_of
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
     """fp32 ``logits``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn ``tokens [n]`` with
-    their ``logps [n]`` and, where asked, ``entropy [n]``.
+    their ``logps [n]``, ``doubt [n]`` (see ``DrawnTokens``) and, where asked, ``entropy [n]``.
     """
 
     logits: Tensor | None = None
@@ -29,6 +29,7 @@ class MaskedDiffusionOutput(ModelOutput):
     logps: Tensor | None = None
     entropy: Tensor | None = None
     kl: Tensor | None = None
+    doubt: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -81,7 +82,10 @@ class MaskedDiffusionMixin:
             if draw is not None:
                 drawn = choose_tokens(rows, draw)
                 return MaskedDiffusionOutput(
-                    tokens=drawn.tokens + token_space.start, logps=drawn.logps, entropy=drawn.entropy
+                    tokens=drawn.tokens + token_space.start,
+                    logps=drawn.logps,
+                    entropy=drawn.entropy,
+                    doubt=drawn.doubt,
                 )
             if targets is None:
                 return MaskedDiffusionOutput(logits=rows)

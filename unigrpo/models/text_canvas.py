@@ -21,6 +21,7 @@ class TextCanvasPolicy(DiffusionPolicy):
     processor_class = MMaDAProcessor
     linear_head = True
     supports_cache = True
+    mask_optional = True
 
     def __init__(self, config: Any, processor: MMaDAProcessor) -> None:
         self.config, self.processor = config, processor

@@ -15,7 +15,10 @@ from ..types import Canvas, Rollout, TokenSpace
 
 
 class CanvasWriter:
-    """A canvas with holes.
+    """A canvas with holes, and the owner of stop tokens.
+
+    What counts of a row ends with its first stop token. With ``stop="first"`` the tail behind it becomes padding as soon as the
+    token is written, and is not denoised any more.
 
     Without a mask id, holes hold uniformly random tokens of the token space. Each row draws its own from its stream,
     before anything else, and they stay until they are written over.
@@ -28,8 +31,21 @@ class CanvasWriter:
     """
 
     def __init__(
-        self, canvas: Canvas, policy: DiffusionPolicy, guidance_scale: float, streams: list[torch.Generator]
+        self,
+        canvas: Canvas,
+        policy: DiffusionPolicy,
+        guidance_scale: float,
+        streams: list[torch.Generator],
+        stop: str = "first",
     ) -> None:
+        self.stop, space = stop, canvas.token_space
+        # Ids that the task cannot write end nothing: a picture has no stop token.
+        ends = [
+            token
+            for token in policy.stop_token_ids
+            if space.start <= token < space.stop and token not in space.exclude
+        ]
+        self.stops = upload(ends, canvas.ids.device, torch.int64)
         self.canvas, self.policy, self.guidance_scale = canvas, policy, guidance_scale
         self.ids, self.hidden = canvas.ids.clone(), canvas.fill_mask.clone()
         if policy.mask_token_id is None:
@@ -93,7 +109,7 @@ class CanvasWriter:
             draw=Draw(uniforms=uniforms(counts, streams, self.ids.device) if temperature else None, entropy=entropy),
             **options,
         )
-        return DrawnTokens(output.tokens, output.logps, output.entropy)
+        return DrawnTokens(output.tokens, output.logps, output.entropy, output.doubt)
 
     def _request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""
@@ -104,7 +120,7 @@ class CanvasWriter:
         else:
             inputs = self.policy.guided_inputs(canvas, hidden, twin=self.twin.take(rows))
             select, counts = torch.cat([select, select]), counts * 2
-        if not self.padded and "attention_mask" in inputs:
+        if not self.padded and self.policy.mask_optional:
             inputs["attention_mask"] = None
         guidance = None if self.twin is None else self.guidance_scale
         return {**inputs, "select": select, "counts": counts, "guidance_scale": guidance}
@@ -118,10 +134,29 @@ class CanvasWriter:
         self.logps[rows] = torch.where(places, logps, self.logps[rows])
         self.step_map[rows] = self.step_map[rows].masked_fill(places, step)
         self.hidden[rows] &= ~places
+        if self.stop == "first" and len(self.stops):
+            self._fill_tail()
+
+    def is_stop(self) -> Tensor:
+        """``[B, L]`` bool, the stop tokens that were written."""
+        return torch.isin(self.ids, self.stops) & self.canvas.fill_mask & ~self.hidden
+
+    def _fill_tail(self) -> None:
+        """Nothing after a row's first stop token counts, so it becomes padding at once and costs no more steps."""
+        is_stop = self.is_stop()
+        tail = (is_stop.cumsum(1) - is_stop.long() > 0) & self.canvas.fill_mask
+        self.ids.masked_fill_(tail, self.policy.pad_token_id)
+        self.step_map.masked_fill_(tail, -1)
+        self.logps.masked_fill_(tail, 0.0)
+        self.hidden &= ~tail
 
     def counts(self) -> Tensor:
-        """The written tokens that count: all of them."""
-        return self.canvas.fill_mask & ~self.hidden
+        """The written tokens that count: up to and including the first stop token."""
+        written = self.canvas.fill_mask & ~self.hidden
+        if not len(self.stops):
+            return written
+        is_stop = self.is_stop().long()
+        return written & (is_stop.cumsum(1) - is_stop == 0)
 
     def rollout(self) -> Rollout:
         """What was written, decoded.

@@ -73,13 +73,20 @@ class MaskGIT:
             done = (step + 1) / self.steps
             start = scale if self.remask_noise_decay == "compound" else self.remask_temperature
             scale = start * (1 - done)
-            share = MASK_SCHEDULES[self.mask_schedule](done)
+            share = self._share(done)
             (held,) = writer.read(writer.hidden.sum(dim=1))
             if any(held):
                 self._step(model, writer, held, everything, step, share, scale, generators)
             if on_step is not None:
                 on_step(step + 1, self.steps)
         return writer.rollout()
+
+    def _share(self, done: float) -> float:
+        """What is hidden again after the share ``done`` of the steps."""
+        if self.reference and self.mask_schedule == "cosine":
+            # The public code's fp32: two thirds of the way it hides 511 of 1024 codes, not 512.
+            return float(torch.cos(torch.tensor(done, dtype=torch.float32) * math.pi * 0.5))
+        return MASK_SCHEDULES[self.mask_schedule](done)
 
     def _step(
         self, model, writer: CanvasWriter, held: list[int], image, step: int, share: float, scale: float, generators
@@ -101,7 +108,7 @@ class MaskGIT:
         keep = torch.zeros_like(holes)
         if step < self.steps - 1:
             sizes, unknown = image.sum(dim=1), upload(counts, image.device)
-            # The schedule counts in floats of the public code's precision: 64 x cos(pi / 3) is 32, not 31.
+            # In fp32: 64 x cos(pi / 3) is 32, not 31.
             again = torch.floor(sizes * torch.tensor(share, dtype=torch.float32)).long()
             again = torch.minimum(again, unknown - 1).clamp(min=1)
             confidence = (logps.clamp(min=math.log(1e-20)) + scale * noise).masked_fill(~holes, torch.inf)
@@ -135,12 +142,16 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 
 def image_positions(canvas: Canvas) -> Tensor:
-    """``[B, L]`` bool, every position of the image: the holes and what was given between the first and the last.
+    """``[B, L]`` bool, every position of the image that is drawn: the holes, and given codes that touch them.
 
-    A canvas to complete has codes outside its holes; they lie in the token space and touch it.
+    A canvas to complete has codes outside its holes. Codes of another image, in the prompt, stand apart and do not count.
     """
-    inside = canvas.token_space.contains(canvas.ids) | canvas.fill_mask
-    return inside & canvas.attention_mask
+    inside = (canvas.token_space.contains(canvas.ids) | canvas.fill_mask) & canvas.attention_mask
+    # Runs of neighbours are numbered from 1; a run counts if it has a hole.
+    run = (inside & ~torch.nn.functional.pad(inside[:, :-1], (1, 0))).cumsum(dim=1) * inside
+    drawn = torch.zeros(len(inside), inside.shape[1] + 1, dtype=torch.int64, device=inside.device)
+    drawn.scatter_add_(1, run, (canvas.fill_mask & inside).long())
+    return inside & (drawn.gather(1, run) > 0)
 
 
 def least(confidence: Tensor, count: Tensor) -> Tensor:

@@ -80,6 +80,11 @@ class SemiAutoregressive:
         shortcuts = (self.confidence_threshold, self.exit_entropy)
         if self.reference and (self.kv_cache != "none" or shortcuts != (None, None)):
             raise ValueError("reference=True is exact: leave kv_cache, confidence_threshold and exit_entropy unset")
+        if self.reference and self.remasking == "random":
+            raise ValueError(
+                "reference=True with remasking='random' would not repeat the public code's random numbers: use "
+                "remasking='low_confidence', or reference=False"
+            )
 
     @torch.no_grad()
     def __call__(
@@ -131,11 +136,10 @@ class _State(CanvasWriter):
     def __init__(
         self, canvas: Canvas, policy: DiffusionPolicy, sampler: SemiAutoregressive, streams: list[torch.Generator]
     ) -> None:
-        super().__init__(canvas, policy, sampler.guidance_scale, streams)
+        super().__init__(canvas, policy, sampler.guidance_scale, streams, sampler.stop)
         self.sampler, fill = sampler, canvas.fill_mask
         self.block_of = torch.where(fill, (fill.cumsum(1) - 1) // sampler.block_length, -1)
         self.blocks = int(self.block_of.max()) + 1
-        self.stops = upload(policy.stop_token_ids, canvas.ids.device, torch.int64)
         self.kept = None
         if sampler.kv_cache != "none":
             self.kept = BlockCache(sampler.kv_cache, policy, guided=self.twin is not None, length=canvas.ids.shape[1])
@@ -175,7 +179,8 @@ class _State(CanvasWriter):
             drawn = self.draw(
                 model, active, candidates, counts, self.sampler.temperature, streams, entropy=with_entropy, **options
             )
-        confidence = drawn.logps
+        # A model of somebody else may not say how much it doubts.
+        confidence = drawn.logps if drawn.doubt is None else -drawn.doubt
         if self.sampler.remasking == "random":
             confidence = uniforms(counts, streams, self.ids.device).float()
         wanted = upload([k[row] for row in rows], self.ids.device)
@@ -202,39 +207,22 @@ class _State(CanvasWriter):
             shape = (*candidates.shape, space.width)
             noise = torch.rand(shape, dtype=torch.float64, generator=generator).to(logits.device)[candidates]
             columns = (logits.double() - temperature * (-noise.log()).log()).argmax(dim=1)
-        logps = logits.gather(1, columns[:, None]).squeeze(1) - logits.logsumexp(dim=1)
-        return DrawnTokens(columns, logps)
+        # In fp64, as there: fp32 could not tell the surest tokens of a trained model apart.
+        probs = logits.double().softmax(dim=1).gather(1, columns[:, None]).squeeze(1)
+        return DrawnTokens(columns, probs.log().float(), doubt=-probs)
 
     def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
-        """Also keeps a drawn mask id a hole, and makes the tail after a stop token padding."""
-        holes = self.hidden[rows]
+        """Also keeps a drawn mask id a hole."""
+        # A mask id behind a stop token is in its tail: no hole any more.
+        holes = self.hidden[rows] & places
         super().write(rows, places, tokens, logps, step)
         if self.policy.mask_token_id is not None:
-            self.hidden[rows] |= holes & places & (tokens == self.policy.mask_token_id)
-        if self.sampler.stop == "first":
-            self._fill_tail()
-
-    def _is_stop(self) -> Tensor:
-        return torch.isin(self.ids, self.stops) & self.canvas.fill_mask & ~self.hidden
-
-    def _fill_tail(self) -> None:
-        """Nothing after a row's first stop token counts, so it becomes padding at once and costs no more steps."""
-        is_stop = self._is_stop()
-        tail = (is_stop.cumsum(1) - is_stop.long() > 0) & self.canvas.fill_mask
-        self.ids.masked_fill_(tail, self.policy.pad_token_id)
-        self.step_map.masked_fill_(tail, -1)
-        self.logps.masked_fill_(tail, 0.0)
-        self.hidden &= ~tail
+            self.hidden[rows] |= holes & (self.ids[rows] == self.policy.mask_token_id)
 
     def all_end_with_stop(self, block: int) -> bool:
         inside = self.block_of == block
         last = inside & (inside.flip(1).cumsum(1).flip(1) == 1)
-        return bool((self._is_stop() & last).any(dim=1).all())
-
-    def counts(self) -> Tensor:
-        """The written tokens that count: up to and including the first stop token."""
-        is_stop = self._is_stop().long()
-        return super().counts() & (is_stop.cumsum(1) - is_stop == 0)
+        return bool((self.is_stop() & last).any(dim=1).all())
 
 
 def _most_confident(confidence: Tensor, candidates: Tensor, k: Tensor) -> Tensor:

@@ -276,7 +276,7 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
             rows = combine_guidance(rows, guidance_scale)
         scores = self.model.transformer["ff_out"](rows, targets, token_space, temperature, ref_logprobs, draw)
         if draw is not None:
-            return MaskedDiffusionOutput(tokens=scores.tokens, logps=scores.logps, entropy=scores.entropy)
+            return MaskedDiffusionOutput(**scores._asdict())
         if targets is None:
             return MaskedDiffusionOutput(logits=scores, hidden_states=states)
         return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl, hidden_states=states)
