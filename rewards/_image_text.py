@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from .text import completion_text
 
@@ -66,6 +67,8 @@ class ImageTextReward(ABC):
     __name__ = "image_text"
     model: str
     """Hub id or path of what is loaded."""
+    offload: bool = False
+    """Whether the model is on the CPU between calls. A run sets it (``offload_reward_models``)."""
 
     def __init__(self, *, batch_size: int, device: str | torch.device | None, dtype: str) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -84,6 +87,20 @@ class ImageTextReward(ABC):
     def _load(self) -> Scorer:
         """The scorer, on the CPU."""
 
+    def without_weights(self) -> tuple[nn.Module, Callable[[], Any]] | None:
+        """The model on the meta device and a call of one batch, to count what they take; None for a model on the CPU.
+
+        Raises:
+            OSError: there is nothing at ``model``, and its sizes are not known.
+            ValueError: only loading it would tell.
+        """
+        if self._device is not None and self._device.type == "cpu":
+            return None
+        return self._outline()
+
+    def _outline(self) -> tuple[nn.Module, Callable[[], Any]]:
+        raise ValueError(f"{self.__name__}: model={self.model!r} has to be loaded to know its size")
+
     @property
     def device(self) -> torch.device:
         """Where scores are computed."""
@@ -93,8 +110,18 @@ class ImageTextReward(ABC):
         """Moves the model, if it is loaded, and everything that is scored from now on."""
         self._device = torch.device(device)
         if self._scorer is not None:
-            self._scorer.to(self._device)
+            self._scorer.to(torch.device("cpu") if self.offload else self._device)
         return self
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The model where it computes, and back on the CPU where it is offloaded."""
+        self._scorer.to(self.device)
+        try:
+            yield
+        finally:
+            if self.offload:
+                self._scorer.to(torch.device("cpu"))
 
     def __call__(
         self,
@@ -119,7 +146,8 @@ class ImageTextReward(ABC):
             return nothing
         if self._scorer is None:
             self._scorer = self._loaded()
-        scores = dict.fromkeys(pairs) | self._score(pairs)
+        with self._at_work():
+            scores = dict.fromkeys(pairs) | self._score(pairs)
         truncated = self._truncated_frac([pair.text for pair in pairs.values()])
         if log_metric is not None:
             log_metric(f"{self.__name__}/truncated_frac", truncated)
@@ -136,7 +164,6 @@ class ImageTextReward(ABC):
                     f"{self.__name__}: model={self.model!r} cannot be loaded. Without a way to the hub, give a folder "
                     f"with its files. ({error})"
                 ) from error
-        scorer.to(self.device)
         return scorer
 
     def _score(self, pairs: dict[int, Pair]) -> dict[int, float]:

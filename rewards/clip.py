@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from ..models.checkpoint_files import check_declared, reading
 from ._clip_keys import OpenClipConfig, load_open_clip_as_clip
@@ -21,6 +22,29 @@ from ._open_clip import load_open_clip
 __all__ = ["BACKENDS", "ClipScore", "OpenClipConfig", "clip_scores", "load_open_clip_as_clip"]
 
 BACKENDS = ("transformers", "open_clip")
+
+PUBLISHED = "openai/clip-vit-large-patch14"
+
+PUBLISHED_SIZES: dict[str, Any] = {
+    "projection_dim": 768,
+    "text_config": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "projection_dim": 768,
+    },
+}
+"""Of ``PUBLISHED``, to count its memory where it cannot be reached."""
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """What the weights are called in a folder in open_clip's layout, the preferred name first."""
@@ -62,7 +86,7 @@ class ClipScore(ImageTextReward):
 
     def __init__(
         self,
-        model: str = "openai/clip-vit-large-patch14",
+        model: str = PUBLISHED,
         *,
         backend: str = "transformers",
         pretrained: str | None = None,
@@ -101,6 +125,21 @@ class ClipScore(ImageTextReward):
         else:
             encoder = self._from_pretrained()
         return ClipScorer(encoder, self.scale, self.clamp_min)
+
+    def _outline(self) -> tuple[nn.Module, Callable[[], Any]]:
+        if self.backend == "open_clip" or self.pretrained is not None or _is_open_clip_folder(self.model):
+            return super()._outline()
+        try:
+            config = AutoConfig.from_pretrained(self.model, revision=self.revision, trust_remote_code=False)
+        except OSError:
+            if self.model != PUBLISHED:
+                raise
+            config = CLIPConfig(**PUBLISHED_SIZES)
+        with torch.device("meta"):
+            model = CLIPModel(config).to(DTYPES[self.dtype])
+        side = config.vision_config.image_size
+        shape = (self.batch_size, 3, side, side)
+        return model, lambda: model.get_image_features(pixel_values=torch.zeros(shape, dtype=model.dtype))
 
     def _from_pretrained(self) -> TransformersClip:
         with reading(f"model={self.model!r}"):

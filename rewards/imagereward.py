@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,34 @@ import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
 from PIL import Image
-from torch import Tensor
-from transformers import AutoTokenizer
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig
 
-from ..models.checkpoint_files import reading
+from ..models.checkpoint_files import read_weights, reading
 from ._image_text import DTYPES, ImageTextReward, Scorer
-from ._imagereward_model import ImageRewardModel, load_image_reward
+from ._imagereward_model import ImageRewardModel, load_image_reward, text_config, vision_config
 
+
+PUBLISHED = "THUDM/ImageReward"
+
+VISION_SIZES = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 16,
+}
+TEXT_SIZES = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "vocab_size": 30524,
+    "encoder_hidden_size": 1024,
+    "is_decoder": True,
+}
+"""Of ``PUBLISHED``, to count its memory where it cannot be reached."""
 
 WEIGHTS, CONFIG = "ImageReward.pt", "med_config.json"
 
@@ -44,7 +66,7 @@ class ImageReward(ImageTextReward):
 
     def __init__(
         self,
-        model: str = "THUDM/ImageReward",
+        model: str = PUBLISHED,
         *,
         tokenizer: str = "bert-base-uncased",
         vision_heads: int = 16,
@@ -58,16 +80,37 @@ class ImageReward(ImageTextReward):
             raise ValueError(f"vision_heads must be a whole number of at least 1, got {vision_heads!r}")
         self.model, self.tokenizer, self.vision_heads, self.revision = str(model), tokenizer, vision_heads, revision
 
-    def _load(self) -> Scorer:
+    def _files(self) -> tuple[str | Path, str | Path]:
+        """Weights and configuration."""
         folder = Path(self.model)
-        if folder.is_dir():
-            files = folder / WEIGHTS, folder / CONFIG
-            for file in files:
-                if not file.is_file():
-                    raise ValueError(f"the folder {self.model!r} has no {file.name}, and needs {WEIGHTS} and {CONFIG}")
+        if not folder.is_dir():
+            return tuple(hf_hub_download(self.model, name, revision=self.revision) for name in (WEIGHTS, CONFIG))
+        for name in (WEIGHTS, CONFIG):
+            if not (folder / name).is_file():
+                raise ValueError(f"the folder {self.model!r} has no {name}, and needs {WEIGHTS} and {CONFIG}")
+        return folder / WEIGHTS, folder / CONFIG
+
+    def _outline(self) -> tuple[nn.Module, Callable[[], Any]]:
+        if Path(self.model).is_dir():
+            weights, config = self._files()
+            vision = vision_config(read_weights(weights), self.vision_heads)
+            text = text_config(config, vision.hidden_size)
+        elif self.model == PUBLISHED:
+            vision, text = BlipVisionConfig(**VISION_SIZES), BlipTextConfig(**TEXT_SIZES)
         else:
-            files = tuple(hf_hub_download(self.model, name, revision=self.revision) for name in (WEIGHTS, CONFIG))
-        model = load_image_reward(*files, self.vision_heads).set_dtype(DTYPES[self.dtype])
+            return super()._outline()
+        with torch.device("meta"):
+            model = ImageRewardModel(vision, text).set_dtype(DTYPES[self.dtype])
+        rows, side = self.batch_size, vision.image_size
+
+        def score() -> Tensor:
+            ids = torch.zeros(rows, WINDOW, dtype=torch.int64)
+            return model(torch.zeros(rows, 3, side, side), ids, torch.ones_like(ids))
+
+        return model, score
+
+    def _load(self) -> Scorer:
+        model = load_image_reward(*self._files(), self.vision_heads).set_dtype(DTYPES[self.dtype])
         with reading(f"tokenizer={self.tokenizer!r}"):
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
         return ImageRewardScorer(model, tokenizer)

@@ -131,8 +131,8 @@ def test_the_error_says_where_it_was_looked_for_and_what_to_do(tmp_path, monkeyp
         ValueError, match=r"'mine' \(.*mine.py\) has no attribute 'values'. Did you mean 'mine:value'\?"
     ):
         import_named("mine:values", [folder])
-    with pytest.raises(ValueError, match=r"has no attribute 'value.uper'. Did you mean 'mine:value.upper'\?"):
-        import_named("mine:value.uper", [folder])
+    with pytest.raises(ValueError, match=r"has no attribute 'value.lowr'. Did you mean 'mine:value.lower'\?"):
+        import_named("mine:value.lowr", [folder])
     for path in ("mine", ":value", "mine:", ".mine:value", "recipe/mine:value", "mine.py:value", None):
         with pytest.raises(ValueError, match=r"no 'pkg.mod:attr' path; .* write 'my_code:f'"):
             import_named(path, [folder])

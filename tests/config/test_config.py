@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import transformers
+from transformers import Trainer
 
 from unigrpo.config.arguments import UniGRPOConfig
 from unigrpo.config.presets import BASE, PRESETS
+from unigrpo.config.run_checks import COMPILE_MODES, GRAPH_MODES
 from unigrpo.config.task import TASK_KEYS
 
 from ..support.configs import config
@@ -37,6 +42,15 @@ ERRORS = {
         ["steps_per_generation", "generation_batch_size", "not both"],
     ),
     "algorithm": ({"algorithm": "unigrp0"}, ["algorithm='unigrp0'", "did you mean 'unigrpo'", "choose one of"]),
+    "graphs": (
+        {"torch_compile_mode": "reduce-overhead", "kv_cache": "dual"},
+        ["torch_compile_mode='reduce-overhead'", "with kv_cache='dual'", "CUDA graphs", "or kv_cache to 'none'"],
+    ),
+    "graphs of a task": (
+        {"torch_compile_mode": "max-autotune", "task_overrides": {"mmu": {"kv_cache": "prefix"}}},
+        ["torch_compile_mode='max-autotune'", "task_overrides.mmu.kv_cache='prefix'", "'max-autotune-no-cudagraphs'"],
+    ),
+    "offload": ({"offload_reward_models": "yes"}, ["offload_reward_models='yes'", "true or false"]),
     "vllm": ({"use_vllm": True}, ["use_vllm=True", "Leave it False"]),
     "auto batch": ({"auto_find_batch_size": True}, ["auto_find_batch_size=True", "yourself"]),
     "epsilon": ({"epsilon": 1.0}, ["epsilon=1.0", "(0, 1)"]),
@@ -155,6 +169,9 @@ def test_defaults():
         "disable_dropout": True,
         "remove_unused_columns": False,
         "learning_rate": None,
+        "ddp_find_unused_parameters": False,
+        "offload_image_tokenizer": False,
+        "offload_reward_models": False,
         "steps_per_generation": 1,
         "generation_batch_size": 8,
     }
@@ -216,3 +233,27 @@ def test_rollout_sizes():
         per_device_train_batch_size=4, gradient_accumulation_steps=2, num_generations=4, generation_batch_size=16
     )
     assert (args.steps_per_generation, args.generation_batch_size) == (4, 16)
+
+
+def test_graph_modes_are_those_that_torch_replays():
+    """Kept keys and values are refused with these modes and with no other, and these modes without a cache are fine."""
+    options = torch._inductor.list_mode_options()
+    assert set(GRAPH_MODES) == {mode for mode, own in options.items() if own.get("triton.cudagraphs")}
+    for mode in COMPILE_MODES:
+        assert config(torch_compile_mode=mode).for_task("text").kv_cache == "none"
+        pictures = config(
+            torch_compile_mode=mode, kv_cache="dual", task_overrides={t: {"kv_cache": "none"} for t in ("text", "mmu")}
+        )
+        assert pictures.for_task("text").kv_cache == "none"
+        if mode not in GRAPH_MODES:
+            assert config(torch_compile_mode=mode, kv_cache="dual").kv_cache == "dual"
+
+
+def test_unused_parameters_are_not_searched_for_unless_asked(monkeypatch):
+    """What accelerate hands to DDP: transformers would search under an adapter."""
+    handed = []
+    monkeypatch.setattr(transformers.trainer, "DistributedDataParallelKwargs", lambda **own: handed.append(own))
+    for asked, expected in (({}, False), ({"ddp_find_unused_parameters": True}, True)):
+        trainer = SimpleNamespace(args=config(**asked), model=torch.nn.Linear(1, 1))
+        Trainer._build_accelerator_args(trainer)
+        assert handed.pop()["find_unused_parameters"] is expected

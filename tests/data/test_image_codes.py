@@ -157,3 +157,67 @@ def test_the_tokenizer_is_frozen(policy):
     ImageCodec(tokenizer, policy)
     assert not tokenizer.training
     assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
+
+
+CARD = "cpu:0"
+"""A device with a name of its own that every machine has."""
+
+
+class Moved(Counting):
+    """A tokenizer that notes where it is moved and when it works."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def to(self, device):
+        self.seen.append(str(device))
+        return self
+
+    def encode(self, pixels):
+        self.seen.append("encodes")
+        return super().encode(pixels)
+
+    def decode(self, codes, height, width):
+        self.seen.append("decodes")
+        return super().decode(codes, height, width)
+
+
+def test_an_offloaded_tokenizer_is_on_its_device_while_it_works(policy):
+    """Codes and pictures are the same; a picture whose codes are kept moves nothing."""
+    plain, moved = ImageCodec(Counting(), policy), Moved()
+    codec = ImageCodec(moved, policy, offload=True).to(CARD)
+    assert moved.seen == ["cpu"] and codec.device == CARD
+    for work in (["cpu", CARD, "encodes", "cpu"], ["cpu", CARD, "encodes", "cpu"]):
+        codes = codec.encode([picture(0), picture(1)], 64, ["crop", "pad"])
+        assert moved.seen == work
+        assert all(map(torch.equal, codes, plain.encode([picture(0), picture(1)], 64, ["crop", "pad"])))
+    moved.seen.clear()
+    pictures = codec.decode(codes, 64)
+    assert moved.seen == [CARD, "decodes", "cpu"]
+    assert [own.tobytes() for own in pictures] == [own.tobytes() for own in plain.decode(codes, 64)]
+    with pytest.raises(ValueError):
+        codec.decode(codes, 128)
+    assert moved.seen[-1] == "cpu"
+
+
+def test_a_tokenizer_that_is_not_offloaded_stays_where_it_is(policy):
+    moved = Moved()
+    codec = ImageCodec(moved, policy).to(CARD)
+    codec.decode(codec.encode([picture(0)], 64, ["crop"]), 64)
+    assert moved.seen == [CARD, "encodes", "decodes"]
+
+
+def test_the_real_tokenizer_gives_the_same_offloaded(policy):
+    plain, offloaded = ImageCodec(tiny_tokenizer(), policy), ImageCodec(tiny_tokenizer(), policy, offload=True)
+    codes = plain.encode([picture(0)], 64, ["squash"])
+    assert torch.equal(codes[0], offloaded.to("cpu").encode([picture(0)], 64, ["squash"])[0])
+    assert plain.decode(codes, 64)[0].tobytes() == offloaded.decode(codes, 64)[0].tobytes()
+
+
+def test_a_tokenizer_is_counted_without_weights():
+    real = tiny_tokenizer()
+    outline, call = codec_module.tokenizer_without_weights(real.config, 64, 32)
+    shapes = {name: tuple(own.shape) for name, own in real.state_dict().items()}
+    assert {name: tuple(own.shape) for name, own in outline.state_dict().items()} == shapes
+    assert all(own.is_meta for own in outline.parameters()) and callable(call)

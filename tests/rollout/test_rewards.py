@@ -12,7 +12,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from unigrpo.rollout.rewards import Answer, RewardSet, resolve_reward, reward_name
+from unigrpo.rollout.rewards import Answer, RewardSet, offload, resolve_reward, reward_name, without_weights
+from unigrpo.runs.build import ForTask
+from unigrpo.training.setup import reward_set
 
 from ..support.tiny import golden_tokenizer
 from ..support.tolerances import assert_rounding
@@ -294,3 +296,64 @@ def test_rewards_get_the_same_arguments_in_every_window():
     rewards.score(answers(colour=["red", "blue", "red"]))
     assert seen[0] == ([None] * 3, ["a", "b", "c"], [None] * 3)
     assert seen[1] == ([None] * 3, [None] * 3, ["red", "blue", "red"])
+
+
+class Waiting:
+    """A reward of one's own that says it can wait on the CPU."""
+
+    offload = False
+
+    def __call__(self, completions, **_):
+        return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_rewards_with_a_model_are_told_whether_to_wait_on_the_cpu(judge_path, on):
+    """Also inside a reward for one task; what has no model is left alone."""
+    judge, own = resolve_reward(judge_path), Waiting()
+    functions = [judge, ForTask(own, "text"), named_reward]
+    made = reward_set(functions, None, None, offload_models=on)
+    assert made.functions == functions and (judge.offload, own.offload) == (on, on)
+    assert not hasattr(named_reward, "offload")
+
+
+def test_an_offloaded_reward_model_is_on_its_device_for_a_call(judge_path, monkeypatch):
+    card, seen = "cpu:0", []
+    expected = RewardSet(functions=[resolve_reward(judge_path)]).score(judge_answers())
+    judge = resolve_reward(judge_path)
+    move, forward = judge.model.to, judge.model.forward
+    monkeypatch.setattr(judge.model, "to", lambda device: (seen.append(str(device)), move(device))[1])
+    monkeypatch.setattr(judge.model, "forward", lambda **batch: (seen.append("scores"), forward(**batch))[1])
+    assert judge.to(card) is judge and seen == [card]
+    values = RewardSet(functions=[judge]).score(judge_answers())
+    assert seen == [card, "scores"]
+    # Kernels of the CPU round by how weights lie in memory.
+    assert_rounding(values[:3], expected[:3])
+    offload([judge], True)
+    seen.clear()
+    judge.to(card)
+    assert seen == ["cpu"]
+    for _ in range(2):
+        seen.clear()
+        assert_rounding(RewardSet(functions=[judge]).score(judge_answers())[:3], expected[:3])
+        assert seen == [card, "scores", "cpu"]
+    seen.clear()
+    monkeypatch.setattr(judge.model, "forward", None)
+    with pytest.raises(TypeError):
+        judge(["w1"], ["w2"])
+    assert seen == [card, "cpu"]
+    seen.clear()
+    assert judge(["w1"], [object()]) == [None] and seen == []
+
+
+def test_a_reward_model_is_counted_without_weights(judge_path):
+    real = BertForSequenceClassification.from_pretrained(judge_path, num_labels=1)
+    for reward in (judge_path, resolve_reward(judge_path)):
+        outline, _ = without_weights(reward)
+        shapes = {name: own.shape for name, own in real.named_parameters()}
+        assert {name: own.shape for name, own in outline.named_parameters()} == shapes
+        assert all(own.is_meta for own in outline.parameters())
+    for reward in (named_reward, "math_correctness", "tests.rollout.test_rewards:named_reward"):
+        assert without_weights(reward) is None
+    with pytest.raises(OSError):
+        without_weights("nobody/no-such-judge")

@@ -184,11 +184,11 @@ def test_agreement_tells_a_cache_from_a_stale_one(sums, tmp_path_factory, monkey
         assert lines(sums)[name]["logp_gap"] < 0.1, name
     fresh = BlockCache.ready
 
-    def never_again(self, block, rows, inside):
+    def never_again(self, block, rows, start, stop):
         """Later blocks go on with the keys and values of the first."""
         if self.block >= 0:
             self.block = block
-        return fresh(self, block, rows, inside)
+        return fresh(self, block, rows, start, stop)
 
     monkeypatch.setattr(BlockCache, "ready", never_again)
     stale = measured(tmp_path_factory, RUNNING_SUMS, limit=64, thresholds=(), entropies=())

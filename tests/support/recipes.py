@@ -111,8 +111,11 @@ def replaced_data(recipe: Recipe, folder: Path, limits: dict[str, int]) -> list[
 
 
 def replaced_models(recipe: Recipe, tiny: dict[str, Path]) -> list[str]:
-    """Overrides that put tiny models into the recipe: the policy, the image tokenizer, the scorers."""
+    """Overrides that put tiny models into the recipe: the policy, unquantised, the image tokenizer, the scorers."""
     changes = [f"model.path={tiny['policy']}", f"image_tokenizer={tiny['tokenizer']}"]
+    if recipe.model.load_in_4bit:
+        # bitsandbytes may be missing, and where it is there tests of its own hold what it does.
+        changes.append("model.load_in_4bit=false")
     for index, reward in enumerate(recipe.rewards):
         if reward.name == "clip_score":
             changes.append(f"rewards.{index}.args.model={tiny['clip']}")

@@ -15,6 +15,7 @@ from ..types import TASKS
 from .presets import BASE, DEFAULT_EPSILON, NOISING_KEYS, PRESETS, TASK_DEFAULTS, preset_values
 from .run_checks import (
     check_engine,
+    check_graphs,
     check_overrides,
     check_summed_ratios,
     check_values,
@@ -40,6 +41,8 @@ class UniGRPOConfig(TrainingArguments):
         algorithm: a name in ``PRESETS``.
         attn_mask_mode: ``"bool"`` or ``"none"``, written into the model's config; None leaves it alone.
         disable_dropout: all dropout to 0, so that ratios carry no noise.
+        ddp_find_unused_parameters: False, as every backward reaches every trained weight; a model of your own that leaves some
+            out needs True.
         num_generations: G, answers a prompt, at least 2.
         num_generations_eval: answers a held-out prompt.
         max_prompt_length: longest prompt in tokens; None = what fits the model beside the answer.
@@ -56,6 +59,8 @@ class UniGRPOConfig(TrainingArguments):
         image_size: side in pixels, or ``[height, width]``, of images made and read; None = the checkpoint's, or 512.
         image_transform: how input images get that size: ``"squash"``, ``"crop"`` or ``"pad"``; a row's own
             ``image_transform`` column wins.
+        offload_image_tokenizer, offload_reward_models: the image tokenizer, and the models of rewards (those behind a path
+            or module, ``clip_score``, ``image_reward``), are on the CPU but while they are used. Results are the same.
         trim_padding: image canvases are padded to the longest caption of the batch, not to all text slots.
         sampler, steps, block_length, temperature, remasking, guidance_scale, mask_schedule, remask_temperature,
             remask_noise_decay: see ``samplers``.
@@ -71,7 +76,7 @@ class UniGRPOConfig(TrainingArguments):
         weighting: coefficient of a scored token: ``"uniform"`` or ``"inverse_probability"`` (see ``noising.base``).
         reduce: each draw has its own ratio (``"per_draw"``), or draws are mixed first: linearly (``"per_token"``), or with
             an upper bound for negative advantages (``"signed"``).
-        bound_exponent, bound_mixture: exponent and share of that upper bound, see ``reduction``.
+        bound_exponent, bound_mixture: exponent and share of that upper bound, see ``algorithm.mixing``.
         importance_sampling_level: ratio a ``"token"``, a ``"sequence"`` (exp of the mean log-ratio; GSPO) or, with one
             update a rollout only, ``"sequence_sum"`` (exp of the summed log-ratio).
         surrogate: ``"ppo"``, ``"cispo"``, ``"log_likelihood"`` or ``"linear_bound"``, see ``surrogates``.
@@ -124,6 +129,7 @@ class UniGRPOConfig(TrainingArguments):
     remove_unused_columns: bool | None = False
     learning_rate: float | None = None
     logging_steps: float = 10
+    ddp_find_unused_parameters: bool | None = False
 
     num_generations: int = 8
     num_generations_eval: int = 1
@@ -139,6 +145,8 @@ class UniGRPOConfig(TrainingArguments):
     image_size: int | None = None
     image_transform: str = "squash"
     trim_padding: bool = True
+    offload_image_tokenizer: bool = False
+    offload_reward_models: bool = False
 
     sampler: str | None = None
     steps: int | None = None
@@ -227,6 +235,7 @@ class UniGRPOConfig(TrainingArguments):
         vars(self).update(own)
         settle_batches(self)
         check_overrides(self)
+        check_graphs(self)
         check_summed_ratios(self)
         warn_of_unread(self, given)
 

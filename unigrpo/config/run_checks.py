@@ -30,6 +30,9 @@ def check_engine(args: Any) -> None:
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Those that replay CUDA graphs."""
+
 
 def settle_compile(args: Any) -> None:
     """``torch_compile`` and its backend, either of which may be left to the others.
@@ -114,6 +117,9 @@ def check_values(args: Any) -> None:
             f"refill_rounds={args.refill_rounds} with advantage_estimator='batch_mean' would throw away groups that it learns "
             "from; set refill_rounds=0"
         )
+    for key in ("offload_image_tokenizer", "offload_reward_models"):
+        if not isinstance(getattr(args, key), bool):
+            raise ValueError(f"{key}={getattr(args, key)!r} must be true or false")
     check_choice("reward_error", args.reward_error, ("raise", "none"))
     check_bound("reward_timeout", args.reward_timeout)
     if args.sft_weight < 0:
@@ -143,6 +149,21 @@ def check_overrides(args: Any) -> None:
                 check_choice(f"task_overrides.{task}.{key}", value, CHOICES[key])
         check_ranges(f"task_overrides.{task}.", args.for_task(task), args.num_timesteps)
         check_parts(f"task_overrides.{task}.", args.for_task(task))
+
+
+def check_graphs(args: Any) -> None:
+    """Raises ``ValueError`` for kept keys and values that CUDA graphs would write over: a replay reuses the memory of the one
+    before.
+    """
+    for task in ("text", "mmu"):
+        kept = args.for_task(task).kv_cache
+        if args.torch_compile_mode in GRAPH_MODES and kept != "none":
+            where = f"task_overrides.{task}." if "kv_cache" in args.task_overrides.get(task, {}) else ""
+            raise ValueError(
+                f"torch_compile_mode={args.torch_compile_mode!r} with {where}kv_cache={kept!r} would replay CUDA graphs over "
+                "the keys and values that are kept: set torch_compile_mode to 'default' or 'max-autotune-no-cudagraphs', or "
+                "kv_cache to 'none'"
+            )
 
 
 def check_summed_ratios(args: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..models.loading import load_module
-from ..models.magvit import MagvitV2
+from ..models.magvit import MagvitV2, MagvitV2Config
+from ..models.magvit.modeling import images_at_once
 from .pictures import fit_image, to_images, to_pixels
 
 
@@ -31,13 +34,15 @@ class ImageCodec:
     Args:
         tokenizer: a ``MagvitV2``, or a module with its ``encode``, ``decode``, ``code_grid`` and
             ``config.codebook_size``.
+        offload: the tokenizer stays on the CPU between its uses and is moved for each.
 
     Raises:
         ValueError: the tokenizer's codebook is not the policy's.
     """
 
-    def __init__(self, tokenizer: Any, policy: DiffusionPolicy) -> None:
+    def __init__(self, tokenizer: Any, policy: DiffusionPolicy, offload: bool = False) -> None:
         self.tokenizer, self.name = tokenizer.eval().requires_grad_(False), tokenizer_name(tokenizer)
+        self.offload = offload
         self.device: torch.device | str = getattr(tokenizer, "device", "cpu")
         self._codes: OrderedDict[bytes, Tensor] = OrderedDict()
         size = tokenizer.config.codebook_size
@@ -48,10 +53,22 @@ class ImageCodec:
             )
 
     def to(self, device: torch.device | str) -> ImageCodec:
-        """Moves the tokenizer."""
-        self.tokenizer.to(device)
+        """Moves the tokenizer, or where it is offloaded only its work."""
+        self.tokenizer.to("cpu" if self.offload else device)
         self.device = device
         return self
+
+    @contextmanager
+    def _at_work(self) -> Iterator[Any]:
+        """The tokenizer, on its device."""
+        if not self.offload:
+            yield self.tokenizer
+            return
+        self.tokenizer.to(self.device)
+        try:
+            yield self.tokenizer
+        finally:
+            self.tokenizer.to("cpu")
 
     def count(self, image_size: int | list[int]) -> int:
         """Codes of a picture of that size.
@@ -72,7 +89,8 @@ class ImageCodec:
         found = {key: self._codes[key] for key in keys if key not in fresh}
         if fresh:
             fitted = [fit_image(images[place], *sides(image_size), transforms[place]) for place in fresh.values()]
-            codes = self.tokenizer.encode(to_pixels(fitted).to(self.device)).cpu()
+            with self._at_work() as tokenizer:
+                codes = tokenizer.encode(to_pixels(fitted).to(self.device)).cpu()
             found.update(zip(fresh, codes, strict=True))
         for key in keys:
             self._codes[key] = found[key]
@@ -83,7 +101,8 @@ class ImageCodec:
 
     def decode(self, codes: list[Tensor], image_size: int | list[int]) -> list[Image.Image]:
         """RGB pictures of codes ``[N]``."""
-        return to_images(self.tokenizer.decode(torch.stack(codes).to(self.device), *sides(image_size)).cpu())
+        with self._at_work() as tokenizer:
+            return to_images(tokenizer.decode(torch.stack(codes).to(self.device), *sides(image_size)).cpu())
 
 
 def _key(image: Image.Image, image_size: Any, transform: str) -> bytes:
@@ -107,6 +126,22 @@ def load_tokenizer(tokenizer: Any) -> Any:
             f"image_tokenizer={tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub id, a folder with "
             "config.json and weights, or the module"
         ) from error
+
+
+def tokenizer_without_weights(config: MagvitV2Config, height: int, width: int) -> tuple[MagvitV2, Callable[[], Any]]:
+    """An image tokenizer on the meta device, and a call that reads and draws as many pictures as it takes at once, to count
+    what they take.
+    """
+    with torch.device("meta"):
+        tokenizer = MagvitV2(config)
+    count = images_at_once(height, width)
+    codes = (count, config.code_bits, height // config.factor, width // config.factor)
+
+    def read_and_draw() -> None:
+        tokenizer(torch.zeros(count, 3, height, width))
+        tokenizer.decoder(torch.zeros(codes))
+
+    return tokenizer, read_and_draw
 
 
 def tokenizer_name(tokenizer: Any) -> str | None:

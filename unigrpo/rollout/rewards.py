@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ..models.loading import load_classifier, load_processor
+from ..models.loading import load_classifier, load_config, load_processor
 from ..rewards import get_reward
 from .bounded_call import Outcome, outcome_of, outcomes_together
 from .reward_faults import Fault, FaultLog, failed_call
@@ -46,13 +47,36 @@ class Answer:
 
 
 class ModelReward:
-    """A sequence-classification model as a reward: logit 0 of prompt + completion, as in TRL."""
+    """A sequence-classification model as a reward: logit 0 of prompt + completion, as in TRL.
+
+    Attributes:
+        offload: whether the model is on the CPU between calls.
+    """
 
     def __init__(self, model: nn.Module, tokenizer, name: str) -> None:
         self.model, self.tokenizer, self.__name__ = model.eval(), tokenizer, name
+        self.offload, self._device = False, model.device
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    def to(self, device: torch.device | str) -> ModelReward:
+        """Moves the model, or where it is offloaded only its work."""
+        self._device = torch.device(device)
+        self.model.to("cpu" if self.offload else device)
+        return self
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The model where it computes, and back on the CPU where it is offloaded."""
+        if not self.offload:
+            yield
+            return
+        self.model.to(self._device)
+        try:
+            yield
+        finally:
+            self.model.to("cpu")
 
     def _text(self, prompt: Any, completion: Any) -> str:
         if isinstance(prompt, str):
@@ -66,7 +90,8 @@ class ModelReward:
         if not texts:
             return [None] * len(completions)
         batch = self.tokenizer(texts, return_tensors="pt", padding=True, truncation=True, add_special_tokens=False)
-        scores = iter(self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist())
+        with self._at_work():
+            scores = iter(self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist())
         return [next(scores) if ok else None for ok in is_text]
 
 
@@ -96,6 +121,35 @@ def resolve_reward(reward: str | nn.Module | Callable, processing_class=None) ->
     return reward
 
 
+def without_weights(reward: Any) -> tuple[nn.Module, Callable[[], Any]] | None:
+    """A reward's model on the meta device and a call of one batch, to count what they take; None for one without a model.
+
+    Of the model behind a path only the weights are counted: it scores all answers at once.
+
+    Raises:
+        OSError: the model is not reachable.
+        ValueError: only loading it would tell.
+    """
+    if isinstance(reward, ModelReward):
+        config = reward.model.config
+    elif isinstance(reward, str) and "/" in reward and ":" not in reward:
+        config = load_config(reward, num_labels=1)
+    else:
+        own = getattr(reward, "without_weights", None)
+        return None if own is None else own()
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    return model.to(config.dtype or torch.float32), lambda: None
+
+
+def offload(rewards: list[Callable], on: bool) -> None:
+    """Whether rewards that hold a model, those with an attribute ``offload``, keep it on the CPU between their calls."""
+    for reward in rewards:
+        reward = getattr(reward, "reward", reward)
+        if hasattr(reward, "offload"):
+            reward.offload = on
+
+
 def reward_name(reward: Callable) -> str:
     """Function name, with partials unwrapped, or the class name."""
     while isinstance(reward, partial):
@@ -112,7 +166,7 @@ class RewardSet:
         weights: one a function.
         columns: dataset columns that every call gets, also where no row of a batch has them.
         on_error: what a fault does: ``"raise"`` a ``RewardError``, or ``"none"``, see ``score``.
-        timeout: seconds for one call of one reward; None = no bound. ``reward_calls`` says how calls are ended.
+        timeout: seconds for one call of one reward; None = no bound. ``bounded_call`` says how calls are ended.
         extras: per-answer columns that rewards handed to ``log_extra`` in the last call.
         metrics: scalars that rewards handed to ``log_metric`` in the last call, all calls of it.
         lost: ``[F]`` bool, the rewards that failed as a whole in the last call.

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, is_bitsandbytes_available
 
+from ..config.arguments import UniGRPOConfig
 from ..config.build import build_algorithms, check_task_sampler
+from ..config.task import TaskSettings
 from ..data.image_codes import sides
 from ..data.rows import check_dataset, task_of
 from ..errors import RecipeError
-from ..models import MagvitV2Config, resolve_policy
+from ..models import POLICIES, MagvitV2Config, resolve_policy
 from ..models.builtin import BUILTIN, model_path
 from ..models.loading import load_config, reading
+from ..models.mmada.policy import TEXT_SLOTS
 from ..models.quantization import check_quantization
 from ..rollout.rewards import Answer, RewardSet, resolve_reward
 from ..samplers.kv_cache import check_cache
@@ -57,7 +63,8 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     The code that the recipe names is imported: read ``code_of`` first where the recipe is somebody else's.
 
     Args:
-        offline: accept hub ids that cannot be reached; what depends on them is reported as not checked.
+        offline: accept hub ids that cannot be reached, and a missing bitsandbytes; what depends on them is reported as not
+            checked.
 
     Raises:
         ValueError: anything that would fail later: a bad value, an unknown name, gold answers that do not score 1.0, a
@@ -66,11 +73,10 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     args = build_config(recipe)
     build_algorithms(args)
     build_lora(recipe)
-    options = {"quantization_config": build_quantization(recipe), **(args.model_init_kwargs or {})}
-    check_quantization(options, recipe.lora is not None)
+    missing = _check_quantised(recipe, args, offline)
     _check_output(Path(args.output_dir))
     resolve_names(recipe)
-    notes = code_of(recipe)
+    notes = code_of(recipe) + missing
     notes += _check_model(recipe, offline)
     if bool(recipe.sft_datasets) != (args.sft_weight > 0):
         raise RecipeError(
@@ -89,6 +95,20 @@ def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     for spec in recipe.sft_datasets:
         notes += _check_data(recipe, spec, offline, gold=False, given=True)
     return notes
+
+
+def _check_quantised(recipe: Recipe, args: UniGRPOConfig, offline: bool) -> list[str]:
+    adapters = recipe.lora is not None
+    try:
+        options = {"quantization_config": build_quantization(recipe), **(args.model_init_kwargs or {})}
+        check_quantization(options, adapters)
+    except ValueError as error:
+        if not offline or is_bitsandbytes_available() or "need bitsandbytes" not in str(error):
+            raise
+        # Whether there is an adapter is known all the same.
+        check_quantization({"quantization_config": {}}, adapters)
+        return ["bitsandbytes: not installed, not checked"]
+    return []
 
 
 def _check_output(output: Path) -> None:
@@ -224,3 +244,92 @@ def _check_gold(recipe: Recipe, rows: Any, spec: DatasetSpec) -> list[str]:
         if all(score != score for score in column):
             raise RecipeError(f"{recipe.source}: {name!r} scores no gold answer of {spec.path}: none can be parsed")
     return [f"gold answers of {len(answers)} rows score 1.0 with {rewards.names}"]
+
+
+# ---- what a recipe trains, known without its weights ----
+
+
+PROMPT = {"text": 160, "mmu": 160, "t2i": 50}
+"""Tokens of a question or of a caption, where no ``max_prompt_length`` bounds them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A task's canvas: its positions, those that an answer fills, and how many tokens it is chosen among.
+
+    ``pixels`` are height and width of its pictures; ``assumed`` says what no key bounds.
+    """
+
+    settings: TaskSettings
+    length: int
+    answer: int
+    width: int
+    pixels: tuple[int, int] = (0, 0)
+    assumed: str = ""
+
+
+def model_family(recipe: Recipe) -> tuple[Any, Any, torch.dtype, str]:
+    """The class, the configuration and the dtype of a recipe's model, and a note where these are the published ones.
+
+    Raises:
+        RecipeError: the model is not reachable, and is none whose published sizes are known.
+    """
+    policy, note, options = build_policy(recipe), "", build_config(recipe).model_init_kwargs or {}
+    try:
+        path = model_path(recipe.model.path)
+        config = load_config(path, trust_remote_code=bool(options.get("trust_remote_code")))
+    except OSError as error:
+        if policy not in map(resolve_policy, POLICIES):
+            raise RecipeError(
+                f"{recipe.source}: model {recipe.model.path} is not reachable, so its memory cannot be counted; set policy "
+                f"to one of {sorted(POLICIES)} to count with the published sizes"
+            ) from error
+        config = policy.model_class.config_class(dtype="bfloat16")
+        note = f"model {recipe.model.path}: not reachable, counted by the published 8B sizes"
+    policy = policy or resolve_policy(config.model_type)
+    if not isinstance(policy.model_class, type) or not issubclass(policy.model_class, PreTrainedModel):
+        raise RecipeError(
+            f"{recipe.source}: the model_class of policy {policy.__name__} is no PreTrainedModel, so its memory cannot be "
+            "counted"
+        )
+    dtype = options.get("dtype", recipe.model.dtype)
+    dtype = config.dtype or torch.float32 if dtype == "auto" else dtype
+    return policy.model_class, config, getattr(torch, dtype) if isinstance(dtype, str) else dtype, note
+
+
+def shapes_of(recipe: Recipe, args: UniGRPOConfig, config: Any) -> tuple[MagvitV2Config | None, list[Shape]]:
+    """The image tokenizer, where one is needed, and the canvas of each task, of a model of the configuration ``config``.
+
+    A tokenizer that is not reachable is counted as showlab/magvitv2.
+    """
+    tasks, tokenizer = sorted({spec.task or "text" for spec in (*recipe.datasets, *recipe.sft_datasets)}), None
+    if tasks != ["text"]:
+        path = args.image_tokenizer or getattr(config, "image_tokenizer", None)
+        try:
+            tokenizer = MagvitV2Config() if path is None else MagvitV2Config.from_pretrained(model_path(path))
+        except OSError:
+            tokenizer = MagvitV2Config()
+    return tokenizer, [shape_of(args, config, tokenizer, task) for task in tasks]
+
+
+def shape_of(args: UniGRPOConfig, config: Any, tokenizer: MagvitV2Config | None, task: str) -> Shape:
+    """The canvas of ``task`` with a prompt as long as a run takes, or a usual one where it takes any."""
+    own, text = args.for_task(task), getattr(config, "image_token_offset", config.vocab_size)
+    assumed = f"prompts of task {task!r} are counted with {PROMPT[task]} tokens, as max_prompt_length is not set"
+    assumed = assumed if own.max_prompt_length is None else ""
+    if task == "text":
+        answer = own.max_completion_length
+        length = (own.max_prompt_length or PROMPT[task]) + answer
+        return Shape(settings=own, length=length, answer=answer, width=text, assumed=assumed)
+    usual = (getattr(config, "sampling_defaults", None) or {}).get("image_size", 512)
+    pixels = sides(own.image_size or usual)
+    codes = pixels[0] // tokenizer.factor * (pixels[1] // tokenizer.factor)
+    if task == "mmu":
+        answer, width = own.max_completion_length, text
+        length = (own.max_prompt_length or codes + 3 + PROMPT[task]) + answer
+    else:
+        answer, width = codes, tokenizer.codebook_size
+        slots = own.max_prompt_length or (PROMPT[task] + 2 if args.trim_padding else TEXT_SLOTS)
+        # Beside the text slots and the codes: the caption's end, and a mark on either side of the picture.
+        length = slots + codes + 3
+    return Shape(settings=own, length=length, answer=answer, width=width, pixels=pixels, assumed=assumed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ EPILOG = """examples:
   unigrpo recipes                                       what else ships; `unigrpo recipes copy NAME` to change one
   accelerate launch -m unigrpo train RECIPE             several GPUs
   unigrpo check quickstart quickstart_image             find mistakes before any GPU time
+  unigrpo check math_mmada_8b_lora --memory 24          what of it does not fit 24 GB, and which key to turn
   unigrpo sample builtin:arithmetic "Tom has 127 cups and gets 4. Total?"
   unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
@@ -41,10 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE words that follow an option; they belong to the overrides all the same.
-    if rest and (not hasattr(arguments, "overrides") or not all("=" in word and word[0] != "-" for word in rest)):
+    words = getattr(arguments, "overrides", getattr(arguments, "recipes", None))
+    if rest and (words is None or not all("=" in word and word[0] != "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        arguments.overrides += rest
+        words += rest
     try:
         return arguments.run(arguments)
     except (ValueError, FileNotFoundError) as error:
@@ -77,6 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--list-code", action="store_true", help="import nothing: only list the code that each recipe would run"
     )
     check.add_argument("--offline", action="store_true", help="accept hub ids that cannot be reached from here")
+    check.add_argument(
+        "--memory",
+        type=_card,
+        metavar="GB",
+        help="also count what a run holds on a card of so many GB (10^9 bytes), and which keys to turn where it is too much",
+    )
 
     sample = _command(commands, "sample", run_sample, "print answers of a policy")
     _sample_arguments(sample)
@@ -152,6 +161,17 @@ def _numbers(text: str) -> list[float]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{part!r} is not a number; give some as in 0.95,0.9") from None
     return numbers
+
+
+def _card(text: str) -> float:
+    """Memory of a card in GB."""
+    try:
+        memory = float(text)
+    except ValueError:
+        memory = math.nan
+    if not 0 < memory < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory of a card; give its GB, a number above 0 as in 24")
+    return memory
 
 
 def _sample_arguments(sample: argparse.ArgumentParser) -> None:

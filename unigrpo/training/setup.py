@@ -20,7 +20,7 @@ from ..models.builtin import model_path
 from ..models.loading import load_config
 from ..models.quantization import check_quantization, prepare_quantised
 from ..models.reference import freeze_adapter_copy
-from ..rollout.rewards import RewardSet, resolve_reward
+from ..rollout.rewards import RewardSet, offload, resolve_reward
 from .checkpoints.files import check_writable
 
 
@@ -35,7 +35,11 @@ def check_arguments(args: UniGRPOConfig) -> None:
 
 
 def load_trainable(
-    model: str, policy: str | None, init_kwargs: dict[str, Any] | None, args: UniGRPOConfig, adapters: bool
+    model: str,
+    policy: str | type[DiffusionPolicy] | None,
+    init_kwargs: dict[str, Any] | None,
+    args: UniGRPOConfig,
+    adapters: bool,
 ) -> PreTrainedModel:
     """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise.
 
@@ -62,15 +66,16 @@ def load_trainable(
     return module
 
 
-def load_codec(tokenizer: Any, policy: DiffusionPolicy) -> ImageCodec | None:
+def load_codec(tokenizer: Any, policy: DiffusionPolicy, offload: bool = False) -> ImageCodec | None:
     """The image tokenizer of a run: an id, a path, ``builtin:NAME``, a module, or None for the policy's own.
 
-    None where the policy has none either.
+    None where the policy has none either. ``offload`` is the run's ``offload_image_tokenizer``.
     """
     tokenizer = policy.image_tokenizer if tokenizer is None else tokenizer
     if tokenizer is None:
         return None
-    return ImageCodec(load_tokenizer(model_path(tokenizer) if isinstance(tokenizer, str) else tokenizer), policy)
+    tokenizer = load_tokenizer(model_path(tokenizer) if isinstance(tokenizer, str) else tokenizer)
+    return ImageCodec(tokenizer, policy, offload)
 
 
 def reward_set(
@@ -79,10 +84,12 @@ def reward_set(
     weights: list[float] | None,
     on_error: str = "raise",
     timeout: float | None = None,
+    offload_models: bool = False,
 ) -> RewardSet:
     """The rewards of a run, names and models resolved, each model reward with its own tokenizer.
 
-    ``on_error`` and ``timeout`` are the run's ``reward_error`` and ``reward_timeout``.
+    ``on_error``, ``timeout`` and ``offload_models`` are the run's ``reward_error``, ``reward_timeout`` and
+    ``offload_reward_models``.
     """
     functions = list(functions) if isinstance(functions, list | tuple) else [functions]
     classes = processing_classes
@@ -91,6 +98,7 @@ def reward_set(
     if len(classes) != len(functions):
         raise ValueError(f"reward_processing_classes has {len(classes)} entries for {len(functions)} rewards")
     resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
+    offload(resolved, offload_models)
     return RewardSet(functions=resolved, weights=weights, on_error=on_error, timeout=timeout)
 
 
