@@ -101,8 +101,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             base.config.attn_mask_mode = args.attn_mask_mode
         self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
         self.algorithms = build_algorithms(args)
-        policy_of_faults = (args.reward_error, args.reward_timeout)
-        self.rewards = reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *policy_of_faults)
+        of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models)
+        self.rewards = reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *of_rewards)
         warn_of_waits(args, self.rewards)
         self.codec: ImageCodec | None = None
         self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
@@ -135,7 +135,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         for reward in self.rewards.functions:
             reward = getattr(reward, "reward", reward)
             if isinstance(reward, ModelReward):
-                reward.model.to(self.accelerator.device)
+                reward.to(self.accelerator.device)
         self._reference = reference_context(model, lambda: self.model_wrapped, self._twin)
         self._add_callbacks()
         if hasattr(model, "add_model_tags"):

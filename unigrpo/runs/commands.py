@@ -121,7 +121,7 @@ def _keys_to_turn(load: Callable[..., Recipe], memory: Memory, card: float) -> l
             lower = max(memory_of(load("; ".join(trial.values()).split("; "))).phases.values())
             if peak > card and lower < peak:
                 peak, taken = lower, trial
-    words = " ".join(taken.values()).replace(";", "")
+    words = " ".join(taken.values()).replace(";", "") or "no key helps"
     if peak <= card:
         return [*lines, f"    {words}: {_gb(peak)} GB, which fit"]
     return [

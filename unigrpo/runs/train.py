@@ -142,12 +142,13 @@ def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | N
     loaded = load_policy(path, policy=build_policy(recipe), device=device, processing_class=processor, **options)
     codec = None
     if any(task_of(row) != "text" for row in rows):
-        codec = load_codec(args.image_tokenizer, loaded.policy).to(loaded.model.device)
+        codec = load_codec(args.image_tokenizer, loaded.policy, args.offload_image_tokenizer).to(loaded.model.device)
+    of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models)
     return Pipeline(
         model=loaded.model,
         policy=loaded.policy,
         args=args,
-        rewards=reward_set(build_rewards(recipe), None, args.reward_weights, args.reward_error, args.reward_timeout),
+        rewards=reward_set(build_rewards(recipe), None, args.reward_weights, *of_rewards),
         algorithms=build_algorithms(args),
         device=loaded.model.device,
         codec=codec,

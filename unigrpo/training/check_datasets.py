@@ -58,7 +58,7 @@ class CheckedDatasets:
     def _know_codec(self, row: dict[str, Any]) -> None:
         """The first row with a picture loads the image tokenizer."""
         if self.codec is None and task_of(row) != "text":
-            self.codec = load_codec(self._image_tokenizer, self.policy)
+            self.codec = load_codec(self._image_tokenizer, self.policy, self.args.offload_image_tokenizer)
 
     def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> None:
         """A dataset row that this run cannot answer is an error."""
