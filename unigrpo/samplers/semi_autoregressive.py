@@ -209,6 +209,7 @@ class _State(CanvasWriter):
             columns = (logits.double() - temperature * (-noise.log()).log()).argmax(dim=1)
         # In fp64, as there: fp32 could not tell the surest tokens of a trained model apart.
         probs = logits.double().softmax(dim=1).gather(1, columns[:, None]).squeeze(1)
+        # Minus the probability ranks as the remaining mass does; subtracting it from 1 would round once more.
         return DrawnTokens(columns, probs.log().float(), doubt=-probs)
 
     def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
