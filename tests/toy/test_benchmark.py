@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -204,7 +205,11 @@ def alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
-def test_jobs_run_on_one_thread_each_and_do_not_outlive_their_time(tmp_path):
+def test_jobs_run_on_one_thread_each_and_do_not_outlive_their_time(tmp_path, monkeypatch):
+    # A server of another part of this process, started with an environment of its own, forks these jobs too.
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    server = multiprocessing.get_context("forkserver")
+    server.Process(target=print).start()
     jobs = [
         Job("well", spell, (tmp_path / "well", "done"), tmp_path / "logs" / "well"),
         Job("ill", fail, (tmp_path / "ill",), tmp_path / "logs" / "ill"),

@@ -126,8 +126,9 @@ def _child(work: Callable[..., Any], arguments: tuple, log: str) -> None:
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # A server that another part of the parent started has its own environment, and perhaps a torch with more threads.
+    os.environ.update(ONE_THREAD)
     if "torch" in sys.modules:
-        # Imported by a server that another part of the parent started, perhaps with more threads.
         sys.modules["torch"].set_num_threads(1)
     work(*arguments)
 
