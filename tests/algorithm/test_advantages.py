@@ -9,6 +9,7 @@ import torch
 
 from unigrpo.algorithm.advantages import EPSILON, group_advantages
 
+from ..support.parts import estimator_of
 from ..support.tiny import golden
 from ..support.tolerances import assert_rounding
 
@@ -19,7 +20,8 @@ pytestmark = [pytest.mark.smoke, pytest.mark.golden]
 NAN = math.nan
 
 
-def advantages(rows, weights=None, generations=2, **options):
+def advantages(rows, weights=None, generations=2, estimator="group_mean", temperature=1.0, **options):
+    options["estimator"] = estimator_of(estimator, advantage_temperature=temperature)
     scores = torch.tensor(rows)
     weights = torch.ones(scores.shape[1]) if weights is None else torch.tensor(weights)
     return group_advantages(scores, weights, generations, **options)

@@ -216,7 +216,7 @@ def test_merged_steps_are_the_published_ones(place, merge):
 
 def trace_draws(completion):
     steps = ARRAYS["trace.step_map"]
-    noising = TrajectoryNoising(shrink=TRACE["shrink"])
+    noising = TrajectoryNoising(trajectory_shrink=TRACE["shrink"])
     return noising(
         rollout(ARRAYS["trace.clean"], completion, torch.stack([steps, steps.flip(0), steps])),
         num_iterations=1,
@@ -291,7 +291,9 @@ def test_random_rows_are_admissible_and_read_alike(name):
 def test_drawn_random_rows_have_the_structure_of_the_published_ones():
     """Scored where hidden, in the answer alone, and from 1 token to all of them within the ratios' bounds."""
     completion = kept(ARRAYS["trace.clean"])
-    noising = RandomNoising(lowest=TRACE["lower_p"], highest=TRACE["upper_p"], coupling="independent")
+    noising = RandomNoising(
+        mask_ratio_min=TRACE["lower_p"], mask_ratio_max=TRACE["upper_p"], draw_coupling="independent"
+    )
     noise = noising(
         rollout(ARRAYS["trace.clean"], completion), num_iterations=20, num_samples=2, key=(0, 0), rows=[0, 1, 2]
     )
@@ -318,7 +320,7 @@ def test_coupled_rows_are_complements_there_and_here():
         assert complementary(hidden[row], hidden[row + 1], keep[row // 4])
     settings = {"num_iterations": 3, "key": (0, 0), "rows": [0, 1, 2]}
     answers = rollout(ARRAYS["trace.clean"], keep)
-    pairs = RandomNoising(coupling="antithetic")(answers, num_samples=4, **settings).hidden
+    pairs = RandomNoising(draw_coupling="antithetic")(answers, num_samples=4, **settings).hidden
     coupled = CoupledNoising()(answers, num_samples=2, **settings).hidden
     assert torch.equal(coupled[:, :, 0], answers.canvas.fill_mask[:, None].expand_as(coupled[:, :, 0]))
     for b in range(3):

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.algorithm.loss import PolicyLoss
-from unigrpo.algorithm.mixing import Reduction
-from unigrpo.algorithm.surrogates import SURROGATES
+from unigrpo.algorithm.surrogates import SURROGATES, LogLikelihood
 from unigrpo.config.arguments import UniGRPOConfig
 from unigrpo.config.build import Algorithm, build_algorithm
 from unigrpo.config.presets import PRESETS
@@ -25,6 +24,7 @@ from unigrpo.toy import exact
 from unigrpo.toy.exact import ExactLikelihood
 from unigrpo.types import Canvas, Noise, Rollout, TokenSpace, keyed_generator
 
+from ..support.parts import policy_loss
 from ..support.tiny import tiny_model, tiny_processor
 
 
@@ -137,7 +137,7 @@ def evaluate(algorithm: Algorithm, answer: Answer, noise: Noise, sign: float = 1
     count = len(noise.hidden)
     hidden, target, weight = (value[:, 0] for value in (noise.hidden, noise.target, noise.weight.double()))
     logps, samples = answer.scores(hidden), hidden.shape[1]
-    loss = replace(algorithm.loss, surrogate="log_likelihood", beta=0.0)
+    loss = replace(algorithm.loss, surrogate=LogLikelihood(), beta=0.0)
     rows = count if algorithm.mixes_draws else count * samples
     terms = loss(
         *(logps.flatten(0, 1), torch.zeros(count * samples, logps.shape[2], dtype=torch.float64), None),
@@ -479,18 +479,20 @@ def test_noise_follows_its_seed_and_leaves_the_global_generators_alone():
 
 def bent(level: str, reduce: str, surrogate: str, loss_type: str, index: int) -> PolicyLoss:
     """A loss with every option that bends it: clipping, a cut ratio and a KL, by turns of each kind."""
-    return PolicyLoss(
+    return policy_loss(
         epsilon=0.2,
         epsilon_high=0.3,
         beta=0.4,
         kl_estimator=("k1", "k2", "k3")[index % 3],
         kl_level=("ratio", "sum")[index % 2],
-        level=level,
-        normalization=("masked", "completion")[index % 2],
+        importance_sampling_level=level,
+        length_normalization=("masked", "completion")[index % 2],
         surrogate=surrogate,
         delta=(None, 1.6)[index % 2],
         log_ratio_clip=(None, 2.0)[index % 2],
-        reduction=Reduction(kind=reduce, bound_exponent=1.7, bound_mixture=0.6),
+        reduce=reduce,
+        bound_exponent=1.7,
+        bound_mixture=0.6,
         loss_type=loss_type,
         max_length=7,
     )
@@ -525,7 +527,7 @@ def test_gradient_of_the_loss_against_finite_differences(surrogate, level, reduc
     def total(values: Tensor) -> Tensor:
         compared = values - shift if surrogate == "cispo" else old
         terms = loss(values, compared, *rest, tokens_per_row=2.5)
-        kinks = torch.tensor([1 - loss.epsilon, 1 + loss.epsilon_high, loss.delta or 9.0, math.exp(-2), math.exp(2)])
+        kinks = torch.tensor([0.8, 1.3, getattr(loss.surrogate, "delta", None) or 9.0, math.exp(-2), math.exp(2)])
         assert float((terms.ratio[:, None] - kinks).abs().min()) > 1e-4
         return (terms.rows * torch.tensor([1.0, 0.7, -0.4, 1.9])[: len(terms.rows)]).sum()
 
@@ -573,7 +575,7 @@ def test_summed_over_all_answers_it_is_the_gradient_of_the_expected_reward(surro
     probability = (logps * target).view(-1, SIZE * SIZE).sum(dim=1).exp()
     assert probability.sum().item() == pytest.approx(1.0, abs=1e-12)
     expected = torch.autograd.grad((probability * rewards).sum(), weights, retain_graph=True)[0]
-    loss = replace(algorithm.loss, surrogate=surrogate, level=level)
+    loss = replace(algorithm.loss, surrogate=SURROGATES[surrogate](), importance_sampling_level=level)
     for baseline in (0.0, 0.4):
         advantages, lengths = rewards - baseline, torch.full((len(rewards),), float(SIZE), dtype=torch.float64)
         terms = loss(logps, logps.detach(), None, advantages, target, weight.double(), lengths)

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from unigrpo.algorithm.likelihood import score_tokens, token_logprobs
-from unigrpo.algorithm.loss import PolicyLoss, kl_estimate
+from unigrpo.algorithm.loss import kl_estimate
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.head import ROWS_PER_CHUNK, VocabularyHead, gather_logps, normalised
 from unigrpo.types import TokenSpace
 
 from ..support.heads import SIZE, SPACES, VOCAB, problem, relative, worst
+from ..support.parts import policy_loss
 from ..support.tiny import tiny_model, tiny_processor
 
 
@@ -193,8 +194,13 @@ def test_hand_table(level, normalization):
     logps = torch.full((2, 3), -1.0, requires_grad=True)
     exact = torch.tensor([[0.2, 0.4, 9.0], [0.25, 9.0, 9.0]], requires_grad=True)
     target = torch.tensor([[True, True, False], [True, False, False]])
-    loss = PolicyLoss(
-        epsilon=0.2, epsilon_high=0.2, beta=0.5, kl_estimator="exact", level=level, normalization=normalization
+    loss = policy_loss(
+        epsilon=0.2,
+        epsilon_high=0.2,
+        beta=0.5,
+        kl_estimator="exact",
+        importance_sampling_level=level,
+        length_normalization=normalization,
     )
     lengths, advantages = torch.tensor([4.0, 5.0]), torch.tensor([2.0, -1.0])
     terms = loss(logps, logps.detach(), None, advantages, target, target.float(), lengths, exact)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from unigrpo.algorithm.loss import PolicyLoss, kl_estimate
+from unigrpo.algorithm.loss import kl_estimate
 
+from ..support.parts import policy_loss
 from ..support.tiny import golden
 
 
@@ -26,12 +27,12 @@ def golden_terms(level: str, normalization: str):
     logits = arrays["x.logits"].double().requires_grad_()
     logps = logits.log_softmax(-1).gather(-1, arrays["x.ids"][..., None]).squeeze(-1)
     target = arrays["x.p_mask"].bool()
-    loss = PolicyLoss(
+    loss = policy_loss(
         epsilon=settings["eps"],
         epsilon_high=settings["eps"],
         beta=settings["beta"],
-        level=level,
-        normalization=normalization,
+        importance_sampling_level=level,
+        length_normalization=normalization,
     )
     terms = loss(
         logps,
@@ -95,7 +96,7 @@ def evaluate(ratios, advantage, *, epsilon=0.2, epsilon_high=0.2, ref=None, beta
     old = torch.full((1, len(ratios)), -2.0, dtype=torch.float64)
     logps = (old + torch.tensor([ratios], dtype=torch.float64).log()).requires_grad_()
     target = torch.ones_like(old, dtype=torch.bool)
-    loss = PolicyLoss(epsilon=epsilon, epsilon_high=epsilon_high, beta=beta, **options)
+    loss = policy_loss(epsilon=epsilon, epsilon_high=epsilon_high, beta=beta, **options)
     ref = None if ref is None else torch.tensor([ref], dtype=torch.float64)
     terms = loss(
         logps,
@@ -154,7 +155,7 @@ def test_epsilon_high_moves_only_the_upper_bound():
 
 
 def test_sequence_ratio_is_the_exponential_of_the_mean():
-    terms, _ = evaluate([1.0, math.e**0.2], 3.0, level="sequence", epsilon_high=0.5)
+    terms, _ = evaluate([1.0, math.e**0.2], 3.0, importance_sampling_level="sequence", epsilon_high=0.5)
     assert terms.ratio.tolist() == pytest.approx([math.exp(0.1)])
     assert terms.rows.item() == pytest.approx(-3.0 * math.exp(0.1))
 
@@ -179,7 +180,9 @@ def test_kl_estimators(estimator, formula):
 def test_row_without_target_is_zero_and_has_a_finite_gradient(level, normalization):
     logps = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]], requires_grad=True)
     target = torch.tensor([[False, False], [True, True]])
-    loss = PolicyLoss(epsilon=0.2, epsilon_high=0.2, beta=0.1, level=level, normalization=normalization)
+    loss = policy_loss(
+        epsilon=0.2, epsilon_high=0.2, beta=0.1, importance_sampling_level=level, length_normalization=normalization
+    )
     old, ref = torch.full((2, 2), -60.0), torch.full((2, 2), 80.0)
     old[1], ref[1] = logps.detach()[1], logps.detach()[1] - 0.5
     terms = loss(logps, old, ref, torch.tensor([5.0, 1.0]), target, target.float(), torch.tensor([0.0, 2.0]))
@@ -199,7 +202,7 @@ def test_ratio_one_gives_minus_the_mean_advantage(level):
     target = torch.rand(5, 9, generator=torch_generator) < 0.5
     target[:, 0] = True
     advantages = torch.tensor([3.0, -1.0, 0.5, 2.0, 0.25])
-    loss = PolicyLoss(epsilon=0.2, epsilon_high=0.2, level=level)
+    loss = policy_loss(epsilon=0.2, epsilon_high=0.2, importance_sampling_level=level)
     terms = loss(logps, logps.clone(), None, advantages, target, target.float(), torch.full((5,), 9.0))
     assert terms.rows.mean().item() == pytest.approx(-advantages.mean().item(), abs=1e-6)
     assert terms.ratio.eq(1.0).all()
@@ -208,7 +211,7 @@ def test_ratio_one_gives_minus_the_mean_advantage(level):
 def test_weight_scales_a_token():
     logps = torch.zeros(1, 2)
     weight, target = torch.tensor([[2.0, 0.5]]), torch.ones(1, 2, dtype=torch.bool)
-    loss = PolicyLoss(epsilon=0.2, epsilon_high=0.2)
+    loss = policy_loss(epsilon=0.2, epsilon_high=0.2)
     terms = loss(logps, logps, None, torch.tensor([1.0]), target, weight, torch.tensor([2.0]))
     assert terms.rows.item() == pytest.approx(-(2.0 + 0.5) / 2)
 
@@ -217,19 +220,19 @@ def test_shapes_are_checked():
     target = torch.ones(2, 3, dtype=torch.bool)
     values = torch.zeros(2, 3)
     with pytest.raises(TypeCheckError):
-        PolicyLoss(epsilon=0.2, epsilon_high=0.2)(
+        policy_loss(epsilon=0.2, epsilon_high=0.2)(
             values, values, None, torch.zeros(3), target, target.float(), torch.ones(2)
         )
 
 
 def test_summed_ratio_is_the_exponential_of_the_sum():
     """Clipping acts on the whole row's ratio; the gradient reaches each token with the ratio itself."""
-    terms, logps = evaluate([math.e**0.1, math.e**-0.3, math.e**0.15], 3.0, level="sequence_sum")
+    terms, logps = evaluate([math.e**0.1, math.e**-0.3, math.e**0.15], 3.0, importance_sampling_level="sequence_sum")
     assert terms.ratio.tolist() == pytest.approx([math.exp(-0.05)])
     assert terms.rows.item() == pytest.approx(-3.0 * math.exp(-0.05))
     terms.rows.sum().backward()
     assert logps.grad[0].tolist() == pytest.approx([-3.0 * math.exp(-0.05)] * 3)
-    high, logps = evaluate([1.2, 1.2], 3.0, level="sequence_sum")
+    high, logps = evaluate([1.2, 1.2], 3.0, importance_sampling_level="sequence_sum")
     assert high.ratio.tolist() == pytest.approx([1.44])
     assert high.rows.item() == pytest.approx(-3.0 * 1.2)
     assert high.clipped_high.tolist() == [True]
@@ -239,7 +242,7 @@ def test_summed_ratio_is_the_exponential_of_the_sum():
 
 def test_summed_kl_estimate_is_that_of_the_sums():
     """x = -0.3 + 0.1 over the row: k3 = exp(-0.2) + 0.2 - 1."""
-    terms, _ = evaluate([1.0, 1.0], 0.0, ref=[-2.3, -1.9], beta=0.5, level="sequence_sum")
+    terms, _ = evaluate([1.0, 1.0], 0.0, ref=[-2.3, -1.9], beta=0.5, importance_sampling_level="sequence_sum")
     expected = math.exp(-0.2) + 0.2 - 1
     assert terms.kl.item() == pytest.approx(expected)
     assert terms.rows.item() == pytest.approx(0.5 * expected)

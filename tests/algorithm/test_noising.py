@@ -231,5 +231,5 @@ def test_a_trajectory_hides_the_tail_until_the_stop_token_is_written():
         [0, 0, 0, 1, 1, 1, 1],
         [0, 0, 0, 1, 0, 0, 0],
     ]
-    merged = TrajectoryNoising(shrink=3).draws(answer, 0, 1, 0, (0,))
+    merged = TrajectoryNoising(trajectory_shrink=3).draws(answer, 0, 1, 0, (0,))
     assert [draw.hidden.long().tolist() for draw in merged] == [[0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0, 0]]

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unigrpo.algorithm.advantages import EPSILON, group_advantages, group_moments
-from unigrpo.algorithm.loss import LossTerms, PolicyLoss, kl_estimate
-from unigrpo.algorithm.mixing import MIXING, Reduction, linear, upper_bound
-from unigrpo.algorithm.surrogates import SURROGATES, Clip
+from unigrpo.algorithm.loss import LossTerms, kl_estimate
+from unigrpo.algorithm.mixing import REDUCTIONS, linear, upper_bound
+from unigrpo.algorithm.surrogates import SURROGATES, objective_of
 from unigrpo.training.evaluation import bootstrap
+
+from ..support.parts import estimator_of, part_of, policy_loss
 
 
 pytestmark = pytest.mark.smoke
@@ -46,7 +48,9 @@ def groups(draw, largest: int = 6):
 @given(groups(), st.sampled_from(ESTIMATORS), st.sampled_from(SCALES), st.sampled_from(AGGREGATIONS))
 def test_advantages_are_finite_and_those_of_a_group_sum_to_zero(rewards, estimator, scale, aggregation):
     size = rewards.shape[1]
-    result = group_advantages(rewards.view(-1, 1), torch.ones(1), size, scale, aggregation, estimator=estimator)
+    result = group_advantages(
+        rewards.view(-1, 1), torch.ones(1), size, scale, aggregation, estimator=estimator_of(estimator)
+    )
     values, std = result.values.view_as(rewards), result.group_std.view_as(rewards)
     assert bool(values.isfinite().all()) and bool(std.isfinite().all())
     assert values[rewards.isnan()].eq(0).all()
@@ -74,7 +78,7 @@ def test_the_size_and_the_origin_of_huge_rewards_change_nothing(rewards, estimat
 
     def values(unit: float, origin: float = 0.0):
         scores = torch.tensor([[unit * (r + origin)] for r in rewards])
-        return group_advantages(scores, torch.ones(1), 2, scale, estimator=estimator).values
+        return group_advantages(scores, torch.ones(1), 2, scale, estimator=estimator_of(estimator)).values
 
     ordinary = values(1e6)
     torch.testing.assert_close(values(1e30), ordinary, rtol=1e-5, atol=1e-6)
@@ -98,7 +102,9 @@ def test_a_huge_pair_has_its_ordinary_advantage_and_leaves_other_groups_alone(si
 
 def test_a_softmax_sharper_than_fp32_names_the_best_and_the_worst():
     rewards = torch.tensor([[1.0], [2.0], [2.5], [3.0]])
-    result = group_advantages(rewards, torch.ones(1), 4, estimator="softmax", temperature=1e-60)
+    result = group_advantages(
+        rewards, torch.ones(1), 4, estimator=estimator_of("softmax", advantage_temperature=1e-60)
+    )
     assert result.values.tolist() == [-4.0, 0.0, 0.0, 4.0]
 
 
@@ -109,11 +115,13 @@ def test_a_softmax_sharper_than_fp32_names_the_best_and_the_worst():
         ([1.0, 0.0], {"weights": [-INF]}, "weights holds an infinite number"),
         ([3e38, -3e38], {}, "group_std of size 4.24e[+]38 pass the largest number of torch.float32"),
         ([3e38, 2.9e38], {"weights": [10.0]}, "weighted rewards of size 3e[+]39 .* lower reward_weights"),
-        ([2.2e38, -2.2e38], {"scale": "none", "estimator": "leave_one_out"}, "advantages of size 4.4e[+]38"),
+        (
+            [2.2e38, -2.2e38],
+            {"scale": "none", "estimator": estimator_of("leave_one_out")},
+            "advantages of size 4.4e[+]38",
+        ),
         ([1.0, 0.0], {"size": 0}, "num_generations=0 does not divide 2 rows"),
         ([1.0, 0.0], {"size": 3}, "num_generations=3 does not divide 2 rows"),
-        ([1.0, 0.0], {"estimator": "softmax", "temperature": 0.0}, "temperature=0.0 .* must be positive"),
-        ([1.0, 0.0], {"estimator": "softmax", "temperature": NAN}, "temperature=nan .* must be positive"),
     ],
 )
 def test_rewards_that_no_number_can_hold_are_refused(rewards, options, message):
@@ -121,6 +129,12 @@ def test_rewards_that_no_number_can_hold_are_refused(rewards, options, message):
     size, weights, scale = options.pop("size"), torch.tensor(options.pop("weights")), options.pop("scale")
     with pytest.raises(ValueError, match=message):
         group_advantages(torch.tensor(rewards)[:, None], weights, size, scale, **options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, NAN])
+def test_a_softmax_temperature_must_be_positive(temperature):
+    with pytest.raises(ValueError, match=f"advantage_temperature={temperature} must be positive"):
+        estimator_of("softmax", advantage_temperature=temperature)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -176,20 +190,21 @@ def losses(draw, options: dict | None = None):
         strategy = st.sampled_from(values)
         return torch.tensor([draw(strategy) for _ in range(math.prod(shape))]).view(shape)
 
-    kind = draw(st.sampled_from(["per_draw", *MIXING]))
-    rows = b if kind in MIXING else b * s
-    loss = PolicyLoss(
+    kind = draw(st.sampled_from(sorted(REDUCTIONS)))
+    rows = b if REDUCTIONS[kind].mixes else b * s
+    loss = policy_loss(
         epsilon=0.2,
         epsilon_high=0.3,
         beta=draw(st.sampled_from([0.0, 0.1])),
         kl_estimator=draw(st.sampled_from(["k1", "k2", "k3"])),
         kl_level=draw(st.sampled_from(["ratio", "sum"])),
-        level=draw(st.sampled_from(["token", "sequence", "sequence_sum"])),
-        normalization=draw(st.sampled_from(["masked", "completion"])),
+        importance_sampling_level=draw(st.sampled_from(["token", "sequence", "sequence_sum"])),
+        length_normalization=draw(st.sampled_from(["masked", "completion"])),
         surrogate=draw(st.sampled_from(sorted(SURROGATES))),
         delta=draw(st.sampled_from([None, 3.0])),
         loss_type=draw(st.sampled_from(["grpo", "dr_grpo", "dapo", "bnpo"])),
-        reduction=Reduction(kind=kind, bound_mixture=draw(st.sampled_from([0.0, 0.5, 1.0]))),
+        reduce=kind,
+        bound_mixture=draw(st.sampled_from([0.0, 0.5, 1.0])),
         max_length=4,
         **(options or {}),
     )
@@ -259,7 +274,7 @@ def test_what_is_not_scored_may_be_anything(case, garbage):
 def one_token(log_ratio: float, advantage: float, dtype=torch.float32, **options):
     """Loss and gradient of one token with this log-ratio to the old policy."""
     logps = torch.tensor([[log_ratio]], dtype=dtype, requires_grad=True)
-    loss = PolicyLoss(epsilon=0.2, epsilon_high=0.3, **options)
+    loss = policy_loss(epsilon=0.2, epsilon_high=0.3, **options)
     one, yes = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)
     terms = loss(logps, torch.zeros(1, 1, dtype=dtype), None, torch.tensor([advantage]), yes, one, one[0])
     terms.rows.sum().backward()
@@ -287,7 +302,9 @@ def test_a_ratio_beyond_fp32_is_clipped_or_infinite(log_ratio):
 def test_surrogates_of_any_precision_are_finite_for_positive_advantages(name, dtype):
     log_ratio = torch.tensor([-1e4, -1.0, 0.0, 12.0, 1e4], dtype=dtype, requires_grad=True)
     advantages = torch.tensor([1.0, 0.0, 1.0, 2.0, 1.0], dtype=dtype)
-    objective = SURROGATES[name].formula(log_ratio, log_ratio, advantages, Clip(low=0.2, high=0.3))
+    objective = objective_of(
+        part_of(SURROGATES, name, epsilon=0.2, epsilon_high=0.3)(log_ratio, log_ratio, advantages)
+    )
     objective.value.sum().backward()
     assert bool(objective.value.isfinite().all()) and bool(log_ratio.grad.isfinite().all())
 
@@ -318,7 +335,7 @@ def test_estimates_of_the_kl_at_extreme_differences(dtype):
 @pytest.mark.parametrize("loss_type", ["dapo", "bnpo", "dr_grpo"])
 @pytest.mark.parametrize("missing", [None, 0])
 def test_a_loss_type_without_its_divisor_is_refused(loss_type, missing):
-    loss = PolicyLoss(epsilon=0.2, epsilon_high=0.3, loss_type=loss_type, max_length=missing)
+    loss = policy_loss(epsilon=0.2, epsilon_high=0.3, loss_type=loss_type, max_length=missing)
     zero, tokens = torch.zeros(1, 1), None if missing is None else float(missing)
     with pytest.raises(ValueError, match=f"loss_type='{loss_type}' needs (max_length|tokens_per_row), got {missing}"):
         loss(zero, zero, None, zero[0], zero.bool(), zero, zero[0], tokens_per_row=tokens)
@@ -331,7 +348,7 @@ def test_mixtures_of_draws_are_finite_and_zero_where_nothing_is_scored(b, s, log
     logps = torch.full((b, s, 2), logp, requires_grad=True)
     weight = torch.full((b, s, 2), 0.25)
     for kind in ("per_token", "signed"):
-        mixed = Reduction(kind=kind)(logps, target, weight, torch.full((b,), -1.0))
+        mixed = REDUCTIONS[kind]()(logps, target, weight, torch.full((b,), -1.0))
         mixed.sum().backward()
         assert bool(mixed.isfinite().all()) and bool(logps.grad.isfinite().all())
         assert not mixed[~target.any(dim=1)].any()

@@ -59,7 +59,7 @@ def finite(*tensors: torch.Tensor) -> bool:
 )
 def test_noise_scores_answers_alone_with_finite_weights(name, weighting, lengths, updates, samples, p_prompt, mixed):
     """No answer: nothing is scored. One token and more: what is scored is hidden, and lies in the answer."""
-    noising = NOISING[name][0](weighting=weighting, mixed=mixed, p_mask_prompt=p_prompt)
+    noising = NOISING[name](weighting=weighting, mixed=mixed, p_mask_prompt=p_prompt)
     rows = rollout(lengths or [1])
     rows = rows if lengths else rows.take(torch.zeros(0, dtype=torch.int64))
     noise = noising(rows, num_iterations=updates, num_samples=samples, key=(0, 0), rows=list(range(len(lengths))))

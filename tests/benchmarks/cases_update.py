@@ -18,7 +18,7 @@ from .plain import Clock
 from .plain import update as plain_update
 
 
-LOSS = PolicyLoss(epsilon=0.2, epsilon_high=0.2, beta=0.01)
+LOSS = PolicyLoss(beta=0.01)
 CLOSE = 1e-4
 
 

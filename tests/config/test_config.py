@@ -10,7 +10,7 @@ import transformers
 from transformers import Trainer
 
 from unigrpo.config.arguments import UniGRPOConfig
-from unigrpo.config.presets import BASE, PRESETS
+from unigrpo.config.presets import PRESETS
 from unigrpo.config.run_checks import COMPILE_MODES, GRAPH_MODES
 from unigrpo.config.task import TASK_KEYS
 
@@ -156,7 +156,7 @@ def test_defaults():
         "num_iterations": 4,
         "num_noise_samples": 1,
         "epsilon": 0.2,
-        "epsilon_high": None,
+        "epsilon_high": 0.2,
         "beta": 0.01,
         "scale_rewards": "group",
         "loss_type": "grpo",
@@ -181,7 +181,7 @@ def test_defaults():
 
 def test_every_preset_key_is_left_to_the_preset_and_can_be_overridden():
     fields = UniGRPOConfig.__dataclass_fields__
-    for preset in (BASE, *PRESETS.values()):
+    for preset in PRESETS.values():
         given = {key for key, value in preset.items() if not isinstance(value, dict)}
         given |= {key for value in preset.values() if isinstance(value, dict) for key in value}
         assert all(fields[key].default is None for key in given)
@@ -209,7 +209,8 @@ def test_overrides_touch_their_task_alone():
 def test_overridden_ratio_level_brings_its_clip_range():
     args = config(epsilon_high=0.3, task_overrides={"t2i": {"importance_sampling_level": "sequence"}})
     own, other = args.for_task("t2i"), args.for_task("text")
-    assert (own.epsilon, own.epsilon_high) == (1e-3, 1e-3)
+    # What was given holds for every task; only the default follows the level.
+    assert (own.epsilon, own.epsilon_high) == (1e-3, 0.3)
     assert (other.epsilon, other.epsilon_high) == (0.2, 0.3)
     explicit = {"importance_sampling_level": "sequence", "epsilon": 0.01, "epsilon_high": 0.02}
     settings = config(task_overrides={"t2i": explicit}).for_task("t2i")

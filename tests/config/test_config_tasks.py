@@ -8,7 +8,6 @@ import json
 import pytest
 
 from unigrpo.config.arguments import UniGRPOConfig
-from unigrpo.config.build import build_sampler
 from unigrpo.config.task import TASK_KEYS
 
 from ..support.configs import config
@@ -74,7 +73,8 @@ def test_guidance_is_off_in_sampler_and_likelihood_together():
         own = config(task_overrides={"t2i": {"guidance": guidance}})
         assert (own.for_task("t2i").guidance_scale, own.for_task("t2i").likelihood_guidance) == values
         assert own.for_task("text").likelihood_guidance is None
-    assert build_sampler(config(guidance="none").for_task("t2i")).guidance_scale == 0.0
+    own = config(guidance="none").for_task("t2i")
+    assert own.choice("sampler").build(own).guidance_scale == 0.0
     assert config(guidance="both").for_task("text").likelihood_guidance is None
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unigrpo.config.build import build_algorithm
-from unigrpo.config.task import CHOICES, TASK_KEYS
+from unigrpo.config.task import TASK_KEYS
 from unigrpo.errors import RecipeError
 from unigrpo.runs.build import build_config, load_rows
 from unigrpo.runs.cli import main
@@ -210,5 +210,5 @@ def test_the_readme_names_every_recipe_and_only_real_keys():
     assert len(rows) >= 15 and keys <= set(CONFIG_KEYS)
     assert keys - set(TASK_KEYS) == {"image_tokenizer", "trim_padding", "num_generations", "num_iterations"}
     for row in rows:
-        for key in set(re.findall(r"`(\w+)`", row[0])) & CHOICES.keys():
-            assert all(f"`{choice}`" in row[1] for choice in CHOICES[key]), key
+        for key in set(re.findall(r"`(\w+)`", row[0])) & TASK_KEYS.keys():
+            assert all(f"`{choice}`" in row[1] for choice in TASK_KEYS[key].choices), key

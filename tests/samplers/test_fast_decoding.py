@@ -10,12 +10,12 @@ from torch.distributed.utils import _cast_forward_inputs
 
 from unigrpo import UniGRPOConfig
 from unigrpo.config.build import build_algorithms
-from unigrpo.config.task import EXACT_DECODING
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.draw import Draw
 from unigrpo.models.llada.modeling import positions_of
 from unigrpo.rollout.pipeline import Pipeline
 from unigrpo.samplers import SemiAutoregressive
+from unigrpo.samplers.semi_autoregressive import EXACT_DECODING
 from unigrpo.training.evaluation import eval_pipeline
 
 from ..support.tiny import tiny_model, tiny_processor
@@ -189,9 +189,9 @@ def test_reference_draws_are_the_public_codes_gumbel_noise(policy, model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kv_cache": "both"}, "kv_cache='both': choose one of"),
-        ({"confidence_threshold": 1.5}, r"confidence_threshold=1.5 is a probability"),
-        ({"exit_entropy": -0.1}, "exit_entropy=-0.1 is in nats"),
+        ({"kv_cache": "both"}, "kv_cache='both' is not valid: choose one of"),
+        ({"confidence_threshold": 1.5}, r"confidence_threshold=1.5 must lie in \(0, 1\)"),
+        ({"exit_entropy": -0.1}, "exit_entropy=-0.1 must not be negative"),
         ({"confidence_threshold": 0.9, "remasking": "random"}, "remasking='random' does not"),
         ({"kv_cache": "dual", "reference": True}, "reference=True is exact"),
         ({"exit_entropy": 0.0, "reference": True}, "reference=True is exact"),
@@ -206,7 +206,7 @@ def test_settings_that_cannot_work(options, message):
     ("options", "message"),
     [
         ({"kv_cache": "both"}, "kv_cache='both'"),
-        ({"confidence_threshold": 2}, "confidence_threshold=2 is a probability"),
+        ({"confidence_threshold": 2}, r"confidence_threshold=2.0 must lie in \(0, 1\)"),
         ({"exit_entropy": "low"}, "exit_entropy='low' must be a number"),
         ({"task_overrides": {"mmu": {"exit_entropy": -1}}}, "task_overrides.mmu.exit_entropy=-1"),
     ],

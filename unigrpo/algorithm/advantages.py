@@ -1,12 +1,20 @@
-"""Group-relative advantages."""
+"""Group-relative advantages. ``ADVANTAGE_ESTIMATORS`` is the one place to add an estimator.
+
+An estimator is called with rewards ``[N, G]``, one group a row, NaN where no reward applies, and returns them minus their
+baseline, NaN staying NaN. One of your own is such a function, or a frozen dataclass whose fields are its keys.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ..parts import check_keys, key
 
 
 EPSILON = 1e-4
@@ -65,21 +73,85 @@ def group_moments(values: Tensor, population: bool = False) -> tuple[Tensor, Ten
     return mean, torch.where(count > 1, variance, 0.0).sqrt()
 
 
-def _centred(groups: Tensor, estimator: str, temperature: float) -> Tensor:
-    """Rewards ``[N, G]`` minus their baseline; NaN stays NaN."""
-    scored = ~groups.isnan()
-    count = scored.sum(dim=1, keepdim=True)
-    if estimator == "batch_mean":
-        return groups - groups.nanmean()
-    centred = groups - groups.nanmean(dim=1, keepdim=True)
-    if estimator == "leave_one_out":
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMean:
+    """r minus the mean of its group.
+
+    Attributes:
+        scaled: whether ``scale_rewards`` divides the result by a std; else it has a scale of its own.
+        across_groups: whether groups are compared with each other: then a group of equal rewards still says something.
+    """
+
+    scaled: ClassVar[bool] = True
+    across_groups: ClassVar[bool] = False
+
+    def __call__(self, groups: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
+        """Rewards minus their baseline."""
+        return groups - groups.nanmean(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaveOneOut:
+    """r minus the mean of the group's other answers: RLOO (arXiv 2402.14740)."""
+
+    scaled: ClassVar[bool] = True
+    across_groups: ClassVar[bool] = False
+
+    def __call__(self, groups: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
+        """Rewards minus their baseline."""
+        count = (~groups.isnan()).sum(dim=1, keepdim=True)
+        centred = groups - groups.nanmean(dim=1, keepdim=True)
         # r_i - mean of the others = (r_i - mean) n / (n - 1); a single answer has no baseline.
         return torch.where(count > 1, centred * count / (count - 1).clamp(min=1), centred)
-    if estimator == "softmax":
-        scores = torch.where(scored, centred, -torch.inf) / temperature
-        against = torch.where(scored, -centred, -torch.inf) / temperature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchMean:
+    """r minus the mean of all groups."""
+
+    scaled: ClassVar[bool] = True
+    across_groups: ClassVar[bool] = True
+
+    def __call__(self, groups: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
+        """Rewards minus their baseline."""
+        return groups - groups.nanmean()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftmaxWeights:
+    """wd1's weights G (softmax(A / psi) - softmax(-A / psi)) over the group (arXiv 2507.08838), which no std divides."""
+
+    scaled: ClassVar[bool] = False
+    across_groups: ClassVar[bool] = False
+
+    advantage_temperature: float = key(1.0, "psi of the softmax weights", above=0)
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+
+    def __call__(self, groups: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
+        """The weights."""
+        scored = ~groups.isnan()
+        # Divided by a small psi, rewards of any size may pass what their type holds.
+        centred = _roomy(groups, 1 / min(self.advantage_temperature, 1.0))
+        centred = centred - centred.nanmean(dim=1, keepdim=True)
+        scores = torch.where(scored, centred, -torch.inf) / self.advantage_temperature
+        against = torch.where(scored, -centred, -torch.inf) / self.advantage_temperature
+        count = scored.sum(dim=1, keepdim=True)
         return torch.where(scored, count * (scores.softmax(dim=1) - against.softmax(dim=1)), torch.nan)
-    return centred
+
+
+ADVANTAGE_ESTIMATORS: dict[str, Callable] = {
+    "group_mean": GroupMean,
+    "leave_one_out": LeaveOneOut,
+    "batch_mean": BatchMean,
+    "softmax": SoftmaxWeights,
+}
+
+
+def compares_groups(estimator: Callable) -> bool:
+    """Whether ``estimator`` compares groups with each other; a function that does not say is taken not to."""
+    return getattr(estimator, "across_groups", False)
 
 
 def group_advantages(
@@ -89,8 +161,7 @@ def group_advantages(
     scale_rewards: str = "group",
     aggregation: str = "sum_then_normalize",
     *,
-    estimator: str = "group_mean",
-    temperature: float = 1.0,
+    estimator: Callable[[Tensor], Tensor] = GroupMean(),
     clip: float | None = None,
 ) -> Advantages:
     """A = (r - baseline) / (std + 1e-4); with the defaults UniGRPO Eq. 15 (arXiv 2505.15809).
@@ -103,23 +174,18 @@ def group_advantages(
             ``"batch"``, or ``"none"``.
         aggregation: ``"sum_then_normalize"``, or ``"normalize_then_sum"``: each reward is normalised in its group, the
             weighted sum is whitened over the batch; it takes no ``estimator``.
-        estimator: the baseline: mean of the group (``"group_mean"``), of its other answers (``"leave_one_out"``,
-            RLOO), of all groups (``"batch_mean"``), or wd1's weights G (softmax(A / psi) - softmax(-A / psi)) over the
-            group (``"softmax"``, arXiv 2507.08838), which no std divides.
-        temperature: psi.
+        estimator: takes the baseline away, one of ``ADVANTAGE_ESTIMATORS``.
         clip: advantages are cut to +-this, None = not at all.
 
-    A group of one has advantage 0, of ``"batch_mean"`` aside. Half-precision rewards are compared in fp32, huge ones in fp64.
+    A group of one has advantage 0, of ``BatchMean`` aside. Half-precision rewards are compared in fp32, huge ones in fp64.
 
     Raises:
-        ValueError: an infinite reward or weight, rows that are no whole groups, a softmax temperature that is not positive,
-            or a weighted reward, advantage or std beyond the largest number of the result's type.
+        ValueError: an infinite reward or weight, rows that are no whole groups, or a weighted reward, advantage or std beyond the largest number of the result's type.
     """
-    _check_arguments(rewards_per_func, weights, num_generations, estimator, temperature)
+    _check_arguments(rewards_per_func, weights, num_generations)
     dtype = torch.promote_types(rewards_per_func.dtype, torch.float32)
-    steepness = 1 / min(temperature, 1.0) if estimator == "softmax" else 1.0
     largest_weight = float(weights.abs().max()) if len(weights) else 1.0
-    rewards_per_func = _roomy(rewards_per_func, max(largest_weight, 1.0) * steepness)
+    rewards_per_func = _roomy(rewards_per_func, max(largest_weight, 1.0))
     weights = weights.to(rewards_per_func)
     applies = ~rewards_per_func.isnan()
     weighted = rewards_per_func * weights
@@ -130,9 +196,9 @@ def group_advantages(
     if aggregation == "normalize_then_sum":
         values = _normalised_each(rewards_per_func, weights, num_generations)
     else:
-        values = _scaled(_centred(groups, estimator, temperature), groups, scale_rewards, estimator)
+        values = _scaled(estimator(groups), groups, scale_rewards, estimator)
     values = values.reshape(-1).nan_to_num(0.0)
-    if aggregation == "sum_then_normalize" and estimator != "batch_mean":
+    if aggregation == "sum_then_normalize" and not compares_groups(estimator):
         # The mean of equal fp32 numbers can differ from them in the last digit; such a group has no preference.
         values = values.masked_fill(equal, 0.0)
     if clip is not None:
@@ -146,22 +212,18 @@ def group_advantages(
     )
 
 
-def _check_arguments(
-    rewards_per_func: Tensor, weights: Tensor, num_generations: int, estimator: str, temperature: float
-) -> None:
+def _check_arguments(rewards_per_func: Tensor, weights: Tensor, num_generations: int) -> None:
     """Raises ``ValueError`` for arguments of ``group_advantages`` that say nothing about groups."""
     for name, values in (("rewards_per_func", rewards_per_func), ("weights", weights)):
         if bool(values.isinf().any()):
             raise ValueError(f"{name} holds an infinite number; NaN says that a reward does not apply")
     if num_generations < 1 or len(rewards_per_func) % num_generations:
         raise ValueError(f"num_generations={num_generations} does not divide {len(rewards_per_func)} rows into groups")
-    if estimator == "softmax" and not temperature > 0:
-        raise ValueError(f"temperature={temperature} of the softmax estimator must be positive")
 
 
-def _scaled(values: Tensor, groups: Tensor, scale_rewards: str, estimator: str) -> Tensor:
-    """``values [N, G]`` over the std that ``scale_rewards`` names; softmax weights have a scale of their own."""
-    if estimator == "softmax" or scale_rewards == "none":
+def _scaled(values: Tensor, groups: Tensor, scale_rewards: str, estimator: Callable) -> Tensor:
+    """``values [N, G]`` over the std that ``scale_rewards`` names, unless they have a scale of their own."""
+    if not getattr(estimator, "scaled", True) or scale_rewards == "none":
         return values
     if scale_rewards == "batch":
         return values / (group_moments(groups.reshape(-1))[1] + EPSILON)

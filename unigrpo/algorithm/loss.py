@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..models.placing import places_of
-from .mixing import MIXING, Reduction
-from .surrogates import SURROGATES, Clip
+from ..parts import check_keys, internal, key
+from .mixing import PerDraw
+from .surrogates import PPO, objective_of
+
+
+WITH_KL = ("beta > 0", lambda own: own.beta > 0)
+"""When a key of the KL is read."""
 
 
 def _at_least_fp32(values: Tensor) -> Tensor:
@@ -90,36 +97,63 @@ class _Values:
 class PolicyLoss:
     """-surrogate(r, A) + beta KL with r = exp(log p - log p_old) on the same masked input.
 
-    With the defaults it is UniGRPO's objective (arXiv 2505.15809, Eq. 5). At ``level="token"`` it is averaged over a
+    With the defaults it is UniGRPO's objective (arXiv 2505.15809, Eq. 5). At level ``"token"`` it is averaged over a
     row's tokens; at ``"sequence"`` (built on Eq. 4) r and KL are made of the row's mean log-probabilities, at
     ``"sequence_sum"`` of their sums. An exact KL stays a mean over tokens.
 
     Args:
-        surrogate: a name in ``SURROGATES``; ``delta`` as in ``surrogates.ppo``.
-        reduction: how the draws of a row are mixed.
-        kl_level: of sequences, the estimate is made of what the ratio is made of (``"ratio"``), or of the summed
-            log-ratio and then divided by the length (``"sum"``).
-        log_ratio_clip: log-ratios to the old policy and to the reference, of tokens or sequences as ``level`` says, are cut
-            to +-this; None = not at all.
-        loss_type: what a row's sum over tokens is divided by: ``"grpo"`` the row's own tokens, ``"dr_grpo"``
-            ``max_length``, ``"dapo"`` and ``"bnpo"`` the mean tokens a row, given to the call.
-        normalization: a row's own tokens are its ``"masked"`` ones, or the literal |o_i| (``"completion"``); also the
-            length in the mean of ``"sequence"``.
+        surrogate: see ``surrogates``.
+        reduce: how the draws of a row are mixed, see ``mixing``.
+        max_length: what ``"dr_grpo"`` divides by; ``"dapo"`` and ``"bnpo"`` divide by the mean tokens a row that the call gets.
     """
 
-    epsilon: float
-    epsilon_high: float
-    beta: float = 0.0
-    kl_estimator: str = "k3"
-    kl_level: str = "ratio"
-    level: str = "token"
-    normalization: str = "masked"
-    surrogate: str = "ppo"
-    delta: float | None = None
-    log_ratio_clip: float | None = None
-    reduction: Reduction = field(default_factory=Reduction)
-    loss_type: str = "grpo"
-    max_length: int | None = None
+    beta: float = key(0.0, "weight of the KL to the reference; 0 loads no reference", at_least=0)
+    kl_estimator: str = key(
+        "k3",
+        'estimate of the KL: "k1", "k2", "k3", or "exact", the categorical KL over the whole token space',
+        choices=("k1", "k2", "k3", "exact"),
+        read_if=WITH_KL,
+    )
+    kl_level: str = key(
+        "ratio",
+        """of sequences, the KL is estimated from what the ratio is made of ("ratio"), or from the summed log-ratio and divided
+        by the length ("sum")""",
+        choices=("ratio", "sum"),
+        read_if=(
+            "beta > 0 and sequence levels",
+            lambda own: own.beta > 0 and own.importance_sampling_level != "token",
+        ),
+    )
+    importance_sampling_level: str = key(
+        "token",
+        """one ratio a "token", a "sequence" (exp of the mean log-ratio; GSPO) or, with one update a rollout only,
+        "sequence_sum" (exp of the summed log-ratio)""",
+        choices=("token", "sequence", "sequence_sum"),
+    )
+    length_normalization: str = key(
+        "masked",
+        'a row\'s tokens are its "masked" ones or its whole "completion"; also the length in the mean of a sequence',
+        choices=("masked", "completion"),
+    )
+    log_ratio_clip: float | None = key(
+        None,
+        "log-ratios to the old policy and to the reference, of tokens or sequences, are cut to +-this; none = not",
+        above=0,
+        read_if=("a ratio or a KL", lambda own: own.uses_ratio or own.beta > 0),
+    )
+    loss_type: str = key(
+        "grpo",
+        """tokens are averaged in their row, then rows ("grpo"); over all tokens of the optimizer step ("dapo") or of the
+        micro-batch ("bnpo"), each task by itself; or divided by max_completion_length ("dr_grpo"). TRL's names; its "cispo" is
+        a surrogate here""",
+        choices=("grpo", "bnpo", "dr_grpo", "dapo"),
+    )
+    surrogate: Callable[..., Any] = internal(PPO())
+    reduce: Any = internal(PerDraw())
+    max_length: int | None = internal(None)
+
+    def __post_init__(self) -> None:
+        check_keys(self)
 
     def __call__(
         self,
@@ -154,11 +188,10 @@ class PolicyLoss:
             logps, old_logps, ref_logps, exact_kl, target, weight, advantages, completion_length, scored_tokens
         )
         lengths, advantages = values.lengths, advantages[:, None]
-        if self.level != "token":
+        if self.importance_sampling_level != "token":
             values = self._as_sequences(values)
         log_ratio, reference = self._cut(values.log_ratio), self._cut(values.reference)
-        clip = Clip(low=self.epsilon, high=self.epsilon_high, delta=self.delta)
-        objective = SURROGATES[self.surrogate].formula(log_ratio, values.logps, advantages, clip)
+        objective = objective_of(self.surrogate(log_ratio, values.logps, advantages))
         kl = self._kl(values.kl, reference, lengths)
         total = ((self.beta * kl - objective.value) * values.weight).sum(dim=1)
         scored = values.scored
@@ -175,8 +208,8 @@ class PolicyLoss:
         """The exact KL where there is one, else the estimate from log-ratios to the reference; 0 where it has no weight."""
         if exact is not None or self.beta == 0:
             return torch.zeros_like(reference) if exact is None else exact
-        scale = lengths[:, None] if self.kl_level == "sum" and self.level != "token" else 1.0
-        sums = reference * (scale if self.level == "sequence" else 1.0)
+        scale = lengths[:, None] if self.kl_level == "sum" and self.importance_sampling_level != "token" else 1.0
+        sums = reference * (scale if self.importance_sampling_level == "sequence" else 1.0)
         return kl_estimate(sums, torch.zeros_like(sums), self.kl_estimator) / scale
 
     def _cut(self, log_ratio: Tensor) -> Tensor:
@@ -194,14 +227,14 @@ class PolicyLoss:
         completion_length: Tensor,
         scored_tokens: Tensor | None,
     ) -> _Values:
-        """Per token, with the draws mixed where ``reduction`` mixes them."""
+        """Per token, with the draws mixed where ``reduce`` mixes them."""
         weight = weight * target
-        if self.reduction.kind in MIXING:
+        if self.reduce.mixes:
             shape = (len(advantages), -1, logps.shape[1])
             draws, weights = target.view(shape), weight.view(shape)
 
             def mix(values: Tensor | None) -> Tensor | None:
-                return None if values is None else self.reduction(values.view(shape), draws, weights, advantages)
+                return None if values is None else self.reduce(values.view(shape), draws, weights, advantages)
 
             if exact_kl is not None:
                 seen = draws.sum(dim=1).clamp(min=1)
@@ -210,7 +243,7 @@ class PolicyLoss:
             target = draws.any(dim=1)
             weight = target.to(logps.dtype)
         count = target.sum(dim=1) if scored_tokens is None else scored_tokens
-        lengths = completion_length if self.normalization == "completion" else count
+        lengths = completion_length if self.length_normalization == "completion" else count
         zeros = torch.zeros_like(logps)
         return _Values(
             logps=torch.where(target, logps, 0.0),
@@ -224,7 +257,7 @@ class PolicyLoss:
 
     def _as_sequences(self, values: _Values) -> _Values:
         """Sums or means over each row's tokens, ``[b, 1]``."""
-        share = 1.0 / values.lengths[:, None] if self.level == "sequence" else 1.0
+        share = 1.0 / values.lengths[:, None] if self.importance_sampling_level == "sequence" else 1.0
 
         def pooled(tokens: Tensor) -> Tensor:
             return (tokens * values.weight).sum(dim=1, keepdim=True)
@@ -242,11 +275,11 @@ class PolicyLoss:
 
     def _divisor(self, lengths: Tensor, tokens_per_row: float | None) -> Tensor | float:
         """What a row's sum is divided by. Where tokens are counted, a sequence's mean stands for all of its tokens."""
-        sequence = self.level != "token"
+        sequence = self.importance_sampling_level != "token"
         if self.loss_type == "grpo":
             return 1.0 if sequence else lengths
         constant = self.max_length if self.loss_type == "dr_grpo" else tokens_per_row
         if not constant:
             needed = "max_length" if self.loss_type == "dr_grpo" else "tokens_per_row"
             raise ValueError(f"loss_type={self.loss_type!r} needs {needed}, got {constant}")
-        return constant / lengths if self.level == "sequence" else float(constant)
+        return constant / lengths if self.importance_sampling_level == "sequence" else float(constant)

@@ -2,40 +2,19 @@
 
 A preset chooses the parts of a method: noising and weighting of its draws, how draws are mixed (``reduce``), the level of
 the ratio, the surrogate, the advantage, the KL and its reference, and how tokens are averaged. Every key can be set
-over it. Adding a method is adding a function and its line in ``METHODS``. "Code" is the authors' public code; where it and
+over it; what a preset does not say is the part's own default. Adding a method is adding a function and its line in
+``METHODS``; one of your own is a function (or a mapping) named ``pkg.mod:attr``. "Code" is the authors' public code; where it and
 the paper differ, the docstring says which one is followed. Learning rates and numbers of generations are the user's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-
-BASE: dict[str, Any] = {
-    "noising": "structured",
-    "timesteps": "stratified",
-    "weighting": "uniform",
-    "reduce": "per_draw",
-    "num_iterations": 1,
-    "num_noise_samples": 1,
-    "p_mask_prompt": 0.0,
-    "draw_coupling": "stratified",
-    "trajectory_shrink": 1,
-    "bound_exponent": 1.5,
-    "bound_mixture": 1.0,
-    "importance_sampling_level": "token",
-    "surrogate": "ppo",
-    "beta": 0.0,
-    "kl_estimator": "k3",
-    "kl_reference": "initial",
-    "kl_level": "ratio",
-    "advantage_estimator": "group_mean",
-    "advantage_temperature": 1.0,
-    "scale_rewards": "group",
-    "loss_type": "grpo",
-    "length_normalization": "masked",
-}
-"""What a preset does not say."""
+from ..errors import check_choice, import_named
+from ..parts import Key
+from ..types import TASKS
 
 
 def unigrpo() -> dict[str, Any]:
@@ -300,41 +279,50 @@ METHODS = (
 PRESETS: dict[str, dict[str, Any]] = {method.__name__: method() for method in METHODS}
 """Values by method; a nested dictionary holds those of one task."""
 
-_TEXT = {
-    "sampler": "semi_autoregressive",
-    "steps": 128,
-    "guidance_scale": 0.0,
-    "guidance": "rollout",
-    "eval_temperature": 0.0,
-}
-
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
-    "text": _TEXT,
-    "mmu": _TEXT,
+    "text": {},
+    "mmu": {},
     # Images need a sampler of their own, and their likeliest codes are no picture: held-out images are drawn, not
     # greedy. k3 over 8192 codes has heavy tails where the exact sum costs one pass.
-    "t2i": {
-        "sampler": "emerge",
-        "steps": 16,
-        "guidance_scale": 3.5,
-        "guidance": "rollout",
-        "eval_temperature": 1.0,
-        "kl_estimator": "exact",
-    },
+    "t2i": {"sampler": "emerge", "eval_temperature": 1.0, "kl_estimator": "exact"},
 }
 """What a task uses for keys that the user leaves unset. They win over the algorithm's own, except those that a preset
 gives to the task by name."""
 
-DEFAULT_EPSILON = {"token": 0.2, "sequence": 1e-3, "sequence_sum": 0.2}
-"""Clip range by ratio level: a mean over many tokens moves hundreds of times less than one token's ratio."""
+SEQUENCE_EPSILON = 1e-3
+"""Clip range of a sequence's mean ratio: it moves hundreds of times less than one token's."""
 
 
-NOISING_KEYS = ("timesteps", "mask_ratio_min", "mask_ratio_max", "num_noise_samples", "draw_coupling")
-"""Values that belong to a preset's noising: they do not follow when another noising is set."""
+def preset_of(algorithm: Any, keys: Mapping[str, Key]) -> dict[str, Any]:
+    """The values of a name in ``PRESETS``, of ``pkg.mod:attr``, or of a mapping ``{name: ..., key: value}`` over one of them.
+
+    Raises:
+        ValueError: an unknown name, or a key that no algorithm has.
+    """
+    own = dict(algorithm) if isinstance(algorithm, Mapping) else {"name": algorithm}
+    name = own.pop("name", "unigrpo")
+    if isinstance(name, str) and ":" in name:
+        try:
+            found = import_named(name)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"algorithm={name!r} cannot be imported: {error}") from error
+        found = found() if callable(found) else found
+        if not isinstance(found, Mapping):
+            raise ValueError(
+                f"algorithm={name!r} is a {type(found).__name__}; it must be a mapping, or a function that gives one"
+            )
+    else:
+        check_choice("algorithm", name, tuple(PRESETS))
+        found = PRESETS[name]
+    return _read({**found, **own}, keys, f"algorithm {name!r}: ")
 
 
-def preset_values(algorithm: str, task: str | None = None) -> dict[str, Any]:
-    """What ``algorithm`` gives to unset keys, for ``task`` with its defaults; for no task, those of the whole run."""
-    own = PRESETS[algorithm]
-    values = {**BASE, **{key: value for key, value in own.items() if not isinstance(value, dict)}}
-    return values if task is None else {**values, **TASK_DEFAULTS[task], **own.get(task, {})}
+def _read(values: Mapping[str, Any], keys: Mapping[str, Key], where: str) -> dict[str, Any]:
+    read = {}
+    for key, value in values.items():
+        if key in TASKS and isinstance(value, Mapping):
+            read[key] = _read(value, keys, f"{where}{key}.")
+        else:
+            check_choice(f"{where}key", key, tuple(keys))
+            read[key] = keys[key].read(value, where)
+    return read

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ..algorithm.advantages import ADVANTAGE_ESTIMATORS, compares_groups
 from ..errors import check_choice
+from ..parts import Key, choose
 from ..types import TASKS
-from .checks import check_bound, check_parts, check_ranges
-from .task import CHOICES, TASK_KEYS
+from .checks import check_bound, check_task
+from .task import TASK_KEYS
+
+
+MODULES = ("image_tokenizer", "model_init_kwargs")
+"""Keys that may hold an object, or are read by the model's loader."""
 
 
 def check_engine(args: Any) -> None:
@@ -86,53 +93,26 @@ def settle_batches(args: Any) -> None:
         )
 
 
-def check_values(args: Any) -> None:
-    """Raises ``ValueError`` for a value out of its range, or parts that do not fit."""
-    for key, choices in CHOICES.items():
-        if getattr(args, key) is not None:
-            check_choice(key, getattr(args, key), choices)
-    minimum = {"num_generations": 2, "num_generations_eval": 1, "num_iterations": 1, "num_timesteps": 1}
-    for key, least in {**minimum, "ref_model_sync_steps": 1}.items():
-        if getattr(args, key) < least:
-            raise ValueError(f"{key}={getattr(args, key)} must be at least {least}")
-    if args.attn_mask_mode is not None:
-        check_choice("attn_mask_mode", args.attn_mask_mode, ("bool", "none"))
-    for key in ("sft_weight", "advantage_temperature", "advantage_clip"):
-        value = getattr(args, key)
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise ValueError(f"{key}={value!r} must be a number")
-    for key in ("refill_rounds", "sft_batch_size", "rollout_batch_size"):
-        value = getattr(args, key)
-        if isinstance(value, bool) or not isinstance(value, int | None) or (value is None and key == "refill_rounds"):
-            raise ValueError(f"{key}={value!r} must be a whole number")
-    if args.refill_rounds < 0:
-        raise ValueError(f"refill_rounds={args.refill_rounds} must not be negative")
-    if args.multi_objective_aggregation == "normalize_then_sum" and args.advantage_estimator != "group_mean":
+def check_values(args: Any, keys: Mapping[str, Key]) -> None:
+    """Raises ``ValueError`` for a value out of its range, or parts that do not fit; ``keys`` are those of no task."""
+    check_bound("reward_timeout", args.reward_timeout)
+    for name, about in keys.items():
+        if name not in MODULES:
+            setattr(args, name, about.read(getattr(args, name)))
+    estimator = choose("advantage_estimator", args.advantage_estimator, ADVANTAGE_ESTIMATORS)
+    estimator.build(args)
+    if args.multi_objective_aggregation == "normalize_then_sum" and estimator.name != "group_mean":
         raise ValueError(
-            f"advantage_estimator={args.advantage_estimator!r} with multi_objective_aggregation='normalize_then_sum', which "
+            f"advantage_estimator={estimator.name!r} with multi_objective_aggregation='normalize_then_sum', which "
             "normalises each reward by its group's mean; use 'sum_then_normalize'"
         )
-    if args.refill_rounds and args.advantage_estimator == "batch_mean":
+    if args.refill_rounds and compares_groups(estimator.part):
         raise ValueError(
-            f"refill_rounds={args.refill_rounds} with advantage_estimator='batch_mean' would throw away groups that it learns "
-            "from; set refill_rounds=0"
+            f"refill_rounds={args.refill_rounds} with advantage_estimator={estimator.name!r} would throw away groups that it "
+            "learns from; set refill_rounds=0"
         )
-    for key in ("offload_image_tokenizer", "offload_reward_models"):
-        if not isinstance(getattr(args, key), bool):
-            raise ValueError(f"{key}={getattr(args, key)!r} must be true or false")
-    check_choice("reward_error", args.reward_error, ("raise", "none"))
-    check_bound("reward_timeout", args.reward_timeout)
-    if args.sft_weight < 0:
-        raise ValueError(f"sft_weight={args.sft_weight} must not be negative")
-    for key in ("sft_batch_size", "rollout_batch_size"):
-        if getattr(args, key) is not None and getattr(args, key) < 1:
-            raise ValueError(f"{key}={getattr(args, key)} must be at least 1")
-    if args.advantage_temperature <= 0:
-        raise ValueError(f"advantage_temperature={args.advantage_temperature} must be positive")
-    if args.advantage_clip is not None and args.advantage_clip <= 0:
-        raise ValueError(f"advantage_clip={args.advantage_clip} must be positive")
-    check_ranges("", args.settings_of("text", {}), args.num_timesteps)
-    check_parts("", args.settings_of("text", {}))
+    for task in TASKS:
+        check_task("", args.settings_of(task, {}))
     if args.sync_ref_model and args.beta == 0:
         raise ValueError("sync_ref_model=True with beta=0 updates a reference that is never used; set beta > 0")
 
@@ -140,15 +120,14 @@ def check_values(args: Any) -> None:
 def check_overrides(args: Any) -> None:
     """Raises ``ValueError`` for an override that is unknown, out of range, or does not fit."""
     for task, values in args.task_overrides.items():
-        for key, value in values.items():
-            if key not in TASK_KEYS:
-                near = difflib.get_close_matches(key, TASK_KEYS, n=1)
+        where = f"task_overrides.{task}."
+        for name, value in values.items():
+            if name not in TASK_KEYS:
+                near = difflib.get_close_matches(name, TASK_KEYS, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
-                raise ValueError(f"task_overrides.{task}.{key} is not allowed: {hint}keys are {list(TASK_KEYS)}")
-            if key in CHOICES:
-                check_choice(f"task_overrides.{task}.{key}", value, CHOICES[key])
-        check_ranges(f"task_overrides.{task}.", args.for_task(task), args.num_timesteps)
-        check_parts(f"task_overrides.{task}.", args.for_task(task))
+                raise ValueError(f"{where}{name} is not allowed: {hint}keys are {list(TASK_KEYS)}")
+            values[name] = value if value is None else TASK_KEYS[name].read(value, where)
+        check_task(where, args.for_task(task))
 
 
 def check_graphs(args: Any) -> None:
@@ -171,7 +150,7 @@ def check_summed_ratios(args: Any) -> None:
     updates = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
     settings = [args.for_task(task) for task in TASKS]
     summed = [own for own in settings if own.importance_sampling_level == "sequence_sum"]
-    if any(own.surrogate != "log_likelihood" for own in summed) and updates > 1:
+    if any(own.uses_ratio for own in summed) and updates > 1:
         raise ValueError(
             f"importance_sampling_level='sequence_sum' with {updates} updates a rollout: off-policy, a ratio summed "
             "over many tokens spans orders of magnitude. Use 'sequence' (the mean) or 'token', or one update: "

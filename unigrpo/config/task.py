@@ -1,142 +1,106 @@
-"""What one task may set for itself, and what its values may be."""
+"""What one task may set for itself: the keys of its parts, and those that the run reads itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, make_dataclass
+from types import MappingProxyType
+from typing import Any
 
+from ..algorithm.loss import WITH_KL, PolicyLoss
+from ..algorithm.mixing import REDUCTIONS
+from ..algorithm.noising import NOISING
+from ..algorithm.surrogates import SURROGATES, uses_ratio
 from ..data.pictures import TRANSFORMS
-from ..samplers.semi_autoregressive import KV_CACHES, REMASKING
+from ..parts import Choice, Key, choose, key, keys_of
+from ..samplers import SAMPLERS
 
 
-CHOICES = {
-    "advantage_estimator": ("group_mean", "leave_one_out", "batch_mean", "softmax"),
-    "draw_coupling": ("independent", "stratified", "antithetic"),
-    "guidance": ("rollout", "both", "none"),
-    "image_transform": TRANSFORMS,
-    "importance_sampling_level": ("token", "sequence", "sequence_sum"),
-    "kl_estimator": ("k1", "k2", "k3", "exact"),
-    "kv_cache": KV_CACHES,
-    "kl_level": ("ratio", "sum"),
-    "kl_reference": ("initial", "old"),
-    "length_normalization": ("masked", "completion"),
-    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo"),
-    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-    "mask_schedule": ("cosine", "linear", "pow2", "pow3.5", "sigmoid"),
-    "prompt_truncation": ("error", "left", "right"),
-    "remask_noise_decay": ("linear", "compound"),
-    "reduce": ("per_draw", "per_token", "signed"),
-    "remasking": REMASKING,
-    "scale_rewards": ("group", "group_population", "batch", "none"),
-    "timesteps": ("stratified", "paper_formula", "random", "truncated", "cosine"),
-    "weighting": ("uniform", "inverse_probability"),
+PARTS: dict[str, Mapping[str, Callable]] = {
+    "sampler": SAMPLERS,
+    "noising": NOISING,
+    "reduce": REDUCTIONS,
+    "surrogate": SURROGATES,
 }
-
-EXACT_DECODING = {"kv_cache": "none", "confidence_threshold": None, "exit_entropy": None}
-"""The approximate shortcuts of text decoding, switched off."""
-
-TASK_KEYS = (
-    "sampler",
-    "steps",
-    "block_length",
-    "temperature",
-    "remasking",
-    "kv_cache",
-    "confidence_threshold",
-    "exit_entropy",
-    "guidance_scale",
-    "guidance",
-    "mask_schedule",
-    "remask_temperature",
-    "remask_noise_decay",
-    "eval_sampler",
-    "eval_denoising_steps",
-    "eval_temperature",
-    "max_prompt_length",
-    "prompt_truncation",
-    "max_completion_length",
-    "image_size",
-    "image_transform",
-    "noising",
-    "timesteps",
-    "timestep_start",
-    "mask_ratio_min",
-    "mask_ratio_max",
-    "p_mask_prompt",
-    "draw_coupling",
-    "trajectory_shrink",
-    "num_noise_samples",
-    "weighting",
-    "reduce",
-    "bound_exponent",
-    "bound_mixture",
-    "importance_sampling_level",
-    "surrogate",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "log_ratio_clip",
-    "beta",
-    "kl_estimator",
-    "kl_reference",
-    "kl_level",
-    "loss_type",
-    "length_normalization",
-    "loss_weight",
-)
-"""What one task may set for itself in ``task_overrides``."""
+"""The parts of a task by the key that chooses them. Each takes a name, ``pkg.mod:attr``, or a mapping with a ``name``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSettings:
-    """The settings of one task: the run's, with the task's overrides. Field meanings are ``UniGRPOConfig``'s."""
+class TaskKeys:
+    """What a task may set beside the keys of its parts."""
 
-    sampler: str
-    steps: int
-    block_length: int
-    temperature: float
-    remasking: str
-    kv_cache: str
-    confidence_threshold: float | None
-    exit_entropy: float | None
-    guidance_scale: float
-    guidance: str
-    mask_schedule: str
-    remask_temperature: float
-    remask_noise_decay: str
-    eval_sampler: str | None
-    eval_denoising_steps: int | None
-    eval_temperature: float
-    max_prompt_length: int | None
-    prompt_truncation: str
-    max_completion_length: int
-    image_size: int | list[int] | None
-    image_transform: str
-    noising: str
-    timesteps: str
-    timestep_start: int | None
-    mask_ratio_min: float | None
-    mask_ratio_max: float | None
-    p_mask_prompt: float
-    draw_coupling: str
-    trajectory_shrink: int
-    num_noise_samples: int
-    weighting: str
-    reduce: str
-    bound_exponent: float
-    bound_mixture: float
-    importance_sampling_level: str
-    surrogate: str
-    epsilon: float
-    epsilon_high: float
-    delta: float | None
-    log_ratio_clip: float | None
-    beta: float
-    kl_estimator: str
-    kl_reference: str
-    kl_level: str
-    loss_type: str
-    length_normalization: str
-    loss_weight: float
+    sampler: dict[str, Any] | str = key("semi_autoregressive", "how a canvas is filled")
+    eval_sampler: dict[str, Any] | str | None = key(None, "sampler of held-out generation; none = the rollouts'")
+    eval_denoising_steps: int | None = key(
+        None, "denoising steps of held-out generation; none = the rollouts'", at_least=1
+    )
+    eval_temperature: float = key(0.0, "temperature of held-out generation; 0 = greedy", at_least=0)
+    guidance: str = key(
+        "rollout",
+        'classifier-free guidance in the "rollout", in rollout and likelihood ("both"), or "none"',
+        choices=("rollout", "both", "none"),
+    )
+    max_prompt_length: int | None = key(
+        None, "longest prompt in tokens; none = what fits the model beside the answer", at_least=1
+    )
+    prompt_truncation: str = key(
+        "error",
+        """longer prompts are an "error", or lose their beginning ("left") or, for captions of pictures to make, their end
+        ("right", as in MMaDA's code)""",
+        choices=("error", "left", "right"),
+    )
+    max_completion_length: int = key(256, "answer positions on a text canvas", at_least=1)
+    image_size: int | list[int] | None = key(
+        None, "side in pixels, or [height, width], of pictures made and read; none = the checkpoint's, or 512"
+    )
+    image_transform: str = key(
+        "squash",
+        """how input pictures get that size: "squash", "crop" or "pad"; a row's own image_transform column wins""",
+        choices=TRANSFORMS,
+    )
+    noising: dict[str, Any] | str = key("structured", "how answers are corrupted for their likelihood")
+    num_noise_samples: int = key(
+        1, "S, noise draws an inner update; 0 = every step, for noisings that follow the order of writing", at_least=0
+    )
+    reduce: dict[str, Any] | str = key(
+        "per_draw",
+        """each draw has its own ratio ("per_draw"), or draws are mixed first: linearly ("per_token"), or with an upper bound
+        for negative advantages ("signed")""",
+    )
+    surrogate: dict[str, Any] | str = key("ppo", "what a ratio and an advantage are made into")
+    kl_reference: str = key(
+        "initial",
+        'the KL is taken to the "initial" model, or to the "old" policy that wrote the rollout',
+        choices=("initial", "old"),
+        read_if=WITH_KL,
+    )
+    loss_weight: float = key(1.0, "multiplies the whole loss; meant for task_overrides", at_least=0)
+
+
+def _task_keys() -> dict[str, Key]:
+    keys = dict(keys_of(TaskKeys))
+    for part in (*(part for table in PARTS.values() for part in table.values()), PolicyLoss):
+        keys = {**keys_of(part), **keys}
+    return keys
+
+
+TASK_KEYS: Mapping[str, Key] = MappingProxyType(_task_keys())
+"""What one task may set for itself in ``task_overrides``. A key of several parts is described by the first."""
+
+
+class _Settings:
+    """What follows from the settings of a task."""
+
+    __slots__ = ()
+
+    def choice(self, kind: str) -> Choice:
+        """The part that ``kind``, a key of ``PARTS``, chooses."""
+        return choose(kind, getattr(self, kind), PARTS[kind])
+
+    @property
+    def uses_ratio(self) -> bool:
+        """Whether the surrogate compares with the old policy."""
+        return uses_ratio(self.choice("surrogate").part)
 
     @property
     def likelihood_guidance(self) -> float | None:
@@ -152,3 +116,17 @@ class TaskSettings:
     def exact_kl(self) -> bool:
         """Whether whole distributions are compared."""
         return self.needs_reference and self.kl_estimator == "exact"
+
+
+TaskSettings = make_dataclass(
+    "TaskSettings",
+    [(name, about.hint) for name, about in TASK_KEYS.items()],
+    bases=(_Settings,),
+    frozen=True,
+    slots=True,
+    kw_only=True,
+)
+TaskSettings.__doc__ = (
+    "The settings of one task: a field for each of ``TASK_KEYS``, the run's with the task's overrides."
+)
+TaskSettings.__module__ = __name__

@@ -17,7 +17,8 @@ from ..errors import check_choice
 from ..models import DiffusionPolicy, resolve_policy
 from ..models.builtin import model_path
 from ..models.loading import ADAPTER_FILE, adapter_base, load_adapter, load_config, load_processor
-from ..samplers import IMAGE_SAMPLERS, SAMPLERS
+from ..parts import Choice, choose
+from ..samplers import samplers_for
 from ..types import TASKS, keyed_generator
 
 
@@ -58,7 +59,7 @@ class LoadedPolicy:
             steps: denoising steps; default one a position of text, 16 for a picture.
             block_length: of text, default 32, or the whole answer if that is shorter.
             temperature: 0 = greedy. Default 0 for text and 1 for pictures, whose likeliest codes are no picture.
-            sampler: a name in ``SAMPLERS``; default ``semi_autoregressive`` for text, ``maskgit`` for pictures.
+            sampler: a name in ``SAMPLERS``, or ``pkg.mod:attr``; default ``semi_autoregressive`` for text, ``maskgit`` for pictures.
             image_size: side in pixels or ``[height, width]``, of pictures made and read; default 512.
                 A checkpoint's ``config.sampling_defaults`` replaces the defaults of text lengths and image size.
             image_transform: how ``images`` get that size: ``"squash"``, ``"crop"`` or ``"pad"``.
@@ -83,8 +84,7 @@ class LoadedPolicy:
                 "temperature": temperature or 0.0,
             }
         name = sampler or TASK_SAMPLERS[task]
-        check_choice("sampler", name, tuple(own for own in SAMPLERS if (own in IMAGE_SAMPLERS) == (task == "t2i")))
-        fill = _sampler(name, settings, options)
+        fill = _sampler(choose("sampler", name, samplers_for(task)), settings, options)
         rows = [{"prompt": prompt} for prompt in prompts]
         if task == "mmu":
             codes = self._codec().encode(_pictures(images, len(prompts)), size, [image_transform] * len(prompts))
@@ -110,13 +110,13 @@ class LoadedPolicy:
         return self.codec.to(self.model.device)
 
 
-def _sampler(name: str, settings: dict[str, Any], options: dict[str, Any]) -> Callable:
-    """The named sampler with those of the usual ``settings`` that it has, and all ``options``."""
-    known = [item.name for item in fields(SAMPLERS[name])]
+def _sampler(choice: Choice, settings: dict[str, Any], options: dict[str, Any]) -> Callable:
+    """The chosen sampler with those of the usual ``settings`` that it has, and all ``options``."""
+    known = [item.name for item in fields(choice.part)]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"sampler {name!r} has no option {unknown}; it has {known}")
-    return SAMPLERS[name](**{key: value for key, value in settings.items() if key in known}, **options)
+        raise ValueError(f"sampler {choice.name!r} has no option {unknown}; it has {known}")
+    return choice.part(**{key: value for key, value in settings.items() if key in known}, **options)
 
 
 TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit"}

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch.utils.data import ConcatDataset
 from transformers import BitsAndBytesConfig
 
-from ..config.arguments import UniGRPOConfig
+from ..config.arguments import PART_KEYS, UniGRPOConfig
 from ..data.rows import undecoded
 from ..errors import RecipeError, import_named
 from ..models import DiffusionPolicy, resolve_policy
@@ -32,6 +32,8 @@ FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": 
 def build_config(recipe: Recipe) -> UniGRPOConfig:
     """The run's arguments. Reward weights come from the rewards.
 
+    Parts of the user's own are looked for beside the recipe first.
+
     Raises:
         RecipeError: what ``UniGRPOConfig`` refuses, with the recipe's name.
     """
@@ -40,9 +42,31 @@ def build_config(recipe: Recipe) -> UniGRPOConfig:
         raise RecipeError(f"{recipe.source}: reward_weights belongs to the rewards: give each a 'weight'")
     values["reward_weights"] = [float(reward.weight) for reward in recipe.rewards]
     try:
+        for where, path in part_paths(recipe):
+            try:
+                import_named(path, [recipe.folder])
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"{where}={path!r} cannot be imported: {error}") from error
         return UniGRPOConfig(**values)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{recipe.source}: {error}") from error
+
+
+def part_paths(recipe: Recipe) -> list[tuple[str, str]]:
+    """The parts of a recipe that are named by ``pkg.mod:attr``: key and path."""
+    found = []
+    overrides = recipe.config.get("task_overrides")
+    overrides = overrides if isinstance(overrides, dict) else {}
+    for prefix, values in [
+        ("", recipe.config),
+        *((f"task_overrides.{task}.", own) for task, own in overrides.items()),
+    ]:
+        for key in PART_KEYS if isinstance(values, dict) else ():
+            own = values.get(key)
+            name = own.get("name") if isinstance(own, dict) else own
+            if isinstance(name, str) and _is_code(name):
+                found.append((f"{prefix}{key}", name))
+    return found
 
 
 def build_lora(recipe: Recipe) -> LoraConfig | None:
@@ -277,7 +301,7 @@ def code_of(recipe: Recipe) -> list[str]:
     Nothing that it names is imported to find out.
     """
     lines = []
-    for path in (recipe.policy, *recipe.accuracy.values()):
+    for path in (recipe.policy, *recipe.accuracy.values(), *(path for _, path in part_paths(recipe))):
         if path and _is_code(path):
             lines.append(f"runs code: {path}")
     for reward in recipe.rewards:

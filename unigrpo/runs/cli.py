@@ -13,6 +13,7 @@ from .commands import (
     run_benchmark,
     run_check,
     run_evaluate,
+    run_keys,
     run_merge,
     run_recipes,
     run_sample,
@@ -28,6 +29,7 @@ EPILOG = """examples:
   accelerate launch -m unigrpo train RECIPE             several GPUs
   unigrpo check quickstart quickstart_image             find mistakes before any GPU time
   unigrpo check math_mmada_8b_lora --memory 24          what of it does not fit 24 GB, and which key to turn
+  unigrpo keys noising beta my_noise:Tail               what these read, with defaults and ranges
   unigrpo sample builtin:arithmetic "Tom has 127 cups and gets 4. Total?"
   unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
@@ -85,6 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=_card,
         metavar="GB",
         help="also count what a run holds on a card of so many GB (10^9 bytes), and which keys to turn where it is too much",
+    )
+
+    keys = _command(commands, "keys", run_keys, "what a run or a part reads, with defaults and ranges")
+    keys.add_argument(
+        "words", nargs="*", metavar="WORD", help="a key, a part, a kind of part, or your own pkg.mod:attr"
     )
 
     sample = _command(commands, "sample", run_sample, "print answers of a policy")

@@ -71,10 +71,19 @@ def _loaded(file: str, overrides: list[str], more: Sequence[str] = ()) -> Recipe
     return load_recipe(file, [*overrides, *more])
 
 
+def run_keys(arguments: argparse.Namespace) -> int:
+    """``unigrpo keys [WORD ...]``: prints keys with their defaults, ranges and sentences."""
+    from .keys import describe
+
+    for line in describe(arguments.words):
+        print(line)
+    return 0
+
+
 def run_sample(arguments: argparse.Namespace) -> int:
     """``unigrpo sample MODEL PROMPT ...``: prints answers, or saves pictures and a sheet of them."""
-    from ..config.task import EXACT_DECODING
     from ..rollout.generate import load_policy
+    from ..samplers.semi_autoregressive import EXACT_DECODING
 
     task = arguments.task or ("mmu" if arguments.image else "text")
     policy = load_policy(

@@ -21,7 +21,6 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..algorithm.mixing import MIXING
 from ..config.arguments import UniGRPOConfig
 from ..data.image_codes import tokenizer_without_weights
 from ..models.adapters import add_adapter
@@ -283,7 +282,7 @@ def _rollout(recipe: Recipe, args: UniGRPOConfig, model: Model, head: nn.Module,
         rows = max(rows, args.per_device_eval_batch_size)
     rows = min(rows, args.rollout_batch_size or rows)
     _activations(memory, "rollout", "rollout", model, shape, rows, bool(own.guidance_scale))
-    if own.kv_cache != "none" and own.sampler == "semi_autoregressive":
+    if own.kv_cache != "none" and own.choice("sampler").name == "semi_autoregressive":
         _activations(memory, "keys and values", "cache", model, shape, rows, bool(own.guidance_scale))
     memory.add(
         "rollout head", *logits_of(head, rows * shape.answer, shape, "drawn", bool(own.guidance_scale)), "rollout"
@@ -294,8 +293,10 @@ def _rollout(recipe: Recipe, args: UniGRPOConfig, model: Model, head: nn.Module,
 def _update(recipe: Recipe, args: UniGRPOConfig, model: Model, head: nn.Module, shape: Shape) -> Memory:
     own, guided, memory = shape.settings, shape.settings.likelihood_guidance is not None, Memory()
     rows = max(args.per_device_train_batch_size, args.sft_batch_size if args.sft_weight else 0)
-    if own.reduce in MIXING:  # The draws of a row stay together; coupled ones are a full row and pairs.
-        rows = max(rows, 1 + 2 * own.num_noise_samples if own.noising == "coupled" else own.num_noise_samples)
+    if own.choice("reduce").part.mixes:  # The draws of a row stay together; coupled ones are a full row and pairs.
+        rows = max(
+            rows, 1 + 2 * own.num_noise_samples if own.choice("noising").name == "coupled" else own.num_noise_samples
+        )
     _activations(memory, "update", "update", model, shape, rows, guided)
     scored, weight, size = rows * shape.answer, head.weight.numel(), head.weight.element_size()
     logits, how = logits_of(head, scored, shape, "compared" if own.exact_kl else "scored", guided)

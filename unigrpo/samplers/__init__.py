@@ -1,4 +1,9 @@
-"""Samplers fill a canvas. ``SAMPLERS`` is the one place to add one."""
+"""Samplers fill a canvas. ``SAMPLERS`` is the one place to add one; the fields of a sampler are its keys.
+
+One of your own is a class named ``pkg.mod:Class`` in a recipe. Its ``tasks`` say what it can answer; without them, everything.
+"""
+
+from collections.abc import Callable
 
 from .emerge import Emerge
 from .left_to_right import LeftToRight
@@ -7,22 +12,31 @@ from .schedules import MASK_SCHEDULES
 from .semi_autoregressive import SemiAutoregressive
 
 
-SAMPLERS = {
+SAMPLERS: dict[str, Callable] = {
     "semi_autoregressive": SemiAutoregressive,
     "left_to_right": LeftToRight,
     "maskgit": MaskGIT,
     "emerge": Emerge,
 }
 
-IMAGE_SAMPLERS = ("maskgit", "emerge")
-"""What draws ``t2i`` canvases; text canvases need the others, because these know no stop token."""
+
+def answers_task(sampler: Callable, task: str) -> bool:
+    """Whether a sampler can answer ``task``: image samplers know no block, those of text no picture."""
+    return task in getattr(sampler, "tasks", (task,))
+
+
+def samplers_for(task: str) -> dict[str, Callable]:
+    """Those of ``SAMPLERS`` that can answer ``task``."""
+    return {name: sampler for name, sampler in SAMPLERS.items() if answers_task(sampler, task)}
+
 
 __all__ = [
-    "IMAGE_SAMPLERS",
     "MASK_SCHEDULES",
     "SAMPLERS",
     "Emerge",
     "LeftToRight",
     "MaskGIT",
     "SemiAutoregressive",
+    "answers_task",
+    "samplers_for",
 ]

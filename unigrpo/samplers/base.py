@@ -14,6 +14,10 @@ from ..models.placing import upload
 from ..types import Canvas, Rollout, TokenSpace
 
 
+TEMPERATURE = """0 = argmax, else tokens are drawn from softmax(logits / temperature); likelihoods use the same"""
+GUIDANCE = "s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 = off"
+
+
 class CanvasWriter:
     """A canvas with holes, and the owner of stop tokens.
 
@@ -179,16 +183,6 @@ def check_streams(generators: list[torch.Generator], canvas: Canvas) -> None:
     """Raises ``ValueError`` unless there is one generator a row."""
     if len(generators) != len(canvas.ids):
         raise ValueError(f"{len(generators)} generators for {len(canvas.ids)} rows; give one a row")
-
-
-def check_sampler(sampler, at_least_one: tuple[str, ...], not_negative: tuple[str, ...]) -> None:
-    """Raises ``ValueError`` for fields of a sampler that are out of range."""
-    for name in at_least_one:
-        if getattr(sampler, name) < 1:
-            raise ValueError(f"{name}={getattr(sampler, name)} must be at least 1")
-    for name in not_negative:
-        if not getattr(sampler, name) >= 0:
-            raise ValueError(f"{name}={getattr(sampler, name)} must not be negative")
 
 
 def uniforms(counts: list[int], streams: list[torch.Generator], device: torch.device | str) -> Tensor:

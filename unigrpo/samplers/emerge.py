@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from ..models.base import DiffusionPolicy
 from ..models.placing import upload
+from ..parts import check_keys, key
 from ..types import Canvas, Rollout
-from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
-from .schedules import MASK_SCHEDULES, check_schedule
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, check_streams, scatter, uniforms
+from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,22 +23,17 @@ class Emerge:
     From share k(u) to k(u') of hidden tokens, each hidden token stays hidden with probability k(u') / k(u), independently,
     and is drawn otherwise; the last step draws all that is left. Written tokens never change, and the expected number of
     hidden ones follows the schedule exactly. A row that reveals nothing in a step costs no forward.
-
-    Args:
-        steps: denoising steps.
-        temperature: 0 = argmax, else tokens are drawn from softmax(logits / temperature).
-        guidance_scale: s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 = off.
-        mask_schedule: a name in ``MASK_SCHEDULES``.
     """
 
-    steps: int = 16
-    temperature: float = 1.0
-    guidance_scale: float = 3.5
-    mask_schedule: str = "cosine"
+    tasks: ClassVar[tuple[str, ...]] = ("t2i",)
+
+    steps: int = key(16, "denoising steps", at_least=1)
+    temperature: float = key(1.0, TEMPERATURE, at_least=0)
+    guidance_scale: float = key(3.5, GUIDANCE, at_least=0)
+    mask_schedule: str = key("cosine", MASK_SCHEDULE, choices=tuple(MASK_SCHEDULES))
 
     def __post_init__(self) -> None:
-        check_sampler(self, ("steps",), ("temperature", "guidance_scale"))
-        check_schedule(self.mask_schedule)
+        check_keys(self)
 
     @torch.no_grad()
     def __call__(

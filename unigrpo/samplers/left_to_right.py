@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from ..models.base import DiffusionPolicy
+from ..parts import check_keys, key
 from ..types import Canvas, Rollout
-from .base import check_sampler
+from .base import GUIDANCE, TEMPERATURE
 from .semi_autoregressive import SemiAutoregressive
 
 
@@ -19,17 +21,15 @@ class LeftToRight:
 
     The semi-autoregressive sampler with blocks of one token: as many steps as the canvas has positions, fewer where every
     row has stopped. Its log-probabilities are those of ``AutoregressiveNoising``.
-
-    Args:
-        temperature: 0 = argmax, else tokens are drawn from softmax(logits / temperature).
-        guidance_scale: s of classifier-free guidance, logits u + (s + 1)(c - u); 0 = off.
     """
 
-    temperature: float = 1.0
-    guidance_scale: float = 0.0
+    tasks: ClassVar[tuple[str, ...]] = ("text", "mmu")
+
+    temperature: float = key(1.0, TEMPERATURE, at_least=0)
+    guidance_scale: float = key(0.0, GUIDANCE, at_least=0)
 
     def __post_init__(self) -> None:
-        check_sampler(self, (), ("temperature", "guidance_scale"))
+        check_keys(self)
 
     def __call__(
         self,

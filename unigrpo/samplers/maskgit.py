@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..models.placing import upload
+from ..parts import check_keys, internal, key
 from ..types import Canvas, Rollout
-from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
-from .schedules import MASK_SCHEDULES, check_schedule
-
-
-DECAYS = ("linear", "compound")
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, check_streams, scatter, uniforms
+from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,30 +27,27 @@ class MaskGIT:
     and at least one is revealed by each. Confidence is log p plus Gumbel noise.
 
     Args:
-        steps: denoising steps.
-        temperature: 0 = argmax, else tokens are drawn from softmax(logits / temperature).
-        guidance_scale: s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 = off.
-        mask_schedule: a name in ``MASK_SCHEDULES``.
-        remask_temperature: scale of the confidence noise at the first step.
-        remask_noise_decay: ``"linear"``, scale (1 - u) with u the share of steps done; ``"compound"`` multiplies the
-            scale by (1 - u) again at every step, as the public code does: after half of 15 steps a tenth is left.
         reference: parity with the public code: all draws of a step from one generator, those of written positions and
             of the whole codebook included. The rows' generators must then be the same object.
     """
 
-    steps: int = 16
-    temperature: float = 1.0
-    guidance_scale: float = 3.5
-    mask_schedule: str = "cosine"
-    remask_temperature: float = 1.0
-    remask_noise_decay: str = "linear"
-    reference: bool = False
+    tasks: ClassVar[tuple[str, ...]] = ("t2i",)
+
+    steps: int = key(16, "denoising steps", at_least=1)
+    temperature: float = key(1.0, TEMPERATURE, at_least=0)
+    guidance_scale: float = key(3.5, GUIDANCE, at_least=0)
+    mask_schedule: str = key("cosine", MASK_SCHEDULE, choices=tuple(MASK_SCHEDULES))
+    remask_temperature: float = key(1.0, "scale of the confidence noise at the first step", at_least=0)
+    remask_noise_decay: str = key(
+        "linear",
+        """ "linear": the noise has the scale (1 - u), u the share of steps done; "compound" multiplies the scale by (1 - u) again
+        at every step, as MMaDA's code does: after half of 15 steps a tenth is left""",
+        choices=("linear", "compound"),
+    )
+    reference: bool = internal(False)
 
     def __post_init__(self) -> None:
-        check_sampler(self, ("steps",), ("temperature", "guidance_scale", "remask_temperature"))
-        check_schedule(self.mask_schedule)
-        if self.remask_noise_decay not in DECAYS:
-            raise ValueError(f"remask_noise_decay={self.remask_noise_decay!r}: choose one of {DECAYS}")
+        check_keys(self)
 
     @torch.no_grad()
     def __call__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,14 +12,15 @@ from torch import Tensor
 from ..models.base import DiffusionPolicy
 from ..models.draw import DrawnTokens
 from ..models.placing import upload
+from ..parts import check_keys, internal, key
 from ..types import Canvas, Rollout
-from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, check_streams, scatter, uniforms
 from .kv_cache import BlockCache
 
 
-REMASKING = ("low_confidence", "random")
 STOPS = ("first", "block_end", "never")
-KV_CACHES = ("none", "prefix", "dual")
+EXACT_DECODING = {"kv_cache": "none", "confidence_threshold": None, "exit_entropy": None}
+"""The approximate shortcuts of text decoding, switched off."""
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
@@ -40,43 +41,57 @@ class SemiAutoregressive:
     masked position of the active block and commits the most confident ones. Steps that would commit nothing run nothing.
 
     Args:
-        steps: denoising steps for the whole canvas, at least one a block; they need not divide evenly.
-        block_length: written positions in a block.
-        temperature: 0 = argmax, else tokens are drawn from softmax(logits / temperature). Confidence and the recorded
-            log-probabilities use the same temperature (1 at temperature 0).
-        remasking: ``"low_confidence"`` keeps the tokens of highest probability, ``"random"`` keeps random ones.
-        guidance_scale: s of classifier-free guidance, logits u + (s + 1)(c - u); 0 = off.
         stop: ``"first"``: after a row's first stop token its tail becomes padding and is no longer denoised;
             ``"block_end"``: return once every row's block ends with a stop token (``mmu_generate_fast``);
             ``"never"``: fill everything.
-        kv_cache: approximate; the keys and values of positions outside the active block are refreshed once a block, by its
-            first forward. ``"prefix"`` keeps those before the block, ``"dual"`` those on both sides, ``"none"`` none
-            (Fast-dLLM, arXiv 2505.22618).
-        confidence_threshold: approximate; what is more probable than this is committed too, beside the scheduled tokens
-            (Fast-dLLM's parallel decoding). None = the schedule alone.
-        exit_entropy: approximate; a row's block is committed whole once no hole of it has more entropy than this, in nats.
         reference: parity with the public code: tokens from the whole vocabulary, mask id included (a position that
             draws it stays masked), by Gumbel noise in fp64; confidence without temperature. At temperature > 0 all draws
             come from one generator, so the rows' generators must be the same object.
     """
 
-    steps: int = 128
-    block_length: int = 32
-    temperature: float = 1.0
-    remasking: str = "low_confidence"
-    guidance_scale: float = 0.0
-    stop: str = "first"
-    kv_cache: str = "none"
-    confidence_threshold: float | None = None
-    exit_entropy: float | None = None
-    reference: bool = False
+    tasks: ClassVar[tuple[str, ...]] = ("text", "mmu")
+
+    steps: int = key(
+        128, "denoising steps of the whole answer, at least one a block; they need not divide evenly", at_least=1
+    )
+    block_length: int = key(32, "written positions in a block", at_least=1)
+    temperature: float = key(1.0, TEMPERATURE, at_least=0)
+    remasking: str = key(
+        "low_confidence",
+        'each step keeps the tokens of highest probability ("low_confidence"), or random ones ("random")',
+        choices=("low_confidence", "random"),
+    )
+    guidance_scale: float = key(0.0, GUIDANCE, at_least=0)
+    stop: str = internal("first")
+    kv_cache: str = key(
+        "none",
+        """approximate decoding (Fast-dLLM, arXiv 2505.22618): keys and values outside the active block are refreshed once a
+        block, by its first forward; "prefix" keeps those before the block, "dual" those on both sides, "none" none""",
+        choices=("none", "prefix", "dual"),
+    )
+    confidence_threshold: float | None = key(
+        None,
+        """approximate decoding: what is more probable than this is committed too, beside the scheduled tokens; none = the
+        schedule alone""",
+        above=0,
+        below=1,
+    )
+    exit_entropy: float | None = key(
+        None,
+        "approximate decoding: a block is committed whole once no hole of it has more entropy than this, in nats",
+        at_least=0,
+    )
+    reference: bool = internal(False)
 
     def __post_init__(self) -> None:
-        check_sampler(self, ("steps", "block_length"), ("temperature", "guidance_scale"))
-        for name, choices in (("remasking", REMASKING), ("stop", STOPS), ("kv_cache", KV_CACHES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {choices}")
-        check_shortcuts("", self)
+        check_keys(self)
+        if self.stop not in STOPS:
+            raise ValueError(f"stop={self.stop!r}: choose one of {STOPS}")
+        if self.confidence_threshold is not None and self.remasking == "random":
+            raise ValueError(
+                f"confidence_threshold={self.confidence_threshold} commits by confidence, and remasking='random' does not: set "
+                "remasking='low_confidence', or no threshold"
+            )
         shortcuts = (self.confidence_threshold, self.exit_entropy)
         if self.reference and (self.kv_cache != "none" or shortcuts != (None, None)):
             raise ValueError("reference=True is exact: leave kv_cache, confidence_threshold and exit_entropy unset")
@@ -231,17 +246,3 @@ def _most_confident(confidence: Tensor, candidates: Tensor, k: Tensor) -> Tensor
     scores = scatter(candidates, confidence).masked_fill(~candidates, -torch.inf)
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < k[:, None]) & candidates
-
-
-def check_shortcuts(where: str, values: Any) -> None:
-    """Raises ``ValueError`` for approximate decoding of text that cannot work; ``values`` may be a sampler."""
-    threshold, entropy = values.confidence_threshold, values.exit_entropy
-    if threshold is not None and not 0 < threshold < 1:
-        raise ValueError(f"{where}confidence_threshold={threshold} is a probability: it must lie in (0, 1)")
-    if entropy is not None and entropy < 0:
-        raise ValueError(f"{where}exit_entropy={entropy} is in nats: it must not be negative")
-    if threshold is not None and values.remasking == "random":
-        raise ValueError(
-            f"{where}confidence_threshold={threshold} commits by confidence, and remasking='random' does not: set "
-            "remasking='low_confidence', or no threshold"
-        )

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..algorithm.likelihood import score_tokens
 from ..algorithm.loss import PolicyLoss
 from ..algorithm.noising import RandomNoising
+from ..algorithm.surrogates import LogLikelihood
 from ..config.arguments import UniGRPOConfig
 from ..data.image_codes import ImageCodec
 from ..data.rows import image_of, task_of
@@ -29,7 +30,7 @@ from .metrics import Metrics
 
 
 NOISING = RandomNoising(weighting="inverse_probability")
-LOSS = PolicyLoss(epsilon=0.2, epsilon_high=0.2, surrogate="log_likelihood", normalization="completion")
+LOSS = PolicyLoss(surrogate=LogLikelihood(), length_normalization="completion")
 
 
 def demonstrations(pipe: Pipeline, dataset: Any, micro_step: int) -> tuple[list[Experience], list[Unit]]:

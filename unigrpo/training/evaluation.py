@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.build import Algorithm, build_sampler
-from ..config.task import EXACT_DECODING
+from ..config.build import held_out_sampler
 from ..rollout.pipeline import Pipeline
 from ..rollout.sample import Sample, sample_answers
 from .metrics import Metrics, completion_metrics
@@ -47,18 +46,8 @@ def eval_pipeline(pipe: Pipeline) -> Pipeline:
 
     Decoding is exact whatever the rollouts do: held-out numbers are the policy's. ``unigrpo agreement`` has the others.
     """
-    return replace(pipe, algorithms={task: _for_evaluation(own) for task, own in pipe.algorithms.items()})
-
-
-def _for_evaluation(algorithm: Algorithm) -> Algorithm:
-    settings = replace(algorithm.settings, **EXACT_DECODING)
-    sampler = build_sampler(
-        settings,
-        sampler=settings.eval_sampler or settings.sampler,
-        steps=settings.eval_denoising_steps or settings.steps,
-        temperature=settings.eval_temperature,
-    )
-    return replace(algorithm, sampler=sampler)
+    held_out = {task: replace(own, sampler=held_out_sampler(own.settings)) for task, own in pipe.algorithms.items()}
+    return replace(pipe, algorithms=held_out)
 
 
 def held_out_answers(

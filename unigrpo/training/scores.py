@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.advantages import Advantages, group_advantages
+from ..config.build import build_estimator
 from ..errors import RewardError
 from ..rollout.pipeline import Pipeline
 from ..rollout.reward_faults import shown
@@ -32,8 +33,7 @@ def compare(pipe: Pipeline, scores: Tensor) -> Advantages:
         args.num_generations,
         args.scale_rewards,
         args.multi_objective_aggregation,
-        estimator=args.advantage_estimator,
-        temperature=args.advantage_temperature,
+        estimator=build_estimator(args),
         clip=args.advantage_clip,
     )
 

@@ -118,7 +118,7 @@ def count_tokens(pipe: Pipeline, rows: list[Experience], dealt: list[list[int]])
     for step, indices in enumerate(dealt):
         for row in (rows[index] for index in indices):
             algorithm, place = pipe.algorithms[row.task], TASKS.index(row.task)
-            whole = algorithm.loss.normalization == "completion"
+            whole = algorithm.loss.length_normalization == "completion"
             for k in range(pipe.args.num_iterations):
                 scored = float(row.completion_mask.sum()) if whole else count_scored(row, k, algorithm.mixes_draws)
                 counts[step, k, place] += torch.tensor([scored, 1.0])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...parts import check_keys, internal, key
 from ...types import Noise, Rollout, TokenSpace, keyed_generator
 
 
@@ -62,21 +64,43 @@ class Draw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noising(ABC):
-    """A noising scheme: how an answer is corrupted for its likelihood.
+    """A noising scheme: how an answer is corrupted for its likelihood. A scheme of your own gives ``draws``.
 
     Every draw comes from private generators keyed by (seed, window, row, inner update, draw).
 
     Args:
-        weighting: coefficient of a scored token: ``"uniform"`` (1, or in a mixture 1 / the draws that score the token),
-            or ``"inverse_probability"`` (1 / the chance that the draw scores it, in a mixture times the draw's share),
-            which makes the weighted sum an unbiased estimate of the evidence lower bound where the scheme says so.
         mixed: the draws of a row are mixed before the ratio, see ``mixing``.
-        p_mask_prompt: every prompt token is hidden with this probability in every draw, without being scored.
+
+    Attributes:
+        every_step: whether ``num_samples`` 0 means every step of the rollout; else it is refused.
     """
 
-    weighting: str = "uniform"
-    mixed: bool = False
-    p_mask_prompt: float = 0.0
+    every_step: ClassVar[bool] = False
+
+    weighting: str = key(
+        "uniform",
+        """coefficient of a scored token: "uniform" (1, or in a mixture 1 / the draws that score the token), or
+        "inverse_probability" (1 / the chance that the draw scores it, in a mixture times the draw's share), which makes the
+        weighted sum an unbiased estimate of the evidence lower bound where the scheme says so""",
+        choices=("uniform", "inverse_probability"),
+    )
+    mixed: bool = internal(False)
+    p_mask_prompt: float = key(
+        0.0,
+        "every prompt token is hidden with this probability in every draw, without being scored",
+        at_least=0,
+        at_most=1,
+    )
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+
+    def check_draws(self, num_samples: int) -> None:
+        """Raises ``ValueError`` for a number of draws that the scheme cannot make."""
+        if num_samples == 0 and not self.every_step:
+            raise ValueError(
+                f"num_noise_samples=0 means every step of the rollout, which {type(self).__name__} does not know; give at least 1"
+            )
 
     @abstractmethod
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ...parts import key
 from ...types import keyed_generator
 from .base import Answer, Draw, Key, Noising, independent_subset, random_subset
 
@@ -29,21 +31,23 @@ def chosen_stages(count: int, num_samples: int, *, generator: torch.Generator) -
 class TrajectoryNoising(Noising):
     """The canvas as it was before each step of the rollout; the tokens which that step wrote are scored.
 
-    TraceRL (arXiv 2509.06949). ``shrink`` merges that many steps into one stage. The tail is hidden until the stop token
+    TraceRL (arXiv 2509.06949). ``trajectory_shrink`` merges that many steps into one stage. The tail is hidden until the stop token
     is written and padding from then on, as the sampler saw it; where a stop token was written after tokens behind it,
     these count as not yet written. ``num_samples`` stages are drawn at random, 0 = all.
 
-    With ``shrink`` 1 the scores are otherwise the sampler's own log-probabilities, for a policy with a mask id. Without
+    With ``trajectory_shrink`` 1 the scores are otherwise the sampler's own log-probabilities, for a policy with a mask id. Without
     one, the hidden positions hold fresh random tokens, not those that the sampler saw there: the same steps, but other
     states. New, old and reference policy still see the same tokens.
     """
 
-    shrink: int = 1
+    every_step: ClassVar[bool] = True
+
+    trajectory_shrink: int = key(1, "so many steps of the rollout are merged into one stage", at_least=1)
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """One draw a stage, in the order of writing."""
         stage = torch.full_like(answer.step_map, -1)
-        stage[answer.completion] = merged_steps(answer.step_map[answer.completion], self.shrink)
+        stage[answer.completion] = merged_steps(answer.step_map[answer.completion], self.trajectory_shrink)
         count = int(stage.max()) + 1
         return _stages(answer, stage, count, num_samples, (*key, k))
 
@@ -55,6 +59,8 @@ class AutoregressiveNoising(Noising):
     The exact likelihood of answers written in that order (JustGRPO, arXiv 2601.15165), at one forward a token.
     ``num_samples`` tokens are drawn at random, 0 = all.
     """
+
+    every_step: ClassVar[bool] = True
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """One draw a token."""
@@ -85,7 +91,7 @@ class BlockNoising(Noising):
     take different blocks while there are enough.
     """
 
-    block_length: int = 32
+    block_length: int = key(32, "written positions in a block, of the sampler and of block-wise masks", at_least=1)
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """``num_samples`` masks."""

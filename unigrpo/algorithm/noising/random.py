@@ -8,8 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ...parts import check_keys, key
 from ...types import keyed_generator
 from .base import Answer, Draw, Key, Noising, random_subset
+
+
+LOWEST = "smallest mask ratio"
+HIGHEST = "largest mask ratio"
+
+
+def check_range(lowest: float, highest: float) -> None:
+    """Raises ``ValueError`` for mask ratios from ``lowest`` to less."""
+    if lowest > highest:
+        raise ValueError(f"mask_ratio_min={lowest} is greater than mask_ratio_max={highest}")
 
 
 def coupled_uniforms(count: int, coupling: str, *, generator: torch.Generator) -> list[float]:
@@ -36,28 +47,42 @@ class FullNoising(Noising):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomNoising(Noising):
-    """A fresh random number of hidden tokens for every draw, ratios r in [lowest, highest]: round(r n), at least one.
+    """A fresh random number of hidden tokens for every draw: of n tokens round(r n), at least one, for r in
+    [mask_ratio_min, mask_ratio_max].
 
     With the whole range [0, 1] the number is uniform on 1..n and weights n / l make the weighted sum unbiased for the
     evidence lower bound (LLaDA, arXiv 2502.09992). In antithetic pairs the second draw hides what the first one
     shows: the number is uniform on 0..n, weights are (n + 1) / l and (n + 1) / (n - l) (ESPO, arXiv 2512.03759).
-
-    Args:
-        coupling: ``"independent"``, ``"stratified"`` (one ratio in each of S equal strata) or ``"antithetic"``
-            (complementary pairs, their ratios stratified; S even).
     """
 
-    lowest: float = 0.0
-    highest: float = 1.0
-    coupling: str = "stratified"
+    mask_ratio_min: float = key(0.0, LOWEST, at_least=0, below=1)
+    mask_ratio_max: float = key(1.0, HIGHEST, above=0, at_most=1)
+    draw_coupling: str = key(
+        "stratified",
+        """the draws' mask ratios: "independent", "stratified" (one in each of S equal strata) or "antithetic" (complementary
+        pairs, their ratios stratified; S even)""",
+        choices=("independent", "stratified", "antithetic"),
+    )
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+        check_range(self.mask_ratio_min, self.mask_ratio_max)
+
+    def check_draws(self, num_samples: int) -> None:
+        """Raises ``ValueError`` for draws that are no pairs."""
+        Noising.check_draws(self, num_samples)
+        if self.draw_coupling == "antithetic" and num_samples % 2:
+            raise ValueError(
+                f"num_noise_samples={num_samples} cannot be cut into pairs; make it even, or set draw_coupling='stratified'"
+            )
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """``num_samples`` masks."""
         generator = keyed_generator("ratio", *key, k)
-        paired = self.coupling == "antithetic"
+        paired = self.draw_coupling == "antithetic"
         drawn, n = [], answer.length
-        for s, u in enumerate(coupled_uniforms(num_samples // (1 + paired), self.coupling, generator=generator)):
-            ratio = self.lowest + (self.highest - self.lowest) * u
+        for s, u in enumerate(coupled_uniforms(num_samples // (1 + paired), self.draw_coupling, generator=generator)):
+            ratio = self.mask_ratio_min + (self.mask_ratio_max - self.mask_ratio_min) * u
             count = self._count(ratio, n, paired)
             own = keyed_generator("mask", *key, k, s)
             share = 1.0 / num_samples
@@ -74,7 +99,7 @@ class RandomNoising(Noising):
         """Tokens hidden at ``ratio``: over the whole range uniform on 1..n, in pairs on 0..n; else round(r n), at least 1."""
         if paired:
             return min(math.floor(ratio * (n + 1)), n)
-        whole = (self.lowest, self.highest) == (0.0, 1.0)
+        whole = (self.mask_ratio_min, self.mask_ratio_max) == (0.0, 1.0)
         return min(math.floor(ratio * n) + 1 if whole else max(round(ratio * n), 1), n)
 
 
@@ -94,13 +119,17 @@ def complementary_pair(
 class CoupledNoising(Noising):
     """Everything hidden once, then complementary pairs, so that every token is scored (coupled-GRPO, arXiv 2506.20639).
 
-    Of n tokens round(t n) with t ~ U(lowest, highest) are hidden by the first of a pair, the others by the second.
+    Of n tokens round(t n) with t ~ U(mask_ratio_min, mask_ratio_max) are hidden by the first of a pair, the others by the second.
     Mixed with inverse probabilities: half the log-likelihood without any other token plus half the pair's, weighted
     with n / l and n / (n - l).
     """
 
-    lowest: float = 0.2
-    highest: float = 0.8
+    mask_ratio_min: float = key(0.2, LOWEST, at_least=0, below=1)
+    mask_ratio_max: float = key(0.8, HIGHEST, above=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+        check_range(self.mask_ratio_min, self.mask_ratio_max)
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """1 + 2 ``num_samples`` masks."""
@@ -108,7 +137,7 @@ class CoupledNoising(Noising):
         n = answer.length
         drawn = [Draw(hidden=answer.fill, target=answer.completion, ratio=1.0, share=0.5)]
         for s, u in enumerate(coupled_uniforms(num_samples, "stratified", generator=generator)):
-            ratio = self.lowest + (self.highest - self.lowest) * u
+            ratio = self.mask_ratio_min + (self.mask_ratio_max - self.mask_ratio_min) * u
             count = min(max(round(ratio * n), 1), max(n - 1, 1))
             own = keyed_generator("mask", *key, k, s)
             drawn += complementary_pair(answer, count, ratio, n, 0.5 / num_samples, own)

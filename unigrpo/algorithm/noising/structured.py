@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ...parts import check_keys, key
 from ...types import keyed_generator
 from .base import Answer, Draw, Key, Noising, random_subset
 
@@ -60,10 +61,27 @@ class StructuredNoising(Noising):
     scored. The draws of one inner update share its timestep.
     """
 
-    timesteps: str = "stratified"
-    timestep_start: int | None = None
-    mask_ratio_min: float | None = None
-    num_timesteps: int = 1000
+    timesteps: str = key(
+        "stratified",
+        """how the inner updates' timesteps are spaced: "stratified", "paper_formula", "random", "truncated" or "cosine" (the
+        last two from mask_ratio_min on)""",
+        choices=("stratified", "paper_formula", "random", *LOWEST_RATIO),
+    )
+    timestep_start: int | None = key(None, "timestep of the first inner update; none = drawn for each row", at_least=1)
+    mask_ratio_min: float | None = key(
+        None, "smallest mask ratio; none = 0.8 for truncated timesteps, 0 for cosine ones", at_least=0, below=1
+    )
+    num_timesteps: int = key(1000, "T, the timesteps of the noise process", at_least=1)
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+        if (self.timestep_start or 1) > self.num_timesteps:
+            raise ValueError(f"timestep_start={self.timestep_start} must lie in 1..num_timesteps={self.num_timesteps}")
+        if self.mask_ratio_min is not None and self.timesteps not in LOWEST_RATIO:
+            raise ValueError(
+                f"mask_ratio_min={self.mask_ratio_min} does nothing with timesteps={self.timesteps!r}; set both, with timesteps "
+                "'truncated' or 'cosine', in task_overrides if one task alone is meant, or use noising 'random' or 'coupled'"
+            )
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """``num_samples`` masks of one size."""

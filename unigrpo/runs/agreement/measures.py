@@ -111,7 +111,9 @@ def written_stages(rollout: Rollout) -> Stages:
 def merged_stages(rollout: Rollout, shrink: int) -> Stages:
     """The stages of ``TrajectoryNoising`` with ``shrink`` steps merged into one (TraceRL, arXiv 2509.06949)."""
     rows = list(range(len(rollout.step_map)))
-    noise = TrajectoryNoising(shrink=shrink)(rollout, num_iterations=1, num_samples=0, key=(0, 0), rows=rows)
+    noise = TrajectoryNoising(trajectory_shrink=shrink)(
+        rollout, num_iterations=1, num_samples=0, key=(0, 0), rows=rows
+    )
     return Stages(hidden=noise.hidden[:, 0], target=noise.target[:, 0])
 
 

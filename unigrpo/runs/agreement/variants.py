@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...config.build import build_sampler
-from ...config.task import EXACT_DECODING, TaskSettings
+from ...config.task import TaskSettings
 from ...models.base import DiffusionPolicy
 from ...samplers import SemiAutoregressive
+from ...samplers.semi_autoregressive import EXACT_DECODING
 
 
 THRESHOLDS = (0.95, 0.9)
@@ -48,11 +48,11 @@ def variants_of(
     Raises:
         ValueError: a task that another sampler answers, or a threshold or entropy out of its range.
     """
-    if settings.sampler != "semi_autoregressive":
+    if settings.choice("sampler").part is not SemiAutoregressive:
         raise ValueError(
             f"sampler={settings.sampler!r} has no approximate decoding to measure; set sampler=semi_autoregressive"
         )
-    own = build_sampler(settings, temperature=temperature)
+    own = replace(settings.choice("sampler").build(settings), temperature=temperature)
     # Random remasking does not look at confidence: thresholds mean nothing there, and the sampler refuses them.
     limits = thresholds if own.remasking == "low_confidence" else ()
     chosen: list[dict[str, Any]] = [{}, {"kv_cache": "prefix"}, {"kv_cache": "dual"}]

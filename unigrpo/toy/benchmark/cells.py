@@ -18,7 +18,7 @@ from typing import Any
 from transformers.trainer_callback import PrinterCallback
 
 from ...config.arguments import UniGRPOConfig
-from ...config.presets import preset_values
+from ...config.presets import PRESETS
 from ...runs.build import build_accuracy, build_config
 from ...runs.recipe import Recipe
 from ...runs.train import build_trainer, versions
@@ -57,7 +57,9 @@ def cells_of(tasks: list[str], algorithms: list[str], seeds: list[int]) -> list[
 
 def suits(algorithm: str, kind: str) -> bool:
     """Left-to-right likelihoods are for text: pictures are not written in that order."""
-    return kind == "text" or preset_values(algorithm, kind)["noising"] != "autoregressive"
+    return (
+        kind == "text" or {**PRESETS[algorithm], **PRESETS[algorithm].get(kind, {})}.get("noising") != "autoregressive"
+    )
 
 
 def settings_of(cell: Cell, task: Task) -> dict[str, Any]:
