@@ -21,9 +21,11 @@ from unigrpo.models import (
 )
 from unigrpo.models.llada.policy import LLaDAPolicy
 from unigrpo.models.mmada.policy import MMaDAPolicy as ListedMMaDA
+from unigrpo.testing import check_policy
+from unigrpo.testing.likelihood import score, some_hidden
+from unigrpo.testing.policy import TEMPERATURE, sampled
 from unigrpo.types import TokenSpace
 
-from ..support import conformance
 from ..support.tiny import golden_tokenizer, prompts, tiny_model, tiny_processor
 from ..support.tiny_policies import BLOCK, UniformNoisePolicy, block_causal, example, uniform_noise
 
@@ -96,16 +98,19 @@ FAMILIES = [mmada, mmada_attending_padding, llada, bert, shifted, uniform_noise]
 
 @pytest.mark.parametrize("build", FAMILIES)
 def test_policy_conforms(build):
-    conformance.check_policy(*build())
+    model, policy, rows = build()
+    check_policy(policy, model, rows)
 
 
 def test_policy_conforms_when_it_sees_no_later_block():
-    conformance.check_policy(*block_causal(), block_length=BLOCK)
+    model, policy, rows = block_causal()
+    check_policy(policy, model, rows, block_length=BLOCK)
 
 
 @pytest.mark.smoke
 def test_policy_conforms_when_it_reads_images():
-    conformance.check_policy(*mmada_reading_images(), task="mmu")
+    model, policy, rows = mmada_reading_images()
+    check_policy(policy, model, rows, task="mmu")
 
 
 @pytest.mark.smoke
@@ -114,27 +119,28 @@ def test_policy_conforms_when_it_makes_images():
     model, policy, rows = mmada()
     padding = model.config.special_token_ids["ipad"]
     assert padding != policy.pad_token_id
-    conformance.check_policy(model, policy, rows, "t2i", padding)
+    check_policy(policy, model, rows, task="t2i", padding=padding)
 
 
 def test_the_image_that_is_asked_about_counts():
     """Every code of the image reaches the scores of the answer, and the codes of other rows do not."""
     model, policy, rows = mmada_reading_images()
-    rollout = conformance.check_rollout(model, policy, rows, "mmu")
-    canvas, (hidden, target) = rollout.canvas, conformance.some_hidden(rollout)
-    expected = conformance.score(model, policy, canvas, hidden, target)
+    rollout = sampled(policy, model, rows, "mmu")
+    canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
+    expected = score(policy, model, canvas, hidden, target, TEMPERATURE)
     offset = model.config.image_token_offset
     first = canvas.ids[0] >= offset
     assert int(first.sum()) == 16
     for place in first.nonzero().flatten().tolist():
         ids = canvas.ids.clone()
         ids[0, place] = offset + (ids[0, place] - offset + 1) % 64
-        moved = (conformance.score(model, policy, replace(canvas, ids=ids), hidden, target) - expected).abs().amax(1)
+        moved = score(policy, model, replace(canvas, ids=ids), hidden, target, TEMPERATURE) - expected
+        moved = moved.abs().amax(1)
         assert moved[0] > 1e-5 and not moved[1:].any()
 
 
 def test_a_shifted_model_is_the_same_policy_as_the_unshifted_one():
-    runs = [conformance.check_rollout(*build(), task="text") for build in (bert, shifted)]
+    runs = [sampled(policy, model, rows, "text") for model, policy, rows in (bert(), shifted())]
     assert torch.equal(runs[0].canvas.ids, runs[1].canvas.ids)
     assert torch.equal(runs[0].step_map, runs[1].step_map)
 
@@ -186,22 +192,21 @@ class HidesThePrompt(example.BertPolicy):
         return {**inputs, "input_ids": inputs["input_ids"].masked_fill(canvas.fill_mask, self.mask_token_id)}
 
 
-@pytest.mark.parametrize(
-    "broken", [WrongShift, NoPositions, ShowsHidden, IgnoresPadding, MayWriteTheMask, HidesThePrompt]
-)
-def test_the_suite_rejects_broken_policies(broken):
-    model, policy, rows = bert()
-    wrong = broken(model.config, policy.processor)
-    if broken is WrongShift:
-        model, right, rows = shifted()
-        rollout = conformance.check_rollout(model, right, rows, "text")
-        with pytest.raises(AssertionError):
-            conformance.check_visible_ids_count(model, wrong, rollout)
-            conformance.check_scores_are_the_models(model, wrong, rollout)
-            conformance.check_sampling_logps(model, wrong, rollout)
-        return
-    with pytest.raises(AssertionError):
-        conformance.check_policy(model, wrong, rows)
+BROKEN = {
+    WrongShift: "is logit_shift right",
+    NoPositions: "without its padding scores .* apart",
+    ShowsHidden: "tokens that are hidden move the scores",
+    IgnoresPadding: "without its padding scores .* apart",
+    MayWriteTheMask: "the mask id 1 lies in .* and could be written",
+    HidesThePrompt: "a visible token behind the scored one",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
+def test_a_broken_policy_is_told_what_is_wrong(broken):
+    model, policy, rows = shifted() if broken is WrongShift else bert()
+    with pytest.raises(AssertionError, match=f"{broken.__name__}, task 'text': .*{BROKEN[broken]}"):
+        check_policy(broken(model.config, policy.processor), model, rows)
 
 
 class ShowsTheAnswer(UniformNoisePolicy):
@@ -215,17 +220,26 @@ class DrawsItsOwnNoise(UniformNoisePolicy):
         return super().inputs(canvas, hidden, torch.where(hidden, noise, canvas.ids))
 
 
-@pytest.mark.parametrize("broken", [ShowsTheAnswer, DrawsItsOwnNoise])
-def test_the_suite_rejects_broken_policies_without_a_mask_id(broken):
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (ShowsTheAnswer, "tokens that are hidden move the scores"),
+        (DrawsItsOwnNoise, "off the softmax of the full logits"),
+    ],
+)
+def test_a_broken_policy_without_a_mask_id_is_told(broken, message):
     model, policy, rows = uniform_noise()
-    with pytest.raises(AssertionError):
-        conformance.check_policy(model, broken(model.config, policy.processor), rows)
+    with pytest.raises(AssertionError, match=message):
+        check_policy(broken(model.config, policy.processor), model, rows)
 
 
-def test_the_suite_tells_block_causal_from_bidirectional():
-    for build, block_length in ((bert, BLOCK), (block_causal, None)):
-        with pytest.raises(AssertionError):
-            conformance.check_policy(*build(), block_length=block_length)
+def test_block_causal_is_told_from_bidirectional():
+    model, policy, rows = bert()
+    with pytest.raises(AssertionError, match="of a later block moves the score"):
+        check_policy(policy, model, rows, block_length=BLOCK)
+    model, policy, rows = block_causal()
+    with pytest.raises(AssertionError, match="a visible token behind the scored one"):
+        check_policy(policy, model, rows)
 
 
 class ForgetsTheMask(MMaDAPolicy):
@@ -241,12 +255,26 @@ class HidesTheImageToMake(MMaDAPolicy):
         return super().inputs(canvas, canvas.fill_mask, noisy_ids)
 
 
-@pytest.mark.parametrize("broken", [ForgetsTheMask, HidesTheImageToMake])
-def test_the_suite_rejects_broken_policies_of_images(broken):
-    model, policy, rows = mmada()
+class GuidesByAnotherCaption(MMaDAPolicy):
+    """The twin in the stacked inputs is not the one that ``guidance_canvas`` gives."""
+
+    def guided_inputs(self, canvas, hidden, noisy_ids=None, twin=None):
+        return super().guided_inputs(canvas, hidden, noisy_ids, canvas)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (ForgetsTheMask, "without its padding scores"),
+        (HidesTheImageToMake, "a visible token behind the scored one"),
+        (GuidesByAnotherCaption, "guided log-probabilities are .* off"),
+    ],
+)
+def test_a_broken_policy_of_images_is_told(broken, message):
+    model, policy, _ = mmada()
     wrong = broken(model.config, policy.processor)
-    with pytest.raises(AssertionError):
-        conformance.check_policy(model, wrong, rows, "t2i", model.config.special_token_ids["ipad"])
+    with pytest.raises(AssertionError, match=message):
+        check_policy(wrong, model, prompts(3), task="t2i", padding=model.config.special_token_ids["ipad"])
 
 
 # ---- names ----

@@ -11,7 +11,7 @@ import torch
 from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.draw import choose_tokens
-from unigrpo.samplers import MASK_SCHEDULES, SAMPLERS, Emerge, MaskGIT
+from unigrpo.samplers import MASK_SCHEDULES, Emerge, MaskGIT
 from unigrpo.samplers.maskgit import image_positions
 from unigrpo.types import Canvas, keyed_generator
 
@@ -139,41 +139,6 @@ def test_emerge_reveals_positions_in_random_order_whatever_the_model_is_sure_of(
     hot = Emerge(steps=4, temperature=1.0, guidance_scale=0)(model, policy, canvas, generators=streams())
     flat = Emerge(steps=4, temperature=1.0, guidance_scale=0)(Uniform(policy), policy, canvas, generators=streams())
     assert torch.equal(hot.step_map == 0, flat.step_map == 0)
-
-
-@pytest.mark.parametrize("name", ["maskgit", "emerge"])
-@pytest.mark.parametrize("guidance", [0.0, 2.0])
-def test_only_codes_are_written_and_a_row_does_not_depend_on_its_neighbours(model, policy, name, guidance):
-    canvas = policy.encode([{"prompt": text} for text in TEXTS], "t2i", image_tokens=16)
-    fill = SAMPLERS[name](steps=5, guidance_scale=guidance)
-    streams = [keyed_generator("rows", row) for row in range(3)]
-    rollout = fill(model, policy, canvas, generators=streams)
-    written = rollout.canvas.ids[canvas.fill_mask]
-    assert (written >= OFFSET).all() and (written < OFFSET + CODES).all()
-    assert torch.equal(rollout.canvas.ids[~canvas.fill_mask], canvas.ids[~canvas.fill_mask])
-    assert [codes.shape for codes in rollout.completions] == [(16,)] * 3
-    assert all(((codes >= 0) & (codes < CODES)).all() for codes in rollout.completions)
-    for row, text in enumerate(TEXTS):
-        alone = policy.encode([{"prompt": text}], "t2i", image_tokens=16)
-        again = fill(model, policy, alone, generators=[keyed_generator("rows", row)])
-        assert torch.equal(again.completions[0], rollout.completions[row])
-
-
-@pytest.mark.parametrize("name", ["maskgit", "emerge"])
-def test_recorded_log_probabilities_are_the_likelihoods(model, policy, name):
-    canvas = policy.encode([{"prompt": text} for text in TEXTS], "t2i", image_tokens=16)
-    for guidance in (0.0, 1.5):
-        fill = SAMPLERS[name](steps=4, temperature=0.8, guidance_scale=guidance)
-        streams = [keyed_generator("logps", row) for row in range(3)]
-        rollout = fill(model, policy, canvas, generators=streams)
-        for step in range(4):
-            hidden = canvas.fill_mask & (rollout.step_map >= step)
-            target = canvas.fill_mask & (rollout.step_map == step)
-            with torch.no_grad():
-                scores = score_tokens(
-                    model, policy, rollout.canvas, hidden, target, None, 0.8, guidance_scale=guidance or None
-                )
-            assert (scores.logps - rollout.sampling_logps)[target].abs().max() < 2e-5
 
 
 def test_greedy_takes_the_likeliest_code(model, policy):

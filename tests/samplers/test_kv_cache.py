@@ -15,7 +15,6 @@ from unigrpo.models import MMaDAPolicy
 from unigrpo.models.cache import KeyValueCache
 from unigrpo.rollout.sample import check_prompt
 from unigrpo.runs.cli import main
-from unigrpo.samplers import SemiAutoregressive
 from unigrpo.samplers.kv_cache import BlockCache
 from unigrpo.training.metrics import Metrics
 from unigrpo.training.old_and_reference import log_decoding_gap
@@ -24,7 +23,7 @@ from unigrpo.types import Canvas, TokenSpace
 from ..support import ROOT
 from ..support.tiny import low_ids, tiny_model, tiny_processor
 from ..support.tolerances import assert_rounding
-from .test_text_sampler import CountingModel, counting_model, sample, streams, text_canvas, written
+from .test_text_sampler import CountingModel, counting_model, sample, text_canvas
 
 
 pytestmark = pytest.mark.smoke
@@ -129,32 +128,6 @@ def test_a_block_is_computed_in_full_once(policy, kind, widths, guidance):
     length = canvas.ids.shape[1]
     sample(model, policy, canvas, steps=12, stop="never", kv_cache=kind, guidance_scale=guidance)
     assert model.computed == [count for width in widths for count in (length, *[width or length] * 3)]
-
-
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
-@pytest.mark.parametrize("kind", ["prefix", "dual"])
-def test_a_row_does_not_depend_on_its_neighbours_under_a_cache(policy, model, kind, guidance):
-    """The threshold makes rows leave a block at different steps."""
-    canvas = text_canvas(policy)
-    settings = {
-        "temperature": 0.7,
-        "steps": 24,
-        "kv_cache": kind,
-        "guidance_scale": guidance,
-        "confidence_threshold": 0.2,
-    }
-    together = SemiAutoregressive(block_length=8, **settings)(model, policy, canvas, generators=streams(4))
-    first = together.step_map.masked_fill(~canvas.fill_mask, 99) < 8
-    ends = [int(together.step_map[row][first[row]].max()) for row in range(4)]
-    assert len(set(ends)) > 1
-    for row in range(4):
-        alone = SemiAutoregressive(block_length=8, **settings)(
-            model, policy, canvas.take(torch.tensor([row])), generators=[streams(4)[row]]
-        )
-        ours, theirs = written(together, row), written(alone, 0)
-        for name in ("ids", "steps", "counted"):
-            assert torch.equal(ours[name], theirs[name]), name
-        assert_rounding(ours["logps"], theirs["logps"])
 
 
 def test_shifted_logits_are_computed_from_one_column_earlier(policy):

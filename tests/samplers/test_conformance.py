@@ -1,0 +1,56 @@
+"""Every sampler keeps the promises that training relies on: stop tokens, neighbours, randomness, records."""
+
+from __future__ import annotations
+
+import pytest
+
+from unigrpo.models import MMaDAPolicy
+from unigrpo.samplers import Emerge, LeftToRight, MaskGIT, SemiAutoregressive
+from unigrpo.testing import check_sampler
+
+from ..models.test_conformance import bert, shifted
+from ..support.tiny import prompts, tiny_model, tiny_processor
+
+
+pytestmark = pytest.mark.smoke
+
+BLOCKS = {"steps": 8, "block_length": 4}
+QUICK = {"kv_cache": "dual", "confidence_threshold": 0.2, "guidance_scale": 1.5, "temperature": 0.7}
+
+GOOD = {
+    "text": (SemiAutoregressive(), {}),
+    "greedy": (SemiAutoregressive(**BLOCKS, temperature=0.0), {}),
+    "random order": (SemiAutoregressive(steps=4, block_length=8, temperature=0.7, remasking="random"), {}),
+    "guided": (SemiAutoregressive(**BLOCKS, guidance_scale=1.5), {}),
+    "early": (SemiAutoregressive(**BLOCKS, confidence_threshold=0.2, exit_entropy=1.0), {}),
+    "never stops": (SemiAutoregressive(**BLOCKS, stop="never"), {"ends_at_stop": False}),
+    "dual cache": (SemiAutoregressive(**BLOCKS, **QUICK), {"exact_steps": False}),
+    "prefix cache": (SemiAutoregressive(**BLOCKS, **QUICK | {"kv_cache": "prefix"}), {"exact_steps": False}),
+    "left to right": (LeftToRight(temperature=0.8), {}),
+    "maskgit": (MaskGIT(steps=5, guidance_scale=2.0), {"task": "t2i"}),
+    "maskgit, plain": (MaskGIT(steps=4, temperature=0.8, guidance_scale=0.0), {"task": "t2i"}),
+    "emerge": (Emerge(steps=5, guidance_scale=2.0), {"task": "t2i"}),
+    "emerge, plain": (Emerge(steps=4, temperature=0.8, guidance_scale=0.0), {"task": "t2i"}),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_the_librarys_samplers_keep_their_promises(name):
+    sampler, options = GOOD[name]
+    check_sampler(sampler, **options)
+
+
+@pytest.mark.parametrize("kind", ["text", "t2i", "shifted", "absolute positions"])
+def test_on_a_model_policy_and_canvas_of_ones_own(kind):
+    if kind in ("text", "t2i"):
+        model, rows = tiny_model(), prompts(3)
+        policy = MMaDAPolicy(model.config, tiny_processor())
+        lengths = {"image_tokens" if kind == "t2i" else "max_completion_length": 16}
+    else:
+        model, policy, rows = (shifted if kind == "shifted" else bert)()
+        lengths = {"max_completion_length": 8}
+    canvas = policy.encode(rows, "t2i" if kind == "t2i" else "text", **lengths)
+    sampler = MaskGIT(steps=5) if kind == "t2i" else SemiAutoregressive(**BLOCKS)
+    check_sampler(sampler, model, policy, canvas)
+    with pytest.raises(ValueError, match="together, or none"):
+        check_sampler(sampler, model)
