@@ -65,3 +65,11 @@ def make_trainer(tmp_path):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """The programs of an environment with the wheel, made once."""
+    from .support.wheel import install_wheel
+
+    return install_wheel(tmp_path_factory.mktemp("installed"))

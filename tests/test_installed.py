@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
-from .support import ROOT
+from .support.wheel import run
 
 
-LIMIT = 1100
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.installed]
 
 USER_FILES = {
@@ -46,44 +40,12 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The programs of an environment with the wheel and the packages of this one, but without this checkout."""
-    folder = tmp_path_factory.mktemp("installed")
-    source = folder / "source"
-    unwanted = shutil.ignore_patterns(
-        ".git", ".*cache*", "__pycache__", "runs", "build", "dist", "*.egg-info", ".venv*", "tests"
-    )
-    # Only the folder of runs at the top is a run's: a room has that name too.
-    keep = lambda directory, names: unwanted(directory, names) - ({"runs"} if Path(directory) != ROOT else set())  # noqa: E731
-    shutil.copytree(ROOT, source, symlinks=True, ignore=keep)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    run([*pip, "wheel", "--no-deps", "-w", str(folder), str(source)], folder)
-    (wheel,) = folder.glob("*.whl")
-    run([sys.executable, "-m", "venv", "--without-pip", "venv"], folder)
-    python = folder / "venv" / "bin" / "python"
-    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    (site / "parent.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], folder)
-    shutil.rmtree(source)
-    return python.parent
-
-
 @pytest.fixture
 def home(tmp_path) -> Path:
     """An empty folder with the user's own files."""
     for name, text in USER_FILES.items():
         (tmp_path / name).write_text(text)
     return tmp_path
-
-
-def run(command: list[str], folder: Path) -> str:
-    """What a command prints, in a folder that Python has not been told of."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
-    assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-3000:])
-    return done.stdout
 
 
 def trained_with(name: str, out: Path) -> bool:

@@ -1,0 +1,220 @@
+"""A user's own parts, one file each, in an empty folder, against the wheel: without touching the library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .support.wheel import run
+
+
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.installed]
+
+FILES = {
+    "my_reward.py": '''
+def brevity(completions, **columns):
+    return [-float(len(text)) for text in completions]
+''',
+    "my_noise.py": '''
+from dataclasses import dataclass
+
+from unigrpo.algorithm.noising import Draw, Noising
+from unigrpo.parts import key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail(Noising):
+    """The end of the answer hidden."""
+
+    share: float = key(0.5, "share of the answer that is hidden", above=0, at_most=1)
+
+    def draws(self, answer, k, num_iterations, num_samples, key):
+        print(f"tail of {self.share}")
+        hidden = answer.completion & (answer.completion.cumsum(0) > answer.length * (1 - self.share))
+        return [Draw(hidden=hidden, target=hidden, ratio=self.share) for _ in range(num_samples)]
+''',
+    "my_sampler.py": '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from unigrpo.parts import check_keys, key
+from unigrpo.samplers.base import CanvasWriter, scatter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtOnce:
+    """Some random holes a step, the rest at the last."""
+
+    tasks: ClassVar = ("text", "mmu")
+    stop: ClassVar = "first"
+
+    steps: int = key(4, "denoising steps", at_least=1)
+    temperature: float = key(1.0, "0 = argmax", at_least=0)
+    shown: float = key(0.5, "share of the holes that a step writes", above=0, at_most=1)
+
+    def __post_init__(self):
+        check_keys(self)
+
+    @torch.no_grad()
+    def __call__(self, model, policy, canvas, *, on_step=None, generators):
+        writer = CanvasWriter(canvas, policy, 0.0, generators, self.stop)
+        for step in range(self.steps):
+            places = torch.zeros_like(writer.hidden)
+            for row, stream in enumerate(generators):
+                own = writer.hidden[row].nonzero().flatten()
+                chances = torch.rand(len(own), generator=stream)
+                places[row, own[chances < self.shown] if step < self.steps - 1 else own] = True
+            active = places.any(dim=1).nonzero().flatten().tolist()
+            if active:
+                rows, places = torch.tensor(active), places[active]
+                counts, streams = places.sum(dim=1).tolist(), [generators[row] for row in active]
+                drawn = writer.draw(model, rows, places, counts, self.temperature, streams)
+                writer.write(rows, places, scatter(places, drawn.tokens), scatter(places, drawn.logps), step)
+            if on_step is not None:
+                on_step(step + 1, self.steps)
+        return writer.rollout()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgetful(AtOnce):
+    """Writes on behind a stop token, and counts it."""
+
+    def __call__(self, model, policy, canvas, *, on_step=None, generators):
+        from dataclasses import replace
+
+        class Endless(type(policy)):
+            stop_token_ids = ()
+
+        blind = Endless.__new__(Endless)
+        blind.__dict__.update({**policy.__dict__, "stop_token_ids": ()})
+        return AtOnce.__call__(self, model, blind, canvas, on_step=on_step, generators=generators)
+''',
+    "my_surrogate.py": '''
+def bounded(log_ratio, logps, advantages, *, most: float = 2.0):
+    return log_ratio.exp().clamp(max=most) * advantages
+''',
+    "my_advantage.py": '''
+def against_the_best(groups):
+    return groups - groups.nan_to_num(float("-inf")).amax(dim=1, keepdim=True)
+''',
+    "my_preset.py": '''
+def gentle():
+    """Everything hidden, no KL."""
+    return {"noising": "full", "beta": 0.0, "num_iterations": 1, "epsilon": 0.3}
+''',
+    "my_policy.py": '''
+from unigrpo.models.mmada import MMaDAPolicy
+
+
+class Polite(MMaDAPolicy):
+    """Every prompt begins with a word."""
+
+    def encode(self, rows, task="text", **options):
+        return super().encode([{**row, "prompt": f"Please: {row['prompt']}"} for row in rows], task, **options)
+''',
+    "script.py": '''
+from trl import TrlParser
+
+from unigrpo import UniGRPOConfig
+
+TrlParser(UniGRPOConfig).parse_args_and_config()
+''',
+    "try_sampler.py": '''
+import my_sampler
+from unigrpo.testing import check_sampler
+
+check_sampler(my_sampler.AtOnce())
+try:
+    check_sampler(my_sampler.Forgetful())
+except AssertionError as error:
+    print(error)
+else:
+    raise SystemExit("a sampler that forgets stop tokens was not caught")
+''',
+}  # fmt: skip
+
+TINY = [
+    "max_steps=1", "num_generations=4", "per_device_train_batch_size=8", "num_iterations=1", "steps=4", "eval_datasets.0.limit=4",
+    "disable_tqdm=true", "output_dir=out",
+]  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """An empty folder with the user's own files."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text.lstrip())
+    return tmp_path
+
+
+def trained(installed: Path, home: Path, *changes: str) -> str:
+    """What the shipped quickstart prints with ``changes``, after one step."""
+    printed = run([str(installed / "unigrpo"), "train", "quickstart", *TINY, *changes], home)
+    assert json.loads((home / "out" / "summary.json").read_text())["optimizer_steps"] == 1
+    return printed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        'rewards=[{name: "my_reward:brevity"}]',
+        "sampler={name: 'my_sampler:AtOnce', shown: 0.75}",
+        "surrogate={name: 'my_surrogate:bounded', most: 1.5}",
+        "advantage_estimator=my_advantage:against_the_best",
+        "algorithm=my_preset:gentle",
+        "policy=my_policy:Polite",
+    ],
+)
+def test_one_file_is_a_part(installed, home, change):
+    trained(installed, home, change)
+
+
+def test_a_noising_with_a_key(installed, home):
+    unigrpo = str(installed / "unigrpo")
+    assert "tail of 0.5" in trained(installed, home, "noising=my_noise:Tail")
+    assert "tail of 0.25" in trained(installed, home, "noising={name: 'my_noise:Tail', share: 0.25}")
+    override = "task_overrides={text: {noising: {name: 'my_noise:Tail', share: 0.75}}}"
+    assert "tail of 0.75" in trained(installed, home, override)
+    told = run([unigrpo, "keys", "my_noise:Tail"], home)
+    assert "share: 0.5, (0, 1]" in told and "share of the answer that is hidden" in told
+
+    def refused(*changes: str) -> str:
+        done = subprocess.run(
+            [unigrpo, "check", "--offline", "quickstart", *changes], cwd=home, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        return done.stdout
+
+    assert "noising.share=2.0 must lie in (0, 1]" in refused("noising={name: 'my_noise:Tail', share: 2}")
+    assert "has no key 'shore': did you mean 'share'" in refused("noising={name: 'my_noise:Tail', shore: 1}")
+    code = run([unigrpo, "check", "--list-code", "quickstart", "noising=my_noise:Tail"], home)
+    assert "runs code: my_noise:Tail" in code
+    checked = subprocess.run(
+        [unigrpo, "check", "--offline", "quickstart", "noising=my_noise:Tail", "mask_ratio_max=0.5"],
+        cwd=home, capture_output=True, text=True, timeout=600, check=True,
+    )  # fmt: skip
+    assert "does not read what was set: mask_ratio_max=0.5 (noisings 'random' and 'coupled')" in checked.stderr
+
+
+def test_the_kit_catches_a_sampler_that_forgets_stop_tokens(installed, home):
+    assert "stop" in run([str(installed / "python"), "try_sampler.py"], home)
+
+
+def test_help_of_a_script_has_a_sentence_for_every_own_key(installed, home):
+    from dataclasses import fields
+
+    from unigrpo import UniGRPOConfig
+    from unigrpo.config.arguments import OWN_KEYS
+    from unigrpo.config.run_keys import RUN_KEYS
+    from unigrpo.config.task import TASK_KEYS
+
+    text = "".join(run([str(installed / "python"), "script.py", "--help"], home).split())
+    keys = {**TASK_KEYS, **RUN_KEYS, **OWN_KEYS}
+    assert set(keys) <= {item.name for item in fields(UniGRPOConfig)} and len(keys) > 75
+    for name, about in keys.items():
+        assert f"--{name}" in text and "".join(about.help.split())[:40] in text, name
