@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from ..data.image_codes import tokenizer_name
 from ..errors import check_choice
 from ..types import TASKS
+from .inherited import settle_inherited
 from .presets import BASE, DEFAULT_EPSILON, NOISING_KEYS, PRESETS, TASK_DEFAULTS, preset_values
 from .run_checks import (
     check_engine,
@@ -216,6 +217,7 @@ class UniGRPOConfig(TrainingArguments):
     use_vllm: bool = False
 
     def __post_init__(self) -> None:
+        settle_inherited(self)
         check_engine(self)
         settle_compile(self)
         self._read_overrides()
