@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..errors import SourceError
 from .text import completion_text
 
 
@@ -160,7 +161,7 @@ class ImageTextReward(ABC):
             try:
                 scorer = self._load()
             except OSError as error:
-                raise OSError(
+                raise SourceError(
                     f"{self.__name__}: model={self.model!r} cannot be loaded. Without a way to the hub, give a folder "
                     f"with its files. ({error})"
                 ) from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +168,20 @@ def test_a_wrong_choice_names_the_nearest():
         ValueError, match=r"key='lefd' is not valid: did you mean 'left'\? choose one of \['left', 'right'\]"
     ):
         check_choice("key", "lefd", ("left", "right"))
+
+
+def test_every_error_that_a_user_may_meet_is_here():
+    """Classes of errors elsewhere are private to the room that catches them."""
+    caught_at_once = {"YamlError", "_AtHead"}
+    found = {}
+    for file in sorted(Path(errors.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name] = (file.name, {ast.unparse(base).rpartition(".")[2] for base in node.bases})
+    kinds = {name for name, own in vars(builtins).items() if isinstance(own, type) and issubclass(own, BaseException)}
+    for _ in range(len(found)):
+        kinds |= {name for name, (_, bases) in found.items() if bases & kinds}
+    own = {name: file for name, (file, _) in found.items() if name in kinds}
+    assert {name for name, file in own.items() if file != "errors.py"} == caught_at_once
+    assert all(f"``{name}``" in errors.__doc__ for name in own if own[name] == "errors.py")
+    assert all(issubclass(getattr(errors, name), ValueError) for name in own.keys() - caught_at_once - {"Overdue"})

@@ -185,7 +185,11 @@ def test_a_noising_with_a_key(installed, home):
 
     def refused(*changes: str) -> str:
         done = subprocess.run(
-            [unigrpo, "check", "--offline", "quickstart", *changes], cwd=home, capture_output=True, text=True, timeout=600
+            [unigrpo, "check", "--offline", "quickstart", *changes],
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 1 and "Traceback" not in done.stderr
         return done.stdout

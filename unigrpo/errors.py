@@ -1,6 +1,13 @@
 """What users may want to catch, and the two look-ups behind most errors: a word among choices, code behind a path.
 
-Every error here is a ``ValueError``. Nothing here needs torch.
+* ``RecipeError``: a recipe that cannot be run.
+* ``SourceError``: a model, tokenizer or dataset that is not there; ``NotReachableError``: and the hub cannot be asked for it.
+* ``CheckpointError``: a checkpoint that cannot be written or read.
+* ``NonFiniteError``: a loss or gradient that is no number.
+* ``RewardError``: a reward that ended the run; ``ReturnError``: what it returned is no list of scores.
+* ``Overdue``: raised inside a reward that outlives its ``reward_timeout``.
+
+Every one but ``Overdue`` is a ``ValueError``, as is any other mistake in what was asked for. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -30,6 +37,22 @@ class RewardError(ValueError):
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message names the key, the value and the cure."""
+
+
+class SourceError(OSError, ValueError):
+    """A model, tokenizer or dataset that is not there, or gives no access; the message names it, the reason and the cure."""
+
+
+class NotReachableError(SourceError):
+    """An id that is not in the cache, while the hub does not answer or must not be asked."""
+
+
+class ReturnError(ValueError):
+    """A reward returned something else than one score an answer; the message goes on from the reward's name."""
+
+
+class Overdue(BaseException):
+    """A call has outlived its bound. Not an ``Exception``, so that a reward's own ``except Exception`` lets it pass."""
 
 
 def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:

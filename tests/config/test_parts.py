@@ -133,7 +133,9 @@ def test_a_parts_own_keys_are_its_alone():
 
 
 def test_an_override_may_change_one_key_of_the_runs_part():
-    args = config(noising={"name": f"{HERE}:Tail", "share": 0.25}, task_overrides={"t2i": {"noising": {"share": 0.75}}})
+    args = config(
+        noising={"name": f"{HERE}:Tail", "share": 0.25}, task_overrides={"t2i": {"noising": {"share": 0.75}}}
+    )
     assert [build_algorithm(args, task).noising.share for task in TASKS] == [0.25, 0.25, 0.75]
 
 
@@ -181,9 +183,9 @@ def test_keys_of_a_part_that_nothing_takes_are_told():
 
 
 def test_a_part_checks_itself():
-    with pytest.raises(ValueError, match="share=2.0 must lie in"):
+    with pytest.raises(ValueError, match=r"share=2.0 must"):
         Tail(share=2)
-    with pytest.raises(ValueError, match="trajectory_shrink=0 must be at least 1"):
+    with pytest.raises(ValueError, match="trajectory_shrink=0 must"):
         TrajectoryNoising(trajectory_shrink=0)
     check_keys(PPO())
     assert choose("noising", f"{HERE}:Tail", {}).part is Tail

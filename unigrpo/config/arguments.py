@@ -13,6 +13,7 @@ from ..data.image_codes import tokenizer_name
 from ..errors import check_choice
 from ..parts import key, keys_of, plain
 from ..types import TASKS
+from .inherited import settle_inherited
 from .presets import preset_of
 from .run_checks import (
     check_engine,
@@ -184,6 +185,7 @@ class UniGRPOConfig(TrainingArguments):
     # ---- end of the keys of the parts ----
 
     def __post_init__(self) -> None:
+        settle_inherited(self)
         check_engine(self)
         settle_compile(self)
         self._read_parts()

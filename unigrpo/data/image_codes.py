@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import SourceError
 from ..models.base import DiffusionPolicy
-from ..models.loading import load_module
+from ..models.hub import finding
+from ..models.loading import load_module, reading
 from ..models.magvit import MagvitV2, MagvitV2Config
 from ..models.magvit.modeling import images_at_once
 from .pictures import fit_image, to_images, to_pixels
@@ -111,6 +113,17 @@ def _key(image: Image.Image, image_size: Any, transform: str) -> bytes:
     return digest.digest()
 
 
+def tokenizer_config(path: str) -> MagvitV2Config:
+    """The configuration of an image tokenizer, an id or a folder.
+
+    Raises:
+        ValueError: it cannot be read.
+        SourceError: there is nothing at ``path``, or no way to it.
+    """
+    with reading(f"image tokenizer {path!r}"), finding(path, f"image tokenizer {path!r}"):
+        return MagvitV2Config.from_pretrained(path)
+
+
 def load_tokenizer(tokenizer: Any) -> Any:
     """The module of an id, a path or a module.
 
@@ -122,7 +135,7 @@ def load_tokenizer(tokenizer: Any) -> Any:
     try:
         return load_module(MagvitV2, tokenizer)
     except OSError as error:
-        raise ValueError(
+        raise SourceError(
             f"image_tokenizer={tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub id, a folder with "
             "config.json and weights, or the module"
         ) from error

@@ -56,7 +56,7 @@ class DiffusionPolicy(ABC):
 
         Raises:
             ValueError: damaged files, files that need code, or a configuration that asks for more than they hold.
-            OSError: there is nothing at ``path``.
+            SourceError: there is nothing at ``path``, or no way to it.
         """
         return load_module(cls.model_class, path, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -9,9 +10,9 @@ BUILTIN = "builtin:"
 
 
 def model_path(path: str) -> str:
-    """``builtin:NAME`` as the folder of a checkpoint that ships with the package; anything else as it is."""
+    """``builtin:NAME`` as the folder of a checkpoint that ships with the package; ``~`` as the home folder; else as it is."""
     if not path.startswith(BUILTIN):
-        return path
+        return os.path.expanduser(path)
     shipped = Path(__file__).parents[1] / "toy" / "checkpoints"
     name = path.removeprefix(BUILTIN)
     known = sorted(folder.name for folder in shipped.iterdir() if (folder / "config.json").exists())

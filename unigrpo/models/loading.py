@@ -14,6 +14,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from .checkpoint_files import check_declared, check_numbers, hub_file, read_weights, reading, shapes
+from .hub import finding
 
 
 ADAPTER_FILE = "adapter_config.json"
@@ -27,9 +28,9 @@ def load_config(path: str, **kwargs: Any) -> Any:
 
     Raises:
         ValueError: it cannot be read, or needs code of its own and ``trust_remote_code`` is not True.
-        OSError: there is nothing at ``path``.
+        SourceError: there is nothing at ``path``, or no way to it.
     """
-    with reading(f"config.json of {path!r}"):
+    with reading(f"config.json of {path!r}"), finding(path, f"model {str(path)!r}"):
         return AutoConfig.from_pretrained(path, **{"trust_remote_code": False, **kwargs})
 
 
@@ -39,12 +40,12 @@ def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
     Raises:
         ValueError: the files cannot be read, need code of their own without ``trust_remote_code=True``, hold more than
             tensors, or are far smaller than the configuration says; or ``weights_only=False``, which would unpickle.
-        OSError: there is nothing at ``path``.
+        SourceError: there is nothing at ``path``, or no way to it.
     """
     if not kwargs.get("weights_only", True):
         raise ValueError("weights_only=False would unpickle the checkpoint, which can run code; leave it out")
     kwargs.setdefault("trust_remote_code", False)
-    with reading(f"model {str(path)!r}"):
+    with reading(f"model {str(path)!r}"), finding(path, f"model {str(path)!r}"):
         config_class = getattr(model_class, "config_class", None)
         own = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
         checked = own and config_class is not None and "config" not in kwargs
@@ -60,11 +61,11 @@ def load_processor(processor_class: Any, path: str) -> Any:
 
     Raises:
         ValueError: the files cannot be read, or need code of their own.
-        OSError: there is nothing at ``path``.
+        SourceError: there is nothing at ``path``, or no way to it.
     """
     # Classes of transformers take the option; a class of the user's own may not.
     known = getattr(processor_class, "__module__", "").partition(".")[0] in ("transformers", "unigrpo")
-    with reading(f"tokenizer of {str(path)!r}"):
+    with reading(f"tokenizer of {str(path)!r}"), finding(path, f"tokenizer of {str(path)!r}"):
         return processor_class.from_pretrained(path, **({"trust_remote_code": False} if known else {}))
 
 
@@ -73,10 +74,10 @@ def load_classifier(path: str) -> Any:
 
     Raises:
         ValueError: the files cannot be read, need code, or are far smaller than the configuration says.
-        OSError: there is nothing at ``path``.
+        SourceError: there is nothing at ``path``, or no way to it.
     """
     kind = AutoModelForSequenceClassification
-    with reading(f"reward model {path!r}"):
+    with reading(f"reward model {path!r}"), finding(path, f"reward model {path!r}"):
         build = partial(kind.from_config, trust_remote_code=False)
         check_declared(load_config(path, num_labels=1), build, path, f"reward model {path!r}")
         return kind.from_pretrained(path, num_labels=1, trust_remote_code=False)

@@ -15,13 +15,11 @@ from typing import Any
 
 import torch
 
+from ..errors import Overdue
+
 
 GRACE = 1.0
 """Seconds that an overdue call gets to clean up after itself, and between two attempts to interrupt it."""
-
-
-class Overdue(BaseException):
-    """A call has outlived its bound. Not an ``Exception``, so that a reward's own ``except Exception`` lets it pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def load_policy(
     Raises:
         ValueError: an unknown policy or shipped checkpoint, damaged files, or files that need code without
             ``trust_remote_code=True``.
-        OSError: there is nothing at ``path``.
+        SourceError: there is nothing at ``path``, or no way to it.
     """
     path = model_path(path)
     adapter = Path(path) / ADAPTER_FILE

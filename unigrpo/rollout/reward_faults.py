@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RewardError
-from .bounded_call import Overdue
-from .reward_values import ReturnError, shortened
+from ..errors import Overdue, ReturnError, RewardError
+from .reward_values import shortened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import ReturnError
+
 
 PLAIN = (str, bytes, int, float, bool, type(None))
 LARGEST_WEIGHTED = 1e36
@@ -21,10 +23,6 @@ LARGEST_WEIGHTED = 1e36
 LARGEST = torch.finfo(torch.float32).max
 SHOWN = 80
 """Characters of a prompt, and of a wrong value, that an error shows."""
-
-
-class ReturnError(ValueError):
-    """A reward returned something else than one score an answer; the message goes on from the reward's name."""
 
 
 def own_copy(value: Any, seen: dict[int, Any]) -> Any:

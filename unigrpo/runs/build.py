@@ -14,12 +14,13 @@ from transformers import BitsAndBytesConfig
 
 from ..config.arguments import PART_KEYS, UniGRPOConfig
 from ..data.rows import undecoded
-from ..errors import RecipeError, import_named
+from ..errors import RecipeError, ReturnError, SourceError, import_named
 from ..models import DiffusionPolicy, resolve_policy
 from ..models.builtin import BUILTIN, model_path
+from ..models.hub import finding
 from ..models.quantization import quantization_config
 from ..rewards import REWARDS, get_reward
-from ..rollout.reward_values import ReturnError, as_list, shortened
+from ..rollout.reward_values import as_list, shortened
 from ..rollout.rewards import resolve_reward, reward_name
 from .bounded_yaml import quoted
 from .recipe import DatasetSpec, Recipe
@@ -237,7 +238,10 @@ def _hub_or_file(spec: DatasetSpec) -> Any:
             return load_dataset("text", data_files=spec.path, split="train").rename_column("text", "prompt")
         if suffix in FILE_KINDS:
             return load_dataset(FILE_KINDS[suffix], data_files=spec.path, split="train")
-        return load_dataset(spec.path, spec.name, split=spec.split)
+        with finding(spec.path, f"dataset {spec.path!r}"):
+            return load_dataset(spec.path, spec.name, split=spec.split)
+    except SourceError:
+        raise
     except (ValueError, RuntimeError, DatasetGenerationError) as error:
         # RuntimeError: a hub dataset that is a script, which datasets no longer runs.
         raise RecipeError(f"dataset {spec.path!r}: {error}") from error

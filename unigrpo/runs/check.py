@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import cached_file, is_bitsandbytes_available
+from transformers.utils import is_bitsandbytes_available
 
 from ..config.arguments import UniGRPOConfig
 from ..config.build import build_algorithms, check_task_sampler
 from ..config.task import TaskSettings
-from ..data.image_codes import sides
+from ..data.image_codes import sides, tokenizer_config
 from ..data.rows import check_dataset, task_of
-from ..errors import RecipeError
+from ..errors import NotReachableError, RecipeError
 from ..models import POLICIES, MagvitV2Config, resolve_policy
 from ..models.builtin import BUILTIN, model_path
-from ..models.loading import load_config, reading
+from ..models.hub import asking_once, fetched, hub_answers
+from ..models.loading import load_config
 from ..models.mmada.policy import TEXT_SLOTS
 from ..models.quantization import check_quantization
 from ..rollout.rewards import Answer, RewardSet, resolve_reward
@@ -53,23 +54,26 @@ SCORERS = {
 """Rewards with a model: its default, and a file that is there when it is."""
 
 
-class NotReachable(RecipeError):
-    """A hub id that cannot be fetched from here."""
-
-
 def check_recipe(recipe: Recipe, offline: bool = False) -> list[str]:
     """Findings, one a line, for a recipe that is fit to run.
 
     The code that the recipe names is imported: read ``code_of`` first where the recipe is somebody else's.
 
+    The hub is asked once, for some seconds, whether it is there; if it is not, the cache alone is asked for its ids.
+
     Args:
-        offline: accept hub ids that cannot be reached, and a missing bitsandbytes; what depends on them is reported as not
-            checked.
+        offline: ask the cache alone, accept hub ids that it does not hold, and a missing bitsandbytes; what depends on them
+            is reported as not checked.
 
     Raises:
         ValueError: anything that would fail later: a bad value, an unknown name, gold answers that do not score 1.0, a
             hub id that cannot be reached without ``offline``.
     """
+    with asking_once(offline):
+        return _findings(recipe, offline)
+
+
+def _findings(recipe: Recipe, offline: bool) -> list[str]:
     args = build_config(recipe)
     build_algorithms(args)
     build_lora(recipe)
@@ -120,13 +124,23 @@ def _check_output(output: Path) -> None:
 
 
 def _reach(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
+    """What ``fetch`` brings from the hub, or with ``offline`` None and a note.
+
+    Raises:
+        SourceError: it is not there, or not reachable without ``offline``.
+        RecipeError: what else went wrong, on a full disk for one.
+    """
+    hub_answers()
     try:
         return fetch(), []
     except OSError as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if not offline:
-            raise NotReachable(f"{what} is not reachable ({reason}); check the id, or pass --offline") from error
-        return None, [f"{what}: not reachable, not checked"]
+        if offline:
+            return None, [f"{what}: not reachable, not checked"]
+        if isinstance(error, NotReachableError):
+            raise NotReachableError(f"{error}, or pass --offline") from error
+        if isinstance(error, ValueError):
+            raise
+        raise RecipeError(f"{what} cannot be fetched ({type(error).__name__}: {error})") from error
 
 
 def _check_model(recipe: Recipe, offline: bool) -> list[str]:
@@ -156,10 +170,9 @@ def _check_image_tokenizer(recipe: Recipe, offline: bool) -> list[str]:
             raise RecipeError(f"{recipe.source}: pictures need image_tokenizer, and {recipe.model.path} names none")
     named, path, notes = path, model_path(path), []
     if _is_local(path, "image_tokenizer"):
-        with reading(f"image tokenizer {path!r}"):
-            config = MagvitV2Config.from_pretrained(path)
+        config = tokenizer_config(path)
     else:
-        config, notes = _reach(f"image tokenizer {path}", lambda: MagvitV2Config.from_pretrained(path), offline)
+        config, notes = _reach(f"image tokenizer {path}", lambda: tokenizer_config(path), offline)
     if config is None:
         return notes
     for task in ("mmu", "t2i"):
@@ -182,7 +195,7 @@ def _check_reward_models(recipe: Recipe, offline: bool) -> list[str]:
         path = model_path(str(reward.args.get("model") or default))
         if not _is_local(path, f"model of {reward.name}"):
             what = f"model {path} of {reward.name}"
-            _, missed = _reach(what, partial(cached_file, path, file), offline)
+            _, missed = _reach(what, partial(fetched, path, file, what), offline)
             notes += missed or [f"{what}: reachable"]
     return notes
 
@@ -190,7 +203,7 @@ def _check_reward_models(recipe: Recipe, offline: bool) -> list[str]:
 def _is_local(path: str, what: str = "model path") -> bool:
     """A path is local when it looks like one, so that a typing error is not taken for a hub id."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
-    if looks_local and not Path(path).expanduser().exists():
+    if looks_local and not Path(path).exists():
         raise RecipeError(f"{what} {path!r} does not exist")
     return looks_local
 
@@ -306,7 +319,7 @@ def shapes_of(recipe: Recipe, args: UniGRPOConfig, config: Any) -> tuple[MagvitV
     if tasks != ["text"]:
         path = args.image_tokenizer or getattr(config, "image_tokenizer", None)
         try:
-            tokenizer = MagvitV2Config() if path is None else MagvitV2Config.from_pretrained(model_path(path))
+            tokenizer = MagvitV2Config() if path is None else tokenizer_config(model_path(path))
         except OSError:
             tokenizer = MagvitV2Config()
     return tokenizer, [shape_of(args, config, tokenizer, task) for task in tasks]

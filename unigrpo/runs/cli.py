@@ -81,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--list-code", action="store_true", help="import nothing: only list the code that each recipe would run"
     )
-    check.add_argument("--offline", action="store_true", help="accept hub ids that cannot be reached from here")
+    check.add_argument(
+        "--offline", action="store_true", help="ask the hub for nothing, and accept ids that are not in the cache"
+    )
     check.add_argument(
         "--memory",
         type=_card,

@@ -32,37 +32,42 @@ def run_check(arguments: argparse.Namespace) -> int:
     A check imports the code that a recipe names; ``--list-code`` shows it before, and imports nothing. With ``--memory`` a
     recipe that needs more than the card has is a failure too.
     """
-    from .build import code_of
-    from .check import check_recipe
-    from .memory_report import memory_report
-    from .recipe import load_recipe
+    from ..models.hub import asking_once
 
     files = [item for item in arguments.recipes if "=" not in item]
     overrides = [item for item in arguments.recipes if "=" in item]
     if not files:
         raise ValueError(f"no recipe among {arguments.recipes}")
-    failed = 0
-    for file in files:
-        try:
-            recipe = load_recipe(file, overrides)
-            if arguments.list_code:
-                print("\n  ".join([f"{file}:", *code_of(recipe)]))
-                continue
-            notes, fits = check_recipe(recipe, arguments.offline), True
-            if arguments.memory is not None:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # The check has shown the recipe's own.
-                    lines, fits = memory_report(partial(_loaded, file, overrides), arguments.memory)
-                notes += lines
-        except ValueError as error:
-            failed += 1
-            print(f"{file}: FAILED\n  {error}")
-            continue
-        failed += not fits
-        print(f"{file}: ok" if fits else f"{file}: FAILED, does not fit a card of {arguments.memory:g} GB")
-        for note in notes:
-            print(f"  {note}")
+    with asking_once(arguments.offline):
+        failed = sum([not _checked(file, overrides, arguments) for file in files])
     return 1 if failed else 0
+
+
+def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> bool:
+    """Prints what is found about one recipe; whether it may run."""
+    from .build import code_of
+    from .check import check_recipe
+    from .memory_report import memory_report
+    from .recipe import load_recipe
+
+    try:
+        recipe = load_recipe(file, overrides)
+        if arguments.list_code:
+            print("\n  ".join([f"{file}:", *code_of(recipe)]))
+            return True
+        notes, fits = check_recipe(recipe, arguments.offline), True
+        if arguments.memory is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # The check has shown the recipe's own.
+                lines, fits = memory_report(partial(_loaded, file, overrides), arguments.memory)
+            notes += lines
+    except ValueError as error:
+        print(f"{file}: FAILED\n  {error}")
+        return False
+    print(f"{file}: ok" if fits else f"{file}: FAILED, does not fit a card of {arguments.memory:g} GB")
+    for note in notes:
+        print(f"  {note}")
+    return fits
 
 
 def _loaded(file: str, overrides: list[str], more: Sequence[str] = ()) -> Recipe:

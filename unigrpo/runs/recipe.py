@@ -10,6 +10,7 @@ from typing import Any
 from peft import LoraConfig
 
 from ..config.arguments import UniGRPOConfig
+from ..config.inherited import settle_fields
 from ..data.pictures import TRANSFORMS
 from ..errors import RecipeError
 from ..types import TASKS
@@ -201,6 +202,10 @@ def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) 
             )
         for key in recipe.lora:
             _known(key, LORA_KEYS, f"{source}: lora")
+        try:
+            recipe.lora = settle_fields(LoraConfig, recipe.lora, "lora.")
+        except ValueError as error:
+            raise RecipeError(f"{source}: {error}") from error
     for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
         if spec.image_transform is not None and spec.image_transform not in TRANSFORMS:
             raise RecipeError(
