@@ -57,10 +57,10 @@ class Key:
         if value is None and type(None) in kinds:
             return None
         value = _number_of(value, kinds)
+        if self.choices:
+            check_choice(f"{where}{self.name}", value, self.choices)
         if not _is_one_of(value, kinds):
             raise ValueError(f"{where}{self.name}={value!r} must be {_words(kinds)}")
-        if self.choices and isinstance(value, str):
-            check_choice(f"{where}{self.name}", value, self.choices)
         if isinstance(value, int | float) and not isinstance(value, bool) and not self._holds(value):
             raise ValueError(f"{where}{self.name}={value} must {self.range}")
         return value

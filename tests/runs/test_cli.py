@@ -190,7 +190,7 @@ def test_sample_takes_shortcuts(capsys):
     assert main(["sample", "builtin:arithmetic_trained", question, *shortcuts]) == 0
     assert capsys.readouterr().out == exact
     assert main(["sample", "builtin:arithmetic_trained", question, "--confidence-threshold", "2"]) == 2
-    assert "confidence_threshold=2.0 is a probability" in capsys.readouterr().err
+    assert "confidence_threshold=2.0 must lie in (0, 1)" in capsys.readouterr().err
     assert main(["sample", "builtin:shapes", "a large red circle", "--task", "t2i", "--kv-cache", "dual"]) == 2
     assert "sampler 'maskgit' has no option ['kv_cache']" in capsys.readouterr().err
     assert main(["sample", "builtin:arithmetic_trained", question, "--sampler", "left_to_right"]) == 0

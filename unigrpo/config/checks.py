@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from typing import Any
 
 from ..algorithm.loss import PolicyLoss
-from ..parts import keys_of
+from ..parts import Choice, choose, keys_of
+from ..samplers import SAMPLERS
 from .task import PARTS, TaskKeys, TaskSettings
 
 
@@ -82,7 +82,8 @@ def check_blocks(where: str, settings: TaskSettings) -> None:
             )
 
 
-def eval_sampler(settings: TaskSettings) -> Any:
+def eval_sampler(settings: TaskSettings) -> Choice:
     """The ``Choice`` of held-out generation's sampler."""
-    own = settings.sampler if settings.eval_sampler is None else settings.eval_sampler
-    return dataclasses.replace(settings, sampler=own).choice("sampler")
+    if settings.eval_sampler is None:
+        return settings.choice("sampler")
+    return choose("eval_sampler", settings.eval_sampler, SAMPLERS)
