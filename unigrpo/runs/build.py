@@ -147,10 +147,11 @@ def build_policy(recipe: Recipe) -> type[DiffusionPolicy] | None:
 def build_accuracy(recipe: Recipe) -> dict[str, Callable[[str, str], bool]]:
     """``f(completion, solution) -> bool`` of each task whose held-out answers are judged."""
     built = {}
-    for task, path in recipe.accuracy.items():
+    for task, given in recipe.accuracy.items():
+        own = dict(given) if isinstance(given, dict) else {"name": given}
         try:
-            built[task] = get_reward(path, [recipe.folder])
-        except ValueError as error:
+            built[task] = get_reward(own.pop("name"), [recipe.folder], **own)
+        except (ValueError, TypeError) as error:
             raise RecipeError(f"{recipe.source}: accuracy.{task}: {error}") from error
     return built
 
@@ -305,7 +306,8 @@ def code_of(recipe: Recipe) -> list[str]:
     Nothing that it names is imported to find out.
     """
     lines = []
-    for path in (recipe.policy, *recipe.accuracy.values(), *(path for _, path in part_paths(recipe))):
+    measures = [own["name"] if isinstance(own, dict) else own for own in recipe.accuracy.values()]
+    for path in (recipe.policy, *measures, *(path for _, path in part_paths(recipe))):
         if path and _is_code(path):
             lines.append(f"runs code: {path}")
     for reward in recipe.rewards:

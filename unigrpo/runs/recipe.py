@@ -95,7 +95,7 @@ class Recipe:
     policy: str | None = None
     eval_datasets: list[DatasetSpec] = field(default_factory=list)
     sft_datasets: list[DatasetSpec] = field(default_factory=list)
-    accuracy: dict[str, str] = field(default_factory=lambda: dict(ACCURACY))
+    accuracy: dict[str, Any] = field(default_factory=lambda: dict(ACCURACY))
     lora: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
@@ -254,16 +254,18 @@ def _policy(given: Any, source: str) -> str | None:
     raise RecipeError(f"{source}: policy={quoted(given)} must be a name or a 'pkg.mod:attr' path")
 
 
-def _accuracy(given: Any, source: str) -> dict[str, str]:
+def _accuracy(given: Any, source: str) -> dict[str, Any]:
     """Measures by task: one path for the text tasks, or a mapping of tasks to paths, over the defaults."""
-    if isinstance(given, str):
+    if isinstance(given, str) or (isinstance(given, dict) and "name" in given):
         given = {"text": given, "mmu": given}
     if not isinstance(given or {}, dict):
         raise RecipeError(f"{source}: accuracy={quoted(given)} must be a 'pkg.mod:attr' path, or one for each task")
     for task, path in (given or {}).items():
         _known(task, TASKS, f"{source}: accuracy")
-        if not isinstance(path, str):
-            raise RecipeError(f"{source}: accuracy.{task}={quoted(path)} must be a 'pkg.mod:attr' path")
+        if not isinstance(path.get("name") if isinstance(path, dict) else path, str):
+            raise RecipeError(
+                f"{source}: accuracy.{task}={quoted(path)} must be a 'pkg.mod:attr' path, or a mapping with a 'name' and keys"
+            )
     return {**ACCURACY, **(given or {})}
 
 
