@@ -7,7 +7,16 @@ import json
 import pytest
 
 from unigrpo.errors import RecipeError
-from unigrpo.runs.build import ForTask, build_config, build_dataset, build_lora, build_rewards, code_of, load_rows
+from unigrpo.runs.build import (
+    ForTask,
+    build_accuracy,
+    build_config,
+    build_dataset,
+    build_lora,
+    build_rewards,
+    code_of,
+    load_rows,
+)
 from unigrpo.runs.recipe import DatasetSpec
 
 from ..support.recipes import MINIMAL, recipe
@@ -113,6 +122,26 @@ def test_all_code_that_a_recipe_names_is_listed(tmp_path):
         "runs code: unigrpo.runs.accuracy:answer_match",
         "runs code: my_pkg.rewards:fn",
     ]
+    parts = [
+        "noising={name: my_noise:Tail, share: 0.5}",
+        "task_overrides.t2i={sampler: my_draw:Fast}",
+        "algorithm=my:one",
+    ]
+    measure = "accuracy={text: {name: my_measure:close, within: 2}}"
+    listed = code_of(recipe(tmp_path, MINIMAL, *parts, measure))
+    assert {"my_noise:Tail", "my_draw:Fast", "my:one", "my_measure:close"} <= {line.split()[-1] for line in listed}
+
+
+def test_a_measure_takes_keys(tmp_path):
+    (tmp_path / "measure_with_keys.py").write_text(
+        "def close(completion, solution, *, within=0):\n    return abs(int(completion) - int(solution)) <= within\n"
+    )
+    mapping = "{name: 'measure_with_keys:close', within: 2}"
+    for change in (f"accuracy={mapping}", f"accuracy={{text: {mapping}}}"):
+        judge = build_accuracy(recipe(tmp_path, MINIMAL, change))["text"]
+        assert (judge("5", "7"), judge("5", "8")) == (True, False)
+    with pytest.raises(RecipeError, match=r"accuracy.text=.* or a mapping with a 'name' and keys"):
+        recipe(tmp_path, MINIMAL, "accuracy={text: {within: 2}}")
 
 
 def test_for_task_keeps_async_rewards_and_names():
