@@ -203,6 +203,10 @@ class Experience:
     ref_logps: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def knows_old(self, k: int) -> bool:
+        """Whether ``old_logps`` of inner update ``k`` were computed."""
+        return self.old_known is not None and bool(self.old_known[k])
+
 
 def keyed_generator(*key: int | str) -> torch.Generator:
     """A CPU generator that depends on ``key`` alone, so that a draw is the same on any rank, device or batch."""

@@ -98,7 +98,7 @@ def gradients(bench: Bench, window: Window) -> dict[str, Tensor]:
     """The gradient of each weight, summed over the units of ``window``."""
     bench.model.zero_grad(set_to_none=True)
     for unit in (unit for own in window.micro_batches for unit in own):
-        backward(bench, window.rows, unit)
+        backward(bench, window.experiences, unit)
     return {name: weight.grad.clone() for name, weight in bench.model.named_parameters() if weight.grad is not None}
 
 
@@ -108,4 +108,4 @@ def backward(bench: Bench, rows: list[Experience], unit: Unit) -> None:
     logps = score_tokens(bench.model, bench.policy, batch.canvas, batch.hidden, batch.target).logps
     old = logps.detach()
     terms = LOSS(logps, old, old, batch.advantages, batch.target, batch.weight, batch.completion_length)
-    terms.rows.sum().backward()
+    terms.losses.sum().backward()

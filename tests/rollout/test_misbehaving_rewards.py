@@ -600,9 +600,9 @@ def test_a_run_goes_on_without_the_bad_rows(make_trainer, fault, lost):
     logs = logs_of(trainer)
     assert [log["rewards/sometimes/errors"] for log in logs[::2]] == [0.0, float(lost), 0.0]
     assert [log["rewards/sometimes/timeouts"] for log in logs[::2]] == [0.0] * 3
-    active = [sum(row.active for row in window.rows) for window in windows]
+    active = [sum(row.active for row in window.experiences) for window in windows]
     assert active == [16, 16 - lost, 16]
-    assert all(row.advantage == 0.0 for row in windows[1].rows if not row.active)
+    assert all(row.advantage == 0.0 for row in windows[1].experiences if not row.active)
     assert logs[2].get("num_unscored_windows", 0.0) == float(lost == 16)
     assert all(math.isfinite(log["loss"]) for log in logs)
     if lost == 16:

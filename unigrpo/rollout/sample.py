@@ -72,7 +72,7 @@ def sample_answers(
             members = [i for i, row in enumerate(prompts) if task_of(row) == task]
             if not members:
                 continue
-            rows, images = prompt_images(pipe, [prompts[i] for i in members], task)
+            rows, images = prompt_images(pipe.policy, pipe.args, pipe.codec, [prompts[i] for i in members], task)
             keys = [(stream, pipe.args.seed, window, indices[i]) for i in members]
             for i, own, pictures in zip(members, roll_out(pipe, model, task, rows, keys), images, strict=True):
                 samples[i] = Sample(row=prompts[i], rollout=own, index=indices[i], images=pictures)
@@ -118,7 +118,7 @@ def image_size(args: UniGRPOConfig, policy: DiffusionPolicy, task: str) -> int |
 
 
 def prompt_images(
-    pipe: Pipeline, rows: list[dict[str, Any]], task: str
+    policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, rows: list[dict[str, Any]], task: str
 ) -> tuple[list[dict[str, Any]], list[list[Image.Image] | None]]:
     """Rows with the codes of their picture, as ``policy.encode`` reads them, and the pictures for the rewards."""
     if task != "mmu":
@@ -131,8 +131,8 @@ def prompt_images(
         if source not in read:
             read[source] = image_of(row, f"a row with prompt {str(row['prompt'])[:60]!r}")
         images.append(read[source])
-    transforms = [row.get("image_transform") or pipe.args.for_task(task).image_transform for row in rows]
-    codes = pipe.codec.encode(images, image_size(pipe.args, pipe.policy, task), transforms)
+    transforms = [row.get("image_transform") or args.for_task(task).image_transform for row in rows]
+    codes = codec.encode(images, image_size(args, policy, task), transforms)
     coded = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
     return coded, [[image] for image in images]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..models.draw import DrawnTokens
+from ..models.draw import TokenScores
 from ..models.placing import upload
 from ..types import Canvas, Rollout
 from .base import CanvasWriter, check_sampler, check_streams, scatter, uniforms
@@ -178,14 +178,14 @@ class BlockWriter(CanvasWriter):
         counts: list[int],
         streams: list[torch.Generator],
         **options: Any,
-    ) -> DrawnTokens:
+    ) -> TokenScores:
         """A token for each of the ``holes [b, L]`` in ``rows [b]``; arguments as in ``draw``."""
         with_entropy = self.sampler.exit_entropy is not None
         return self.draw(
             model, rows, holes, counts, self.sampler.temperature, streams, entropy=with_entropy, **options
         )
 
-    def _sure(self, drawn: DrawnTokens, candidates: Tensor) -> Tensor:
+    def _sure(self, drawn: TokenScores, candidates: Tensor) -> Tensor:
         """What is committed beside the schedule, ``[b, L]``: probable tokens, and all of a block without a doubtful hole."""
         sure = torch.zeros_like(candidates)
         if self.sampler.confidence_threshold is not None:

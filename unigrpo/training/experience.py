@@ -41,27 +41,27 @@ def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, 
     stop_unless_scored(pipe, samples, scores, metrics)
     local = local_slice(pipe, len(samples))
     tasks = log_answers(pipe, samples, scores, advantages, metrics)
-    rows = [
-        unpack(pipe, sample, draw_noise(pipe, sample, window), advantage, reward)
+    padded = pipe.policy.attends_padding
+    experiences = [
+        unpack(sample, draw_noise(pipe, sample, window), advantage, reward, padded)
         for sample, advantage, reward in zip(
             samples, advantages.values[local].tolist(), advantages.rewards[local].tolist(), strict=True
         )
     ]
-    result = cut_window(pipe, rows, window)
+    result = cut_window(pipe, experiences, window)
     with metrics.timed("time/old_and_reference"):
         add_old_and_reference(pipe, result)
         if pipe.args.log_exact_kl:
             log_exact_kl(pipe, result, tasks, metrics)
         log_decoding_gap(pipe, result, window, tasks, metrics)
-    window_metrics(metrics, result.rows)
-    result.table = answer_table(pipe, samples, scores[local], advantages.values[local])
-    return result
+    window_metrics(metrics, result.experiences)
+    return replace(result, table=answer_table(pipe, samples, scores[local], advantages.values[local]))
 
 
 def log_answers(
     pipe: Pipeline, samples: list[Sample], scores: Tensor, advantages: Advantages, metrics: Metrics
 ) -> list[str]:
-    """Metrics of the answers and their rewards; returns the task of each row of all ranks."""
+    """Metrics of the answers and their rewards; returns the task of each answer of all ranks."""
     own = [sample.rollout.canvas.task for sample in samples]
     numbers = torch.tensor([TASKS.index(task) for task in own], device=pipe.device)
     tasks = [TASKS[number] for number in pipe.gather(numbers).tolist()]
@@ -72,7 +72,7 @@ def log_answers(
 
 
 def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
-    """The row's corruption for all inner updates, ``[1, K, S, L]``."""
+    """The answer's corruption for all inner updates, ``[1, K, S, L]``."""
     canvas = sample.rollout.canvas
     algorithm = pipe.algorithms[canvas.task]
     noise = algorithm.noising(
@@ -86,7 +86,7 @@ def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
 
 
 def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tuple[int | str, ...]) -> Noise:
-    """``noise`` of one row with random tokens at its hidden positions, for policies without a mask id."""
+    """``noise`` of one answer with random tokens at its hidden positions, for policies without a mask id."""
     if policy.mask_token_id is not None:
         return noise
     canvas, generator = rollout.canvas, keyed_generator("corruption", *key)
@@ -94,26 +94,26 @@ def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tupl
     return replace(noise, input_ids=noisy[None].to(canvas.ids.device))
 
 
-def unpack(pipe: Pipeline, sample: Sample, noise: Noise, advantage: float, reward: float) -> Experience:
-    """One row on the CPU, without its padding where padding is masked anyway."""
+def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attends_padding: bool) -> Experience:
+    """One answer's training data on the CPU, without its padding where that is masked anyway (not ``attends_padding``)."""
     rollout, canvas = sample.rollout, sample.rollout.canvas
-    keep = slice(None) if pipe.policy.attends_padding else canvas.attention_mask[0].cpu().nonzero().squeeze(1)
+    keep = slice(None) if attends_padding else canvas.attention_mask[0].cpu().nonzero().squeeze(1)
 
-    def row(value: Tensor | None) -> Tensor | None:
+    def own(value: Tensor | None) -> Tensor | None:
         return None if value is None else value[0].cpu()[..., keep].clone()
 
     return Experience(
-        ids=row(canvas.ids),
-        attention_mask=row(canvas.attention_mask),
-        fill_mask=row(canvas.fill_mask),
-        completion_mask=row(rollout.completion_mask),
-        hidden=row(noise.hidden),
-        target=row(noise.target),
-        weight=row(noise.weight),
-        input_ids=row(noise.input_ids),
-        sampling_logps=row(rollout.sampling_logps),
-        step_map=row(rollout.step_map),
-        position_ids=row(canvas.position_ids),
+        ids=own(canvas.ids),
+        attention_mask=own(canvas.attention_mask),
+        fill_mask=own(canvas.fill_mask),
+        completion_mask=own(rollout.completion_mask),
+        hidden=own(noise.hidden),
+        target=own(noise.target),
+        weight=own(noise.weight),
+        input_ids=own(noise.input_ids),
+        sampling_logps=own(rollout.sampling_logps),
+        step_map=own(rollout.step_map),
+        position_ids=own(canvas.position_ids),
         extra=canvas.extra,
         advantage=advantage,
         active=reward == reward,
