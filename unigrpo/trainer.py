@@ -213,7 +213,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         position = self._micro_step % self._window_length
         if position == 0:
             number = self._micro_step // self._window_length
-            self._window = make_experience(self.pipeline(), inputs, number, self._metrics)
+            unscored = 0 if self._window is None else self._window.unscored
+            self._window = make_experience(self.pipeline(), inputs, number, self._metrics, unscored)
             self._show_window()
         k, step = divmod(position, self.args.steps_per_generation)
         parts = [partial(self._policy_loss, model, unit, k, step) for unit in self._window.micro_batches[step]]
@@ -334,7 +335,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         samples = evaluation.held_out_answers(
             pipe, rows, self.args.num_generations_eval, self.args.per_device_eval_batch_size, metrics=collected
         )
-        metrics = evaluation.reward_summary(pipe, samples, metric_key_prefix, collected)
+        metrics = evaluation.reward_summary(
+            self.rewards, self.policy.stop_token_ids, samples, metric_key_prefix, collected
+        )
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -165,9 +165,43 @@ class Noise(_RowFirst):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One answer to a dataset row, as rewards see it, and where it came from.
+
+    Attributes:
+        row: the dataset row.
+        completion: a text or an RGB picture.
+        completion_ids: its tokens that count.
+        task: one of ``TASKS``.
+        images: RGB pictures that the prompt asks about.
+        rollout: what it was decoded from (B = 1); None for an answer that no policy gave.
+        index: its place in the global window.
+        scores: raw rewards ``[F]`` of a held-out answer, scored with its batch.
+        lost: ``[F]`` bool, which of them failed.
+    """
+
+    row: dict[str, Any]
+    completion: Any
+    completion_ids: list[int]
+    task: str
+    images: list[Any] | None = None
+    rollout: Rollout | None = None
+    index: int = 0
+    scores: Tensor | None = None
+    lost: Tensor | None = None
+
+    @property
+    def for_reward(self) -> Any:
+        """Chat prompts get a one-message list, as in TRL; strings and images stay as they are."""
+        if isinstance(self.row["prompt"], str) or not isinstance(self.completion, str):
+            return self.completion
+        return [{"role": "assistant", "content": self.completion}]
+
+
 @dataclass(slots=True, kw_only=True)
 class Experience:
-    """One row of training data, unpadded, with everything that travels with it.
+    """The training data of one answer, unpadded, with everything that travels with it.
 
     Attributes:
         ids, attention_mask, fill_mask, completion_mask: ``[L]``; position_ids ``[L]`` or None.

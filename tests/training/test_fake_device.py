@@ -176,7 +176,7 @@ def test_given_answers_and_held_out_answers_run_there():
             own.trainer._guard.check_given(losses, unit, given)
             loss.backward()
         samples = evaluation.held_out_answers(pipe, prompts(3), 1, 2)
-    assert len(samples) == 3 and all(isinstance(own.answer.completion, str) for own in samples)
+    assert len(samples) == 3 and all(isinstance(own.completion, str) for own in samples)
 
 
 def test_pictures_become_codes_and_come_back_there():

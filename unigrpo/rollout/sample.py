@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..config.arguments import UniGRPOConfig
 from ..config.build import check_task_sampler
@@ -17,37 +16,22 @@ from ..data.rows import image_of, task_of
 from ..models.base import DiffusionPolicy
 from ..models.lockstep import lockstep
 from ..samplers.kv_cache import check_cache
-from ..types import TASKS, Rollout, keyed_generator
+from ..types import TASKS, Rollout, Sample, keyed_generator
 from .fit_memory import OnStep, in_batches
 from .pipeline import Pipeline, evaluating
-from .rewards import Answer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One sampled row: its dataset row, its rollout (B = 1), its place in the global window, its prompt's pictures.
-
-    ``scores`` are the raw rewards ``[F]`` of a held-out answer, scored with its batch, ``lost [F]`` which of them failed.
-    """
-
-    row: dict[str, Any]
-    rollout: Rollout
-    index: int
-    images: list[Image.Image] | None = None
-    scores: Tensor | None = None
-    lost: Tensor | None = None
-
-    @property
-    def answer(self) -> Answer:
-        """What rewards see of it."""
-        ids = self.rollout.canvas.ids[self.rollout.completion_mask].tolist()
-        return Answer(
-            row=self.row,
-            completion=self.rollout.completions[0],
-            completion_ids=ids,
-            task=self.rollout.canvas.task,
-            images=self.images,
-        )
+def sampled(row: dict[str, Any], rollout: Rollout, index: int, images: list[Image.Image] | None = None) -> Sample:
+    """The answer to ``row`` that ``rollout`` (B = 1) holds."""
+    return Sample(
+        row=row,
+        completion=rollout.completions[0],
+        completion_ids=rollout.canvas.ids[rollout.completion_mask].tolist(),
+        task=rollout.canvas.task,
+        images=images,
+        rollout=rollout,
+        index=index,
+    )
 
 
 def sample_answers(
@@ -58,7 +42,7 @@ def sample_answers(
     indices: list[int] | None = None,
     stream: str = "sample",
 ) -> list[Sample]:
-    """Answers to ``prompts`` in order, one a row; ``indices`` are the rows' global numbers (default: this rank's).
+    """Answers to ``prompts`` in order, one each; ``indices`` are their global numbers (default: this rank's).
 
     An answer depends on its prompt and its number alone, not on the rows that ``rollout_batch_size`` puts beside it.
     """
@@ -75,7 +59,7 @@ def sample_answers(
             rows, images = prompt_images(pipe.policy, pipe.args, pipe.codec, [prompts[i] for i in members], task)
             keys = [(stream, pipe.args.seed, window, indices[i]) for i in members]
             for i, own, pictures in zip(members, roll_out(pipe, model, task, rows, keys), images, strict=True):
-                samples[i] = Sample(row=prompts[i], rollout=own, index=indices[i], images=pictures)
+                samples[i] = sampled(prompts[i], own, indices[i], pictures)
     return samples
 
 

@@ -19,7 +19,7 @@ from ..data.image_codes import ImageCodec
 from ..data.rows import image_of, task_of
 from ..models.base import DiffusionPolicy
 from ..rollout.pipeline import Pipeline
-from ..rollout.sample import Sample, canvas_arguments, check_prompt, image_size, prompt_images
+from ..rollout.sample import canvas_arguments, check_prompt, image_size, prompt_images, sampled
 from ..types import Canvas, Experience, Rollout, keyed_generator
 from .batches import Unit, collate, cut_units, pad_units, score_batch, unit_draws
 from .experience import corrupted, unpack
@@ -46,7 +46,7 @@ def demonstrations(pipe: Pipeline, dataset: Any, micro_step: int) -> tuple[list[
         key = (pipe.args.seed, step)
         noise = NOISING(rollout, num_iterations=1, num_samples=1, key=("demonstration", *key), rows=[number])
         noise = corrupted(pipe.policy, noise, rollout, ("demonstration", *key, number))
-        given = Sample(row=row, rollout=rollout, index=number)
+        given = sampled(row, rollout, number)
         experiences.append(unpack(given, noise, 1.0, 0.0, pipe.policy.attends_padding))
     draws = [unit_draws(own) for own in experiences]
     units = cut_units(experiences, draws, [list(range(count))], pipe.policy)

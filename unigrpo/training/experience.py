@@ -12,60 +12,60 @@ from ..algorithm.advantages import Advantages
 from ..algorithm.noising import random_corruption
 from ..models.base import DiffusionPolicy
 from ..rollout.pipeline import Pipeline
-from ..rollout.sample import Sample, sample_answers
-from ..types import TASKS, Experience, Noise, Rollout, keyed_generator
+from ..rollout.rewards import Scores
+from ..rollout.sample import sample_answers
+from ..types import TASKS, Experience, Noise, Rollout, Sample, keyed_generator
 from .diagnostics import window_metrics
 from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
 from .old_and_reference import add_old_and_reference, log_decoding_gap, log_exact_kl
-from .scores import compare, local_slice, refill, score_answers, stop_unless_scored
+from .scores import compare, count_unscored, local_slice, refill, score_answers
 from .window import Window, cut_window
 
 
-def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, metrics: Metrics) -> Window:
+def make_experience(
+    pipe: Pipeline, prompts: list[dict[str, Any]], window: int, metrics: Metrics, unscored: int = 0
+) -> Window:
     """One window of training data for this rank's ``prompts``, each of which stands G times in a row.
 
     Everything that an update needs is drawn here, before the first update of the window: noise for all inner updates,
     and the old and reference log-probabilities on it. Only the whole distributions of an exact KL are made beside each
-    update, because they are too wide to keep.
+    update, because they are too wide to keep. ``unscored`` is the last window's.
     """
+    args, rewards = pipe.args, pipe.rewards
     with metrics.timed("time/rollout"):
         samples = sample_answers(pipe, prompts, window)
     with metrics.timed("time/reward"):
         scores = score_answers(pipe, samples, metrics)
-    advantages = compare(pipe, scores)
-    for attempt in range(pipe.args.refill_rounds):
+    advantages = compare(args, rewards.weights, scores.values)
+    for attempt in range(args.refill_rounds):
         if not bool(advantages.equal.any()):
             break
         samples, scores = refill(pipe, samples, scores, advantages, window, attempt, metrics)
-        advantages = compare(pipe, scores)
-    stop_unless_scored(pipe, samples, scores, metrics)
-    local = local_slice(pipe, len(samples))
-    tasks = log_answers(pipe, samples, scores, advantages, metrics)
-    padded = pipe.policy.attends_padding
-    experiences = [
-        unpack(sample, draw_noise(pipe, sample, window), advantage, reward, padded)
-        for sample, advantage, reward in zip(
-            samples, advantages.values[local].tolist(), advantages.rewards[local].tolist(), strict=True
-        )
-    ]
+        advantages = compare(args, rewards.weights, scores.values)
+    first = samples[0].row["prompt"]
+    unscored = count_unscored(rewards, args.num_generations, first, scores.values, unscored, metrics)
+    tasks = log_answers(pipe, samples, scores.values, advantages, metrics)
+    noises = [draw_noise(pipe, sample, window) for sample in samples]
+    local = local_slice(pipe.rank, len(samples))
+    experiences = unpack_all(samples, noises, advantages, local, pipe.policy.attends_padding)
     result = cut_window(pipe, experiences, window)
     with metrics.timed("time/old_and_reference"):
         add_old_and_reference(pipe, result)
-        if pipe.args.log_exact_kl:
+        if args.log_exact_kl:
             log_exact_kl(pipe, result, tasks, metrics)
         log_decoding_gap(pipe, result, window, tasks, metrics)
     window_metrics(metrics, result.experiences)
-    return replace(result, table=answer_table(pipe, samples, scores[local], advantages.values[local]))
+    table = answer_table(rewards.names, samples, scores, scores.values[local], advantages.values[local])
+    return replace(result, table=table, unscored=unscored)
 
 
 def log_answers(
-    pipe: Pipeline, samples: list[Sample], scores: Tensor, advantages: Advantages, metrics: Metrics
+    pipe: Pipeline, samples: list[Sample], values: Tensor, advantages: Advantages, metrics: Metrics
 ) -> list[str]:
     """Metrics of the answers and their rewards; returns the task of each answer of all ranks."""
-    own = [sample.rollout.canvas.task for sample in samples]
-    numbers = torch.tensor([TASKS.index(task) for task in own], device=pipe.device)
+    numbers = torch.tensor([TASKS.index(sample.task) for sample in samples], device=pipe.device)
     tasks = [TASKS[number] for number in pipe.gather(numbers).tolist()]
-    reward_metrics(metrics, pipe.rewards.names, scores, advantages, pipe.args.num_generations, tasks)
+    reward_metrics(metrics, pipe.rewards.names, values, advantages, pipe.args.num_generations, tasks)
     task_metrics(metrics, tasks, advantages.rewards)
     completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
     return tasks
@@ -73,8 +73,7 @@ def log_answers(
 
 def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
     """The answer's corruption for all inner updates, ``[1, K, S, L]``."""
-    canvas = sample.rollout.canvas
-    algorithm = pipe.algorithms[canvas.task]
+    algorithm = pipe.algorithms[sample.task]
     noise = algorithm.noising(
         sample.rollout,
         num_iterations=pipe.args.num_iterations,
@@ -92,6 +91,15 @@ def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tupl
     canvas, generator = rollout.canvas, keyed_generator("corruption", *key)
     noisy = random_corruption(noise.hidden[0].cpu(), canvas.ids[0].cpu(), canvas.token_space, generator=generator)
     return replace(noise, input_ids=noisy[None].to(canvas.ids.device))
+
+
+def unpack_all(
+    samples: list[Sample], noises: list[Noise], advantages: Advantages, local: slice, attends_padding: bool
+) -> list[Experience]:
+    """The training data of this rank's ``samples``, whose advantages are the ``local`` ones."""
+    values, rewards = advantages.values[local].tolist(), advantages.rewards[local].tolist()
+    columns = zip(samples, noises, values, rewards, strict=True)
+    return [unpack(sample, noise, value, reward, attends_padding) for sample, noise, value, reward in columns]
 
 
 def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attends_padding: bool) -> Experience:
@@ -123,16 +131,18 @@ def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attend
     )
 
 
-def answer_table(pipe: Pipeline, samples: list[Sample], scores: Tensor, advantages: Tensor) -> dict[str, list]:
-    """Columns of the completions table."""
+def answer_table(
+    names: list[str], samples: list[Sample], scores: Scores, values: Tensor, advantages: Tensor
+) -> dict[str, list]:
+    """Columns of the completions table; ``values [B, F]`` and ``advantages [B]`` are those of ``samples``."""
     table = {
-        "task": [sample.rollout.canvas.task for sample in samples],
+        "task": [sample.task for sample in samples],
         "prompt": [sample.row["prompt"] for sample in samples],
-        "completion": [sample.rollout.completions[0] for sample in samples],
+        "completion": [sample.completion for sample in samples],
     }
-    for name, column in zip(pipe.rewards.names, scores.T.tolist(), strict=True):
+    for name, column in zip(names, values.T.tolist(), strict=True):
         table[name] = column
-    for name, column in pipe.rewards.extras.items():
+    for name, column in scores.extras.items():
         if len(column) == len(samples):
             table[name] = column
     return {**table, "advantage": advantages.tolist()}
