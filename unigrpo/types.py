@@ -59,43 +59,41 @@ class TokenSpace:
         return allowed[torch.randint(len(allowed), (count,), generator=generator)]
 
 
-def _take(value: Any, rows: Tensor) -> Any:
-    """Rows of one record field: tensors and lists are row-first, dictionaries hold either, the rest is shared."""
-    if isinstance(value, Tensor):
-        return value[rows.to(value.device)]
-    if isinstance(value, _RowFirst):
-        return value.take(rows)
-    if isinstance(value, dict):
-        return {key: _take(item, rows) for key, item in value.items()}
-    if isinstance(value, list):
-        return [value[row] for row in rows.tolist()]
-    return value
+def take(record, indices: Tensor):
+    """The record restricted to the rows at ``indices`` (int64 ``[b]``), in that order.
+
+    Tensors and lists are row-first, dictionaries hold either, the rest is shared.
+    """
+
+    def taken(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[indices.to(value.device)]
+        if isinstance(value, Canvas):
+            return value.take(indices)
+        if isinstance(value, dict):
+            return {key: taken(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [value[index] for index in indices.tolist()]
+        return value
+
+    return replace(record, **{item.name: taken(getattr(record, item.name)) for item in fields(record)})
 
 
-class _RowFirst:
-    """Row selection and device moves shared by the batched records."""
+def to(record, device: torch.device | str):
+    """The record with every tensor on ``device``."""
 
-    __slots__ = ()
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor) or hasattr(value, "to"):
+            return value.to(device)
+        if isinstance(value, dict):
+            return {key: moved(item) for key, item in value.items()}
+        return value
 
-    def take(self, rows: Tensor):
-        """The record restricted to ``rows`` (int64 indices ``[b]``), in that order."""
-        return replace(self, **{item.name: _take(getattr(self, item.name), rows) for item in fields(self)})
-
-    def to(self, device: torch.device | str):
-        """The record with every tensor on ``device``."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor) or hasattr(value, "to"):
-                return value.to(device)
-            if isinstance(value, dict):
-                return {key: move(item) for key, item in value.items()}
-            return value
-
-        return replace(self, **{item.name: move(getattr(self, item.name)) for item in fields(self)})
+    return replace(record, **{item.name: moved(getattr(record, item.name)) for item in fields(record)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Canvas(_RowFirst):
+class Canvas:
     """What a policy reads and where it writes. All rows belong to one task.
 
     Attributes:
@@ -116,9 +114,12 @@ class Canvas(_RowFirst):
     position_ids: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    take = take
+    to = to
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout(_RowFirst):
+class Rollout:
     """A canvas that a sampler has filled.
 
     Attributes:
@@ -135,9 +136,12 @@ class Rollout(_RowFirst):
     sampling_logps: Tensor
     completions: list[Any]
 
+    take = take
+    to = to
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Noise(_RowFirst):
+class Noise:
     """Corruption as data: drawn once, used alike for the new, old and reference policy.
 
     Attributes:

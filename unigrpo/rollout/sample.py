@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from ..models.base import DiffusionPolicy
 from ..models.lockstep import lockstep
 from ..samplers.kv_cache import check_cache
 from ..types import TASKS, Rollout, Sample, keyed_generator
-from .fit_memory import OnStep, in_batches
+from .fit_memory import in_batches
 from .pipeline import Pipeline, evaluating
 
 
@@ -36,30 +37,31 @@ def sampled(row: dict[str, Any], rollout: Rollout, index: int, images: list[Imag
 
 def sample_answers(
     pipe: Pipeline,
-    prompts: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
     window: int,
     *,
     indices: list[int] | None = None,
     stream: str = "sample",
 ) -> list[Sample]:
-    """Answers to ``prompts`` in order, one each; ``indices`` are their global numbers (default: this rank's).
+    """Answers to ``rows`` in order, one each; ``indices`` are their global numbers (default: this rank's).
 
-    An answer depends on its prompt and its number alone, not on the rows that ``rollout_batch_size`` puts beside it.
+    An answer depends on its prompt and its number alone, not on those that ``rollout_batch_size`` puts beside it.
     """
     if indices is None:
-        start = pipe.rank * len(prompts)
-        indices = list(range(start, start + len(prompts)))
-    samples: list[Sample | None] = [None] * len(prompts)
+        start = pipe.rank * len(rows)
+        indices = list(range(start, start + len(rows)))
+    samples: list[Sample | None] = [None] * len(rows)
     together = lockstep(pipe.model, pipe.policy, pipe.device) if pipe.forwards_meet else nullcontext(pipe.model)
     with evaluating(pipe.model), together as model:
         for task in TASKS:
-            members = [i for i, row in enumerate(prompts) if task_of(row) == task]
+            members = [i for i, row in enumerate(rows) if task_of(row) == task]
             if not members:
                 continue
-            rows, images = prompt_images(pipe.policy, pipe.args, pipe.codec, [prompts[i] for i in members], task)
+            own = [rows[i] for i in members]
+            coded, images = prompt_images(pipe.policy, pipe.args, pipe.codec, own, task)
             keys = [(stream, pipe.args.seed, window, indices[i]) for i in members]
-            for i, own, pictures in zip(members, roll_out(pipe, model, task, rows, keys), images, strict=True):
-                samples[i] = sampled(prompts[i], own, indices[i], pictures)
+            for i, rollout, pictures in zip(members, roll_out(pipe, model, task, coded, keys), images, strict=True):
+                samples[i] = sampled(rows[i], rollout, indices[i], pictures)
     return samples
 
 
@@ -67,24 +69,24 @@ def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], 
     """One rollout (B = 1) a row of ``task``, in order, each with the random stream of its key.
 
     A batch is padded to its own longest prompt. Where padding is attended like text, an answer would then depend on its
-    batch, so there all rows keep one padding, that of the longest prompt.
+    batch, so there all keep one padding, that of the longest prompt.
     """
     arguments = canvas_arguments(pipe.args, pipe.policy, pipe.codec, task)
     canvas = pipe.policy.encode(rows, task, **arguments)
 
-    def fill(batch: list[int], on_step: OnStep | None) -> Rollout:
-        """Answers to the rows at these places, from fresh generators."""
+    def fill(batch: list[int], on_step: Callable[[int, int], None] | None) -> Rollout:
+        """Answers to the rows at these indices, from fresh generators."""
         if pipe.policy.attends_padding or len(batch) == len(rows):
             own = canvas.take(torch.tensor(batch))
         else:
-            own = pipe.policy.encode([rows[place] for place in batch], task, **arguments)
-        generators = [keyed_generator(*keys[place]) for place in batch]
+            own = pipe.policy.encode([rows[index] for index in batch], task, **arguments)
+        generators = [keyed_generator(*keys[index]) for index in batch]
         sampler = pipe.algorithms[task].sampler
         rollout = sampler(model, pipe.policy, own.to(pipe.device), on_step=on_step, generators=generators)
         if task == "t2i":
             size = image_size(pipe.args, pipe.policy, task)
             rollout = replace(rollout, completions=pipe.codec.decode(rollout.completions, size))
-        # One copy of each field, not one of each row's: noise and rewards are made on the CPU.
+        # One copy of each field, not one of each answer's: noise and rewards are made on the CPU.
         return rollout.to("cpu")
 
     lengths = canvas.attention_mask.sum(dim=1).tolist()

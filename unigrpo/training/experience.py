@@ -23,9 +23,9 @@ from .window import Window, cut_window
 
 
 def make_experience(
-    pipe: Pipeline, prompts: list[dict[str, Any]], window: int, metrics: Metrics, unscored: int = 0
+    pipe: Pipeline, rows: list[dict[str, Any]], window: int, metrics: Metrics, unscored: int = 0
 ) -> Window:
-    """One window of training data for this rank's ``prompts``, each of which stands G times in a row.
+    """One window of training data for this rank's dataset ``rows``, each of which stands there G times.
 
     Everything that an update needs is drawn here, before the first update of the window: noise for all inner updates,
     and the old and reference log-probabilities on it. Only the whole distributions of an exact KL are made beside each
@@ -33,7 +33,7 @@ def make_experience(
     """
     args, rewards = pipe.args, pipe.rewards
     with metrics.timed("time/rollout"):
-        samples = sample_answers(pipe, prompts, window)
+        samples = sample_answers(pipe, rows, window)
     with metrics.timed("time/reward"):
         scores = score_answers(pipe, samples, metrics)
     advantages = compare(args, rewards.weights, scores.values)

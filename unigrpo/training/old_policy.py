@@ -41,7 +41,7 @@ def kl_acts(args: UniGRPOConfig, settings: TaskSettings) -> bool:
 
 
 def moves_policy(experience: Experience, kl_acts: bool) -> bool:
-    """False for a row without a reward, and for an advantage of 0 where its task has no KL term that acts."""
+    """False for an answer without a reward, and for an advantage of 0 where its task has no KL term that acts."""
     return experience.active and (experience.advantage != 0 or kl_acts)
 
 

@@ -56,7 +56,7 @@ def cut_window(pipe: Pipeline, experiences: list[Experience], window: int) -> Wi
     steps = steps_by_index(pipe.args, window)
     # "bnpo" divides by the tokens of a micro-batch: there it matters who stands with whom.
     alike = all(algorithm.loss.loss_type != "bnpo" for algorithm in pipe.algorithms.values())
-    acts = _kl_acts(pipe)
+    acts = _kl_acts(pipe.args, pipe.algorithms)
 
     def place(index: int) -> tuple:
         own = experiences[index]
@@ -85,7 +85,7 @@ def rebuild_window(pipe: Pipeline, experiences: list[Experience], order: list[in
     steps = pipe.args.steps_per_generation
     size = len(order) // steps
     dealt = [order[step * size : (step + 1) * size] for step in range(steps)]
-    draws = _draws_to_cut(pipe, experiences)
+    draws = _draws_to_cut(pipe.args, pipe.algorithms, experiences)
     units = cut_units(experiences, draws, dealt, pipe.policy)
     counts = torch.tensor([[len(unit) for unit in units]], device=pipe.device)
     everyone = pipe.gather(counts)
@@ -98,15 +98,17 @@ def rebuild_window(pipe: Pipeline, experiences: list[Experience], order: list[in
     return Window(experiences=experiences, order=order, micro_batches=units, local_tokens=local, step_tokens=step)
 
 
-def _kl_acts(pipe: Pipeline) -> dict[str, bool]:
-    return {task: kl_acts(pipe.args, own.settings) for task, own in pipe.algorithms.items()}
+def _kl_acts(args: UniGRPOConfig, algorithms: dict[str, Algorithm]) -> dict[str, bool]:
+    return {task: kl_acts(args, own.settings) for task, own in algorithms.items()}
 
 
-def _draws_to_cut(pipe: Pipeline, experiences: list[Experience]) -> list[list[int]]:
+def _draws_to_cut(
+    args: UniGRPOConfig, algorithms: dict[str, Algorithm], experiences: list[Experience]
+) -> list[list[int]]:
     """The draws of each experience that need a unit; none of one that cannot move the policy."""
-    acts, draws = _kl_acts(pipe), []
+    acts, draws = _kl_acts(args, algorithms), []
     for own in experiences:
-        algorithm = pipe.algorithms[own.task]
+        algorithm = algorithms[own.task]
         moves = moves_policy(own, acts[own.task])
         draws.append(unit_draws(own, algorithm.mixes_draws, algorithm.tokenwise) if moves else [])
     return draws
