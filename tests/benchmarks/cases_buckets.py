@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -105,7 +106,8 @@ def gradients(bench: Bench, window: Window) -> dict[str, Tensor]:
 def backward(bench: Bench, rows: list[Experience], unit: Unit) -> None:
     """The loss of one unit as the trainer makes it where old = new."""
     batch = collate(rows, unit, 0, bench.policy, "cpu")
-    logps = score_tokens(bench.model, bench.policy, batch.canvas, batch.hidden, batch.target).logps
-    old = logps.detach()
-    terms = LOSS(logps, old, old, batch.advantages, batch.target, batch.weight, batch.completion_length)
+    scores = score_tokens(bench.model, bench.policy, batch.canvas, batch.hidden, batch.target)
+    old = scores.logps.detach()
+    given = replace(batch, old_logps=old, ref_logps=old, scored_tokens=None)
+    terms = LOSS(given, scores)
     terms.losses.sum().backward()
