@@ -76,11 +76,10 @@ class Table:
             algorithms=self.algorithms,
             policy=SimpleNamespace(attends_padding=False, pad_token_id=0, mask_token_id=1),
             gather=lambda values: values,
-            rewards=SimpleNamespace(weights=[1.0]),
             device="cpu",
             rank=0,
         )
-        self.A = compare(self.pipe, torch.tensor(rewards, dtype=torch.float64)[:, None]).values.tolist()
+        self.A = compare(args, [1.0], torch.tensor(rewards, dtype=torch.float64)[:, None]).values.tolist()
         self.k = args.num_iterations - 1
         self.noise = self._draw()
         self.target = [
