@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from .algorithm.likelihood import score_tokens
 from .config.arguments import UniGRPOConfig
 from .config.build import build_algorithms
 from .data.image_codes import ImageCodec, tokenizer_name
@@ -28,7 +27,7 @@ from .models.reference import reference_context
 from .rollout.pipeline import Pipeline
 from .rollout.rewards import ModelReward
 from .training import evaluation
-from .training.batches import Batch, Unit, collate
+from .training.batches import Batch, Unit, collate, score_batch
 from .training.callbacks import UniGRPOProgress, reference_update, save_completions, show_completions
 from .training.check_datasets import CheckedDatasets
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
@@ -41,6 +40,7 @@ from .training.finite import FiniteGuard
 from .training.loader import WindowLoader, WindowSampler
 from .training.metrics import Metrics
 from .training.old_and_reference import exact_reference
+from .training.old_policy import compared, without_moved_sampler
 from .training.setup import (
     check_arguments,
     default_learning_rate,
@@ -49,7 +49,7 @@ from .training.setup import (
     trainable,
     warn_of_waits,
 )
-from .types import keyed_generator
+from .types import Experience, keyed_generator
 
 
 class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
@@ -213,7 +213,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         position = self._micro_step % self._window_length
         if position == 0:
             number = self._micro_step // self._window_length
-            self._window = make_experience(self.pipeline(), inputs, number, self._metrics)
+            unscored = 0 if self._window is None else self._window.unscored
+            self._window = make_experience(self.pipeline(), inputs, number, self._metrics, unscored)
             self._show_window()
         k, step = divmod(position, self.args.steps_per_generation)
         parts = [partial(self._policy_loss, model, unit, k, step) for unit in self._window.micro_batches[step]]
@@ -244,51 +245,47 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         return loss.detach()
 
     def _policy_loss(self, model: nn.Module, unit: Unit, k: int, step: int) -> Tensor:
-        window, task = self._window, self._window.rows[unit.rows[0]].task
+        window, task = self._window, self._window.experiences[unit.indices[0]].task
         algorithm = self.algorithms[task]
-        batch = collate(window.rows, unit, k, self.policy, self.args.device, algorithm.mixes_draws)
+        batch = collate(window.experiences, unit, k, self.policy, self.args.device, algorithm.mixes_draws)
         batch = replace(batch, tokens_per_row=window.tokens_per_row(algorithm.loss.loss_type, step, k, task))
-        if batch.old_logps is None and (k > 0 or step >= self.args.gradient_accumulation_steps):
-            # The policy has moved, and nobody asked for its old log-probabilities.
-            batch = replace(batch, sampling_logps=None)
-        loss, outputs = self.compute_loss(model, batch, return_outputs=True)
-        self._guard.check_loss(outputs["terms"].rows.detach(), unit, window.rows, k, window.table)
+        batch = without_moved_sampler(batch, self.args, k, step)
+        loss, found = self.compute_loss(model, batch, return_outputs=True)
+        self._guard.check_loss(found["terms"].losses.detach(), unit, window.experiences, k, window.table)
+        if not unit.dummy:
+            loss_metrics(self._metrics, algorithm, **found)
         return loss
 
     def _denoising_losses(self, model: nn.Module) -> list[Callable[[], Tensor]]:
         """The auxiliary term of this micro-step, one part a unit."""
         pipe = self.pipeline()
-        rows, units = demonstrations(pipe, self.sft_dataset, self._micro_step)
-        return [partial(demonstration_loss, pipe, model, rows, unit, self._metrics, self._guard) for unit in units]
+        experiences, units = demonstrations(pipe, self.sft_dataset, self._micro_step)
+        return [partial(self._denoising_loss, pipe, model, experiences, unit) for unit in units]
+
+    def _denoising_loss(self, pipe: Pipeline, model: nn.Module, experiences: list[Experience], unit: Unit) -> Tensor:
+        loss, losses = demonstration_loss(pipe, model, experiences, unit)
+        self._guard.check_given(losses, unit, experiences)
+        if not unit.dummy:
+            self._metrics.add("sft_loss", losses.mean(), weight=len(unit.indices))
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, dict]:
-        """The unit's share of the optimizer step's loss: a sum over rows / (nominal rows of the step), times ranks."""
+        """The unit's share of the optimizer step's loss: a sum over its answers / (nominal answers of the step), times ranks.
+
+        What it found on the way goes with it: the ``batch`` with what was compared, its ``scores``, the loss's ``terms``.
+        """
         algorithm = self.algorithms[inputs.canvas.task]
         settings = algorithm.settings
-        noisy = (inputs.canvas, inputs.hidden, inputs.target, inputs.noisy_ids)
-        law = (settings.temperature, settings.likelihood_guidance)
         ref_logprobs = exact_reference(self._reference, self.policy, self.algorithms, inputs)
-        scores = score_tokens(model, self.policy, *noisy, *law, ref_logprobs, inputs.known)
-        old_logps = scores.logps.detach() if inputs.old_logps is None else inputs.old_logps
-        terms = algorithm.loss(
-            scores.logps,
-            old_logps,
-            old_logps if settings.kl_reference == "old" else inputs.ref_logps,
-            inputs.advantages,
-            inputs.target,
-            inputs.weight,
-            inputs.completion_length,
-            scores.kl,
-            inputs.scored_tokens,
-            inputs.tokens_per_row,
-        )
-        if not inputs.dummy:
-            loss_metrics(self._metrics, algorithm, inputs, scores, terms, old_logps)
-        rows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        loss = settings.loss_weight * (terms.rows * inputs.scale).sum() / rows_per_step
-        return (loss, {"scores": scores, "terms": terms}) if return_outputs else loss
+        law = (settings.temperature, settings.likelihood_guidance)
+        scores = score_batch(model, self.policy, inputs, *law, ref_logprobs)
+        batch = compared(inputs, scores, settings)
+        terms = algorithm.loss(batch, scores)
+        answers_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        loss = settings.loss_weight * (terms.losses * batch.scale).sum() / answers_per_step
+        return (loss, {"batch": batch, "scores": scores, "terms": terms}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: the batch of a micro-step is a list of prompts or empty."""
@@ -338,7 +335,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         samples = evaluation.held_out_answers(
             pipe, rows, self.args.num_generations_eval, self.args.per_device_eval_batch_size, metrics=collected
         )
-        metrics = evaluation.reward_summary(pipe, samples, metric_key_prefix, collected)
+        metrics = evaluation.reward_summary(
+            self.rewards, self.policy.stop_token_ids, samples, metric_key_prefix, collected
+        )
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -59,43 +59,41 @@ class TokenSpace:
         return allowed[torch.randint(len(allowed), (count,), generator=generator)]
 
 
-def _take(value: Any, rows: Tensor) -> Any:
-    """Rows of one record field: tensors and lists are row-first, dictionaries hold either, the rest is shared."""
-    if isinstance(value, Tensor):
-        return value[rows.to(value.device)]
-    if isinstance(value, _RowFirst):
-        return value.take(rows)
-    if isinstance(value, dict):
-        return {key: _take(item, rows) for key, item in value.items()}
-    if isinstance(value, list):
-        return [value[row] for row in rows.tolist()]
-    return value
+def take(record, indices: Tensor):
+    """The record restricted to the rows at ``indices`` (int64 ``[b]``), in that order.
+
+    Tensors and lists are row-first, dictionaries hold either, the rest is shared.
+    """
+
+    def taken(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[indices.to(value.device)]
+        if isinstance(value, Canvas):
+            return value.take(indices)
+        if isinstance(value, dict):
+            return {key: taken(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [value[index] for index in indices.tolist()]
+        return value
+
+    return replace(record, **{item.name: taken(getattr(record, item.name)) for item in fields(record)})
 
 
-class _RowFirst:
-    """Row selection and device moves shared by the batched records."""
+def to(record, device: torch.device | str):
+    """The record with every tensor on ``device``."""
 
-    __slots__ = ()
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor) or hasattr(value, "to"):
+            return value.to(device)
+        if isinstance(value, dict):
+            return {key: moved(item) for key, item in value.items()}
+        return value
 
-    def take(self, rows: Tensor):
-        """The record restricted to ``rows`` (int64 indices ``[b]``), in that order."""
-        return replace(self, **{item.name: _take(getattr(self, item.name), rows) for item in fields(self)})
-
-    def to(self, device: torch.device | str):
-        """The record with every tensor on ``device``."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor) or hasattr(value, "to"):
-                return value.to(device)
-            if isinstance(value, dict):
-                return {key: move(item) for key, item in value.items()}
-            return value
-
-        return replace(self, **{item.name: move(getattr(self, item.name)) for item in fields(self)})
+    return replace(record, **{item.name: moved(getattr(record, item.name)) for item in fields(record)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Canvas(_RowFirst):
+class Canvas:
     """What a policy reads and where it writes. All rows belong to one task.
 
     Attributes:
@@ -116,9 +114,12 @@ class Canvas(_RowFirst):
     position_ids: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    take = take
+    to = to
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout(_RowFirst):
+class Rollout:
     """A canvas that a sampler has filled.
 
     Attributes:
@@ -135,9 +136,12 @@ class Rollout(_RowFirst):
     sampling_logps: Tensor
     completions: list[Any]
 
+    take = take
+    to = to
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Noise(_RowFirst):
+class Noise:
     """Corruption as data: drawn once, used alike for the new, old and reference policy.
 
     Attributes:
@@ -165,9 +169,43 @@ class Noise(_RowFirst):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One answer to a dataset row, as rewards see it, and where it came from.
+
+    Attributes:
+        row: the dataset row.
+        completion: a text or an RGB picture.
+        completion_ids: its tokens that count.
+        task: one of ``TASKS``.
+        images: RGB pictures that the prompt asks about.
+        rollout: what it was decoded from (B = 1); None for an answer that no policy gave.
+        index: its place in the global window.
+        scores: raw rewards ``[F]`` of a held-out answer, scored with its batch.
+        lost: ``[F]`` bool, which of them failed.
+    """
+
+    row: dict[str, Any]
+    completion: Any
+    completion_ids: list[int]
+    task: str
+    images: list[Any] | None = None
+    rollout: Rollout | None = None
+    index: int = 0
+    scores: Tensor | None = None
+    lost: Tensor | None = None
+
+    @property
+    def for_reward(self) -> Any:
+        """Chat prompts get a one-message list, as in TRL; strings and images stay as they are."""
+        if isinstance(self.row["prompt"], str) or not isinstance(self.completion, str):
+            return self.completion
+        return [{"role": "assistant", "content": self.completion}]
+
+
 @dataclass(slots=True, kw_only=True)
 class Experience:
-    """One row of training data, unpadded, with everything that travels with it.
+    """The training data of one answer, unpadded, with everything that travels with it.
 
     Attributes:
         ids, attention_mask, fill_mask, completion_mask: ``[L]``; position_ids ``[L]`` or None.
@@ -202,6 +240,10 @@ class Experience:
     old_known: Tensor | None = None
     ref_logps: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def knows_old(self, k: int) -> bool:
+        """Whether ``old_logps`` of inner update ``k`` were computed."""
+        return self.old_known is not None and bool(self.old_known[k])
 
 
 def keyed_generator(*key: int | str) -> torch.Generator:

@@ -14,6 +14,7 @@ from unigrpo.config.arguments import UniGRPOConfig
 from unigrpo.config.build import build_algorithm
 from unigrpo.types import Canvas, Rollout, TokenSpace
 
+from ..support.records import terms_of
 from ..support.tiny import golden
 from ..support.tolerances import assert_rounding
 
@@ -78,7 +79,7 @@ def evaluate(loss, target, old, ref, advantages=None, **given):
     old = logps.detach() if old is None else ARRAYS[old].double()
     lengths = target.sum(dim=1).double()
     reference = None if ref is None else ARRAYS[ref].double()
-    terms = loss(logps, old, reference, advantages, target, target.double(), lengths, **given)
+    terms = terms_of(loss, logps, old, reference, advantages, target, target.double(), lengths, **given)
     return terms, logits
 
 
@@ -98,7 +99,7 @@ def test_d1_loss_and_gradient(case):
     old = None if about["num_iterations"] == 1 else "x.old_logp"
     tokens_per_row = float(target.sum()) / len(target)
     terms, logits = evaluate(loss, target, old, "x.ref_logp", tokens_per_row=tokens_per_row)
-    total = terms.rows.mean()
+    total = terms.losses.mean()
     total.backward()
     assert total.item() == pytest.approx(about["loss"], abs=1e-5)
     assert (logits.grad[:, START:] - ARRAYS[f"d1.{case}.grad_logits"]).abs().max() < 1e-5
@@ -150,13 +151,13 @@ def dllm_terms(case: str, preset: str):
     estimator = "k3" if about["k3"] else "k1"
     options = {"epsilon": about["eps"], "kl_estimator": estimator, "kl_reference": "old", "reduce": "per_draw"}
     policy, logits = evaluate(loss_of(preset, beta=0.0, **options), target, "x.old_logp", None)
-    policy.rows.mean().backward()
+    policy.losses.mean().backward()
     nothing = torch.zeros(len(target), dtype=torch.float64)
     kl, kl_logits = evaluate(loss_of(preset, beta=1.0, **options), target, "x.old_logp", "x.old_logp", nothing)
-    summed = (kl.rows * target.sum(dim=1)).mean()
+    summed = (kl.losses * target.sum(dim=1)).mean()
     summed.backward()
     return (
-        (policy.rows.mean().item(), logits.grad[:, START:]),
+        (policy.losses.mean().item(), logits.grad[:, START:]),
         (summed.item(), kl_logits.grad[:, START:]),
     )
 

@@ -25,6 +25,7 @@ from unigrpo.toy.exact import ExactLikelihood
 from unigrpo.types import Canvas, Noise, Rollout, TokenSpace, keyed_generator
 
 from ..support.parts import policy_loss
+from ..support.records import terms_of
 from ..support.tiny import tiny_model, tiny_processor
 
 
@@ -139,7 +140,8 @@ def evaluate(algorithm: Algorithm, answer: Answer, noise: Noise, sign: float = 1
     logps, samples = answer.scores(hidden), hidden.shape[1]
     loss = replace(algorithm.loss, surrogate=LogLikelihood(), beta=0.0)
     rows = count if algorithm.mixes_draws else count * samples
-    terms = loss(
+    terms = terms_of(
+        loss,
         *(logps.flatten(0, 1), torch.zeros(count * samples, logps.shape[2], dtype=torch.float64), None),
         torch.full((rows,), sign, dtype=torch.float64),
         target.flatten(0, 1),
@@ -147,7 +149,7 @@ def evaluate(algorithm: Algorithm, answer: Answer, noise: Noise, sign: float = 1
         torch.full((rows,), float(answer.n), dtype=torch.float64),
         tokens_per_row=float(answer.n),
     )
-    values = -sign * terms.rows
+    values = -sign * terms.losses
     return values if algorithm.mixes_draws else values.view(count, samples).mean(dim=1)
 
 
@@ -526,10 +528,10 @@ def test_gradient_of_the_loss_against_finite_differences(surrogate, level, reduc
 
     def total(values: Tensor) -> Tensor:
         compared = values - shift if surrogate == "cispo" else old
-        terms = loss(values, compared, *rest, tokens_per_row=2.5)
+        terms = terms_of(loss, values, compared, *rest, tokens_per_row=2.5)
         kinks = torch.tensor([0.8, 1.3, getattr(loss.surrogate, "delta", None) or 9.0, math.exp(-2), math.exp(2)])
         assert float((terms.ratio[:, None] - kinks).abs().min()) > 1e-4
-        return (terms.rows * torch.tensor([1.0, 0.7, -0.4, 1.9])[: len(terms.rows)]).sum()
+        return (terms.losses * torch.tensor([1.0, 0.7, -0.4, 1.9])[: len(terms.losses)]).sum()
 
     assert torch.autograd.gradcheck(total, (logps,), eps=1e-6, atol=1e-7, rtol=1e-5, fast_mode=True)
 
@@ -578,8 +580,8 @@ def test_summed_over_all_answers_it_is_the_gradient_of_the_expected_reward(surro
     loss = replace(algorithm.loss, surrogate=SURROGATES[surrogate](), importance_sampling_level=level)
     for baseline in (0.0, 0.4):
         advantages, lengths = rewards - baseline, torch.full((len(rewards),), float(SIZE), dtype=torch.float64)
-        terms = loss(logps, logps.detach(), None, advantages, target, weight.double(), lengths)
-        mean = terms.rows * (1 if level == "sequence_sum" else SIZE)
+        terms = terms_of(loss, logps, logps.detach(), None, advantages, target, weight.double(), lengths)
+        mean = terms.losses * (1 if level == "sequence_sum" else SIZE)
         found = torch.autograd.grad(-(probability.detach() * mean).sum(), weights, retain_graph=True)[0]
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
     assert float(expected.abs().max()) > 1e-3

@@ -15,6 +15,7 @@ from unigrpo.types import TokenSpace
 
 from ..support.heads import SIZE, SPACES, VOCAB, problem, relative, worst
 from ..support.parts import policy_loss
+from ..support.records import terms_of
 from ..support.tiny import tiny_model, tiny_processor
 
 
@@ -203,10 +204,10 @@ def test_hand_table(level, normalization):
         length_normalization=normalization,
     )
     lengths, advantages = torch.tensor([4.0, 5.0]), torch.tensor([2.0, -1.0])
-    terms = loss(logps, logps.detach(), None, advantages, target, target.float(), lengths, exact)
-    assert terms.rows.tolist() == pytest.approx(rows)
+    terms = terms_of(loss, logps, logps.detach(), None, advantages, target, target.float(), lengths, exact)
+    assert terms.losses.tolist() == pytest.approx(rows)
     assert terms.kl.tolist() == pytest.approx(kls)
-    terms.rows.sum().backward()
+    terms.losses.sum().backward()
     divisor = lengths if normalization == "completion" else torch.tensor([2.0, 1.0])
     expected = torch.where(target, 0.5 / divisor[:, None], 0.0)
     assert torch.allclose(exact.grad, expected)

@@ -11,6 +11,7 @@ from jaxtyping import TypeCheckError
 from unigrpo.algorithm.loss import kl_estimate
 
 from ..support.parts import policy_loss
+from ..support.records import terms_of
 from ..support.tiny import golden
 
 
@@ -34,7 +35,8 @@ def golden_terms(level: str, normalization: str):
         importance_sampling_level=level,
         length_normalization=normalization,
     )
-    terms = loss(
+    terms = terms_of(
+        loss,
         logps,
         arrays["x.old_logp"].double(),
         arrays["x.ref_logp"].double(),
@@ -50,7 +52,7 @@ def golden_terms(level: str, normalization: str):
 def test_golden_loss_and_gradient(level, normalization):
     arrays, about = golden("g7_rl")
     terms, logits, _, _ = golden_terms(level, normalization)
-    loss = terms.rows.mean()
+    loss = terms.losses.mean()
     loss.backward()
     name = f"unigrpo.{level}.{normalization}"
     assert abs(loss.item() - about[name]["loss"]) < 1e-6
@@ -98,7 +100,8 @@ def evaluate(ratios, advantage, *, epsilon=0.2, epsilon_high=0.2, ref=None, beta
     target = torch.ones_like(old, dtype=torch.bool)
     loss = policy_loss(epsilon=epsilon, epsilon_high=epsilon_high, beta=beta, **options)
     ref = None if ref is None else torch.tensor([ref], dtype=torch.float64)
-    terms = loss(
+    terms = terms_of(
+        loss,
         logps,
         old,
         ref,
@@ -119,45 +122,45 @@ def test_clipping_table():
     """Four ratios and both signs: clipping acts only where it removes an incentive."""
     ratios = [0.5, 0.9, 1.1, 1.5]
     positive, logps = evaluate(ratios, 2.0)
-    assert positive.rows.item() == pytest.approx(-2.0 * (0.5 + 0.9 + 1.1 + 1.2) / 4)
+    assert positive.losses.item() == pytest.approx(-2.0 * (0.5 + 0.9 + 1.1 + 1.2) / 4)
     assert positive.clipped_high.tolist() == [False, False, False, True]
     assert not bool(positive.clipped_low.any())
-    positive.rows.sum().backward()
+    positive.losses.sum().backward()
     assert logps.grad[0].tolist() == pytest.approx([-0.25, -0.45, -0.55, 0.0])
 
     negative, logps = evaluate(ratios, -2.0)
-    assert negative.rows.item() == pytest.approx(2.0 * (0.8 + 0.9 + 1.1 + 1.5) / 4)
+    assert negative.losses.item() == pytest.approx(2.0 * (0.8 + 0.9 + 1.1 + 1.5) / 4)
     assert negative.clipped_low.tolist() == [True, False, False, False]
     assert not bool(negative.clipped_high.any())
-    negative.rows.sum().backward()
+    negative.losses.sum().backward()
     assert logps.grad[0].tolist() == pytest.approx([0.0, 0.45, 0.55, 0.75])
 
 
 def test_log_ratios_to_the_reference_are_cut_too():
     """One token at log p = -100 where the reference says -0.1: k3 of x cut at 10 is e^10 - 11 and has no gradient."""
     free, _ = evaluate([1.0], 0.0, ref=[40.0], beta=1.0)
-    assert free.rows.item() == pytest.approx(math.exp(42) - 43)
+    assert free.losses.item() == pytest.approx(math.exp(42) - 43)
     cut, logps = evaluate([1.0], 0.0, ref=[40.0], beta=1.0, log_ratio_clip=10.0)
-    assert cut.rows.item() == pytest.approx(math.exp(10) - 11)
-    cut.rows.sum().backward()
+    assert cut.losses.item() == pytest.approx(math.exp(10) - 11)
+    cut.losses.sum().backward()
     assert logps.grad.item() == 0.0
 
 
 def test_epsilon_high_moves_only_the_upper_bound():
     wide, _ = evaluate([0.5, 1.5], 1.0, epsilon_high=0.4)
-    assert wide.rows.item() == pytest.approx(-(0.5 + 1.4) / 2)
+    assert wide.losses.item() == pytest.approx(-(0.5 + 1.4) / 2)
     assert wide.clipped_high.tolist() == [False, True]
     loose, _ = evaluate([0.5, 1.5], 1.0, epsilon_high=0.6)
-    assert loose.rows.item() == pytest.approx(-(0.5 + 1.5) / 2)
+    assert loose.losses.item() == pytest.approx(-(0.5 + 1.5) / 2)
     assert not bool(loose.clipped_high.any())
     low, _ = evaluate([0.5, 1.5], -1.0, epsilon_high=0.6)
-    assert low.rows.item() == pytest.approx((0.8 + 1.5) / 2)
+    assert low.losses.item() == pytest.approx((0.8 + 1.5) / 2)
 
 
 def test_sequence_ratio_is_the_exponential_of_the_mean():
     terms, _ = evaluate([1.0, math.e**0.2], 3.0, importance_sampling_level="sequence", epsilon_high=0.5)
     assert terms.ratio.tolist() == pytest.approx([math.exp(0.1)])
-    assert terms.rows.item() == pytest.approx(-3.0 * math.exp(0.1))
+    assert terms.losses.item() == pytest.approx(-3.0 * math.exp(0.1))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,7 @@ def test_kl_estimators(estimator, formula):
     terms, _ = evaluate([1.0] * 5, 0.0, ref=[-2.0 + x for x in points], beta=0.5, kl_estimator=estimator)
     mean = sum(formula(x) for x in points) / 5
     assert terms.kl.item() == pytest.approx(mean)
-    assert terms.rows.item() == pytest.approx(0.5 * mean)
+    assert terms.losses.item() == pytest.approx(0.5 * mean)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -185,9 +188,9 @@ def test_row_without_target_is_zero_and_has_a_finite_gradient(level, normalizati
     )
     old, ref = torch.full((2, 2), -60.0), torch.full((2, 2), 80.0)
     old[1], ref[1] = logps.detach()[1], logps.detach()[1] - 0.5
-    terms = loss(logps, old, ref, torch.tensor([5.0, 1.0]), target, target.float(), torch.tensor([0.0, 2.0]))
-    terms.rows.sum().backward()
-    assert terms.rows[0].item() == 0.0
+    terms = terms_of(loss, logps, old, ref, torch.tensor([5.0, 1.0]), target, target.float(), torch.tensor([0.0, 2.0]))
+    terms.losses.sum().backward()
+    assert terms.losses[0].item() == 0.0
     assert terms.kl[0].item() == 0.0
     assert logps.grad[0].tolist() == [0.0, 0.0]
     assert bool(logps.grad[1].isfinite().all())
@@ -203,8 +206,8 @@ def test_ratio_one_gives_minus_the_mean_advantage(level):
     target[:, 0] = True
     advantages = torch.tensor([3.0, -1.0, 0.5, 2.0, 0.25])
     loss = policy_loss(epsilon=0.2, epsilon_high=0.2, importance_sampling_level=level)
-    terms = loss(logps, logps.clone(), None, advantages, target, target.float(), torch.full((5,), 9.0))
-    assert terms.rows.mean().item() == pytest.approx(-advantages.mean().item(), abs=1e-6)
+    terms = terms_of(loss, logps, logps.clone(), None, advantages, target, target.float(), torch.full((5,), 9.0))
+    assert terms.losses.mean().item() == pytest.approx(-advantages.mean().item(), abs=1e-6)
     assert terms.ratio.eq(1.0).all()
 
 
@@ -212,16 +215,23 @@ def test_weight_scales_a_token():
     logps = torch.zeros(1, 2)
     weight, target = torch.tensor([[2.0, 0.5]]), torch.ones(1, 2, dtype=torch.bool)
     loss = policy_loss(epsilon=0.2, epsilon_high=0.2)
-    terms = loss(logps, logps, None, torch.tensor([1.0]), target, weight, torch.tensor([2.0]))
-    assert terms.rows.item() == pytest.approx(-(2.0 + 0.5) / 2)
+    terms = terms_of(loss, logps, logps, None, torch.tensor([1.0]), target, weight, torch.tensor([2.0]))
+    assert terms.losses.item() == pytest.approx(-(2.0 + 0.5) / 2)
 
 
 def test_shapes_are_checked():
     target = torch.ones(2, 3, dtype=torch.bool)
     values = torch.zeros(2, 3)
     with pytest.raises(TypeCheckError):
-        policy_loss(epsilon=0.2, epsilon_high=0.2)(
-            values, values, None, torch.zeros(3), target, target.float(), torch.ones(2)
+        terms_of(
+            policy_loss(epsilon=0.2, epsilon_high=0.2),
+            values,
+            values,
+            None,
+            torch.zeros(3),
+            target,
+            target.float(),
+            torch.ones(2),
         )
 
 
@@ -229,14 +239,14 @@ def test_summed_ratio_is_the_exponential_of_the_sum():
     """Clipping acts on the whole row's ratio; the gradient reaches each token with the ratio itself."""
     terms, logps = evaluate([math.e**0.1, math.e**-0.3, math.e**0.15], 3.0, importance_sampling_level="sequence_sum")
     assert terms.ratio.tolist() == pytest.approx([math.exp(-0.05)])
-    assert terms.rows.item() == pytest.approx(-3.0 * math.exp(-0.05))
-    terms.rows.sum().backward()
+    assert terms.losses.item() == pytest.approx(-3.0 * math.exp(-0.05))
+    terms.losses.sum().backward()
     assert logps.grad[0].tolist() == pytest.approx([-3.0 * math.exp(-0.05)] * 3)
     high, logps = evaluate([1.2, 1.2], 3.0, importance_sampling_level="sequence_sum")
     assert high.ratio.tolist() == pytest.approx([1.44])
-    assert high.rows.item() == pytest.approx(-3.0 * 1.2)
+    assert high.losses.item() == pytest.approx(-3.0 * 1.2)
     assert high.clipped_high.tolist() == [True]
-    high.rows.sum().backward()
+    high.losses.sum().backward()
     assert logps.grad[0].tolist() == [0.0, 0.0]
 
 
@@ -245,4 +255,4 @@ def test_summed_kl_estimate_is_that_of_the_sums():
     terms, _ = evaluate([1.0, 1.0], 0.0, ref=[-2.3, -1.9], beta=0.5, importance_sampling_level="sequence_sum")
     expected = math.exp(-0.2) + 0.2 - 1
     assert terms.kl.item() == pytest.approx(expected)
-    assert terms.rows.item() == pytest.approx(0.5 * expected)
+    assert terms.losses.item() == pytest.approx(0.5 * expected)

@@ -20,6 +20,7 @@ from unigrpo.algorithm.surrogates import SURROGATES, objective_of
 from unigrpo.training.evaluation import bootstrap
 
 from ..support.parts import estimator_of, part_of, policy_loss
+from ..support.records import terms_of
 
 
 pytestmark = pytest.mark.smoke
@@ -223,8 +224,8 @@ def losses(draw, options: dict | None = None):
 
 def rows_with_gradients(terms: LossTerms, logps: torch.Tensor):
     """Loss and gradient ``[m / b, L]`` of each row; a row has no part in another's."""
-    terms.rows.sum().backward()
-    return zip(terms.rows.tolist(), logps.grad.view(len(terms.rows), -1, logps.shape[1]), strict=True)
+    terms.losses.sum().backward()
+    return zip(terms.losses.tolist(), logps.grad.view(len(terms.losses), -1, logps.shape[1]), strict=True)
 
 
 @settings(bounded, max_examples=250)
@@ -232,7 +233,7 @@ def rows_with_gradients(terms: LossTerms, logps: torch.Tensor):
 def test_a_finite_loss_has_a_finite_gradient_and_an_empty_row_neither(case):
     loss, arguments = case
     target = arguments["target"].view(len(arguments["advantages"]), -1)
-    terms = loss(**arguments)
+    terms = terms_of(loss, **arguments)
     bound = loss.beta == 0 and (arguments["advantages"] >= 0).all()
     for (value, gradient), scored in zip(rows_with_gradients(terms, arguments["logps"]), target, strict=True):
         if math.isfinite(value):
@@ -249,7 +250,7 @@ def test_a_finite_loss_has_a_finite_gradient_and_an_empty_row_neither(case):
 def test_with_log_ratio_clip_every_loss_is_finite(case, advantage):
     loss, arguments = case
     arguments["advantages"] = torch.full_like(arguments["advantages"], advantage)
-    for value, gradient in rows_with_gradients(loss(**arguments), arguments["logps"]):
+    for value, gradient in rows_with_gradients(terms_of(loss, **arguments), arguments["logps"]):
         assert math.isfinite(value) and bool(gradient.isfinite().all())
 
 
@@ -264,9 +265,9 @@ def test_what_is_not_scored_may_be_anything(case, garbage):
             if own[key] is not None:
                 own[key] = own[key].detach().masked_fill(~own["target"], filler)
         own["logps"].requires_grad_()
-        terms = loss(**own)
-        terms.rows.sum().backward()
-        results.append((terms.rows.detach(), own["logps"].grad))
+        terms = terms_of(loss, **own)
+        terms.losses.sum().backward()
+        results.append((terms.losses.detach(), own["logps"].grad))
     for clean, dirty in zip(*results, strict=True):
         assert torch.equal(clean.nan_to_num(7.0), dirty.nan_to_num(7.0))
 
@@ -276,9 +277,9 @@ def one_token(log_ratio: float, advantage: float, dtype=torch.float32, **options
     logps = torch.tensor([[log_ratio]], dtype=dtype, requires_grad=True)
     loss = policy_loss(epsilon=0.2, epsilon_high=0.3, **options)
     one, yes = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)
-    terms = loss(logps, torch.zeros(1, 1, dtype=dtype), None, torch.tensor([advantage]), yes, one, one[0])
-    terms.rows.sum().backward()
-    return terms.rows.item(), logps.grad.item(), terms
+    terms = terms_of(loss, logps, torch.zeros(1, 1, dtype=dtype), None, torch.tensor([advantage]), yes, one, one[0])
+    terms.losses.sum().backward()
+    return terms.losses.item(), logps.grad.item(), terms
 
 
 @pytest.mark.parametrize("log_ratio", [20.0, 89.0, 1e4])
@@ -313,7 +314,7 @@ def test_surrogates_of_any_precision_are_finite_for_positive_advantages(name, dt
 def test_half_precision_log_probabilities_are_computed_with_in_fp32(dtype):
     for surrogate in ("ppo", "linear_bound"):
         value, _, terms = one_token(12.0, -2.0, dtype, surrogate=surrogate)
-        assert terms.rows.dtype == torch.float32
+        assert terms.losses.dtype == torch.float32
         assert value == pytest.approx(2 * math.exp(12))
 
 
@@ -338,7 +339,7 @@ def test_a_loss_type_without_its_divisor_is_refused(loss_type, missing):
     loss = policy_loss(epsilon=0.2, epsilon_high=0.3, loss_type=loss_type, max_length=missing)
     zero, tokens = torch.zeros(1, 1), None if missing is None else float(missing)
     with pytest.raises(ValueError, match=f"loss_type='{loss_type}' needs (max_length|tokens_per_row), got {missing}"):
-        loss(zero, zero, None, zero[0], zero.bool(), zero, zero[0], tokens_per_row=tokens)
+        terms_of(loss, zero, zero, None, zero[0], zero.bool(), zero, zero[0], tokens_per_row=tokens)
 
 
 @bounded

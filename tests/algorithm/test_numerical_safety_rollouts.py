@@ -247,7 +247,7 @@ def logged(function, *arguments) -> dict[str, float]:
 def ratios(*values: float) -> LossTerms:
     nowhere, nothing = torch.zeros(1, len(values), dtype=torch.bool), torch.zeros(1)
     return LossTerms(
-        rows=nothing, kl=nothing, ratios=torch.tensor([values]), low=nowhere, high=nowhere, scored=~nowhere
+        losses=nothing, kl=nothing, ratios=torch.tensor([values]), low=nowhere, high=nowhere, scored=~nowhere
     )
 
 

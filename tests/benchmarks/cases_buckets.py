@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -98,14 +99,15 @@ def gradients(bench: Bench, window: Window) -> dict[str, Tensor]:
     """The gradient of each weight, summed over the units of ``window``."""
     bench.model.zero_grad(set_to_none=True)
     for unit in (unit for own in window.micro_batches for unit in own):
-        backward(bench, window.rows, unit)
+        backward(bench, window.experiences, unit)
     return {name: weight.grad.clone() for name, weight in bench.model.named_parameters() if weight.grad is not None}
 
 
 def backward(bench: Bench, rows: list[Experience], unit: Unit) -> None:
     """The loss of one unit as the trainer makes it where old = new."""
     batch = collate(rows, unit, 0, bench.policy, "cpu")
-    logps = score_tokens(bench.model, bench.policy, batch.canvas, batch.hidden, batch.target).logps
-    old = logps.detach()
-    terms = LOSS(logps, old, old, batch.advantages, batch.target, batch.weight, batch.completion_length)
-    terms.rows.sum().backward()
+    scores = score_tokens(bench.model, bench.policy, batch.canvas, batch.hidden, batch.target)
+    old = scores.logps.detach()
+    given = replace(batch, old_logps=old, ref_logps=old, scored_tokens=None)
+    terms = LOSS(given, scores)
+    terms.losses.sum().backward()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from unigrpo.samplers import MaskGIT
+from unigrpo.samplers.parity import PublicImageSampler
 from unigrpo.types import Canvas, TokenSpace
 
 from .expected import parts_of
@@ -18,13 +19,12 @@ from .plain import Clock, image_rollout
 GUIDANCE = 3.5
 
 
-def draw(bench: Bench, canvas: Canvas, reference: bool):
-    """The image of ``canvas``; in reference mode with the public code's random numbers."""
-    fill = MaskGIT(
+def draw(bench: Bench, canvas: Canvas, sampler: type[MaskGIT]):
+    """The image of ``canvas``."""
+    fill = sampler(
         steps=bench.sizes.image_steps,
         guidance_scale=GUIDANCE,
         remask_noise_decay="compound",
-        reference=reference,
     )
     return fill(bench.model, bench.policy, canvas, generators=streams(1))
 
@@ -52,8 +52,8 @@ def text_to_image(bench: Bench) -> list[Result]:
     timed = interleave(
         {
             "plain": lambda: plain_draw(bench, canvas, clock),
-            "reference": lambda: draw(bench, canvas, reference=True),
-            "production": lambda: draw(bench, canvas, reference=False),
+            "reference": lambda: draw(bench, canvas, PublicImageSampler),
+            "production": lambda: draw(bench, canvas, MaskGIT),
         },
         sizes.rounds,
     )
@@ -70,7 +70,7 @@ def text_to_image(bench: Bench) -> list[Result]:
         goal=5.0,
         floor=3.5,
         checks={"tokens equal": same},
-        note="ours: MaskGIT(reference=True), the plain sampler's random numbers",
+        note="ours: PublicImageSampler, the plain sampler's random numbers",
         extra={"plain_parts": parts},
     )
     production = replace(
@@ -79,7 +79,7 @@ def text_to_image(bench: Bench) -> list[Result]:
         kind=EXACT_LAW,
         ours=timed["production"].median,
         checks={"all codes": bool(inside.all())},
-        note="ours: MaskGIT(reference=False), draws for hidden positions alone",
+        note="ours: MaskGIT, draws for hidden positions alone",
         extra={},
     )
     return [reference, production]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unigrpo.algorithm.likelihood import score_tokens
-from unigrpo.algorithm.loss import PolicyLoss
+from unigrpo.algorithm.loss import LossBatch, PolicyLoss
 
 from .expected import parts_of
 from .measure import EXACT, Result, interleave
@@ -30,18 +30,18 @@ def update(bench: Bench, batch: UpdateBatch, old_pass: bool) -> Tensor:
     if old_pass:
         with torch.no_grad():
             old = score_tokens(*arguments).logps
-    logps = score_tokens(*arguments).logps
-    old = (old if old_pass else logps.detach()) + batch.old_shift
-    terms = LOSS(
-        logps,
-        old,
-        old,
-        batch.advantages,
-        batch.hidden,
-        batch.hidden.float(),
-        batch.canvas.fill_mask.sum(dim=1).float(),
+    scores = score_tokens(*arguments)
+    old = (old if old_pass else scores.logps.detach()) + batch.old_shift
+    given = LossBatch(
+        advantages=batch.advantages,
+        target=batch.hidden,
+        weight=batch.hidden.float(),
+        completion_length=batch.canvas.fill_mask.sum(dim=1).float(),
+        old_logps=old,
+        ref_logps=old,
     )
-    loss = terms.rows.mean()
+    terms = LOSS(given, scores)
+    loss = terms.losses.mean()
     loss.backward()
     return loss.detach()
 

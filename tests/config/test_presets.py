@@ -23,6 +23,7 @@ from unigrpo.training.window import rebuild_window
 from unigrpo.types import TASKS, Canvas, Experience, Rollout, TokenSpace
 
 from ..support.recipes import MINIMAL, recipe
+from ..support.records import terms_of
 
 
 pytestmark = [pytest.mark.smoke, pytest.mark.filterwarnings("ignore:algorithm .* does not read what was set")]
@@ -76,11 +77,10 @@ class Table:
             algorithms=self.algorithms,
             policy=SimpleNamespace(attends_padding=False, pad_token_id=0, mask_token_id=1),
             gather=lambda values: values,
-            rewards=SimpleNamespace(weights=[1.0]),
             device="cpu",
             rank=0,
         )
-        self.A = compare(self.pipe, torch.tensor(rewards, dtype=torch.float64)[:, None]).values.tolist()
+        self.A = compare(args, [1.0], torch.tensor(rewards, dtype=torch.float64)[:, None]).values.tolist()
         self.k = args.num_iterations - 1
         self.noise = self._draw()
         self.target = [
@@ -164,8 +164,9 @@ class Table:
             for unit in units:
                 batch = collate(rows, unit, self.k, self.pipe.policy, "cpu", self.algorithm.mixes_draws)
                 draws = range(self.noise.target.shape[2]) if unit.draw is None else [unit.draw]
-                terms = loss(
-                    torch.stack([rows[b].extra["new"][0, self.k, s] for b in unit.rows for s in draws]),
+                terms = terms_of(
+                    loss,
+                    torch.stack([rows[b].extra["new"][0, self.k, s] for b in unit.indices for s in draws]),
                     batch.old_logps,
                     batch.old_logps if settings.kl_reference == "old" else batch.ref_logps,
                     batch.advantages,
@@ -175,7 +176,7 @@ class Table:
                     scored_tokens=batch.scored_tokens,
                     tokens_per_row=window.tokens_per_row(loss.loss_type, step, self.k, self.task),
                 )
-                total += settings.loss_weight * (terms.rows * batch.scale).sum().item() / per_step
+                total += settings.loss_weight * (terms.losses * batch.scale).sum().item() / per_step
         return total
 
 

@@ -248,8 +248,8 @@ def test_other_forms_of_pictures_are_converted(make_trainer, stored):
         rows = Dataset.from_list(rows).cast_column("image", ImageFeature())
     trainer = make_trainer(rows=rows, max_steps=1, **PICTURES)
     trainer.train()
-    assert {row.task for row in trainer._window.rows} == {"mmu"}
-    assert trainer._window.rows[0].fill_mask.sum() == 12
+    assert {row.task for row in trainer._window.experiences} == {"mmu"}
+    assert trainer._window.experiences[0].fill_mask.sum() == 12
 
 
 @pytest.mark.smoke

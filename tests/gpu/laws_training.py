@@ -44,7 +44,7 @@ def unmoved(device: str, **options: Any) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_on(device, folder, learning_rate=0.0, **options)
         trainer.train()
-    if not all(bool(row.old_known[1:].all()) for row in trainer._window.rows):
+    if not all(bool(row.old_known[1:].all()) for row in trainer._window.experiences):
         return float("inf")
     logs = [log for log in trainer.state.log_history if "kl" in log]
     off = [max(abs(log["ratio/max"] - 1), abs(log["ratio/mean"] - 1), abs(log["kl"])) for log in logs]

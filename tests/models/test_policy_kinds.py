@@ -83,7 +83,7 @@ def test_ratio_is_one_and_kl_zero_at_the_start(build, noising, tmp_path):
 def test_the_advantage_says_where_the_log_probability_goes(build, advantage, tmp_path):
     trainer = make(build, tmp_path, beta=0.0)
     window = first_window(trainer)
-    for row in window.rows:
+    for row in window.experiences:
         row.advantage = advantage
 
     def scores() -> float:
@@ -147,7 +147,7 @@ def test_training_scores_a_block_causal_rollout_as_it_was_sampled(sampler, noisi
     window = first_window(trainer)
     add_old_and_reference(trainer.pipeline(), window, always_old=True)
     lengths = set()
-    for row in window.rows:
+    for row in window.experiences:
         scored = row.completion_mask & row.target[0].any(dim=0)
         assert torch.equal(scored, row.completion_mask) and int(row.target[0].sum()) == int(scored.sum())
         assert (row.old_logps[0].sum(dim=0) - row.sampling_logps)[scored].abs().max() < 1e-5
@@ -244,7 +244,7 @@ def test_random_tokens_are_uniform_and_only_where_hidden():
 def test_a_window_keeps_its_noise(tmp_path):
     """Corrupted ids differ from the answer at hidden positions alone; prompt tokens are hidden by noise as well."""
     trainer = make(uniform_noise, tmp_path, p_mask_prompt=0.5, num_noise_samples=2)
-    rows, prompt_tokens = first_window(trainer).rows, 0
+    rows, prompt_tokens = first_window(trainer).experiences, 0
     for row in rows:
         assert row.input_ids.shape == row.hidden.shape == (2, 2, len(row.ids))
         shown = row.ids.expand_as(row.input_ids)
@@ -253,7 +253,7 @@ def test_a_window_keeps_its_noise(tmp_path):
         assert not (row.target & ~row.fill_mask).any()
         prompt_tokens += int(((row.input_ids != shown) & ~row.fill_mask).sum())
     assert prompt_tokens > len(rows)
-    again = first_window(make(uniform_noise, tmp_path, p_mask_prompt=0.5, num_noise_samples=2)).rows
+    again = first_window(make(uniform_noise, tmp_path, p_mask_prompt=0.5, num_noise_samples=2)).experiences
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(rows, again, strict=True))
 
 
@@ -262,7 +262,7 @@ def test_trajectory_scores_are_not_the_samplers_without_a_mask_id(tmp_path):
     trainer = make(uniform_noise, tmp_path, noising="trajectory", num_noise_samples=0, reduce="per_token")
     window = first_window(trainer)
     add_old_and_reference(trainer.pipeline(), window, always_old=True)
-    row = window.rows[0]
+    row = window.experiences[0]
     assert (row.old_logps[0].sum(dim=0) - row.sampling_logps)[row.completion_mask].abs().max() > 1e-3
 
 

@@ -27,9 +27,10 @@ from unigrpo.errors import RecipeError
 from unigrpo.rewards import get_reward
 from unigrpo.rewards._attempts import RewardServiceError
 from unigrpo.rewards._http import MAX_ANSWER, Exchanges
-from unigrpo.rollout.rewards import Answer, RewardSet
+from unigrpo.rollout.rewards import RewardSet
 from unigrpo.runs.build import build_rewards
 from unigrpo.runs.recipe import load_recipe
+from unigrpo.types import Sample
 
 from ..support import ROOT
 from ..support.servers import in_turn, serving
@@ -563,9 +564,9 @@ def test_two_remotes_have_two_names():
         rewards = RewardSet(functions)
         assert rewards.names == ["remote", "style", "remote_2"]
         row = {"prompt": "p", "solution": "s"}
-        table = rewards.score([Answer(row=row, completion="abc", completion_ids=[1], task="text")] * 2)
-    assert table.tolist() == [[3.0] * 3] * 2
-    assert {"style/failed", "style/retries", "style/seconds", "remote/failed"} <= set(rewards.metrics)
+        found = rewards.score([Sample(row=row, completion="abc", completion_ids=[1], task="text")] * 2)
+    assert found.values.tolist() == [[3.0] * 3] * 2
+    assert {"style/failed", "style/retries", "style/seconds", "remote/failed"} <= set(found.metrics)
     assert seen.bodies[0] == {
         "prompts": ["p"] * 2,
         "completions": ["abc"] * 2,
@@ -593,8 +594,8 @@ def test_both_are_named_in_a_recipe(tmp_path):
     with serving(answer) as seen:
         (tmp_path / "recipe.yaml").write_text(RECIPE.replace("URL", seen.url))
         rewards = RewardSet(build_rewards(load_recipe(str(tmp_path / "recipe.yaml"), [])))
-        rows = [Answer(row={"prompt": "p", "solution": 1}, completion="c", completion_ids=[1], task="text")]
-        assert rewards.names == ["judge", "remote"] and rewards.score(rows).tolist() == [[4.0, 0.5]]
+        rows = [Sample(row={"prompt": "p", "solution": 1}, completion="c", completion_ids=[1], task="text")]
+        assert rewards.names == ["judge", "remote"] and rewards.score(rows).values.tolist() == [[4.0, 0.5]]
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("model: m, ", ""))
     with pytest.raises(RecipeError, match=r"args of 'judge': .*'model'"):
         build_rewards(load_recipe(str(tmp_path / "recipe.yaml"), []))

@@ -26,11 +26,13 @@ from unigrpo.errors import RewardError
 from unigrpo.rewards import math_correctness
 from unigrpo.rewards._math_process import WORKER
 from unigrpo.rollout.bounded_call import GRACE
-from unigrpo.rollout.rewards import Answer, RewardSet
+from unigrpo.rollout.reward_faults import fault_metrics
+from unigrpo.rollout.rewards import RewardSet
 from unigrpo.runs.build import ForTask
 from unigrpo.training.evaluation import comparable, held_out_answers, reward_summary
 from unigrpo.training.metrics import Metrics
 from unigrpo.training.setup import warn_of_waits
+from unigrpo.types import Sample
 
 from ..support import ROOT
 from ..support.processes import played
@@ -38,9 +40,9 @@ from ..support.tiny import low_ids, prompts, tiny_model, tiny_processor
 from ..support.tolerances import FP32
 
 
-def answers(count: int = 3, **columns) -> list[Answer]:
+def answers(count: int = 3, **columns) -> list[Sample]:
     rows = [{"prompt": f"question {i}", **{key: own[i] for key, own in columns.items()}} for i in range(count)]
-    return [Answer(row=row, completion=f"answer {i}", completion_ids=[i], task="text") for i, row in enumerate(rows)]
+    return [Sample(row=row, completion=f"answer {i}", completion_ids=[i], task="text") for i, row in enumerate(rows)]
 
 
 def good(completions, **_):
@@ -155,12 +157,12 @@ def test_a_failed_call_ends_the_run_or_costs_this_reward_alone(reward, message):
         RewardSet(functions=[good, reward]).score(answers())
     rewards = RewardSet(functions=[good, reward, good_later], on_error="none")
     with pytest.warns(UserWarning, match=message + r".*'question 0'.*goes on.*rewards/\w+/errors"):
-        scores = rewards.score(answers())
+        found = rewards.score(answers())
+    scores = found.values
     assert scores[:, [0, 2]].tolist() == [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
     assert bool(scores[:, 1].isnan().all())
-    assert rewards.lost.tolist() == [False, True, False]
-    assert rewards.faults.take().tolist() == [[0, 0], [3, 0], [0, 0]]
-    assert rewards.faults.take().tolist() == [[0, 0]] * 3
+    assert found.lost.tolist() == [False, True, False]
+    assert found.faults.tolist() == [[0, 0], [3, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -185,19 +187,20 @@ def test_a_wrong_score_ends_the_run_or_costs_its_row(value, message):
         RewardSet(functions=[reward, good]).score(answers())
     rewards = RewardSet(functions=[reward, good], on_error="none")
     with pytest.warns(UserWarning, match=rf"'odd' {message}"):
-        scores = rewards.score(answers())
+        found = rewards.score(answers())
+    scores = found.values
     assert scores[0].tolist() == [0.5, 1.0]
     assert bool(scores[1].isnan().all()), (
         "with its other reward alone it would be compared with answers that have both"
     )
     assert math.isnan(scores[2, 0]) and scores[2, 1] == 3.0, "None is no fault"
-    assert rewards.faults.take().tolist() == [[1, 0], [0, 0]]
-    assert not rewards.lost.any()
+    assert found.faults.tolist() == [[1, 0], [0, 0]]
+    assert not found.lost.any()
 
 
 @pytest.mark.parametrize("values", [[True, 1, None], np.array([1.0, 0.5, 0.0]), [torch.tensor(1.0), np.int64(2), 3]])
 def test_what_is_a_number(values):
-    assert RewardSet(functions=[returning(values)]).score(answers()).shape == (3, 1)
+    assert RewardSet(functions=[returning(values)]).score(answers()).values.shape == (3, 1)
 
 
 HANGS = {
@@ -220,13 +223,13 @@ def test_a_hang_is_bounded(reward):
         RewardSet(**bounded).score(answers())
     rewards = RewardSet(**bounded, on_error="none")
     with pytest.warns(UserWarning, match=rf"'{name}' did not return within reward_timeout=0.2"):
-        scores = rewards.score(answers())
+        found = rewards.score(answers())
+    scores = found.values
     assert time.monotonic() - start < 0.4 + 2 * GRACE + 3.0
     assert scores[:, [0, 2]].tolist() == [[4.0, 1.0], [5.0, 2.0], [6.0, 3.0]]
     assert bool(scores[:, 1].isnan().all())
-    counts = rewards.faults.take()
-    assert counts.tolist() == [[0, 0], [3, 1], [0, 0]]
-    assert rewards.faults.metrics(counts, bounded=True)[f"rewards/{name}/timeouts"] == 1.0
+    assert found.faults.tolist() == [[0, 0], [3, 1], [0, 0]]
+    assert fault_metrics(rewards.names, found.faults, bounded=True)[f"rewards/{name}/timeouts"] == 1.0
 
 
 def test_an_async_reward_that_blocks_the_loop_is_bounded(monkeypatch):
@@ -234,7 +237,8 @@ def test_an_async_reward_that_blocks_the_loop_is_bounded(monkeypatch):
     rewards = RewardSet(functions=[blocks, good], on_error="none", timeout=0.2)
     start = time.monotonic()
     with pytest.warns(UserWarning, match="'blocks' did not return"):
-        scores = rewards.score(answers())
+        found = rewards.score(answers())
+    scores = found.values
     assert time.monotonic() - start < 2.0
     assert scores[:, 1].tolist() == [1.0, 2.0, 3.0]
 
@@ -258,14 +262,14 @@ def test_a_hang_outside_the_main_thread_is_left_behind():
     thread = threading.Thread(target=score)
     thread.start()
     thread.join(5)
-    assert results[0][:, 1].tolist() == [1.0, 2.0, 3.0] and bool(results[0][:, 0].isnan().all())
+    assert results[0].values[:, 1].tolist() == [1.0, 2.0, 3.0] and bool(results[0].values[:, 0].isnan().all())
     assert "'waits' did not return" in results[1][0]
     ended.set()
     deadline = time.monotonic() + 5
     while ended.is_set() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not ended.is_set(), "it goes on by itself"
-    assert rewards.metrics == {}, "what it logs then is dropped"
+    assert results[0].metrics == {}, "what it logs then is dropped"
 
 
 def test_the_bound_leaves_signals_and_timers_as_they_were():
@@ -286,7 +290,7 @@ def test_the_bound_leaves_signals_and_timers_as_they_were():
     try:
         with pytest.raises(RewardError, match="did not return within"):
             RewardSet(functions=[own_alarm], timeout=0.4).score(answers())
-        assert RewardSet(functions=[good], timeout=0.4).score(answers())[2, 0] == 3.0
+        assert RewardSet(functions=[good], timeout=0.4).score(answers()).values[2, 0] == 3.0
         time.sleep(0.1)
         assert seen == ["own"]
         assert signal.getsignal(signal.SIGURG) is handler
@@ -328,7 +332,7 @@ def test_a_process_ends_although_a_call_was_left_behind():
     code = """
 import asyncio, time
 from tests.rollout.test_misbehaving_rewards import RewardSet, answers, waits_for_thread
-print(RewardSet(functions=[waits_for_thread], on_error="none", timeout=0.1).score(answers()).isnan().all())
+print(RewardSet(functions=[waits_for_thread], on_error="none", timeout=0.1).score(answers()).values.isnan().all())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0 and "tensor(True)" in done.stdout, done.stderr
@@ -395,11 +399,11 @@ def test_each_reward_sees_the_original():
     photo = Image.new("RGB", (4, 4), (9, 8, 7))
     drawn = Image.new("RGB", (4, 4), (1, 2, 3))
 
-    def answer(number: int, completion) -> Answer:
+    def answer(number: int, completion) -> Sample:
         chat = [{"role": "user", "content": f"question {number}"}]
         meta = {"tags": [f"tag {number}"], "array": np.ones(2), "tensor": torch.ones(2)}
         row = {"prompt": chat, "meta": meta}
-        return Answer(row=row, completion=completion, completion_ids=[5, 6], task="mmu", images=[photo])
+        return Sample(row=row, completion=completion, completion_ids=[5, 6], task="mmu", images=[photo])
 
     rows = [answer(0, "yes"), answer(1, drawn)]
     state = SimpleNamespace(global_step=7, log_history=[{"loss": 1.0}])
@@ -417,7 +421,7 @@ def test_each_reward_sees_the_original():
 
     rewards = RewardSet(functions=[vandal, looks, vandal, looks])
     for _ in range(2):
-        rewards.score(rows, state)
+        found = rewards.score(rows, state)
     assert len(seen) == 4 and all(own == seen[0] for own in seen[1:])
     assert seen[0] == {
         "prompts": [[{"role": "user", "content": f"question {n}"}] for n in range(2)],
@@ -429,16 +433,16 @@ def test_each_reward_sees_the_original():
     }
     assert (photo.getpixel((0, 0)), drawn.getpixel((0, 0))) == ((9, 8, 7), (1, 2, 3))
     assert (state.global_step, state.log_history) == (7, [{"loss": 1.0}])
-    assert rewards.extras == {"seen": ["tag 0", "tag 1"]}
+    assert found.extras == {"seen": ["tag 0", "tag 1"]}
 
 
 def test_a_shared_picture_is_copied_once_and_a_broken_one_handed_on(tmp_path):
     photo = Image.effect_noise((64, 64), 50.0)
     photo.save(tmp_path / "photo.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "photo.png").read_bytes()[:500])
-    rows = [Answer(row={"prompt": "p"}, completion="c", completion_ids=[], task="mmu", images=[photo])] * 2
+    rows = [Sample(row={"prompt": "p"}, completion="c", completion_ids=[], task="mmu", images=[photo])] * 2
     broken = Image.open(tmp_path / "cut.png")
-    rows += [Answer(row={"prompt": "p"}, completion=broken, completion_ids=[], task="t2i")]
+    rows += [Sample(row={"prompt": "p"}, completion=broken, completion_ids=[], task="t2i")]
     seen = []
     RewardSet(functions=[lambda images, completions, **_: seen.extend([images, completions]) or good(images)]).score(
         rows
@@ -477,9 +481,10 @@ def test_a_wrong_log_ends_the_run_or_is_left_out(misuse):
         RewardSet(functions=[chatty]).score(answers())
     rewards = RewardSet(functions=[chatty], on_error="none")
     with pytest.warns(UserWarning, match=r"'chatty' called log_"):
-        assert rewards.score(answers()).tolist() == [[1.0], [2.0], [3.0]]
-    assert (rewards.extras, rewards.metrics) == ({"length": [1, 2, 3]}, {"calls": [2.0]})
-    assert rewards.faults.take().tolist() == [[1, 0]]
+        found = rewards.score(answers())
+    assert found.values.tolist() == [[1.0], [2.0], [3.0]]
+    assert (found.extras, found.metrics) == ({"length": [1, 2, 3]}, {"calls": [2.0]})
+    assert found.faults.tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize(
@@ -497,9 +502,9 @@ def test_logged_columns_have_one_kind_of_value(values, kept, tmp_path):
     from unigrpo.training.callbacks import save_completions
 
     rewards = RewardSet(functions=[lambda log_extra, **_: log_extra("why", values) or [1.0] * 3])
-    rewards.score(answers())
-    assert rewards.extras["why"] == kept
-    save_completions({"prompt": ["a"] * 3, "completion": ["b"] * 3, **rewards.extras}, tmp_path, 0)
+    found = rewards.score(answers())
+    assert found.extras["why"] == kept
+    save_completions({"prompt": ["a"] * 3, "completion": ["b"] * 3, **found.extras}, tmp_path, 0)
 
 
 def test_each_kind_of_fault_is_warned_of_once():
@@ -511,26 +516,26 @@ def test_each_kind_of_fault_is_warned_of_once():
     rewards = RewardSet(functions=[moody], on_error="none")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for _ in range(6):
-            rewards.score(answers())
+        counts = [rewards.score(answers()).faults.tolist() for _ in range(6)]
     assert [str(own.message).split(" ")[2] for own in caught] == ["raised", "returned", "returned"]
-    assert rewards.faults.take().tolist() == [[3 + 3 + 3 + 1 + 1 + 3, 0]]
+    assert counts == [[[count, 0]] for count in (3, 3, 3, 1, 1, 3)]
 
 
 # ---- rewards of one task ----
 
 
-def two_tasks() -> list[Answer]:
+def two_tasks() -> list[Sample]:
     rows = [({"prompt": "draw"}, "t2i"), ({"prompt": "add"}, "text"), ({"prompt": "carry"}, "text")]
-    return [Answer(row=row, completion="c", completion_ids=[], task=task) for row, task in rows]
+    return [Sample(row=row, completion="c", completion_ids=[], task=task) for row, task in rows]
 
 
 @pytest.mark.parametrize("reward", [raises, raises_later, returning([1.0] * 3), returning("ab")])
 def test_a_reward_of_one_task_is_named_with_a_prompt_of_that_task(reward):
     rewards = RewardSet(functions=[ForTask(reward, "text"), good], on_error="none")
     with pytest.warns(UserWarning, match=rf"reward '{reward.__name__}' .*prompt 'add'"):
-        scores = rewards.score(two_tasks())
-    assert rewards.faults.take().tolist() == [[2, 0], [0, 0]]
+        found = rewards.score(two_tasks())
+    scores = found.values
+    assert found.faults.tolist() == [[2, 0], [0, 0]]
     assert scores[:, 1].tolist() == [1.0, 2.0, 3.0]
 
 
@@ -542,8 +547,9 @@ def test_a_wrong_column_of_a_reward_of_one_task(values):
 
     rewards = RewardSet(functions=[ForTask(explains, "text")], on_error="none")
     with pytest.warns(UserWarning, match=r"log_extra\('why', ...\) with other than"):
-        scores = rewards.score(two_tasks())
-    assert scores[1:, 0].tolist() == [1.0, 2.0] and rewards.extras == {}
+        found = rewards.score(two_tasks())
+    scores = found.values
+    assert scores[1:, 0].tolist() == [1.0, 2.0] and found.extras == {}
 
 
 # ---- runs ----
@@ -600,9 +606,9 @@ def test_a_run_goes_on_without_the_bad_rows(make_trainer, fault, lost):
     logs = logs_of(trainer)
     assert [log["rewards/sometimes/errors"] for log in logs[::2]] == [0.0, float(lost), 0.0]
     assert [log["rewards/sometimes/timeouts"] for log in logs[::2]] == [0.0] * 3
-    active = [sum(row.active for row in window.rows) for window in windows]
+    active = [sum(row.active for row in window.experiences) for window in windows]
     assert active == [16, 16 - lost, 16]
-    assert all(row.advantage == 0.0 for row in windows[1].rows if not row.active)
+    assert all(row.advantage == 0.0 for row in windows[1].experiences if not row.active)
     assert logs[2].get("num_unscored_windows", 0.0) == float(lost == 16)
     assert all(math.isfinite(log["loss"]) for log in logs)
     if lost == 16:
@@ -703,7 +709,7 @@ def test_held_out_answers_follow_the_same_policy(make_trainer):
     with pytest.warns(UserWarning, match="'raises' raised KeyError"):
         samples = held_out_answers(trainer.pipeline(), rows, 1, 2, metrics=metrics)
     assert all(math.isnan(own.scores[0]) and math.isfinite(own.scores[1]) for own in samples)
-    found = reward_summary(trainer.pipeline(), samples, "eval", metrics)
+    found = reward_summary(trainer.rewards, trainer.policy.stop_token_ids, samples, "eval", metrics)
     assert (found["eval_rewards/raises/errors"], found["eval_rewards/low_ids/errors"]) == (4, 0), "of both batches"
     assert found["eval_reward"] == pytest.approx(sum(float(own.scores[1]) for own in samples) / 4)
     with pytest.raises(RewardError, match="'raises'"):
@@ -782,20 +788,20 @@ def test_ranks_end_together_or_go_on_together(tmp_path):
 
 def test_the_math_worker_ends_with_an_interrupted_reward():
     rows = answers(1, solution=["$2x$"])
-    hard = [Answer(row=rows[0].row, completion="\\boxed{9^{9^{9^9}}}", completion_ids=[], task="text")]
+    hard = [Sample(row=rows[0].row, completion="\\boxed{9^{9^{9^9}}}", completion_ids=[], task="text")]
 
     def patient(**columns):
         return math_correctness(**columns, timeout=30.0)
 
     rewards = RewardSet(functions=[patient], on_error="none")
-    right = [Answer(row=rows[0].row, completion="\\boxed{x+x}", completion_ids=[], task="text")]
+    right = [Sample(row=rows[0].row, completion="\\boxed{x+x}", completion_ids=[], task="text")]
     rewards.score(right)
     pid, rewards.timeout = WORKER.pid, 0.3
     with pytest.warns(UserWarning, match="'patient' did not return"):
         rewards.score(hard)
     assert not Path(f"/proc/{pid}").exists(), "killed, and reaped"
     rewards.timeout = 60.0
-    assert rewards.score(right).tolist() == [[1.0]]
+    assert rewards.score(right).values.tolist() == [[1.0]]
 
 
 def test_an_evaluation_without_any_score_has_a_reward_that_is_no_number(make_trainer):
@@ -822,12 +828,12 @@ def test_a_score_that_its_weight_makes_too_large_is_a_fault(on_error):
         return [3e38, 1.0]
 
     rewards = RewardSet(functions=[huge], weights=[2.0], on_error=on_error)
-    answers = [Answer(row={"prompt": own}, completion="c", completion_ids=[1], task="text") for own in ("p", "q")]
+    answers = [Sample(row={"prompt": own}, completion="c", completion_ids=[1], task="text") for own in ("p", "q")]
     if on_error == "raise":
         with pytest.raises(RewardError, match=r"'huge' returned 3e\+38, which is too large with a weight of 2.*'p'"):
             rewards.score(answers)
         return
-    scores = rewards.score(answers)
+    scores = rewards.score(answers).values
     assert scores[0].isnan().all() and scores[1].tolist() == [1.0]
 
 

@@ -12,24 +12,25 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from unigrpo.rollout.rewards import Answer, RewardSet, offload, resolve_reward, reward_name, without_weights
+from unigrpo.rollout.rewards import RewardSet, offload, resolve_reward, reward_name, without_weights
 from unigrpo.runs.build import ForTask
 from unigrpo.training.setup import reward_set
+from unigrpo.types import Sample
 
 from ..support.tiny import golden_tokenizer
 from ..support.tolerances import assert_rounding
 
 
-def answers(count: int = 3, **columns) -> list[Answer]:
+def answers(count: int = 3, **columns) -> list[Sample]:
     rows = [{"prompt": f"w{i}", **{key: values[i] for key, values in columns.items()}} for i in range(count)]
     return [
-        Answer(row=row, completion=f"answer {i}", completion_ids=[i, i + 1], task="text") for i, row in enumerate(rows)
+        Sample(row=row, completion=f"answer {i}", completion_ids=[i, i + 1], task="text") for i, row in enumerate(rows)
     ]
 
 
 def score(functions, rows=None, **options):
     functions = functions if isinstance(functions, list) else [functions]
-    return RewardSet(functions=functions, **options).score(answers() if rows is None else rows)
+    return RewardSet(functions=functions, **options).score(answers() if rows is None else rows).values
 
 
 def test_columns_arrive_by_name():
@@ -41,7 +42,7 @@ def test_columns_arrive_by_name():
 
     rows = answers(solution=["a", "b", "c"], level=[1, 2, 3], image=["x", "y", "z"])
     state = SimpleNamespace(global_step=7)
-    values = RewardSet(functions=[reward]).score(rows, state)
+    values = RewardSet(functions=[reward]).score(rows, state).values
     assert values.tolist() == [[1.0], [2.0], [3.0]]
     assert seen["prompts"] == ["w0", "w1", "w2"]
     assert seen["completions"] == ["answer 0", "answer 1", "answer 2"]
@@ -138,8 +139,8 @@ def test_result_that_is_no_list_names_the_reward(result):
 def test_chat_prompts_get_messages():
     chat = [{"role": "user", "content": "hello"}]
     rows = [
-        Answer(row={"prompt": chat}, completion="yes", completion_ids=[1], task="text"),
-        Answer(row={"prompt": "plain"}, completion="no", completion_ids=[2], task="text"),
+        Sample(row={"prompt": chat}, completion="yes", completion_ids=[1], task="text"),
+        Sample(row={"prompt": "plain"}, completion="no", completion_ids=[2], task="text"),
     ]
     seen = []
     score(lambda completions, **_: seen.extend(completions) or [0.0, 0.0], rows)
@@ -154,12 +155,12 @@ def test_extras_and_metrics_are_collected_anew_each_call():
         return [0.0] * len(completions)
 
     rewards = RewardSet(functions=[reward])
-    rewards.score(answers())
-    assert rewards.extras == {"extracted": [8, 8, 8]}
-    assert rewards.metrics == {"parsed": [1.0, 0.0]}
-    rewards.score(answers(1))
-    assert rewards.extras == {"extracted": [8]}
-    assert rewards.metrics == {"parsed": [1.0, 0.0]}
+    found = rewards.score(answers())
+    assert found.extras == {"extracted": [8, 8, 8]}
+    assert found.metrics == {"parsed": [1.0, 0.0]}
+    found = rewards.score(answers(1))
+    assert found.extras == {"extracted": [8]}
+    assert found.metrics == {"parsed": [1.0, 0.0]}
 
 
 def test_no_answers_call_no_reward():
@@ -233,13 +234,13 @@ def judge_path(tmp_path):
     return str(path)
 
 
-def judge_answers() -> list[Answer]:
+def judge_answers() -> list[Sample]:
     chat = [{"role": "user", "content": "w5 w6"}]
     return [
-        Answer(row={"prompt": "w1 w2"}, completion=" w3", completion_ids=[3], task="text"),
-        Answer(row={"prompt": "w9"}, completion=" w8 w7 w6 w5", completion_ids=[8], task="text"),
-        Answer(row={"prompt": chat}, completion="w7", completion_ids=[7], task="text"),
-        Answer(row={"prompt": "w1"}, completion=object(), completion_ids=[1], task="t2i"),
+        Sample(row={"prompt": "w1 w2"}, completion=" w3", completion_ids=[3], task="text"),
+        Sample(row={"prompt": "w9"}, completion=" w8 w7 w6 w5", completion_ids=[8], task="text"),
+        Sample(row={"prompt": chat}, completion="w7", completion_ids=[7], task="text"),
+        Sample(row={"prompt": "w1"}, completion=object(), completion_ids=[1], task="t2i"),
     ]
 
 
@@ -253,7 +254,7 @@ def judged_alone(path: str) -> list[float]:
 def test_reward_model_by_path(judge_path):
     rewards = RewardSet(functions=[resolve_reward(judge_path)])
     assert rewards.names == ["tiny-judge"]
-    values = rewards.score(judge_answers()).squeeze(1)
+    values = rewards.score(judge_answers()).values.squeeze(1)
     expected = judged_alone(judge_path)
     assert len({round(value, 4) for value in expected}) == 3
     assert_rounding(values[:3], torch.tensor(expected))
@@ -262,11 +263,11 @@ def test_reward_model_by_path(judge_path):
 
 def test_reward_model_as_module(judge_path):
     model = BertForSequenceClassification.from_pretrained(judge_path)
-    by_path = RewardSet(functions=[resolve_reward(judge_path)]).score(judge_answers())
+    by_path = RewardSet(functions=[resolve_reward(judge_path)]).score(judge_answers()).values
     tokenizer = golden_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     for function in (resolve_reward(model), resolve_reward(model, tokenizer)):
-        values = RewardSet(functions=[function]).score(judge_answers())
+        values = RewardSet(functions=[function]).score(judge_answers()).values
         torch.testing.assert_close(values, by_path, equal_nan=True)
     model.config.name_or_path = ""
     with pytest.raises(ValueError, match=r"BertForSequenceClassification needs its tokenizer"):
@@ -319,13 +320,13 @@ def test_rewards_with_a_model_are_told_whether_to_wait_on_the_cpu(judge_path, on
 
 def test_an_offloaded_reward_model_is_on_its_device_for_a_call(judge_path, monkeypatch):
     card, seen = "cpu:0", []
-    expected = RewardSet(functions=[resolve_reward(judge_path)]).score(judge_answers())
+    expected = RewardSet(functions=[resolve_reward(judge_path)]).score(judge_answers()).values
     judge = resolve_reward(judge_path)
     move, forward = judge.model.to, judge.model.forward
     monkeypatch.setattr(judge.model, "to", lambda device: (seen.append(str(device)), move(device))[1])
     monkeypatch.setattr(judge.model, "forward", lambda **batch: (seen.append("scores"), forward(**batch))[1])
     assert judge.to(card) is judge and seen == [card]
-    values = RewardSet(functions=[judge]).score(judge_answers())
+    values = RewardSet(functions=[judge]).score(judge_answers()).values
     assert seen == [card, "scores"]
     # Kernels of the CPU round by how weights lie in memory.
     assert_rounding(values[:3], expected[:3])
@@ -335,7 +336,7 @@ def test_an_offloaded_reward_model_is_on_its_device_for_a_call(judge_path, monke
     assert seen == ["cpu"]
     for _ in range(2):
         seen.clear()
-        assert_rounding(RewardSet(functions=[judge]).score(judge_answers())[:3], expected[:3])
+        assert_rounding(RewardSet(functions=[judge]).score(judge_answers()).values[:3], expected[:3])
         assert seen == [card, "scores", "cpu"]
     seen.clear()
     monkeypatch.setattr(judge.model, "forward", None)

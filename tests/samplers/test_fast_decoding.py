@@ -15,6 +15,7 @@ from unigrpo.models.draw import Draw
 from unigrpo.models.llada.modeling import positions_of
 from unigrpo.rollout.pipeline import Pipeline
 from unigrpo.samplers import SemiAutoregressive
+from unigrpo.samplers.parity import PublicTextSampler
 from unigrpo.samplers.semi_autoregressive import EXACT_DECODING
 from unigrpo.training.evaluation import eval_pipeline
 
@@ -176,7 +177,7 @@ def test_reference_draws_are_the_public_codes_gumbel_noise(policy, model):
             places = confidence.topk(2, dim=1).indices
             x = x.scatter(1, places, drawn.gather(1, places))
     same = torch.Generator().manual_seed(7)
-    fill = SemiAutoregressive(steps=steps, block_length=block, temperature=temperature, stop="never", reference=True)
+    fill = PublicTextSampler(steps=steps, block_length=block, temperature=temperature, stop="never")
     rollout = fill(model, policy, canvas, generators=[same] * 3)
     assert torch.equal(rollout.canvas.ids, x)
     with pytest.raises(ValueError, match="give the same one for every row"):
@@ -193,13 +194,17 @@ def test_reference_draws_are_the_public_codes_gumbel_noise(policy, model):
         ({"confidence_threshold": 1.5}, r"confidence_threshold=1.5 must lie in \(0, 1\)"),
         ({"exit_entropy": -0.1}, "exit_entropy=-0.1 must not be negative"),
         ({"confidence_threshold": 0.9, "remasking": "random"}, "remasking='random' does not"),
-        ({"kv_cache": "dual", "reference": True}, "reference=True is exact"),
-        ({"exit_entropy": 0.0, "reference": True}, "reference=True is exact"),
     ],
 )
 def test_settings_that_cannot_work(options, message):
     with pytest.raises(ValueError, match=message):
         SemiAutoregressive(**options)
+
+
+@pytest.mark.parametrize("options", [{"kv_cache": "dual"}, {"exit_entropy": 0.0}])
+def test_the_public_sampler_takes_no_shortcut(options):
+    with pytest.raises(ValueError, match="PublicTextSampler is exact"):
+        PublicTextSampler(**options)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from unigrpo.models import MMaDAPolicy
 from unigrpo.models.draw import choose_tokens
 from unigrpo.samplers import MASK_SCHEDULES, Emerge, MaskGIT
 from unigrpo.samplers.maskgit import image_positions
+from unigrpo.samplers.parity import PublicImageSampler
 from unigrpo.types import Canvas, keyed_generator
 
 from ..support.tiny import golden, tiny_model, tiny_processor
@@ -54,13 +55,12 @@ def test_tokens_equal_the_public_codes(model, policy, case):
     canvas = golden_canvas(policy, case)
     before = canvas.ids.clone()
     generator = torch.Generator().manual_seed(settings["generator_seed"])
-    fill = MaskGIT(
+    fill = PublicImageSampler(
         steps=settings["timesteps"],
         guidance_scale=settings["guidance_scale"],
         mask_schedule=settings["schedule"],
         remask_temperature=settings["temperature"],
         remask_noise_decay="compound",
-        reference=True,
     )
     rollout = fill(model, policy, canvas, generators=[generator] * len(canvas.ids))
     image = slice(-(META["num_vq_tokens"] + 1), -1)
@@ -181,17 +181,17 @@ def test_bad_settings_are_named():
         MaskGIT(remask_temperature=-1)
 
 
-def test_reference_needs_one_generator(model, policy):
+def test_the_public_sampler_needs_one_generator(model, policy):
     canvas = blank(policy, 2, 16)
     with pytest.raises(ValueError, match="the same one"):
-        MaskGIT(reference=True)(model, policy, canvas, generators=[torch.Generator(), torch.Generator()])
+        PublicImageSampler()(model, policy, canvas, generators=[torch.Generator(), torch.Generator()])
 
 
 @pytest.mark.parametrize(("steps", "hidden"), [(6, 511), (12, 511), (15, 511), (18, 511), (48, 511), (4, 391)])
-def test_the_reference_schedule_counts_in_fp32(steps, hidden):
+def test_the_public_schedule_counts_in_fp32(steps, hidden):
     """Two thirds of the way the public code's ``torch.cos`` gives 0.49999997: 511 of 1024 codes, not 512."""
     done = (3 if steps == 4 else steps * 2 // 3) / steps
-    share = MaskGIT(steps=steps, reference=True)._share(done)
+    share = PublicImageSampler(steps=steps)._share(done)
     public = torch.floor(1024 * torch.cos(torch.tensor(done) * math.pi * 0.5))
     assert math.floor(1024 * share) == int(public) == hidden
     exact = MaskGIT(steps=steps)._share(done)

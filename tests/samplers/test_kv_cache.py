@@ -215,7 +215,7 @@ def test_the_log_says_what_a_cache_is_off(tmp_path, kind):
     if kind != "none":
         pipe, window = trainer.pipeline(), trainer._window
         # The same rows, as if their log-probabilities had been drawn with exact forwards.
-        for row in window.rows:
+        for row in window.experiences:
             for step in row.step_map[row.fill_mask].unique():
                 hidden = (row.step_map >= step) & row.fill_mask
                 target = (row.step_map == step) & row.fill_mask

@@ -8,6 +8,7 @@ import torch
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.mmada.modeling import MMaDAForMaskedDiffusion
 from unigrpo.samplers import SemiAutoregressive
+from unigrpo.samplers.parity import PublicTextSampler
 from unigrpo.types import TokenSpace, keyed_generator
 
 from ..support.tiny import tiny_model, tiny_processor
@@ -75,7 +76,7 @@ def test_the_surest_tokens_are_committed_in_the_order_of_fp64(scale):
     ):  # at 20 fp64's probabilities round to 1 as well: the public order is then the order of rounding errors
         everything = TokenSpace(start=0, stop=model.config.vocab_size)
         one_stream = streams[:1] * len(ROWS)
-        public = SemiAutoregressive(**sampler, reference=True)(model, policy, canvas, generators=one_stream)
+        public = PublicTextSampler(**sampler)(model, policy, canvas, generators=one_stream)
         assert torch.equal(public.canvas.ids, plain_decode(model, policy, canvas, fp64_probability, everything))
     else:
         lost = plain_decode(model, policy, canvas, fp32_probability)

@@ -11,6 +11,7 @@ from unigrpo.models import MMaDAPolicy
 from unigrpo.models.draw import Draw, choose_tokens
 from unigrpo.models.mmada import modeling
 from unigrpo.samplers import SAMPLERS, SemiAutoregressive
+from unigrpo.samplers.parity import PublicTextSampler
 from unigrpo.samplers.semi_autoregressive import split_evenly, transfer_counts
 from unigrpo.types import Canvas, TokenSpace, keyed_generator
 
@@ -69,9 +70,9 @@ def streams(count: int, seed: int = 0) -> list[torch.Generator]:
     return [keyed_generator("test", seed, row) for row in range(count)]
 
 
-def sample(model, policy, canvas: Canvas, seed: int = 0, **settings):
+def sample(model, policy, canvas: Canvas, seed: int = 0, kind: type = SemiAutoregressive, **settings):
     options = {"steps": 12, "block_length": 8, "temperature": 0.0, **settings}
-    return SemiAutoregressive(**options)(model, policy, canvas, generators=streams(len(canvas.ids), seed))
+    return kind(**options)(model, policy, canvas, generators=streams(len(canvas.ids), seed))
 
 
 def text_canvas(policy, rows=ROWS, length: int = 24) -> Canvas:
@@ -102,7 +103,7 @@ def golden_canvas(prompt: torch.Tensor, length: int, mask: torch.Tensor | None) 
 
 
 def golden_run(g2, policy, name: str, on_step=None, **changes):
-    """A golden case in reference mode: the model, the rollout and the expected ids."""
+    """A golden case by the public code's rules: the model, the rollout and the expected ids."""
     arrays, described = g2
     case = described["cases"]["FAST" if name == "FAST2" else name]
     settings = {
@@ -111,7 +112,6 @@ def golden_run(g2, policy, name: str, on_step=None, **changes):
         "temperature": 0.0,
         "guidance_scale": case.get("cfg_scale", 0.0),
         "stop": "block_end" if name.startswith("FAST") else "never",
-        "reference": True,
         **changes,
     }
     prompt = arrays[f"{name}.prompt"]
@@ -120,7 +120,7 @@ def golden_run(g2, policy, name: str, on_step=None, **changes):
     model = counting_model(mask_lover=name == "M")
     own = MMaDAPolicy(model.config, policy.processor)
     own.stop_token_ids = (STOP,)
-    fill = SemiAutoregressive(**settings)
+    fill = PublicTextSampler(**settings)
     rollout = fill(model, own, canvas, generators=streams(len(prompt)), on_step=on_step)
     return model, rollout, arrays[f"{name}.out"]
 
@@ -151,7 +151,7 @@ def test_fast_stop_is_what_cuts_the_answer(g2, policy):
     assert model.forwards == 20
 
 
-def test_in_reference_mode_a_position_left_masked_stays_a_candidate(g2, policy):
+def test_by_the_public_rules_a_position_left_masked_stays_a_candidate(g2, policy):
     _, rollout, _ = golden_run(g2, policy, "M")
     first_block = rollout.step_map[:, 8:16]
     assert (first_block >= 4).any(), "steps 4 and later belong to the blocks after it"
@@ -171,8 +171,8 @@ def test_transfer_counts_equal_the_public_table(g2):
 def test_the_mask_id_and_image_ids_are_never_written(g2, policy, temperature):
     model = counting_model(mask_lover=True)
     canvas = golden_canvas(g2[0]["M.prompt"], 24, None)
-    in_reference_mode = sample(model, policy, canvas, stop="never", reference=True)
-    assert (in_reference_mode.canvas.ids[canvas.fill_mask] == MASK).any()
+    public = sample(model, policy, canvas, stop="never", kind=PublicTextSampler)
+    assert (public.canvas.ids[canvas.fill_mask] == MASK).any()
     rollout = sample(model, policy, canvas, stop="never", temperature=temperature)
     tokens = rollout.canvas.ids[canvas.fill_mask]
     assert (tokens != MASK).all() and (tokens < 197).all()
@@ -185,7 +185,7 @@ def test_image_ids_are_closed_even_where_they_are_most_likely(policy, model):
         weight = model.get_output_embeddings().weight
         weight[197:] = 1.5 * weight[:75]
     canvas = text_canvas(policy)
-    reached = sample(model, policy, canvas, stop="never", reference=True).canvas.ids[canvas.fill_mask]
+    reached = sample(model, policy, canvas, stop="never", kind=PublicTextSampler).canvas.ids[canvas.fill_mask]
     assert (reached >= 197).any()
     assert (sample(model, policy, canvas, stop="never").canvas.ids < 197).all()
 
@@ -222,8 +222,8 @@ def test_impossible_settings_are_errors(policy, model):
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             SemiAutoregressive(**{name: value})
-    with pytest.raises(ValueError, match="reference=True with remasking='random'"):
-        SemiAutoregressive(reference=True, remasking="random")
+    with pytest.raises(ValueError, match="PublicTextSampler with remasking='random'"):
+        PublicTextSampler(remasking="random")
     assert SAMPLERS["semi_autoregressive"] is SemiAutoregressive
 
 

@@ -87,7 +87,7 @@ class Watched(UniGRPOTrainer):
         super().__init__(*args, **kwargs)
 
     def _show_window(self) -> None:
-        rows = self._window.rows
+        rows = self._window.experiences
         self.rollouts.append({row.index: row.ids.tolist() for row in rows})
         self.tasks.append(sorted({row.task for row in rows}))
         self.lengths |= {row.index: int(row.completion_mask.sum()) for row in rows}
@@ -325,7 +325,7 @@ def diverging(rank: int, engine: str, what: str, folder: str) -> dict[str, Any]:
             loss, outputs = real(model, inputs, return_outputs=True)
             if trainer.state.global_step == 2 and rank == 1:
                 if what == "loss":
-                    outputs["terms"].rows.data[0] = torch.inf
+                    outputs["terms"].losses.data[0] = torch.inf
                 loss = loss * torch.inf
             return loss, outputs
 

@@ -65,7 +65,7 @@ def options(kind: str, count: int = 4, t2i: dict | None = None, **changes) -> di
 def assert_on_policy(trainer, window, exact: set[str]) -> None:
     """Old passes are really computed; ratios are exactly 1 and KLs exactly 0 in every unit of every update."""
     add_old_and_reference(trainer.pipeline(), window, always_old=True)
-    assert all(bool(row.old_known.all()) and bool((row.old_logps[row.target] < 0).all()) for row in window.rows)
+    assert all(bool(row.old_known.all()) and bool((row.old_logps[row.target] < 0).all()) for row in window.experiences)
     for k in range(trainer.args.num_iterations):
         for batch, loss, terms in losses_of(trainer, window, k):
             assert batch.old_logps is not None

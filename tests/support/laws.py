@@ -26,7 +26,7 @@ def losses_of(trainer, window, k: int = 0):
     trainer.model.train()
     for units in window.micro_batches:
         for unit in units:
-            batch = collate(window.rows, unit, k, trainer.policy, "cpu")
+            batch = collate(window.experiences, unit, k, trainer.policy, "cpu")
             loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
             yield batch, loss, outputs["terms"]
 

@@ -22,9 +22,9 @@ def losses_of(trainer, window, k: int = 0):
     trainer.model.train()
     for step, units in enumerate(window.micro_batches):
         for unit in units:
-            task = window.rows[unit.rows[0]].task
+            task = window.experiences[unit.indices[0]].task
             algorithm = trainer.algorithms[task]
-            batch = collate(window.rows, unit, k, trainer.policy, "cpu", algorithm.mixes_draws)
+            batch = collate(window.experiences, unit, k, trainer.policy, "cpu", algorithm.mixes_draws)
             counted = window.tokens_per_row(algorithm.loss.loss_type, step, k, task)
             batch = replace(batch, tokens_per_row=counted)
             loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from unigrpo.algorithm.loss import LossBatch, LossTerms, PolicyLoss
+from unigrpo.models.draw import TokenScores
 from unigrpo.types import Canvas, Experience, Rollout, TokenSpace
 
 
@@ -58,3 +60,28 @@ def row(
         token_space=SPACE,
         index=index,
     )
+
+
+def terms_of(
+    loss: PolicyLoss,
+    logps: torch.Tensor,
+    old_logps: torch.Tensor,
+    ref_logps: torch.Tensor | None,
+    advantages: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor,
+    completion_length: torch.Tensor,
+    exact_kl: torch.Tensor | None = None,
+    **counts,
+) -> LossTerms:
+    """The loss's terms of new, old and reference log-probabilities ``[m, L]``; ``counts`` as in ``LossBatch``."""
+    batch = LossBatch(
+        advantages=advantages,
+        target=target,
+        weight=weight,
+        completion_length=completion_length,
+        old_logps=old_logps,
+        ref_logps=ref_logps,
+        **counts,
+    )
+    return loss(batch, TokenScores(logps, kl=exact_kl))

@@ -39,7 +39,7 @@ def diverging(trainer, after: int, what: str):
     def compute_loss(model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = real(model, inputs, return_outputs=True)
         if trainer.state.global_step == after and what == "loss":
-            outputs["terms"].rows.data[0] = torch.inf
+            outputs["terms"].losses.data[0] = torch.inf
         if trainer.state.global_step == after and what == "gradient":
             loss = loss * torch.inf
         return loss, outputs

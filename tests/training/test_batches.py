@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from unigrpo.training import window as window_module
-from unigrpo.training.batches import BUCKET, Mixing, Unit, collate, cut_units, pad_units
+from unigrpo.training.batches import BUCKET, Unit, collate, cut_units, pad_units, unit_draws
+from unigrpo.training.old_policy import moves_policy
 from unigrpo.types import keyed_generator
 
 from ..support.records import SPACE, row
@@ -16,12 +17,11 @@ from ..support.records import SPACE, row
 
 POLICY = SimpleNamespace(attends_padding=False, pad_token_id=49)
 ATTENDING = SimpleNamespace(attends_padding=True, pad_token_id=49)
-NO_KL = {"text": Mixing(), "t2i": Mixing()}
-KL = {"text": Mixing(beta=0.1), "t2i": Mixing(beta=0.1)}
 
 
-def cut(rows, dealt=None, policy=POLICY, mixing=NO_KL):
-    return cut_units(rows, [list(range(len(rows)))] if dealt is None else dealt, policy, mixing)
+def cut(rows, dealt=None, policy=POLICY, kl=False, mixes_draws=False):
+    draws = [unit_draws(own, mixes_draws) if moves_policy(own, kl) else [] for own in rows]
+    return cut_units(rows, draws, [list(range(len(rows)))] if dealt is None else dealt, policy)
 
 
 def test_rows_of_one_bucket_share_a_unit():
@@ -55,7 +55,7 @@ def test_rows_of_one_length_share_micro_batches(loss_type, monkeypatch):
         rank=0,
     )
     order = window_module.cut_window(pipe, rows, window=2)
-    steps = window_module.step_of_rows(pipe.args, 2)
+    steps = window_module.steps_by_index(pipe.args, 2)
     shuffled = torch.randperm(24, generator=keyed_generator("order", 3, 2, 0)).tolist()
     chance = sorted(shuffled, key=lambda index: steps[index])
     if loss_type == "bnpo":
@@ -74,12 +74,12 @@ def test_rows_of_one_length_share_micro_batches(loss_type, monkeypatch):
 def test_every_optimizer_step_gets_one_of_each_run_of_neighbours():
     """So it is the same for any number of processes, each of which has a run of rows; and chance decides who goes where."""
     args = SimpleNamespace(seed=3, steps_per_generation=6, gradient_accumulation_steps=2, generation_batch_size=300)
-    steps = window_module.step_of_rows(args, 0)
+    steps = window_module.steps_by_index(args, 0)
     runs = [tuple(steps[start : start + 3]) for start in range(0, 300, 3)]
     assert all(sorted(run) == [0, 1, 2] for run in runs)
     counts = [runs.count(run) for run in set(runs)]
     assert len(counts) == 6 and max(counts) < 40
-    assert steps == window_module.step_of_rows(args, 0) != window_module.step_of_rows(args, 1)
+    assert steps == window_module.steps_by_index(args, 0) != window_module.steps_by_index(args, 1)
 
 
 def test_attended_padding_needs_equal_lengths():
@@ -90,7 +90,7 @@ def test_attended_padding_needs_equal_lengths():
 def test_tasks_and_draws_do_not_share_a_unit():
     rows = [row(draws=2), row(draws=2, task="t2i"), row(draws=2)]
     units = cut(rows)[0]
-    assert sorted((unit.rows, unit.draw) for unit in units) == [((0, 2), 0), ((0, 2), 1), ((1,), 0), ((1,), 1)]
+    assert sorted((unit.indices, unit.draw) for unit in units) == [((0, 2), 0), ((0, 2), 1), ((1,), 0), ((1,), 1)]
 
 
 def test_micro_batches_stay_apart_and_keep_their_order():
@@ -101,8 +101,8 @@ def test_micro_batches_stay_apart_and_keep_their_order():
 def test_rows_that_cannot_move_the_policy_are_left_out():
     rows = [row(advantage=0.0), row(), row(active=False), row(advantage=0.0, active=False)]
     assert cut(rows) == [[Unit((1,), 0)]]
-    assert cut(rows, mixing=KL) == [[Unit((0, 1), 0)]]
-    assert cut([rows[2]], mixing=KL) == [[]]
+    assert cut(rows, kl=True) == [[Unit((0, 1), 0)]]
+    assert cut([rows[2]], kl=True) == [[]]
 
 
 def test_mixed_draws_that_share_tokens_stay_together_and_bounded():
@@ -111,9 +111,8 @@ def test_mixed_draws_that_share_tokens_stay_together_and_bounded():
     for own in rows:
         own.hidden[:] = own.completion_mask
         own.target[:] = own.completion_mask
-    mixing = {"text": Mixing(mixes_draws=True)}
-    assert cut(rows, mixing=mixing) == [[Unit((0, 1), None), Unit((2, 3), None), Unit((4, 5), None)]]
-    assert cut(rows[:2], mixing=mixing) == [[Unit((0,), None), Unit((1,), None)]]
+    assert cut(rows, mixes_draws=True) == [[Unit((0, 1), None), Unit((2, 3), None), Unit((4, 5), None)]]
+    assert cut(rows[:2], mixes_draws=True) == [[Unit((0,), None), Unit((1,), None)]]
     batch = collate(rows, Unit((0, 1), None), 0, POLICY, "cpu", mixes_draws=True)
     assert batch.target.shape == (6, 6) and batch.scale.tolist() == [1.0, 1.0]
 
@@ -177,7 +176,7 @@ def test_draws_divide_a_row_by_those_it_has():
     units = cut(rows)[0]
     total = torch.zeros(2)
     for unit in units:
-        for place, index in enumerate(unit.rows):
+        for place, index in enumerate(unit.indices):
             total[index] += collate(rows, unit, 0, POLICY, "cpu").scale[place]
     assert total.tolist() == [1.0, 1.0]
 

@@ -13,8 +13,6 @@ from unigrpo.errors import RecipeError
 from unigrpo.runs.check import check_recipe
 from unigrpo.runs.recipe import parse_recipe
 from unigrpo.training.demonstrations import answer_ids, demonstration_loss, demonstrations, written
-from unigrpo.training.finite import FiniteGuard
-from unigrpo.training.metrics import Metrics
 
 from ..support.images import options
 
@@ -26,9 +24,15 @@ def equal_rewards(completions, **_):
     return [1.0] * len(completions)
 
 
+def parts(trainer) -> tuple:
+    """What an answer is written with."""
+    pipe = trainer.pipeline()
+    return pipe.policy, pipe.args, pipe.codec
+
+
 def given_logps(trainer, row) -> float:
     """Summed log-probability of the given answer with all of it hidden."""
-    rollout = written(trainer.pipeline(), row)
+    rollout = written(*parts(trainer), row)
     canvas, counts = rollout.canvas, rollout.completion_mask
     with torch.no_grad():
         return float(score_tokens(trainer.model, trainer.policy, canvas, counts, counts).logps.sum())
@@ -36,7 +40,7 @@ def given_logps(trainer, row) -> float:
 
 def test_the_answer_ends_with_a_stop_token_and_a_padded_tail(make_trainer):
     trainer = make_trainer(sft_rows=ROWS, sft_weight=1.0)
-    rollout = written(trainer.pipeline(), ROWS[1])
+    rollout = written(*parts(trainer), ROWS[1])
     places = rollout.canvas.fill_mask[0]
     stop, pad = trainer.policy.stop_token_ids[-1], trainer.policy.pad_token_id
     assert rollout.canvas.ids[0, places].tolist() == [9, 8, stop, *[pad] * 9]
@@ -46,7 +50,7 @@ def test_the_answer_ends_with_a_stop_token_and_a_padded_tail(make_trainer):
 def test_an_answer_that_fills_its_canvas_needs_no_stop_token(make_trainer):
     full = {"prompt": "w1", "completion": " ".join(["w5"] * 12)}
     trainer = make_trainer(sft_rows=[full], sft_weight=1.0)
-    rollout = written(trainer.pipeline(), full)
+    rollout = written(*parts(trainer), full)
     assert rollout.canvas.ids[0, rollout.canvas.fill_mask[0]].tolist() == [5] * 12
 
 
@@ -55,7 +59,7 @@ def test_loss_is_lladas_formula(make_trainer):
     trainer = make_trainer(sft_rows=ROWS, sft_weight=3.0, sft_batch_size=5)
     pipe = trainer.pipeline()
     rows, units = demonstrations(pipe, trainer.sft_dataset, 7)
-    total = sum(demonstration_loss(pipe, trainer.model, rows, unit, Metrics(), FiniteGuard()) for unit in units)
+    total = sum(demonstration_loss(pipe, trainer.model, rows, unit)[0] for unit in units)
     expected = 0.0
     for row in rows:
         hidden = row.hidden[:, 0]
@@ -110,8 +114,7 @@ def test_pictures_are_given_answers_too(make_trainer):
     text = [{**row, "completion": "w5 w6"} for row in rows if row.get("image") is None and row.get("task") != "t2i"]
     trainer = make_trainer(**settings, sft_rows=[pictures[0], text[0]], sft_weight=1.0)
     trainer.train()
-    pipe = trainer.pipeline()
-    rollout = written(pipe, trainer.sft_dataset[0])
+    rollout = written(*parts(trainer), trainer.sft_dataset[0])
     space = trainer.policy.token_space("t2i")
     assert bool(rollout.completion_mask.equal(rollout.canvas.fill_mask))
     assert bool(space.contains(rollout.canvas.ids[rollout.completion_mask]).all())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unigrpo.algorithm.advantages import group_advantages
-from unigrpo.algorithm.likelihood import Known, score_tokens, token_logprobs
+from unigrpo.algorithm.likelihood import score_tokens, token_logprobs
 from unigrpo.algorithm.loss import LossTerms
 from unigrpo.training.batches import collate
 from unigrpo.training.diagnostics import (
@@ -60,7 +60,7 @@ TASKS = ("text", "mmu", "t2i")
 def terms(ratio: list[float], low: list[bool] | None = None, high: list[bool] | None = None) -> LossTerms:
     none = [False] * len(ratio)
     return LossTerms(
-        rows=torch.zeros(1),
+        losses=torch.zeros(1),
         kl=torch.tensor([0.5]),
         ratios=torch.tensor([ratio]),
         low=torch.tensor([low or none]),
@@ -124,13 +124,13 @@ def unit_log(beta: float = 0.1, uses_ratio: bool = True, sampled: bool = True, b
     batch = SimpleNamespace(
         canvas=SimpleNamespace(task="mmu"),
         target=target,
-        known=Known(counts=[2]),
+        counts=[2],
         ratios=2,
         sampling_logps=torch.tensor([[9.0, -1.0, -2.0]]) if sampled else None,
+        old_logps=torch.tensor([[0.0, -1.5, -2.0]]),
     )
     scores = SimpleNamespace(entropy=torch.tensor([[9.0, 1.0, 2.0]]))
-    old = torch.tensor([[0.0, -1.5, -2.0]])
-    return logged(loss_metrics, algorithm, batch, scores, terms([1.0, 2.0]), old, by_task=by_task)
+    return logged(loss_metrics, algorithm, batch, scores, terms([1.0, 2.0]), by_task=by_task)
 
 
 def test_one_unit():
@@ -367,7 +367,7 @@ def test_exact_kl_of_the_first_unit(make_trainer):
     trainer, window = moved(make_trainer)
     pipe, metrics = trainer.pipeline(), Metrics()
     log_exact_kl(pipe, window, ["text"] * 16, metrics)
-    batch = collate(window.rows, window.micro_batches[0][0], 0, pipe.policy, "cpu")
+    batch = collate(window.experiences, window.micro_batches[0][0], 0, pipe.policy, "cpu")
     arguments = (pipe.policy, batch.canvas, batch.hidden, batch.target, batch.noisy_ids)
     assert 0 < int(batch.target.sum()) <= KL_TOKENS
     trainer.model.eval()

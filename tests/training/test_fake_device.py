@@ -20,6 +20,7 @@ from unigrpo.samplers import Emerge, LeftToRight, MaskGIT, SemiAutoregressive
 from unigrpo.training import evaluation
 from unigrpo.training.batches import collate
 from unigrpo.training.demonstrations import demonstration_loss, demonstrations
+from unigrpo.training.diagnostics import loss_metrics
 from unigrpo.training.experience import make_experience
 from unigrpo.training.metrics import Metrics
 from unigrpo.types import keyed_generator
@@ -119,14 +120,15 @@ def scene(kind: str | None = None, lora: bool = False, t2i: dict | None = None, 
 
 def unit_losses(trainer, window, model, reference, metrics: Metrics, device: Any) -> list[torch.Tensor]:
     """The loss of each unit of the second inner update, with its backward pass."""
-    trainer._reference, trainer._metrics, losses = reference, metrics, []
+    trainer._reference, losses = reference, []
     model.train()
     for units in window.micro_batches:
         for unit in units:
-            mixes = trainer.algorithms[window.rows[unit.rows[0]].task].mixes_draws
-            batch = collate(window.rows, unit, 1, trainer.policy, device, mixes)
+            algorithm = trainer.algorithms[window.experiences[unit.indices[0]].task]
+            batch = collate(window.experiences, unit, 1, trainer.policy, device, algorithm.mixes_draws)
             loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
-            trainer._guard.check_loss(outputs["terms"].rows.detach(), unit, window.rows, 1, {})
+            trainer._guard.check_loss(outputs["terms"].losses.detach(), unit, window.experiences, 1, {})
+            loss_metrics(metrics, algorithm, **outputs)
             loss.backward()
             losses.append(loss.detach())
     return losses
@@ -150,7 +152,7 @@ def test_a_window_and_its_update_are_the_cpus(name):
         watch.counts.clear()
         assert trainer._guard.flush() == "" and metrics.flush()
         assert watch.counts["read"] <= 2, "metrics and losses are read once a step"
-    for one, two in zip(window.rows, there.rows, strict=True):
+    for one, two in zip(window.experiences, there.experiences, strict=True):
         assert torch.equal(one.ids, two.ids) and torch.equal(one.hidden, two.hidden)
         for field in ("old_logps", "ref_logps", "sampling_logps"):
             if getattr(one, field) is not None:
@@ -170,9 +172,11 @@ def test_given_answers_and_held_out_answers_run_there():
         pipe = own.pipeline()
         given, units = demonstrations(pipe, rows, 0)
         for unit in units:
-            demonstration_loss(pipe, own.model, given, unit, Metrics(), own.trainer._guard).backward()
+            loss, losses = demonstration_loss(pipe, own.model, given, unit)
+            own.trainer._guard.check_given(losses, unit, given)
+            loss.backward()
         samples = evaluation.held_out_answers(pipe, prompts(3), 1, 2)
-    assert len(samples) == 3 and all(isinstance(own.answer.completion, str) for own in samples)
+    assert len(samples) == 3 and all(isinstance(own.completion, str) for own in samples)
 
 
 def test_pictures_become_codes_and_come_back_there():

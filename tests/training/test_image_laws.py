@@ -22,7 +22,7 @@ from ..support.laws import (
 
 
 def tasks_of(window) -> set[str]:
-    return {row.task for row in window.rows}
+    return {row.task for row in window.experiences}
 
 
 # ---- ratio one, KL zero ----
@@ -42,7 +42,7 @@ def test_images_to_make_start_at_ratio_one_and_kl_zero(make_trainer, policy, cas
     arguments = options("t2i", t2i=T2I[case], num_noise_samples=2)
     trainer = make_trainer(lora=policy == "lora", model=aligned(), **arguments)
     window = first_window(trainer)
-    assert {len(row.ids) for row in window.rows} == {20 + caption + 1 for caption in (2, 70, 5, 9)}
+    assert {len(row.ids) for row in window.experiences} == {20 + caption + 1 for caption in (2, 70, 5, 9)}
     assert_on_policy(trainer, window, {"t2i"} if case.startswith("exact") else set())
 
 
@@ -63,7 +63,7 @@ def test_more_rows_than_one_chunk_of_the_head_have_kl_zero(make_trainer):
     trainer = make_trainer(model=aligned(), **{**arguments, "rows": image_rows("t2i", 8, (2, 5))})
     window = first_window(trainer)
     units = [unit for units in window.micro_batches for unit in units]
-    assert max(sum(int(window.rows[i].target[0, 0].sum()) for i in unit.rows) for unit in units) > 256
+    assert max(sum(int(window.experiences[i].target[0, 0].sum()) for i in unit.indices) for unit in units) > 256
     assert_on_policy(trainer, window, {"t2i"})
 
 
@@ -71,7 +71,7 @@ def test_attended_padding_keeps_the_laws(make_trainer):
     arguments = options("t2i", attn_mask_mode="none", max_prompt_length=90)
     trainer = make_trainer(model=aligned(), **arguments)
     window = first_window(trainer)
-    assert {len(row.ids) for row in window.rows} == {91 + 18}
+    assert {len(row.ids) for row in window.experiences} == {91 + 18}
     assert_on_policy(trainer, window, {"t2i"})
 
 
@@ -98,7 +98,7 @@ def test_a_policy_that_does_not_move_stays_at_ratio_one(make_trainer, lora):
     assert len(logs) == 4
     assert all(log["ratio/max"] == log["ratio/mean"] == 1.0 and log["kl"] == 0.0 for log in logs)
     assert all(log["grad_norm"] > 0 for log in logs)
-    assert bool(trainer._window.rows[0].old_known[1:].all())
+    assert bool(trainer._window.experiences[0].old_known[1:].all())
     assert {"reward/text", "reward/mmu", "reward/t2i"} <= logs[0].keys()
 
 
@@ -113,9 +113,9 @@ def test_loss_is_minus_the_mean_advantage(make_trainer, kind, lora):
     )
     window = first_window(trainer)
     given = [3.0, -1.0, 0.5, 2.0, 0.25, 1.0, -0.5, 4.0]
-    for row, advantage in zip(window.rows, given, strict=True):
+    for row, advantage in zip(window.experiences, given, strict=True):
         row.advantage = advantage
-    window = rebuild_window(trainer.pipeline(), window.rows, window.order)
+    window = rebuild_window(trainer.pipeline(), window.experiences, window.order)
     for k in range(2):
         total, gradient = total_and_gradient(trainer, window, k)
         assert total == pytest.approx(-sum(given) / 8, abs=1e-6)
@@ -130,7 +130,7 @@ def test_order_of_rows_changes_nothing(make_trainer, kind, lora):
     window = first_window(trainer)
     total, gradient = total_and_gradient(trainer, window)
     for order in (list(range(8)), [7, 3, 0, 5, 1, 6, 2, 4]):
-        other = rebuild_window(trainer.pipeline(), window.rows, order)
+        other = rebuild_window(trainer.pipeline(), window.experiences, order)
         other_total, other_gradient = total_and_gradient(trainer, other)
         assert abs(total - other_total) < 1e-5
         assert difference(gradient, other_gradient) < 1e-5

@@ -43,9 +43,9 @@ def test_a_negative_advantage_moves_mass_within_the_space_alone(make_trainer, ki
     """The head's gradient vanishes outside the task's ids and sums to 0 inside; a step lowers the written tokens."""
     trainer = make_trainer(beta=0.0, model=tiny_model(), **options(kind))
     window = first_window(trainer)
-    for row in window.rows:
+    for row in window.experiences:
         row.advantage = -1.0
-    window = rebuild_window(trainer.pipeline(), window.rows, window.order)
+    window = rebuild_window(trainer.pipeline(), window.experiences, window.order)
     add_old_and_reference(trainer.pipeline(), window, always_old=True)
     total, gradient = total_and_gradient(trainer, window)
     head = gradient["model.transformer.ff_out.weight"]
@@ -84,8 +84,8 @@ def test_rewards_see_pictures(make_trainer):
         assert (images is None) == (task != "mmu")
         if images is not None:
             assert [one.tobytes() for one in images] == [pictures[prompt].tobytes()]
-    assert [row.task for row in window.rows] == [task for _, task, *_ in seen]
-    assert {int(row.fill_mask.sum()) for row in window.rows if row.task == "t2i"} == {8}
+    assert [row.task for row in window.experiences] == [task for _, task, *_ in seen]
+    assert {int(row.fill_mask.sum()) for row in window.experiences if row.task == "t2i"} == {8}
 
 
 def test_a_rows_own_transform_wins(make_trainer):
@@ -100,7 +100,7 @@ def test_a_rows_own_transform_wins(make_trainer):
     trainer = make_trainer(**{**options("mmu"), "rows": rows, "task_overrides": overrides})
     window, expected = first_window(trainer), ("pad", "crop", "pad", "squash")
     offset = trainer.policy.config.image_token_offset
-    for row, transform in zip(window.rows[::4], expected, strict=True):
+    for row, transform in zip(window.experiences[::4], expected, strict=True):
         source = picture(1) if transform == "crop" else picture(0)
         codes = tiny_tokenizer().encode(to_pixels([fit_image(source, 32, 64, transform)]))[0]
         assert torch.equal(row.ids[row.ids >= offset] - offset, codes)
@@ -135,9 +135,9 @@ def test_a_refilled_group_may_change_its_task(make_trainer):
     """Equal groups of text and mmu become images; rows stay in their places and the laws hold for the new window."""
     trainer = make_trainer(rewards=images_only, model=aligned(), **options("mixed", 5, refill_rounds=12))
     window = first_window(trainer)
-    assert [row.task for row in window.rows] == ["t2i"] * 16
-    assert [row.index for row in window.rows] == list(range(16))
-    assert all(row.advantage != 0.0 for row in window.rows[4:12])
+    assert [row.task for row in window.experiences] == ["t2i"] * 16
+    assert [row.index for row in window.experiences] == list(range(16))
+    assert all(row.advantage != 0.0 for row in window.experiences[4:12])
     assert_on_policy(trainer, window, {"t2i"})
 
 

@@ -66,7 +66,7 @@ def test_a_checkpoint_holds_every_tasks_rows(make_trainer, tmp_path):
     ids = IDS["tiny"]
     image = range(ids["n_tok"], ids["n_tok"] + ids["codebook"])
     assert [row.task for row in rows] == ["t2i"] * 4 + ["mmu"] * 4 + ["text"] * 4 + ["t2i"] * 4
-    for row, before in zip(rows, trainer._window.rows, strict=True):
+    for row, before in zip(rows, trainer._window.experiences, strict=True):
         space = range(row.token_space.start, row.token_space.stop)
         assert row.token_space == before.token_space
         assert set(row.ids[row.completion_mask].tolist()) <= set(space)

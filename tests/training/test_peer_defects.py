@@ -21,6 +21,7 @@ from unigrpo.training.window import rebuild_window
 
 from ..support.laws import aligned, difference, first_window, gradients, weights
 from ..support.presets import losses_of, preset, total_and_gradient
+from ..support.records import terms_of
 from ..support.tiny import prompts
 from ..support.tolerances import FP32, assert_rounding
 
@@ -84,10 +85,10 @@ def test_every_update_has_masks_of_its_own_under_any_accumulation(make_trainer, 
             steps_per_generation=2,
         )
         window = first_window(trainer)
-        for row in window.rows:
+        for row in window.experiences:
             masks = [tuple(row.hidden[k].flatten().tolist()) for k in range(4)]
             assert len(set(masks)) == 4
-        noise.append({row.index: row.hidden for row in window.rows})
+        noise.append({row.index: row.hidden for row in window.experiences})
         used = []
         for k in range(4):
             used += [batch.hidden for batch, _, _ in losses_of(trainer, window, k)]
@@ -108,7 +109,7 @@ def test_a_loss_reads_scored_positions_alone(make_trainer, name):
         def terms(logps, own=batch):
             given = (own.advantages, own.target, own.weight, own.completion_length)
             old, ref = logps.detach() - 0.3, logps.detach() + 0.2
-            return loss(logps, old, ref, *given, scored_tokens=own.scored_tokens, tokens_per_row=5.0).rows
+            return terms_of(loss, logps, old, ref, *given, scored_tokens=own.scored_tokens, tokens_per_row=5.0).losses
 
         logps = outputs["scores"].logps.detach().requires_grad_()
         elsewhere = torch.where(batch.target, logps, -7.0).detach().requires_grad_()
@@ -123,15 +124,15 @@ def test_padding_changes_nothing(make_trainer):
     """A row alone, and the same row beside a longer one that pads it on the right."""
     trainer = make_trainer(**preset("unigrpo", rows=prompts(4, (2, 40)), **SMALL))
     window = first_window(trainer)
-    lengths = [len(row.ids) for row in window.rows]
+    lengths = [len(row.ids) for row in window.experiences]
     short, long = lengths.index(min(lengths)), lengths.index(max(lengths))
     assert lengths[long] > lengths[short] + 30
     results = []
     for unit in (Unit((short,), 0), Unit((short, long), 0)):
-        batch = collate(window.rows, unit, 0, trainer.policy, "cpu")
+        batch = collate(window.experiences, unit, 0, trainer.policy, "cpu")
         _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-        assert batch.canvas.ids.shape[1] == max(lengths[index] for index in unit.rows)
-        results.append((outputs["scores"].logps[0, : lengths[short]], outputs["terms"].rows[0]))
+        assert batch.canvas.ids.shape[1] == max(lengths[index] for index in unit.indices)
+        results.append((outputs["scores"].logps[0, : lengths[short]], outputs["terms"].losses[0]))
     assert_rounding(results[0][0], results[1][0])
     slack = FP32 * float(results[1][0].abs().max())  # A row's loss moves as its log-probabilities do.
     torch.testing.assert_close(results[0][1], results[1][1], atol=slack, rtol=0)
@@ -156,7 +157,7 @@ def test_ratios_on_matched_masks_show_the_policy_and_not_the_masks(make_trainer)
     assert matched > 0
     # The old pass on update 1's masks in place of update 0's: scored tokens that both hide.
     other = []
-    for row in window.rows:
+    for row in window.experiences:
         swapped = row.target[[1]] & row.target[[0]]
         other.append((row.old_logps[1] - row.old_logps[0])[swapped[0]])
     unmatched = float(torch.cat(other).exp().std())
@@ -184,7 +185,7 @@ def test_the_gradient_of_a_ratio_is_the_ratio():
     logps = torch.tensor([[-1.9, -1.1, -0.4]], dtype=torch.float64, requires_grad=True)
     target = torch.ones(1, 3, dtype=torch.bool)
     given = (torch.tensor([1.5], dtype=torch.float64), target, target.double(), torch.tensor([3.0]).double())
-    PolicyLoss(epsilon=0.2, epsilon_high=0.2)(logps, old.detach(), None, *given).rows.sum().backward()
+    terms_of(PolicyLoss(epsilon=0.2, epsilon_high=0.2), logps, old.detach(), None, *given).losses.sum().backward()
     assert logps.grad[0].tolist() == pytest.approx([-0.5 * math.exp(d) for d in (0.1, -0.1, 0.1)])
     assert old.grad is None
 
@@ -264,17 +265,17 @@ def test_rows_left_out_of_the_update_do_not_move_the_others(make_trainer):
     """Answers without a reward are dropped with everything that belongs to them: no list is shifted against another."""
     trainer = make_trainer(**preset("trace_rl", **SMALL), model=aligned())
     window = first_window(trainer)
-    dropped = window.rows[0].index
-    kept = [row for row in window.rows if row.index != dropped]
+    dropped = window.experiences[0].index
+    kept = [row for row in window.experiences if row.index != dropped]
     before = {row.index: row.advantage for row in kept}
-    for row in window.rows:
+    for row in window.experiences:
         row.active = row.index != dropped
-    window = rebuild_window(trainer.pipeline(), window.rows, window.order)
+    window = rebuild_window(trainer.pipeline(), window.experiences, window.order)
     for units in window.micro_batches:
         for unit in units:
-            batch = collate(window.rows, unit, 0, trainer.policy, "cpu")
-            for place, index in enumerate(unit.rows):
-                row = window.rows[index]
+            batch = collate(window.experiences, unit, 0, trainer.policy, "cpu")
+            for place, index in enumerate(unit.indices):
+                row = window.experiences[index]
                 assert row.index != dropped
                 assert batch.advantages[place].item() == pytest.approx(before[row.index])
                 length = len(row.ids)

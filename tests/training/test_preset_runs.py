@@ -125,7 +125,7 @@ def test_order_of_rows_changes_nothing(make_trainer, name):
     window = first_window(trainer)
     total, gradient = total_and_gradient(trainer, window)
     assert max(value.abs().max().item() for value in gradient.values()) > 0
-    other = rebuild_window(trainer.pipeline(), window.rows, [7, 3, 0, 5, 1, 6, 2, 4])
+    other = rebuild_window(trainer.pipeline(), window.experiences, [7, 3, 0, 5, 1, 6, 2, 4])
     assert other.micro_batches != window.micro_batches
     other_total, other_gradient = total_and_gradient(trainer, other)
     assert other_total == pytest.approx(total, abs=1e-6, rel=1e-6)
@@ -173,12 +173,12 @@ def test_a_mean_over_the_micro_batch_is_not_that_of_the_step(make_trainer):
             steps_per_generation=accumulation,
         )
         window = first_window(trainer)
-        for row in window.rows:
+        for row in window.experiences:
             # Rows of different numbers of scored tokens: a third loses those before its fifth.
             if row.index % 3 == 0:
                 row.target[:, :, : int(row.completion_mask.nonzero()[4])] = False
                 row.weight *= row.target
-        window = rebuild_window(trainer.pipeline(), window.rows, window.order)
+        window = rebuild_window(trainer.pipeline(), window.experiences, window.order)
         totals.append(total_and_gradient(trainer, window)[0])
     assert totals[0] != pytest.approx(totals[1], rel=1e-3)
 
@@ -192,7 +192,7 @@ def test_draws_that_share_no_token_may_run_apart(make_trainer, name, monkeypatch
     assert all(unit.draw is not None for units in window.micro_batches for unit in units)
     split = total_and_gradient(trainer, window)
     monkeypatch.setattr(Algorithm, "tokenwise", property(lambda self: False))
-    joint = rebuild_window(trainer.pipeline(), window.rows, window.order)
+    joint = rebuild_window(trainer.pipeline(), window.experiences, window.order)
     assert all(unit.draw is None for units in joint.micro_batches for unit in units)
     other = total_and_gradient(trainer, joint)
     assert other[0] == pytest.approx(split[0], abs=1e-6)
@@ -239,21 +239,21 @@ def test_left_to_right_answers_are_scored_as_they_were_drawn(make_trainer):
     # A tenth of all words ends an answer, so that many have a tail.
     trainer.policy.stop_token_ids = tuple(range(16))
     window = first_window(trainer)
-    for row in window.rows:
+    for row in window.experiences:
         row.advantage = 1.0
-    window = rebuild_window(trainer.pipeline(), window.rows, window.order)
-    found = [torch.zeros_like(row.sampling_logps) for row in window.rows]
+    window = rebuild_window(trainer.pipeline(), window.experiences, window.order)
+    found = [torch.zeros_like(row.sampling_logps) for row in window.experiences]
     with torch.no_grad():
         for unit in (unit for units in window.micro_batches for unit in units):
-            batch = collate(window.rows, unit, 0, trainer.policy, "cpu", True)
+            batch = collate(window.experiences, unit, 0, trainer.policy, "cpu", True)
             _, outputs = trainer.compute_loss(trainer.model.eval(), batch, return_outputs=True)
             scores = outputs["scores"].logps
-            for place, index in enumerate(unit.rows):
+            for place, index in enumerate(unit.indices):
                 found[index] += scores[place, : len(found[index])]
     tails = 0
-    for row, own in zip(window.rows, found, strict=True):
+    for row, own in zip(window.experiences, found, strict=True):
         assert_rounding(own, row.sampling_logps * row.completion_mask)
         assert bool((own[row.completion_mask] < 0).all())
         tails += bool((row.fill_mask & ~row.completion_mask).any())
     assert tails > 3
-    assert {int(row.completion_mask.sum()) for row in window.rows} > {12}
+    assert {int(row.completion_mask.sum()) for row in window.experiences} > {12}

@@ -76,14 +76,14 @@ def test_metrics_of_sync_and_async_rewards(make_trainer):
         assert len(applies) == (8 if name == "half_silent" else 16)
         assert first[f"rewards/{name}/mean"] == pytest.approx(applies.mean().item(), abs=1e-6)
         assert first[f"rewards/{name}/std"] == pytest.approx(applies.std().item(), abs=1e-6)
-    lengths = torch.tensor([float(row.completion_mask.sum()) for row in trainer._window.rows])
+    lengths = torch.tensor([float(row.completion_mask.sum()) for row in trainer._window.experiences])
     assert first["completions/mean_length"] == pytest.approx(lengths.mean().item())
     assert (first["completions/min_length"], first["completions/max_length"]) == (lengths.min(), lengths.max())
     assert first["kl"] == 0.0
     assert first["judge/calls"] == 1.0
     assert 0 < first["entropy"] < torch.tensor(196.0).log()
     assert all(log["kl"] > 0 for log in rest)
-    assert table["first_id"] == [int(row.ids[row.completion_mask][0]) for row in trainer._window.rows]
+    assert table["first_id"] == [int(row.ids[row.completion_mask][0]) for row in trainer._window.experiences]
 
 
 def test_length_metrics_follow_the_stop_token(make_trainer):
@@ -205,7 +205,7 @@ def test_attention_mode_reaches_model_and_policy(make_trainer):
     trainer = make_trainer(attn_mask_mode="none", rows=prompts(16, (2, 9, 4)), beta=0.0)
     assert trainer.model.config.attn_mask_mode == "none"
     trainer.train()
-    rows = trainer._window.rows
+    rows = trainer._window.experiences
     assert len({len(row.ids) for row in rows}) == 1
     assert not all(bool(row.attention_mask.all()) for row in rows)
 
@@ -223,7 +223,7 @@ def test_chat_prompts_reach_rewards_as_messages(make_trainer):
     assert len(seen) == 16
     assert all((isinstance(p, list), isinstance(c, list)) in {(True, True), (False, False)} for p, c in seen)
     assert {isinstance(p, list) for p, _ in seen} == {True, False}
-    chats = [row.ids[~row.fill_mask].tolist() for row in trainer._window.rows]
+    chats = [row.ids[~row.fill_mask].tolist() for row in trainer._window.experiences]
     assert len({tuple(ids) for ids in chats}) == 1, "a string is the user message of a chat"
 
 

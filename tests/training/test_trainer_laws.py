@@ -66,8 +66,8 @@ def test_ratio_is_one_and_kl_zero_at_the_start(make_trainer, policy):
     window = first_window(trainer)
     add_old_and_reference(trainer.pipeline(), window, always_old=True)
     assert assert_on_policy(trainer, window) >= 3 * 2 * 2
-    assert all(bool(row.old_known.all()) for row in window.rows)
-    assert all(bool((row.old_logps[row.target] < 0).all()) for row in window.rows)
+    assert all(bool(row.old_known.all()) for row in window.experiences)
+    assert all(bool((row.old_logps[row.target] < 0).all()) for row in window.experiences)
 
 
 def test_law_can_fail(make_trainer):
@@ -120,7 +120,7 @@ def test_policy_that_does_not_move_stays_at_ratio_one(make_trainer, lora, precis
     assert len(logs) == 8
     assert all(log["ratio/max"] == 1.0 and log["ratio/mean"] == 1.0 and log["kl"] == 0.0 for log in logs)
     assert all(log["grad_norm"] > 0 for log in logs)
-    assert bool(trainer._window.rows[0].old_known[1:].all())
+    assert bool(trainer._window.experiences[0].old_known[1:].all())
 
 
 # ---- loss scale ----
@@ -134,9 +134,9 @@ def test_loss_is_minus_the_mean_advantage(make_trainer, lora, draws):
     )
     window = first_window(trainer)
     given = [3.0, -1.0, 0.5, 2.0, 0.25, 1.0, -0.5, 4.0]
-    for row, advantage in zip(window.rows, given, strict=True):
+    for row, advantage in zip(window.experiences, given, strict=True):
         row.advantage = advantage
-    window = rebuild_window(trainer.pipeline(), window.rows, window.order)
+    window = rebuild_window(trainer.pipeline(), window.experiences, window.order)
     for k in range(2):
         total, gradient = total_and_gradient(trainer, window, k)
         assert total == pytest.approx(-sum(given) / 8, abs=1e-6)
@@ -146,9 +146,9 @@ def test_loss_is_minus_the_mean_advantage(make_trainer, lora, draws):
 def test_rows_that_count_for_nothing_still_count_in_the_mean(make_trainer):
     trainer = make_trainer(beta=0.0, steps_per_generation=2, num_generations=2)
     window = first_window(trainer)
-    for row in window.rows:
+    for row in window.experiences:
         row.advantage, row.active = 2.0, row.index not in (1, 6)
-    window = rebuild_window(trainer.pipeline(), window.rows, window.order)
+    window = rebuild_window(trainer.pipeline(), window.experiences, window.order)
     total, _ = total_and_gradient(trainer, window)
     assert total == pytest.approx(-2.0 * 6 / 8, abs=1e-6)
 
@@ -160,7 +160,7 @@ def test_order_of_rows_changes_nothing(make_trainer, lora):
     total, gradient = total_and_gradient(trainer, window)
     for order in (list(range(8)), [7, 3, 0, 5, 1, 6, 2, 4]):
         assert order != window.order
-        other = rebuild_window(trainer.pipeline(), window.rows, order)
+        other = rebuild_window(trainer.pipeline(), window.experiences, order)
         assert other.micro_batches != window.micro_batches
         other_total, other_gradient = total_and_gradient(trainer, other)
         assert abs(total - other_total) < 1e-5
@@ -207,9 +207,9 @@ def accumulated(make_trainer, lora: bool, accumulation: int, reward, **options):
 @pytest.mark.parametrize("reward", [low_ids, one_missing])
 def test_accumulation_changes_nothing(make_trainer, lora, reward):
     steps, moved, losses, trainer = accumulated(make_trainer, lora, 1, reward)
-    assert len({-(-len(row.ids) // 64) for row in trainer._window.rows}) == 3
+    assert len({-(-len(row.ids) // 64) for row in trainer._window.experiences}) == 3
     assert len(steps) == 3
-    assert sum(not row.active for row in trainer._window.rows) == (reward is one_missing)
+    assert sum(not row.active for row in trainer._window.experiences) == (reward is one_missing)
     for accumulation in (2, 4):
         other_steps, other_moved, other_losses, _ = accumulated(make_trainer, lora, accumulation, reward)
         assert losses == pytest.approx(other_losses, abs=2e-5)
@@ -227,7 +227,7 @@ class Recorder(UniGRPOTrainer):
     seen: list
 
     def _policy_loss(self, model, unit, k, step):
-        self._rows = unit.rows
+        self._rows = unit.indices
         return super()._policy_loss(model, unit, k, step)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -290,7 +290,7 @@ def test_rollouts_run_in_eval_mode(make_trainer, disable_dropout):
 
 def test_dropout_does_not_reach_rollouts(make_trainer):
     windows = [first_window(make_trainer(lora=True, dropout=p, disable_dropout=False)) for p in (0.0, 0.5)]
-    for one, two in zip(windows[0].rows, windows[1].rows, strict=True):
+    for one, two in zip(windows[0].experiences, windows[1].experiences, strict=True):
         assert torch.equal(one.ids, two.ids)
         assert torch.equal(one.ref_logps, two.ref_logps)
 
@@ -303,7 +303,7 @@ def test_beta_zero_and_one_update_score_nothing_beforehand(make_trainer, lora):
     trainer.train()
     assert calls.count("score") == calls.count("reference") == 0
     assert calls.count("update") == 3 * sum(units_of(trainer))
-    assert all(row.ref_logps is None for row in trainer._window.rows)
+    assert all(row.ref_logps is None for row in trainer._window.experiences)
 
 
 @pytest.mark.parametrize("lora", LORA)
@@ -332,7 +332,7 @@ def test_one_update_with_a_reference(make_trainer, lora):
 
 
 def reference_logps(window) -> list[torch.Tensor]:
-    return [row.ref_logps for row in window.rows]
+    return [row.ref_logps for row in window.experiences]
 
 
 @pytest.mark.parametrize("policy", ["full", "lora", "trained adapter"])
@@ -356,7 +356,7 @@ def test_reference_stays_the_initial_policy(make_trainer, policy):
     add_old_and_reference(trained.pipeline(), window, always_old=True)
     kept = reference_logps(window)
     add_old_and_reference(fresh.pipeline(), window, always_old=True)
-    for row, reference in zip(window.rows, kept, strict=True):
+    for row, reference in zip(window.experiences, kept, strict=True):
         assert torch.equal(reference, row.ref_logps)
         assert torch.equal(reference, row.old_logps)
     assert {n for n, p in trained.model.named_parameters() if p.requires_grad} == moved
@@ -421,7 +421,7 @@ def test_equal_groups_with_kl_keep_it(make_trainer):
         for parameter in trainer.model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     window = first_window(trainer)
-    assert all(row.advantage == 0.0 and row.active for row in window.rows)
+    assert all(row.advantage == 0.0 and row.active for row in window.experiences)
     kl = torch.cat([terms.kl for _, _, terms in losses_of(trainer, window)])
     total, gradient = total_and_gradient(trainer, window)
     assert len(kl) == 8
@@ -439,14 +439,14 @@ def flat_first_half(prompts, completions, completion_ids, solution, **_):
 def test_equal_groups_are_refilled(make_trainer):
     options = {"rewards": flat_first_half, "shuffle_dataset": False}
     stale = first_window(make_trainer(**options))
-    assert all(row.advantage == 0.0 for row in stale.rows)
+    assert all(row.advantage == 0.0 for row in stale.experiences)
     trainer = make_trainer(**options, refill_rounds=12)
     window = first_window(trainer)
-    assert sum(row.advantage != 0.0 for row in window.rows) >= 8
+    assert sum(row.advantage != 0.0 for row in window.experiences) >= 8
     late = {row["prompt"] for row in prompts(16)[8:]}
     groups = [window.table["prompt"][start : start + 4] for start in range(0, 16, 4)]
     assert all(len(set(group)) == 1 and set(group) <= late for group in groups)
-    assert [row.index for row in window.rows] == list(range(16))
+    assert [row.index for row in window.experiences] == list(range(16))
 
 
 # ---- randomness ----

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,39 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
+from ..models.draw import TokenScores
 from ..models.head import normalised
 from ..models.placing import places_of
 from ..types import Canvas
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenScores:
-    """``logps``, ``entropy`` and, with a reference, exact ``kl``: fp32 ``[b, L]`` in nats, 0 outside the target.
-
-    Entropy has no gradient.
-    """
-
-    logps: Tensor
-    entropy: Tensor
-    kl: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What the host knows of a batch that it made, so that it need not wait for the device to say it.
-
-    Attributes:
-        counts: scored tokens of each row (of each draw, where rows have several).
-        padded: whether any row has padding.
-    """
-
-    counts: list[int]
-    padded: bool = True
-
-    @property
-    def total(self) -> int:
-        """Scored tokens of all rows."""
-        return sum(self.counts)
 
 
 def check_targets(canvas: Canvas, target: Bool[Tensor, "b L"]) -> None:
@@ -61,7 +31,8 @@ def score_tokens(
     temperature: float = 1.0,
     guidance_scale: float | None = None,
     ref_logprobs: Float[Tensor, "n W"] | None = None,
-    known: Known | None = None,
+    counts: list[int] | None = None,
+    padded: bool = True,
 ) -> TokenScores:
     """log p(token | canvas with ``hidden`` positions corrupted) at ``target``, UniGRPO Eq. 3 (arXiv 2505.15809).
 
@@ -71,15 +42,17 @@ def score_tokens(
         noisy_ids: the corrupted canvas itself (``random_corruption``), for policies without a mask id.
         guidance_scale: scores of the guided policy ``u + (s + 1)(c - u)``; None = of the conditional model.
         ref_logprobs: ``token_logprobs`` of the reference on the same arguments, for the exact KL.
-        known: what the host knows of the batch; whoever gives it has called ``check_targets``.
+        counts: scored tokens of each row where the host knows them, so that it need not wait for the device to say them;
+            whoever gives them has called ``check_targets``.
+        padded: False where the host knows that no row has padding.
 
     Raises:
         ValueError: a scored token lies outside the token space, or a policy without a mask id was not given ``noisy_ids``.
     """
-    if known is None:
+    if counts is None:
         check_targets(canvas, target)
-    tokens = canvas.ids.flatten()[places_of(target, None if known is None else known.total)]
-    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, known)
+    tokens = canvas.ids.flatten()[places_of(target, None if counts is None else sum(counts))]
+    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, counts, padded)
     if ref_logprobs is not None:
         request["ref_logprobs"] = ref_logprobs
     output = model(**request, targets=tokens)
@@ -97,24 +70,25 @@ def token_logprobs(
     noisy_ids: Int[Tensor, "b L"] | None = None,
     temperature: float = 1.0,
     guidance_scale: float | None = None,
-    known: Known | None = None,
+    counts: list[int] | None = None,
+    padded: bool = True,
 ) -> Float[Tensor, "n W"]:
     """Log-probabilities of the whole token space at each of the n target positions, row-major; ``score_tokens``' law."""
-    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, known)
+    request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, counts, padded)
     return normalised(model(**request).logits)
 
 
-def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, known) -> dict[str, Any]:
+def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, counts, padded) -> dict[str, Any]:
     """The arguments of ``model.forward`` but the targets."""
     if policy.mask_token_id is None and noisy_ids is None:
         raise ValueError(
             f"{type(policy).__name__} has no mask id, so the model would read the tokens to score: give noisy_ids, the "
             "canvas with random tokens at hidden (unigrpo.algorithm.noising.random_corruption)"
         )
-    select, counts = policy.rows(target), None if known is None else known.counts
+    select = policy.rows(target)
     if guidance_scale is None:
         inputs = policy.inputs(canvas, hidden, noisy_ids)
-        if known is not None and not known.padded and policy.mask_optional:
+        if not padded and policy.mask_optional:
             inputs["attention_mask"] = None
     else:
         inputs, select = policy.guided_inputs(canvas, hidden, noisy_ids), torch.cat([select, select])

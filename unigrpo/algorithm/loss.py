@@ -1,15 +1,15 @@
 """The policy loss. It sees log-probabilities, never a model."""
 
-from __future__ import annotations
-
+# Annotations are read when a record is made: shapes that do not belong together are refused under pytest.
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..models.draw import TokenScores
 from ..models.placing import places_of
 from ..parts import check_keys, internal, key
 from .mixing import PerDraw
@@ -41,18 +41,43 @@ def kl_estimate(ref_logps: Tensor, logps: Tensor, estimator: str) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossBatch:
+    """What a loss is told of b rows with S = m / b draws each, a row's draws adjacent.
+
+    Attributes:
+        advantages: one a row.
+        target: True = scored. What else stands outside of it, in any field, is ignored and may be anything.
+        weight: coefficient of each scored log-probability.
+        completion_length: the literal |o_i|.
+        old_logps: of the policy that the ratio is to.
+        ref_logps: of the reference; None without one.
+        scored_tokens: of each row, where this batch holds a part of its draws; None = counted in ``target``.
+        tokens_per_row: mean scored tokens a row, for ``"dapo"`` and ``"bnpo"``.
+    """
+
+    advantages: Float[Tensor, " b"]
+    target: Bool[Tensor, "m L"]
+    weight: Float[Tensor, "m L"]
+    completion_length: Float[Tensor, " b"]
+    old_logps: Float[Tensor, "m L"] | None
+    ref_logps: Float[Tensor, "m L"] | None = None
+    scored_tokens: Float[Tensor, " b"] | None = None
+    tokens_per_row: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossTerms:
     """A unit's loss by row, and detached statistics.
 
     Attributes:
-        rows: ``[b]`` loss of each row, with gradient.
+        losses: ``[b]``, of each row, with gradient.
         kl: ``[b]`` mean KL of each row's scored tokens (or of its sequence), 0 without a reference.
         ratios: ``[b, n]``, of tokens or sequences.
         low, high: ``[b, n]`` bool, ratios outside the range on the side where clipping acts.
         scored: ``[b, n]`` bool, those of the ratios that entered the surrogate.
     """
 
-    rows: Tensor
+    losses: Tensor
     kl: Tensor
     ratios: Tensor
     low: Tensor
@@ -80,17 +105,24 @@ class LossTerms:
         return self.entered()[2]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Values:
-    """Log-likelihoods ``[b, n]`` that enter one ratio each: n = L tokens, or 1 sequence."""
+def _in_fp32(batch: LossBatch, scores: TokenScores) -> tuple[LossBatch, TokenScores]:
+    """Log-probabilities and an exact KL in fp32 at least."""
 
-    logps: Tensor
-    log_ratio: Tensor
-    reference: Tensor
-    kl: Tensor | None
-    scored: Tensor
-    weight: Tensor
-    lengths: Tensor
+    def roomy(values: Tensor | None) -> Tensor | None:
+        return None if values is None else _at_least_fp32(values)
+
+    batch = replace(batch, old_logps=roomy(batch.old_logps), ref_logps=roomy(batch.ref_logps))
+    return batch, scores._replace(logps=roomy(scores.logps), kl=roomy(scores.kl))
+
+
+def _pooled(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums over each row's tokens, ``[b, 1]``."""
+    return (values * weight).sum(dim=1, keepdim=True)
+
+
+def _at(target: Bool[Tensor, "b L"], values: Float[Tensor, "b L"]) -> Float[Tensor, "b L"]:
+    """``values`` where they are scored, 0 elsewhere."""
+    return torch.where(target, values, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,54 +187,71 @@ class PolicyLoss:
     def __post_init__(self) -> None:
         check_keys(self)
 
-    def __call__(
-        self,
-        logps: Float[Tensor, "m L"],
-        old_logps: Float[Tensor, "m L"],
-        ref_logps: Float[Tensor, "m L"] | None,
-        advantages: Float[Tensor, " b"],
-        target: Bool[Tensor, "m L"],
-        weight: Float[Tensor, "m L"],
-        completion_length: Float[Tensor, " b"],
-        exact_kl: Float[Tensor, "m L"] | None = None,
-        scored_tokens: Float[Tensor, " b"] | None = None,
-        tokens_per_row: float | None = None,
-    ) -> LossTerms:
-        """Terms of b rows with S = m / b draws each, a row's draws adjacent.
+    def __call__(self, batch: LossBatch, scores: TokenScores) -> LossTerms:
+        """The terms of a ``batch`` whose tokens have the new ``scores`` ``[m, L]``.
 
-        Args:
-            exact_kl: takes the place of the estimate from ``ref_logps``.
-            scored_tokens: the row's scored tokens where this call sees a part of its draws; None = counted here.
-            tokens_per_row: mean scored tokens a row, for ``"dapo"`` and ``"bnpo"``.
-
-        Values outside ``target`` are ignored and may be anything; a row without a target has loss 0 and no gradient.
-        Half-precision log-probabilities are computed with in fp32. A loss that no bound holds back may overflow: it is then
-        infinite or NaN, never a finite number with a NaN gradient.
+        An exact KL among the scores takes the place of the estimate from ``ref_logps``. A row without a target has loss 0 and
+        no gradient. Half-precision log-probabilities are computed with in fp32. A loss that no bound holds back may
+        overflow: it is then infinite or NaN, never a finite number with a NaN gradient.
 
         Raises:
             ValueError: ``"dr_grpo"`` without ``max_length``, ``"dapo"`` or ``"bnpo"`` without ``tokens_per_row``.
         """
-        logps, old_logps = _at_least_fp32(logps), _at_least_fp32(old_logps)
-        ref_logps, exact_kl = (None if own is None else _at_least_fp32(own) for own in (ref_logps, exact_kl))
-        values = self._values(
-            logps, old_logps, ref_logps, exact_kl, target, weight, advantages, completion_length, scored_tokens
-        )
-        lengths, advantages = values.lengths, advantages[:, None]
+        batch, scores = self._mixed(*_in_fp32(batch, scores))
+        target, weight = batch.target, batch.weight
+        count = target.sum(dim=1) if batch.scored_tokens is None else batch.scored_tokens
+        lengths = batch.completion_length if self.length_normalization == "completion" else count
+        lengths = lengths.clamp(min=1).to(scores.logps.dtype)
+        logps = _at(target, scores.logps)
+        log_ratio = _at(target, scores.logps - batch.old_logps)
+        reference = torch.zeros_like(logps)
+        if batch.ref_logps is not None:
+            reference = _at(target, batch.ref_logps - scores.logps)
+        exact = None if scores.kl is None else _at(target, scores.kl)
         if self.importance_sampling_level != "token":
-            values = self._as_sequences(values)
-        log_ratio, reference = self._cut(values.log_ratio), self._cut(values.reference)
-        objective = objective_of(self.surrogate(log_ratio, values.logps, advantages))
-        kl = self._kl(values.kl, reference, lengths)
-        total = ((self.beta * kl - objective.value) * values.weight).sum(dim=1)
-        scored = values.scored
+            share = 1.0 / lengths[:, None] if self.importance_sampling_level == "sequence" else 1.0
+            logps, log_ratio, reference = (_pooled(own, weight) * share for own in (logps, log_ratio, reference))
+            exact = None if exact is None else _pooled(exact, weight) / lengths[:, None]
+            target = target.any(dim=1, keepdim=True)
+            weight = target.to(weight.dtype)
+        log_ratio, reference = self._cut(log_ratio), self._cut(reference)
+        objective = objective_of(self.surrogate(log_ratio, logps, batch.advantages[:, None]))
+        kl = self._kl(exact, reference, lengths)
+        total = ((self.beta * kl - objective.value) * weight).sum(dim=1)
         return LossTerms(
-            rows=total / self._divisor(lengths, tokens_per_row),
-            kl=(kl * scored).sum(dim=1).detach() / scored.sum(dim=1).clamp(min=1),
+            losses=total / self._divisor(lengths, batch.tokens_per_row),
+            kl=(kl * target).sum(dim=1).detach() / target.sum(dim=1).clamp(min=1),
             ratios=log_ratio.detach().exp(),
             low=objective.clipped_low,
             high=objective.clipped_high,
-            scored=scored,
+            scored=target,
         )
+
+    def _mixed(self, batch: LossBatch, scores: TokenScores) -> tuple[LossBatch, TokenScores]:
+        """One row of tokens a row, ``[b, L]``, where ``reduce`` mixes the draws; weights are 0 outside the target."""
+        weight = batch.weight * batch.target
+        if not self.reduce.mixes:
+            return replace(batch, weight=weight), scores
+        shape = (len(batch.advantages), -1, scores.logps.shape[1])
+        draws, weights = batch.target.view(shape), weight.view(shape)
+
+        def mix(values: Tensor | None) -> Tensor | None:
+            return None if values is None else self.reduce(values.view(shape), draws, weights, batch.advantages)
+
+        exact = scores.kl
+        if exact is not None:
+            seen = draws.sum(dim=1).clamp(min=1)
+            exact = torch.where(draws, exact.view(shape), 0.0).sum(dim=1) / seen
+        scores = scores._replace(logps=mix(scores.logps), kl=exact)
+        target = draws.any(dim=1)
+        mixed = replace(
+            batch,
+            target=target,
+            weight=target.to(scores.logps.dtype),
+            old_logps=mix(batch.old_logps),
+            ref_logps=mix(batch.ref_logps),
+        )
+        return mixed, scores
 
     def _kl(self, exact: Tensor | None, reference: Tensor, lengths: Tensor) -> Tensor:
         """The exact KL where there is one, else the estimate from log-ratios to the reference; 0 where it has no weight."""
@@ -214,64 +263,6 @@ class PolicyLoss:
 
     def _cut(self, log_ratio: Tensor) -> Tensor:
         return log_ratio if self.log_ratio_clip is None else log_ratio.clamp(-self.log_ratio_clip, self.log_ratio_clip)
-
-    def _values(
-        self,
-        logps: Tensor,
-        old_logps: Tensor,
-        ref_logps: Tensor | None,
-        exact_kl: Tensor | None,
-        target: Tensor,
-        weight: Tensor,
-        advantages: Tensor,
-        completion_length: Tensor,
-        scored_tokens: Tensor | None,
-    ) -> _Values:
-        """Per token, with the draws mixed where ``reduce`` mixes them."""
-        weight = weight * target
-        if self.reduce.mixes:
-            shape = (len(advantages), -1, logps.shape[1])
-            draws, weights = target.view(shape), weight.view(shape)
-
-            def mix(values: Tensor | None) -> Tensor | None:
-                return None if values is None else self.reduce(values.view(shape), draws, weights, advantages)
-
-            if exact_kl is not None:
-                seen = draws.sum(dim=1).clamp(min=1)
-                exact_kl = torch.where(draws, exact_kl.view(shape), 0.0).sum(dim=1) / seen
-            logps, old_logps, ref_logps = mix(logps), mix(old_logps), mix(ref_logps)
-            target = draws.any(dim=1)
-            weight = target.to(logps.dtype)
-        count = target.sum(dim=1) if scored_tokens is None else scored_tokens
-        lengths = completion_length if self.length_normalization == "completion" else count
-        zeros = torch.zeros_like(logps)
-        return _Values(
-            logps=torch.where(target, logps, 0.0),
-            log_ratio=torch.where(target, logps - old_logps, 0.0),
-            reference=zeros if ref_logps is None else torch.where(target, ref_logps - logps, 0.0),
-            kl=None if exact_kl is None else torch.where(target, exact_kl, 0.0),
-            scored=target,
-            weight=weight,
-            lengths=lengths.clamp(min=1).to(logps.dtype),
-        )
-
-    def _as_sequences(self, values: _Values) -> _Values:
-        """Sums or means over each row's tokens, ``[b, 1]``."""
-        share = 1.0 / values.lengths[:, None] if self.importance_sampling_level == "sequence" else 1.0
-
-        def pooled(tokens: Tensor) -> Tensor:
-            return (tokens * values.weight).sum(dim=1, keepdim=True)
-
-        scored = values.scored.any(dim=1, keepdim=True)
-        return _Values(
-            logps=pooled(values.logps) * share,
-            log_ratio=pooled(values.log_ratio) * share,
-            reference=pooled(values.reference) * share,
-            kl=None if values.kl is None else pooled(values.kl) / values.lengths[:, None],
-            scored=scored,
-            weight=scored.to(values.weight.dtype),
-            lengths=torch.ones_like(values.lengths),
-        )
 
     def _divisor(self, lengths: Tensor, tokens_per_row: float | None) -> Tensor | float:
         """What a row's sum is divided by. Where tokens are counted, a sequence's mean stands for all of its tokens."""

@@ -41,19 +41,27 @@ class Draw:
         return Draw(uniforms=None if self.uniforms is None else self.uniforms[rows], entropy=self.entropy)
 
 
-class DrawnTokens(NamedTuple):
-    """``tokens [n]`` int64, their ``logps [n]`` and, where asked, the ``entropy [n]`` of their rows, fp32 in nats.
+class TokenScores(NamedTuple):
+    """What a model says of tokens that were given to it, or drawn from it; fp32, in nats, all of one shape.
 
-    ``doubt [n]`` is the probability of all other tokens together: it ranks tokens whose own probability rounds to 1.
+    A head or a forward answers for n tokens, ``[n]``; a likelihood places the answer on its canvas, ``[b, L]``.
+
+    Attributes:
+        logps: log-probability of each token.
+        entropy: of its token space, without gradient.
+        kl: exact KL(policy || reference) over the token space; None without a reference.
+        tokens: int64, those that were drawn; None where they were given.
+        doubt: the probability of all other tokens together, of drawn ones: it ranks tokens whose own probability rounds to 1.
     """
 
-    tokens: Tensor
     logps: Tensor
     entropy: Tensor | None = None
+    kl: Tensor | None = None
+    tokens: Tensor | None = None
     doubt: Tensor | None = None
 
 
-def choose_tokens(logits: Tensor, draw: Draw) -> DrawnTokens:
+def choose_tokens(logits: Tensor, draw: Draw) -> TokenScores:
     """One column for each row of ``logits [n, W]``, by argmax or from softmax(logits); half precision is drawn from in fp32.
 
     A column of -inf is never drawn. A row with NaN or +inf, or of -inf alone, has no distribution: the log-probability and
@@ -68,7 +76,7 @@ def choose_tokens(logits: Tensor, draw: Draw) -> DrawnTokens:
     return join(parts)
 
 
-def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> DrawnTokens:
+def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> TokenScores:
     logits = logits.float()
     probs = logits.softmax(dim=1)
     columns = logits.argmax(dim=1) if uniforms is None else draw_columns(probs, uniforms)
@@ -85,7 +93,7 @@ def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> Draw
             entropy = lse - torch.linalg.vecdot(probs, floored(logits))
     # A sum of small numbers keeps what 1 - p loses: fp32 tells p = 1 - 1e-8 from 1 - 1e-30.
     doubt = probs.scatter_(1, picked, 0.0).sum(dim=1)
-    return DrawnTokens(columns, logps, entropy, doubt)
+    return TokenScores(logps, entropy, tokens=columns, doubt=doubt)
 
 
 def floored(logits: Tensor) -> Tensor:
@@ -93,11 +101,11 @@ def floored(logits: Tensor) -> Tensor:
     return logits.clamp(min=torch.finfo(torch.float32).min)
 
 
-def join(parts: list[DrawnTokens]) -> DrawnTokens:
+def join(parts: list[TokenScores]) -> TokenScores:
     """The rows of ``parts``, one after the other."""
     if len(parts) == 1:
         return parts[0]
-    return DrawnTokens(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+    return TokenScores(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def draw_columns(masses: Tensor, uniforms: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from .placing import places_of
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
     """fp32 ``logits``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn ``tokens [n]`` with
-    their ``logps [n]``, ``doubt [n]`` (see ``DrawnTokens``) and, where asked, ``entropy [n]``.
+    their ``logps [n]``, ``doubt [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``.
     """
 
     logits: Tensor | None = None

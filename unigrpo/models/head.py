@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..types import TokenSpace
-from .draw import Draw, DrawnTokens, choose_tokens, floored, join
+from .draw import Draw, TokenScores, choose_tokens, floored, join
 from .placing import on_host, product
 
 
@@ -63,18 +62,6 @@ def space_logits(hidden: Tensor, weight: Tensor, space: TokenSpace, temperature:
     return logits
 
 
-class TokenLogProbs(NamedTuple):
-    """What the head says of n chosen tokens, fp32 ``[n]`` in nats.
-
-    ``logps`` of the targets; ``entropy`` over the token space, without gradient; ``kl``, the exact
-    KL(policy || reference) over the token space, None without reference log-probabilities.
-    """
-
-    logps: Tensor
-    entropy: Tensor
-    kl: Tensor | None = None
-
-
 def normalised(logits: Tensor) -> Tensor:
     """Log-probabilities ``[n, W]``. Policy and reference share this expression, so that equal logits have KL 0 exactly."""
     return by_chunks(lambda rows: rows - rows.logsumexp(dim=-1, keepdim=True), logits)
@@ -88,7 +75,7 @@ def by_chunks(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 
 def gather_logps(
     logits: Tensor, targets: Tensor, space: TokenSpace, ref_logprobs: Tensor | None = None
-) -> TokenLogProbs:
+) -> TokenScores:
     """Scores of ``targets`` (vocabulary ids ``[n]``) under ``logits [n, W]``, against ``ref_logprobs [n, W]``.
 
     Half-precision logits are scored in fp32. A column of -inf adds nothing to the entropy and the KL; as a target it has
@@ -99,7 +86,7 @@ def gather_logps(
     logps = logits.gather(1, (targets - space.start)[:, None]).squeeze(1) - lse
     with torch.no_grad():
         entropy = lse - ((logits - lse[:, None]).exp() * floored(logits)).sum(dim=-1)
-    return TokenLogProbs(logps, entropy, None if ref_logprobs is None else exact_kl(logits, ref_logprobs))
+    return TokenScores(logps, entropy, None if ref_logprobs is None else exact_kl(logits, ref_logprobs))
 
 
 def exact_kl(logits: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -118,14 +105,14 @@ def _kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 def _scores_and_probs(
     logits: Tensor, targets: Tensor, space: TokenSpace, ref_logprobs: Tensor | None
-) -> tuple[TokenLogProbs, Tensor]:
+) -> tuple[TokenScores, Tensor]:
     """``gather_logps`` in fewer passes over the logits, and the probabilities ``[n, W]``; no gradient."""
     top, probs = logits.amax(dim=-1), logits.softmax(dim=-1)
     lse = top - probs.amax(dim=-1).log()
     logps = logits.gather(1, (targets - space.start)[:, None]).squeeze(1) - lse
     entropy = lse - torch.linalg.vecdot(probs, logits)
     kl = torch.zeros_like(logps) if ref_logprobs is None else _kl(normalised(logits), ref_logprobs)
-    return TokenLogProbs(logps, entropy, kl), probs
+    return TokenScores(logps, entropy, kl), probs
 
 
 class _SelectedLogProbs(torch.autograd.Function):
@@ -178,10 +165,10 @@ def _scored(rows, targets, ref_logprobs, weight, space, temperature, keep: bool)
     logits = space_logits(rows, weight, space, temperature)
     scores, probs = _scores_and_probs(logits, targets, space, ref_logprobs)
     if not keep:
-        return torch.stack(scores), []
+        return torch.stack(scores[:3]), []
     slopes = _slopes(logits, probs, targets, ref_logprobs, scores.kl, space)
     del logits
-    return torch.stack(scores), [_through_head(slope, weight, space, temperature, rows.dtype) for slope in slopes]
+    return torch.stack(scores[:3]), [_through_head(slope, weight, space, temperature, rows.dtype) for slope in slopes]
 
 
 def _chunks(hidden: Tensor, targets: Tensor, ref_logprobs: Tensor | None):
@@ -253,7 +240,7 @@ class VocabularyHead(nn.Linear):
         temperature: float = 1.0,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
-    ) -> Tensor | TokenLogProbs | DrawnTokens:
+    ) -> Tensor | TokenScores:
         """fp32 logits, the scores of ``targets``, or tokens chosen as ``draw`` says.
 
         Args:
@@ -265,7 +252,7 @@ class VocabularyHead(nn.Linear):
             draw: how to choose a token for each row.
 
         Returns:
-            logits ``[..., W]`` without targets and draw, else ``TokenLogProbs`` or ``DrawnTokens``, which never hold more
+            logits ``[..., W]`` without targets and draw, else ``TokenScores``, which never hold more
             than a chunk of logits.
 
         Raises:
@@ -283,10 +270,10 @@ class VocabularyHead(nn.Linear):
             logps, entropy, kl = _SelectedLogProbs.apply(
                 hidden, self.weight, targets, ref_logprobs, space, temperature
             )
-            return TokenLogProbs(logps, entropy, None if ref_logprobs is None else kl)
+            return TokenScores(logps, entropy, None if ref_logprobs is None else kl)
 
     @torch.no_grad()
-    def _draw(self, hidden: Tensor, space: TokenSpace, temperature: float, draw: Draw) -> DrawnTokens:
+    def _draw(self, hidden: Tensor, space: TokenSpace, temperature: float, draw: Draw) -> TokenScores:
         parts, size = [], rows_per_chunk(hidden)
         for start in range(0, max(len(hidden), 1), size):
             part = slice(start, start + size)

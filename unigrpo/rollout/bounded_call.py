@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,16 +21,11 @@ GRACE = 1.0
 """Seconds that an overdue call gets to clean up after itself, and between two attempts to interrupt it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a call has come to: its value, or the error that it ended with; ``Overdue`` for one that did not end."""
-
-    value: Any = None
-    error: BaseException | None = None
-
-
-def outcome_of(call: Callable[[], Any], seconds: float | None) -> Outcome:
+def outcome_of(call: Callable[[], Any], seconds: float | None) -> Any:
     """``call()`` in at most about ``seconds``, None = without a bound; ``KeyboardInterrupt`` and ``SystemExit`` pass.
+
+    Returns its value or the exception that it ended with, as ``asyncio.gather`` does with ``return_exceptions``; ``Overdue``
+    for one that did not end.
 
     In the main thread of a POSIX system the call is interrupted where it stands, as by Ctrl-C, and cleans up after
     itself. The signal is SIGURG, which little else uses (the Go runtime does) and whose default is to be ignored: SIGALRM
@@ -41,12 +35,12 @@ def outcome_of(call: Callable[[], Any], seconds: float | None) -> Outcome:
     """
     try:
         if seconds is None:
-            return Outcome(call())
+            return call()
         in_main = threading.current_thread() is threading.main_thread()
         interrupts = in_main and hasattr(signal, "SIGURG") and hasattr(signal, "pthread_kill")
-        return Outcome((_interrupted if interrupts else _left_behind)(call, seconds))
+        return (_interrupted if interrupts else _left_behind)(call, seconds)
     except (Exception, Overdue, asyncio.CancelledError) as error:
-        return Outcome(error=error)
+        return error
 
 
 def _interrupted(call: Callable[[], Any], seconds: float) -> Any:
@@ -141,8 +135,8 @@ class _DaemonThreads(ThreadPoolExecutor):
         return future
 
 
-def outcomes_together(awaitables: list, seconds: float | None) -> list[Outcome]:
-    """What each of ``awaitables`` comes to, run concurrently and each bounded by ``seconds``, None = without a bound.
+def outcomes_together(awaitables: list, seconds: float | None) -> list[Any]:
+    """What each of ``awaitables`` comes to, as ``outcome_of`` returns it, run concurrently and each bounded by ``seconds``, None = without a bound.
 
     They share an event loop of their own in a thread of its own, so that a notebook's loop is left alone. One that is
     overdue is cancelled, and left behind if it does not heed that; the others keep their results. One that blocks the
@@ -167,7 +161,7 @@ class _Together:
 
     def __init__(self, awaitables: list, seconds: float | None) -> None:
         self.awaitables, self.seconds, self.late = awaitables, seconds, False
-        self.outcomes = [Outcome(error=Overdue()) for _ in awaitables]
+        self.outcomes = [Overdue() for _ in awaitables]
         self.loop = asyncio.new_event_loop()
         self.loop.set_default_executor(_DaemonThreads())
 
@@ -202,8 +196,8 @@ class _Together:
 
     async def _one(self, place: int) -> None:
         try:
-            outcome = Outcome(await self.awaitables[place])
+            outcome = await self.awaitables[place]
         except (Exception, asyncio.CancelledError) as error:
-            outcome = Outcome(error=error)
+            outcome = error
         if not self.late:
             self.outcomes[place] = outcome

@@ -14,7 +14,6 @@ from ..config.arguments import UniGRPOConfig
 from ..config.build import Algorithm
 from ..data.image_codes import ImageCodec
 from ..models.base import DiffusionPolicy
-from .fit_memory import OnStep
 from .rewards import RewardSet
 
 
@@ -32,7 +31,7 @@ class Pipeline:
         new_prompt: dataset row for (window, round, group); needed for refills.
         rank, ranks, device: this process, how many there are, and where this one computes.
         on_step: progress of sampling, ``on_step(done, total)``.
-        codec: the image tokenizer; needed for ``mmu`` and ``t2i`` rows.
+        codec: the image tokenizer; needed for tasks ``mmu`` and ``t2i``.
         forwards_meet: a forward waits for the other processes (see ``lockstep``). All of them then make equally many in a
             rollout, and none repeats one that ran out of memory.
         fitted: the rollout batch that fitted, by task, where ``rollout_batch_size`` did not. Written by ``sample_answers``;
@@ -51,7 +50,7 @@ class Pipeline:
     rank: int = 0
     ranks: int = 1
     device: torch.device | str = "cpu"
-    on_step: OnStep | None = None
+    on_step: Callable[[int, int], None] | None = None
     trainer_state: Any = None
     codec: ImageCodec | None = None
     forwards_meet: bool = False

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import Overdue, ReturnError, RewardError
@@ -21,20 +19,20 @@ class Fault:
     """What one reward did wrong in one call.
 
     Attributes:
-        kind: ``"raised"``, ``"timeout"`` or ``"returned"``: the call failed as a whole; ``"score"``: only ``rows`` have none;
+        kind: ``"raised"``, ``"timeout"`` or ``"returned"``: the call failed as a whole; ``"score"``: only ``places`` have none;
             ``"log"``: the scores are good.
         text: what it did, to go on from its name.
-        rows: the places of the answers concerned.
+        places: of the answers concerned, in the call.
         error: what it ended with.
     """
 
     kind: str
     text: str
-    rows: list[int]
+    places: list[int]
     error: BaseException | None = None
 
 
-def failed_call(error: BaseException, seconds: float | None, rows: list[int]) -> Fault:
+def failed_call(error: BaseException, seconds: float | None, places: list[int]) -> Fault:
     """The fault of a call that ended with ``error`` instead of one score an answer."""
     if isinstance(error, Overdue):
         kind, text = "timeout", f"did not return within reward_timeout={seconds} seconds"
@@ -44,7 +42,7 @@ def failed_call(error: BaseException, seconds: float | None, rows: list[int]) ->
         kind, text = "raised", "cancelled itself"
     else:
         kind, text = "raised", f"raised {type(error).__name__}: {shortened(error, 300)}{_places(error)}"
-    return Fault(kind=kind, text=text, rows=rows, error=error)
+    return Fault(kind=kind, text=text, places=places, error=error)
 
 
 def _places(error: BaseException) -> str:
@@ -68,61 +66,30 @@ def shown(prompt: Any) -> str:
     return repr(shortened(prompt))
 
 
-@dataclass(slots=True)
-class FaultLog:
-    """The faults of a run's rewards.
+def described(fault: Fault, name: str, prompts: list) -> str:
+    """What the reward ``name`` did in a call with ``prompts``."""
+    prompt = shown(prompts[fault.places[0]])
+    one = fault.kind == "score"
+    whose = "for the answer to" if one else f"when it was called with {len(prompts)} answers, the first to"
+    return f"reward {name!r} {fault.text}, {whose} the prompt {prompt}"
 
-    Attributes:
-        names: of the rewards.
-        counts: ``[F, 2]`` int64 since ``take``: answers that a fault left without their score, with one for each wrong log;
-            and calls that were overdue.
+
+def error_of(fault: Fault, said: str) -> RewardError:
+    """What ends a run with ``reward_error`` "raise"."""
+    slow = "raise reward_timeout, or " if fault.kind == "timeout" else ""
+    return RewardError(
+        f"{said}. Mend the reward, {slow or 'or '}set reward_error='none' to go on without what it fails to score"
+    )
+
+
+def fault_metrics(names: list[str], counts: Tensor, bounded: bool) -> dict[str, float]:
+    """``rewards/<name>/errors`` and, of calls that are ``bounded`` in time, ``rewards/<name>/timeouts``.
+
+    ``counts`` are ``Scores.faults`` ``[F, 2]``.
     """
-
-    names: list[str]
-    counts: Tensor = field(init=False)
-    _warned: set[tuple[str, str]] = field(init=False, default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.counts = torch.zeros(len(self.names), 2, dtype=torch.int64)
-
-    def take(self) -> Tensor:
-        """``counts``, which begin again at 0."""
-        taken, self.counts = self.counts, torch.zeros_like(self.counts)
-        return taken
-
-    def add(self, place: int, fault: Fault, prompts: list, on_error: str) -> None:
-        """Counts what the reward at ``place`` did in a call with ``prompts``, and warns once for each kind of it.
-
-        Raises:
-            RewardError: ``on_error`` is "raise".
-        """
-        self.counts[place] += torch.tensor([len(fault.rows), fault.kind == "timeout"])
-        name, prompt = self.names[place], shown(prompts[fault.rows[0]])
-        one = fault.kind == "score"
-        whose = "for the answer to" if one else f"when it was called with {len(prompts)} answers, the first to"
-        said = f"reward {name!r} {fault.text}, {whose} the prompt {prompt}"
-        if on_error == "raise":
-            slow = "raise reward_timeout, or " if fault.kind == "timeout" else ""
-            raise RewardError(
-                f"{said}. Mend the reward, {slow or 'or '}set reward_error='none' to go on without what it fails to score"
-            ) from fault.error
-        self.warn(
-            f"{said}. The run goes on without that (reward_error='none'), and counts it in rewards/{name}/errors",
-            fault.kind,
-            name,
-        )
-
-    def warn(self, message: str, kind: str, name: str = "") -> None:
-        """A warning, given once for each ``kind`` and reward of the run."""
-        if (name, kind) not in self._warned:
-            self._warned.add((name, kind))
-            warnings.warn(message, stacklevel=2)
-
-    def metrics(self, counts: Tensor, bounded: bool) -> dict[str, float]:
-        """``rewards/<name>/errors`` and, of calls that are ``bounded`` in time, ``rewards/<name>/timeouts``."""
-        kinds = ("errors", "timeouts") if bounded else ("errors",)
-        return {
-            f"rewards/{name}/{kind}": float(own[number])
-            for name, own in zip(self.names, counts, strict=True)
-            for number, kind in enumerate(kinds)
-        }
+    kinds = ("errors", "timeouts") if bounded else ("errors",)
+    return {
+        f"rewards/{name}/{kind}": float(own[number])
+        for name, own in zip(names, counts, strict=True)
+        for number, kind in enumerate(kinds)
+    }

@@ -28,7 +28,7 @@ SHOWN = 80
 def own_copy(value: Any, seen: dict[int, Any]) -> Any:
     """``value`` for one reward alone: what the reward does to it reaches nobody else.
 
-    Pictures, arrays and whatever else is not a plain container are copied once for all rows that share them: ``seen``
+    Pictures, arrays and whatever else is not a plain container are copied once for all answers that share them: ``seen``
     holds the copies of one call by the id of the original. What cannot be copied is handed on as it is.
     """
     if isinstance(value, PLAIN):
@@ -82,21 +82,21 @@ def as_list(result: Any, expected: int, of: str = "") -> list:
 
 
 def as_scores(values: list, weight: float = 1.0) -> tuple[list[float], dict[int, str]]:
-    """Scores, NaN for None, and what is wrong with those that are none, by row; ``weight`` is what they are multiplied by."""
+    """Scores, NaN for None, and what is wrong with those that are none, by place; ``weight`` is what they are multiplied by."""
     scores, wrong = [], {}
-    for row, value in enumerate(values):
+    for place, value in enumerate(values):
         try:
             score = math.nan if value is None else float(value)
             if isinstance(value, str | bytes):
                 raise TypeError("a text")
         except Exception:
-            wrong[row] = f"returned something that is not a number or None: {_quoted(value)}"
+            wrong[place] = f"returned something that is not a number or None: {_quoted(value)}"
         else:
             if value is not None and not abs(score) <= LARGEST:
-                wrong[row] = f"returned {score}, which is no finite number (None says that a reward does not apply)"
+                wrong[place] = f"returned {score}, which is no finite number (None says that a reward does not apply)"
             elif abs(score * weight) > LARGEST_WEIGHTED:
-                wrong[row] = f"returned {score}, which is too large with a weight of {weight:g}"
-        scores.append(math.nan if row in wrong else score)
+                wrong[place] = f"returned {score}, which is too large with a weight of {weight:g}"
+        scores.append(math.nan if place in wrong else score)
     return scores, wrong
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,14 +11,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ..models.loading import load_classifier, load_config, load_processor
 from ..rewards import get_reward
-from .bounded_call import Outcome, outcome_of, outcomes_together
-from .reward_faults import Fault, FaultLog, failed_call
+from ..types import Sample
+from .bounded_call import outcome_of, outcomes_together
+from .reward_faults import Fault, described, error_of, failed_call
 from .reward_values import CallLog, as_list, as_scores, own_copy, state_copy
 
 
@@ -26,24 +27,32 @@ RESERVED = ("prompt", "completion", "completion_ids", "task", "image", "images",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One sampled answer as rewards see it.
+class Scores:
+    """What the rewards say of B answers.
 
-    The dataset row, the completion, its token ids, the task, and the RGB pictures that the prompt asks about.
+    Attributes:
+        values: ``[B, F]`` fp32 raw rewards, NaN where a reward does not apply.
+        lost: ``[F]`` bool, the rewards that failed as a whole.
+        faults: ``[F, 2]`` int64: answers that a fault left without their score, with one for each wrong log; and calls that
+            were overdue.
+        extras: per-answer columns that rewards handed to ``log_extra``.
+        metrics: scalars that rewards handed to ``log_metric``, all calls of it.
     """
 
-    row: dict[str, Any]
-    completion: Any
-    completion_ids: list[int]
-    task: str
-    images: list[Image.Image] | None = None
+    values: Tensor
+    lost: Tensor
+    faults: Tensor
+    extras: dict[str, list] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
 
-    @property
-    def for_reward(self) -> Any:
-        """Chat prompts get a one-message list, as in TRL; strings and images stay as they are."""
-        if isinstance(self.row["prompt"], str) or not isinstance(self.completion, str):
-            return self.completion
-        return [{"role": "assistant", "content": self.completion}]
+    @classmethod
+    def none(cls, answers: int, rewards: int) -> Scores:
+        """No score, nothing wrong and nothing logged yet."""
+        return cls(
+            values=torch.full((answers, rewards), torch.nan),
+            lost=torch.zeros(rewards, dtype=torch.bool),
+            faults=torch.zeros(rewards, 2, dtype=torch.int64),
+        )
 
 
 class ModelReward:
@@ -167,11 +176,6 @@ class RewardSet:
         columns: dataset columns that every call gets, also where no row of a batch has them.
         on_error: what a fault does: ``"raise"`` a ``RewardError``, or ``"none"``, see ``score``.
         timeout: seconds for one call of one reward; None = no bound. ``bounded_call`` says how calls are ended.
-        extras: per-answer columns that rewards handed to ``log_extra`` in the last call.
-        metrics: scalars that rewards handed to ``log_metric`` in the last call, all calls of it.
-        lost: ``[F]`` bool, the rewards that failed as a whole in the last call.
-        faults: counts what went wrong, until somebody takes the counts.
-        unscored: training prompts in a row without a score from any reward.
     """
 
     functions: list[Callable]
@@ -180,11 +184,7 @@ class RewardSet:
     on_error: str = "raise"
     timeout: float | None = None
     names: list[str] = field(init=False)
-    extras: dict[str, list] = field(init=False, default_factory=dict)
-    metrics: dict[str, list[float]] = field(init=False, default_factory=dict)
-    lost: Tensor = field(init=False)
-    faults: FaultLog = field(init=False)
-    unscored: int = field(init=False, default=0)
+    _warned: set[tuple[str, str]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         if not self.functions:
@@ -201,70 +201,69 @@ class RewardSet:
                 number += 1
                 name = f"{base}_{number}"
             self.names.append(name)
-        self.lost, self.faults = torch.zeros(len(self.names), dtype=torch.bool), FaultLog(self.names)
 
-    def score(self, answers: list[Answer], trainer_state: Any = None) -> Tensor:
-        """Raw rewards ``[B, F]`` fp32, NaN where a reward returned None.
+    def score(self, samples: list[Sample], trainer_state: Any = None) -> Scores:
+        """The scores of ``samples``, NaN where a reward returned None.
 
         Each reward gets copies of everything, so that what it changes reaches neither another one nor the run.
         With ``on_error`` "none", a reward that failed as a whole (it raised, was overdue, or returned something else than a
-        list of one score an answer) is NaN in all rows, and the others count. A row with a score that is no finite number
+        list of one score an answer) is NaN for all answers, and the others count. One with a score that is no finite number
         is NaN in all columns: with its other rewards alone it would be compared with answers that have all of theirs. What
         is logged wrongly is left out.
 
         Raises:
             RewardError: a fault, where ``on_error`` is "raise"; memory that ran out is one, on a GPU too.
         """
-        self.extras, self.metrics = {}, {}
-        self.lost = torch.zeros(len(self.functions), dtype=torch.bool)
-        if not answers:
-            return torch.zeros(0, len(self.functions))
-        self.know_columns(*(answer.row for answer in answers))
-        logs = [CallLog(len(answers)) for _ in self.functions]
-        outcomes = self._outcomes(answers, trainer_state, logs)
-        scores, faulty = torch.full((len(answers), len(self.functions)), torch.nan), []
+        found = Scores.none(len(samples), len(self.functions))
+        if not samples:
+            return found
+        self.know_columns(*(sample.row for sample in samples))
+        logs = [CallLog(len(samples)) for _ in self.functions]
+        outcomes = self._outcomes(samples, trainer_state, logs, found)
+        faulty = []
         for place, (outcome, log) in enumerate(zip(outcomes, logs, strict=True)):
-            if outcome.error is not None:
-                self._lose(place, outcome.error, answers)
-            self._take_log(place, log, answers)
-            if outcome.error is not None:
+            if isinstance(outcome, BaseException):
+                self._lose(place, outcome, samples, found)
+            self._take_log(place, log, samples, found)
+            if isinstance(outcome, BaseException):
                 continue
-            column, wrong = as_scores(outcome.value, self.weights[place])
-            scores[:, place] = torch.tensor(column)
+            column, wrong = as_scores(outcome, self.weights[place])
+            found.values[:, place] = torch.tensor(column)
             if wrong:
-                rows = list(wrong)
-                more = f" (and {len(rows) - 1} more like that)" if len(rows) > 1 else ""
-                self._fault(place, Fault(kind="score", text=wrong[rows[0]] + more, rows=rows), answers)
-                faulty += rows
-        scores[faulty] = torch.nan
-        return scores
+                places = list(wrong)
+                more = f" (and {len(places) - 1} more like that)" if len(places) > 1 else ""
+                self._fault(place, Fault(kind="score", text=wrong[places[0]] + more, places=places), samples, found)
+                faulty += places
+        found.values[faulty] = torch.nan
+        return found
 
-    def _outcomes(self, answers: list[Answer], trainer_state: Any, logs: list[CallLog]) -> list[Outcome]:
-        """What each reward returned, as a list: the functions one after the other, then coroutines together."""
-        outcomes: list[Outcome] = []
+    def _outcomes(self, samples: list[Sample], trainer_state: Any, logs: list[CallLog], found: Scores) -> list[Any]:
+        """What each reward returned, as a list, or ended with: the functions one after the other, then coroutines together."""
+        outcomes: list[Any] = []
         for place, (function, log) in enumerate(zip(self.functions, logs, strict=True)):
-            call = partial(_called, function, self._arguments(answers, trainer_state, log), len(answers))
+            call = partial(_called, function, self._arguments(samples, trainer_state, log), len(samples))
             outcomes.append(outcome_of(call, self.timeout))
-            if outcomes[-1].error is not None and self.on_error == "raise":
+            if isinstance(outcomes[-1], BaseException) and self.on_error == "raise":
                 for outcome in outcomes:
-                    # Coroutines that nobody will wait for.
-                    getattr(outcome.value, "close", lambda: None)()
-                self._lose(place, outcomes[-1].error, answers)
-        pending = [place for place, outcome in enumerate(outcomes) if inspect.isawaitable(outcome.value)]
-        awaitables = [_awaited(outcomes[place].value, len(answers)) for place in pending]
+                    if inspect.isawaitable(outcome):
+                        # Nobody will wait for it.
+                        getattr(outcome, "close", lambda: None)()
+                self._lose(place, outcomes[-1], samples, found)
+        pending = [place for place, outcome in enumerate(outcomes) if inspect.isawaitable(outcome)]
+        awaitables = [_awaited(outcomes[place], len(samples)) for place in pending]
         for place, outcome in zip(pending, outcomes_together(awaitables, self.timeout), strict=True):
             outcomes[place] = outcome
         return outcomes
 
-    def _arguments(self, answers: list[Answer], trainer_state: Any, log: CallLog) -> dict[str, Any]:
+    def _arguments(self, samples: list[Sample], trainer_state: Any, log: CallLog) -> dict[str, Any]:
         seen: dict[int, Any] = {}
         arguments = {
-            **{key: [answer.row.get(key) for answer in answers] for key in sorted(self.columns)},
-            "images": [answer.images for answer in answers],
-            "prompts": [answer.row["prompt"] for answer in answers],
-            "completions": [answer.for_reward for answer in answers],
-            "completion_ids": [answer.completion_ids for answer in answers],
-            "task": [answer.task for answer in answers],
+            **{key: [sample.row.get(key) for sample in samples] for key in sorted(self.columns)},
+            "images": [sample.images for sample in samples],
+            "prompts": [sample.row["prompt"] for sample in samples],
+            "completions": [sample.for_reward for sample in samples],
+            "completion_ids": [sample.completion_ids for sample in samples],
+            "task": [sample.task for sample in samples],
         }
         return {
             **{key: own_copy(values, seen) for key, values in arguments.items()},
@@ -277,23 +276,39 @@ class RewardSet:
         """The columns of ``rows`` reach the rewards from now on: a window of a mixed run may lack those of one task."""
         self.columns.update(key for row in rows for key in row if key not in RESERVED)
 
-    def _fault(self, place: int, fault: Fault, answers: list[Answer]) -> None:
-        self.faults.add(place, fault, [answer.row["prompt"] for answer in answers], self.on_error)
+    def warn(self, message: str, kind: str, name: str = "") -> None:
+        """A warning, given once for each ``kind`` and reward of the run."""
+        if (name, kind) not in self._warned:
+            self._warned.add((name, kind))
+            warnings.warn(message, stacklevel=2)
 
-    def _lose(self, place: int, error: BaseException, answers: list[Answer]) -> None:
-        """A reward failed as a whole. One that is for a single task lost the rows of that task."""
+    def _fault(self, place: int, fault: Fault, samples: list[Sample], found: Scores) -> None:
+        """Counts what the reward at ``place`` did, and warns once for each kind of it, or raises ``RewardError``."""
+        found.faults[place] += torch.tensor([len(fault.places), fault.kind == "timeout"])
+        name = self.names[place]
+        said = described(fault, name, [sample.row["prompt"] for sample in samples])
+        if self.on_error == "raise":
+            raise error_of(fault, said) from fault.error
+        self.warn(
+            f"{said}. The run goes on without that (reward_error='none'), and counts it in rewards/{name}/errors",
+            fault.kind,
+            name,
+        )
+
+    def _lose(self, place: int, error: BaseException, samples: list[Sample], found: Scores) -> None:
+        """A reward failed as a whole. One that is for a single task lost the answers of that task."""
         task = getattr(self.functions[place], "task", None)
-        rows = [i for i, answer in enumerate(answers) if answer.task == task] or list(range(len(answers)))
-        self.lost[place] = True
-        self._fault(place, failed_call(error, self.timeout, rows), answers)
+        places = [i for i, sample in enumerate(samples) if sample.task == task] or list(range(len(samples)))
+        found.lost[place] = True
+        self._fault(place, failed_call(error, self.timeout, places), samples, found)
 
-    def _take_log(self, place: int, log: CallLog, answers: list[Answer]) -> None:
+    def _take_log(self, place: int, log: CallLog, samples: list[Sample], found: Scores) -> None:
         """What one call logged."""
         for text in list(log.faults):
-            self._fault(place, Fault(kind="log", text=text, rows=[0]), answers)
-        self.extras |= dict(log.extras)
+            self._fault(place, Fault(kind="log", text=text, places=[0]), samples, found)
+        found.extras.update(dict(log.extras))
         for name, values in list(log.metrics.items()):
-            self.metrics.setdefault(name, []).extend(values)
+            found.metrics.setdefault(name, []).extend(values)
 
 
 def _called(function: Callable, arguments: dict[str, Any], expected: int) -> Any:

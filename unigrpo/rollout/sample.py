@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..config.arguments import UniGRPOConfig
 from ..config.build import check_task_sampler
@@ -17,65 +17,51 @@ from ..data.rows import image_of, task_of
 from ..models.base import DiffusionPolicy
 from ..models.lockstep import lockstep
 from ..samplers.kv_cache import check_cache
-from ..types import TASKS, Rollout, keyed_generator
-from .fit_memory import OnStep, in_batches
+from ..types import TASKS, Rollout, Sample, keyed_generator
+from .fit_memory import in_batches
 from .pipeline import Pipeline, evaluating
-from .rewards import Answer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One sampled row: its dataset row, its rollout (B = 1), its place in the global window, its prompt's pictures.
-
-    ``scores`` are the raw rewards ``[F]`` of a held-out answer, scored with its batch, ``lost [F]`` which of them failed.
-    """
-
-    row: dict[str, Any]
-    rollout: Rollout
-    index: int
-    images: list[Image.Image] | None = None
-    scores: Tensor | None = None
-    lost: Tensor | None = None
-
-    @property
-    def answer(self) -> Answer:
-        """What rewards see of it."""
-        ids = self.rollout.canvas.ids[self.rollout.completion_mask].tolist()
-        return Answer(
-            row=self.row,
-            completion=self.rollout.completions[0],
-            completion_ids=ids,
-            task=self.rollout.canvas.task,
-            images=self.images,
-        )
+def sampled(row: dict[str, Any], rollout: Rollout, index: int, images: list[Image.Image] | None = None) -> Sample:
+    """The answer to ``row`` that ``rollout`` (B = 1) holds."""
+    return Sample(
+        row=row,
+        completion=rollout.completions[0],
+        completion_ids=rollout.canvas.ids[rollout.completion_mask].tolist(),
+        task=rollout.canvas.task,
+        images=images,
+        rollout=rollout,
+        index=index,
+    )
 
 
 def sample_answers(
     pipe: Pipeline,
-    prompts: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
     window: int,
     *,
     indices: list[int] | None = None,
     stream: str = "sample",
 ) -> list[Sample]:
-    """Answers to ``prompts`` in order, one a row; ``indices`` are the rows' global numbers (default: this rank's).
+    """Answers to ``rows`` in order, one each; ``indices`` are their global numbers (default: this rank's).
 
-    An answer depends on its prompt and its number alone, not on the rows that ``rollout_batch_size`` puts beside it.
+    An answer depends on its prompt and its number alone, not on those that ``rollout_batch_size`` puts beside it.
     """
     if indices is None:
-        start = pipe.rank * len(prompts)
-        indices = list(range(start, start + len(prompts)))
-    samples: list[Sample | None] = [None] * len(prompts)
+        start = pipe.rank * len(rows)
+        indices = list(range(start, start + len(rows)))
+    samples: list[Sample | None] = [None] * len(rows)
     together = lockstep(pipe.model, pipe.policy, pipe.device) if pipe.forwards_meet else nullcontext(pipe.model)
     with evaluating(pipe.model), together as model:
         for task in TASKS:
-            members = [i for i, row in enumerate(prompts) if task_of(row) == task]
+            members = [i for i, row in enumerate(rows) if task_of(row) == task]
             if not members:
                 continue
-            rows, images = prompt_images(pipe, [prompts[i] for i in members], task)
+            own = [rows[i] for i in members]
+            coded, images = prompt_images(pipe.policy, pipe.args, pipe.codec, own, task)
             keys = [(stream, pipe.args.seed, window, indices[i]) for i in members]
-            for i, own, pictures in zip(members, roll_out(pipe, model, task, rows, keys), images, strict=True):
-                samples[i] = Sample(row=prompts[i], rollout=own, index=indices[i], images=pictures)
+            for i, rollout, pictures in zip(members, roll_out(pipe, model, task, coded, keys), images, strict=True):
+                samples[i] = sampled(rows[i], rollout, indices[i], pictures)
     return samples
 
 
@@ -83,24 +69,24 @@ def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], 
     """One rollout (B = 1) a row of ``task``, in order, each with the random stream of its key.
 
     A batch is padded to its own longest prompt. Where padding is attended like text, an answer would then depend on its
-    batch, so there all rows keep one padding, that of the longest prompt.
+    batch, so there all keep one padding, that of the longest prompt.
     """
     arguments = canvas_arguments(pipe.args, pipe.policy, pipe.codec, task)
     canvas = pipe.policy.encode(rows, task, **arguments)
 
-    def fill(batch: list[int], on_step: OnStep | None) -> Rollout:
-        """Answers to the rows at these places, from fresh generators."""
+    def fill(batch: list[int], on_step: Callable[[int, int], None] | None) -> Rollout:
+        """Answers to the rows at these indices, from fresh generators."""
         if pipe.policy.attends_padding or len(batch) == len(rows):
             own = canvas.take(torch.tensor(batch))
         else:
-            own = pipe.policy.encode([rows[place] for place in batch], task, **arguments)
-        generators = [keyed_generator(*keys[place]) for place in batch]
+            own = pipe.policy.encode([rows[index] for index in batch], task, **arguments)
+        generators = [keyed_generator(*keys[index]) for index in batch]
         sampler = pipe.algorithms[task].sampler
         rollout = sampler(model, pipe.policy, own.to(pipe.device), on_step=on_step, generators=generators)
         if task == "t2i":
             size = image_size(pipe.args, pipe.policy, task)
             rollout = replace(rollout, completions=pipe.codec.decode(rollout.completions, size))
-        # One copy of each field, not one of each row's: noise and rewards are made on the CPU.
+        # One copy of each field, not one of each answer's: noise and rewards are made on the CPU.
         return rollout.to("cpu")
 
     lengths = canvas.attention_mask.sum(dim=1).tolist()
@@ -118,7 +104,7 @@ def image_size(args: UniGRPOConfig, policy: DiffusionPolicy, task: str) -> int |
 
 
 def prompt_images(
-    pipe: Pipeline, rows: list[dict[str, Any]], task: str
+    policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, rows: list[dict[str, Any]], task: str
 ) -> tuple[list[dict[str, Any]], list[list[Image.Image] | None]]:
     """Rows with the codes of their picture, as ``policy.encode`` reads them, and the pictures for the rewards."""
     if task != "mmu":
@@ -131,8 +117,8 @@ def prompt_images(
         if source not in read:
             read[source] = image_of(row, f"a row with prompt {str(row['prompt'])[:60]!r}")
         images.append(read[source])
-    transforms = [row.get("image_transform") or pipe.args.for_task(task).image_transform for row in rows]
-    codes = pipe.codec.encode(images, image_size(pipe.args, pipe.policy, task), transforms)
+    transforms = [row.get("image_transform") or args.for_task(task).image_transform for row in rows]
+    codes = codec.encode(images, image_size(args, policy, task), transforms)
     coded = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
     return coded, [[image] for image in images]
 

@@ -23,10 +23,11 @@ from ..models.hub import asking_once, fetched, hub_answers
 from ..models.loading import load_config
 from ..models.mmada.policy import TEXT_SLOTS
 from ..models.quantization import check_quantization
-from ..rollout.rewards import Answer, RewardSet, resolve_reward
+from ..rollout.rewards import RewardSet, resolve_reward
 from ..samplers.kv_cache import check_cache
 from ..training.checkpoints.files import check_writable
 from ..training.demonstrations import check_given
+from ..types import Sample
 from .build import (
     FILE_KINDS,
     build_config,
@@ -239,14 +240,14 @@ def _check_gold(recipe: Recipe, rows: Any, spec: DatasetSpec) -> list[str]:
     for index in range(min(GOLD_ROWS, len(rows))):
         row = rows[index]
         completion = f"<think>The worked solution.</think>{row['solution']}"
-        answers.append(Answer(row=row, completion=completion, completion_ids=[], task=task_of(row)))
+        answers.append(Sample(row=row, completion=completion, completion_ids=[], task=task_of(row)))
     tasks = {answer.task for answer in answers}
     mine = [i for i, index in enumerate(own) if recipe.rewards[index].task in {None, *tasks}]
     functions = [functions[i] for i in mine]
     if not functions or tasks == {"t2i"}:
         return [f"gold answers of {spec.path}: no shipped verifier to check them with"]
     rewards = RewardSet(functions=functions)
-    scores = rewards.score(answers)
+    scores = rewards.score(answers).values
     for name, column in zip(rewards.names, scores.T.tolist(), strict=True):
         wrong = [i for i, score in enumerate(column) if score == score and score != 1.0]
         if wrong:

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..rollout.pipeline import Pipeline
-from ..rollout.sample import Sample
 from ..trainer import UniGRPOTrainer
 from ..training.evaluation import Accuracy, bootstrap, held_out_answers, reward_summary
 from ..training.metrics import Metrics
+from ..types import Sample
 from .build import build_accuracy
 from .plots import picture_sheet
 from .recipe import Recipe
@@ -69,19 +69,19 @@ def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe, metrics: Metr
     outcomes: dict[str, list[bool]] = {}
     judges = build_accuracy(recipe)
     for sample in samples:
-        judge, solution = judges.get(sample.answer.task), sample.row.get("solution")
+        judge, solution = judges.get(sample.task), sample.row.get("solution")
         if judge is not None and solution is not None:
-            right = bool(judge(sample.answer.completion, solution))
-            outcomes.setdefault(sample.answer.task, []).append(right)
+            right = bool(judge(sample.completion, solution))
+            outcomes.setdefault(sample.task, []).append(right)
     tasks = {task: bootstrap(own) for task, own in sorted(outcomes.items())}
     everything = [right for own in outcomes.values() for right in own]
-    texts = [sample for sample in samples if isinstance(sample.answer.completion, str)]
-    summary = reward_summary(pipe, samples, "", metrics)
+    texts = [sample for sample in samples if isinstance(sample.completion, str)]
+    summary = reward_summary(pipe.rewards, pipe.policy.stop_token_ids, samples, "", metrics)
     return HeldOut(
         accuracy=bootstrap(everything) if everything else None,
         tasks=tasks,
         rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward") and value == value},
-        shown=[{"prompt": str(s.row["prompt"]), "completion": str(s.answer.completion)} for s in texts[:SHOWN]],
+        shown=[{"prompt": str(s.row["prompt"]), "completion": str(s.completion)} for s in texts[:SHOWN]],
     )
 
 

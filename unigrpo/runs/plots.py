@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from ..rollout.sample import Sample
 from ..training.contact_sheet import contact_sheet
+from ..types import Sample
 
 
 SHEET_PROMPTS, SHEET_SAMPLES = 8, 5
@@ -21,8 +21,8 @@ def picture_sheet(samples: list[Sample], title: str) -> Image.Image | None:
     """The first held-out prompts with a few pictures each; None where nothing was drawn."""
     drawn: dict[str, list[Image.Image]] = {}
     for sample in samples:
-        if isinstance(sample.answer.completion, Image.Image):
-            drawn.setdefault(str(sample.row["prompt"]), []).append(sample.answer.completion)
+        if isinstance(sample.completion, Image.Image):
+            drawn.setdefault(str(sample.row["prompt"]), []).append(sample.completion)
     if not drawn:
         return None
     prompts = list(drawn)[:SHEET_PROMPTS]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..models.draw import Draw, DrawnTokens
+from ..models.draw import Draw, TokenScores
 from ..models.placing import upload
 from ..types import Canvas, Rollout, TokenSpace
 
@@ -101,7 +101,7 @@ class CanvasWriter:
         *,
         entropy: bool = False,
         **options: Any,
-    ) -> DrawnTokens:
+    ) -> TokenScores:
         """A token for each of the n ``holes [b, L]`` in ``rows [b]``, row-major; temperature 0 = argmax.
 
         ``counts`` are the holes of each row, ``entropy`` as in ``Draw``; ``options`` are further arguments of the forward.
@@ -113,7 +113,7 @@ class CanvasWriter:
             draw=Draw(uniforms=uniforms(counts, streams, self.ids.device) if temperature else None, entropy=entropy),
             **options,
         )
-        return DrawnTokens(output.tokens, output.logps, output.entropy, output.doubt)
+        return TokenScores(output.logps, output.entropy, tokens=output.tokens, doubt=output.doubt)
 
     def _request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""

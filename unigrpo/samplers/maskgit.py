@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..models.placing import upload
-from ..parts import check_keys, internal, key
+from ..parts import check_keys, key
 from ..types import Canvas, Rollout
 from .base import GUIDANCE, TEMPERATURE, CanvasWriter, check_streams, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
@@ -27,8 +27,6 @@ class MaskGIT:
     and at least one is revealed by each. Confidence is log p plus Gumbel noise.
 
     Args:
-        reference: parity with the public code: all draws of a step from one generator, those of written positions and
-            of the whole codebook included. The rows' generators must then be the same object.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("t2i",)
@@ -44,7 +42,6 @@ class MaskGIT:
         at every step, as MMaDA's code does: after half of 15 steps a tenth is left""",
         choices=("linear", "compound"),
     )
-    reference: bool = internal(False)
 
     def __post_init__(self) -> None:
         check_keys(self)
@@ -61,8 +58,6 @@ class MaskGIT:
     ) -> Rollout:
         """Fill ``canvas``; arguments as in ``SemiAutoregressive``."""
         check_streams(generators, canvas)
-        if self.reference and any(stream is not generators[0] for stream in generators):
-            raise ValueError("reference=True draws all rows from one generator: give the same one for every row")
         writer = CanvasWriter(canvas, policy, self.guidance_scale, generators)
         scale, everything = self.remask_temperature, image_positions(canvas)
         for step in range(self.steps):
@@ -79,9 +74,6 @@ class MaskGIT:
 
     def _share(self, done: float) -> float:
         """What is hidden again after the share ``done`` of the steps."""
-        if self.reference and self.mask_schedule == "cosine":
-            # The public code's fp32: two thirds of the way it hides 511 of 1024 codes, not 512.
-            return float(torch.cos(torch.tensor(done, dtype=torch.float32) * math.pi * 0.5))
         return MASK_SCHEDULES[self.mask_schedule](done)
 
     def _step(
@@ -95,12 +87,7 @@ class MaskGIT:
             [generators[row] for row in active],
         )
         image, holes = image[rows], writer.hidden[rows]
-        if self.reference:
-            tokens, logps, noise = self._draw_like_the_public_code(
-                model, writer, rows, holes, counts, image, streams[0]
-            )
-        else:
-            tokens, logps, noise = self._draw(model, writer, rows, holes, counts, streams)
+        tokens, logps, noise = self._draw(model, writer, rows, holes, counts, image, streams)
         keep = torch.zeros_like(holes)
         if step < self.steps - 1:
             sizes, unknown = image.sum(dim=1), upload(counts, image.device)
@@ -111,25 +98,11 @@ class MaskGIT:
             keep = least(confidence, again) & holes
         writer.write(rows, holes & ~keep, tokens, logps, step)
 
-    def _draw(self, model, writer: CanvasWriter, rows, holes, counts, streams) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, their log-probabilities and Gumbel noise, ``[b, L]``, at the holes."""
+    def _draw(self, model, writer: CanvasWriter, rows, holes, counts, image, streams) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, their log-probabilities and Gumbel noise, ``[b, L]``, at the ``holes`` of the ``image``."""
         drawn = writer.draw(model, rows, holes, counts, self.temperature, streams)
         noise = gumbel(uniforms(counts, streams, holes.device)).float()
         return scatter(holes, drawn.tokens), scatter(holes, drawn.logps), scatter(holes, noise)
-
-    def _draw_like_the_public_code(self, model, writer: CanvasWriter, rows, holes, counts, image, generator):
-        logits, space = writer.logits(model, rows, holes, counts, writer.canvas.token_space)
-        probs = logits.softmax(dim=-1)
-        # What torch.multinomial draws of one sample: an exponential number for every code, of written positions too.
-        exponentials = torch.empty(int(image.sum()), space.width).exponential_(1, generator=generator)
-        columns = (probs / exponentials[holes[image].cpu()].to(probs)).argmax(dim=1)
-        logps = probs.gather(1, columns[:, None]).squeeze(1).log()
-        noise = torch.zeros(image.shape[0], int(image[0].sum())).uniform_(0, 1, generator=generator)
-        return (
-            scatter(holes, columns + space.start),
-            scatter(holes, logps),
-            scatter(image, gumbel(noise).flatten().to(image.device)),
-        )
 
 
 def gumbel(uniform: Tensor) -> Tensor:

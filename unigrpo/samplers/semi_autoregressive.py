@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..models.draw import DrawnTokens
+from ..models.draw import TokenScores
 from ..models.placing import upload
 from ..parts import check_keys, internal, key
 from ..types import Canvas, Rollout
@@ -44,9 +44,6 @@ class SemiAutoregressive:
         stop: ``"first"``: after a row's first stop token its tail becomes padding and is no longer denoised;
             ``"block_end"``: return once every row's block ends with a stop token (``mmu_generate_fast``);
             ``"never"``: fill everything.
-        reference: parity with the public code: tokens from the whole vocabulary, mask id included (a position that
-            draws it stays masked), by Gumbel noise in fp64; confidence without temperature. At temperature > 0 all draws
-            come from one generator, so the rows' generators must be the same object.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("text", "mmu")
@@ -81,7 +78,6 @@ class SemiAutoregressive:
         "approximate decoding: a block is committed whole once no hole of it has more entropy than this, in nats",
         at_least=0,
     )
-    reference: bool = internal(False)
 
     def __post_init__(self) -> None:
         check_keys(self)
@@ -91,14 +87,6 @@ class SemiAutoregressive:
             raise ValueError(
                 f"confidence_threshold={self.confidence_threshold} commits by confidence, and remasking='random' does not: set "
                 "remasking='low_confidence', or no threshold"
-            )
-        shortcuts = (self.confidence_threshold, self.exit_entropy)
-        if self.reference and (self.kv_cache != "none" or shortcuts != (None, None)):
-            raise ValueError("reference=True is exact: leave kv_cache, confidence_threshold and exit_entropy unset")
-        if self.reference and self.remasking == "random":
-            raise ValueError(
-                "reference=True with remasking='random' would not repeat the public code's random numbers: use "
-                "remasking='low_confidence', or reference=False"
             )
 
     @torch.no_grad()
@@ -124,9 +112,7 @@ class SemiAutoregressive:
             ValueError: fewer steps than blocks, or a generator count other than B.
         """
         check_streams(generators, canvas)
-        if self.reference and self.temperature and any(stream is not generators[0] for stream in generators):
-            raise ValueError("reference=True draws all rows from one generator: give the same one for every row")
-        state = _State(canvas, policy, self, generators)
+        state = self._begin(canvas, policy, generators)
         schedule = split_evenly(self.steps, state.blocks)
         if schedule and schedule[-1] == 0:
             raise ValueError(
@@ -144,8 +130,11 @@ class SemiAutoregressive:
                 break
         return state.rollout()
 
+    def _begin(self, canvas: Canvas, policy: DiffusionPolicy, generators: list[torch.Generator]) -> BlockWriter:
+        return BlockWriter(canvas, policy, self, generators)
 
-class _State(CanvasWriter):
+
+class BlockWriter(CanvasWriter):
     """The canvas with its blocks and stop tokens."""
 
     def __init__(
@@ -182,18 +171,12 @@ class _State(CanvasWriter):
         active = upload(rows, self.ids.device)
         candidates, counts = candidates[active], [held[row] for row in rows]
         streams = [generators[row] for row in rows]
-        if self.sampler.reference:
-            drawn = self._draw_like_the_public_code(model, active, candidates, counts, streams[0])
-        else:
-            options = {}
-            if self.kept is not None:
-                # A hole that an earlier block has left (a drawn mask id) is a candidate still.
-                start = min([self.columns[block][0], *(first[row] for row in rows)])
-                options["cache"] = self.kept.ready(block, rows, start, self.columns[block][1])
-            with_entropy = self.sampler.exit_entropy is not None
-            drawn = self.draw(
-                model, active, candidates, counts, self.sampler.temperature, streams, entropy=with_entropy, **options
-            )
+        options = {}
+        if self.kept is not None:
+            # A hole that an earlier block has left (a drawn mask id) is a candidate still.
+            start = min([self.columns[block][0], *(first[row] for row in rows)])
+            options["cache"] = self.kept.ready(block, rows, start, self.columns[block][1])
+        drawn = self.draw_block(model, active, candidates, counts, streams, **options)
         # A model of somebody else may not say how much it doubts.
         confidence = drawn.logps if drawn.doubt is None else -drawn.doubt
         if self.sampler.remasking == "random":
@@ -202,7 +185,22 @@ class _State(CanvasWriter):
         commit = _most_confident(confidence, candidates, wanted) | self._sure(drawn, candidates)
         self.write(active, commit, scatter(candidates, drawn.tokens), scatter(candidates, drawn.logps), step)
 
-    def _sure(self, drawn: DrawnTokens, candidates: Tensor) -> Tensor:
+    def draw_block(
+        self,
+        model,
+        rows: Tensor,
+        holes: Tensor,
+        counts: list[int],
+        streams: list[torch.Generator],
+        **options: Any,
+    ) -> TokenScores:
+        """A token for each of the ``holes [b, L]`` in ``rows [b]``; arguments as in ``draw``."""
+        with_entropy = self.sampler.exit_entropy is not None
+        return self.draw(
+            model, rows, holes, counts, self.sampler.temperature, streams, entropy=with_entropy, **options
+        )
+
+    def _sure(self, drawn: TokenScores, candidates: Tensor) -> Tensor:
         """What is committed beside the schedule, ``[b, L]``: probable tokens, and all of a block without a doubtful hole."""
         sure = torch.zeros_like(candidates)
         if self.sampler.confidence_threshold is not None:
@@ -211,21 +209,6 @@ class _State(CanvasWriter):
             doubtful = scatter(candidates, drawn.entropy > self.sampler.exit_entropy).any(dim=1)
             sure |= candidates & ~doubtful[:, None]
         return sure
-
-    def _draw_like_the_public_code(
-        self, model, active, candidates, counts: list[int], generator: torch.Generator
-    ) -> DrawnTokens:
-        """Tokens by argmax of exp(logit) / (-log u)^temperature over the whole vocabulary, u of every position drawn."""
-        logits, space = self.logits(model, active, candidates, counts, None)
-        columns, temperature = logits.argmax(dim=1), self.sampler.temperature
-        if temperature:
-            shape = (*candidates.shape, space.width)
-            noise = torch.rand(shape, dtype=torch.float64, generator=generator).to(logits.device)[candidates]
-            columns = (logits.double() - temperature * (-noise.log()).log()).argmax(dim=1)
-        # In fp64, as there: fp32 could not tell the surest tokens of a trained model apart.
-        probs = logits.double().softmax(dim=1).gather(1, columns[:, None]).squeeze(1)
-        # Minus the probability ranks as the remaining mass does; subtracting it from 1 would round once more.
-        return DrawnTokens(columns, probs.log().float(), doubt=-probs)
 
     def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:
         """Also keeps a drawn mask id a hole."""

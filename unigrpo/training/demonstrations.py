@@ -1,6 +1,6 @@
 """The auxiliary masked-denoising (SFT) term: given answers that hold the model together while rewards move it.
 
-LaViDa-R1 and MMaDA's training mix it in where a KL alone lets high-entropy tokens drift. A row's loss is
+LaViDa-R1 and MMaDA's training mix it in where a KL alone lets high-entropy tokens drift. An answer's loss is
 -(1/n) sum_t (n/l) log p(token) over the l hidden of n tokens, l uniform on 1..n: LLaDA's SFT loss (arXiv 2502.09992).
 """
 
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algorithm.likelihood import score_tokens
 from ..algorithm.loss import PolicyLoss
 from ..algorithm.noising import RandomNoising
 from ..algorithm.surrogates import LogLikelihood
@@ -21,12 +20,10 @@ from ..data.image_codes import ImageCodec
 from ..data.rows import image_of, task_of
 from ..models.base import DiffusionPolicy
 from ..rollout.pipeline import Pipeline
-from ..rollout.sample import Sample, canvas_arguments, check_prompt, image_size, prompt_images
-from ..types import TASKS, Canvas, Experience, Rollout, keyed_generator
-from .batches import Mixing, Unit, collate, cut_units, pad_units
+from ..rollout.sample import canvas_arguments, check_prompt, image_size, prompt_images, sampled
+from ..types import Canvas, Experience, Rollout, keyed_generator
+from .batches import Unit, collate, cut_units, pad_units, score_batch, unit_draws
 from .experience import corrupted, unpack
-from .finite import FiniteGuard
-from .metrics import Metrics
 
 
 NOISING = RandomNoising(weighting="inverse_probability")
@@ -43,56 +40,38 @@ def demonstrations(pipe: Pipeline, dataset: Any, micro_step: int) -> tuple[list[
     generator = keyed_generator("demonstrations", pipe.args.seed, step)
     drawn = torch.randint(len(dataset), (count * every * pipe.ranks,), generator=generator).tolist()
     first = (pipe.rank * every + part) * count
-    rows = []
+    experiences = []
     for number in range(first, first + count):
         row = dataset[drawn[number]]
-        rollout = written(pipe, row)
+        rollout = written(pipe.policy, pipe.args, pipe.codec, row)
         key = (pipe.args.seed, step)
         noise = NOISING(rollout, num_iterations=1, num_samples=1, key=("demonstration", *key), rows=[number])
         noise = corrupted(pipe.policy, noise, rollout, ("demonstration", *key, number))
-        rows.append(unpack(pipe, Sample(row=row, rollout=rollout, index=number), noise, advantage=1.0, reward=0.0))
-    units = cut_units(rows, [list(range(count))], pipe.policy, {task: Mixing() for task in TASKS})
+        given = sampled(row, rollout, number)
+        experiences.append(unpack(given, noise, 1.0, 0.0, pipe.policy.attends_padding))
+    draws = [unit_draws(own) for own in experiences]
+    units = cut_units(experiences, draws, [list(range(count))], pipe.policy)
     everyone = pipe.gather(torch.tensor([len(units[0])], device=pipe.device))
     if len(everyone) > 1:
-        units = pad_units(units, [int(everyone.max())], rows)
-    return rows, units[0]
+        units = pad_units(units, [int(everyone.max())], experiences)
+    return experiences, units[0]
 
 
-def demonstration_loss(
-    pipe: Pipeline,
-    model: Any,
-    rows: list[Experience],
-    unit: Unit,
-    metrics: Metrics,
-    guard: FiniteGuard,
-) -> Tensor:
-    """The unit's share of the optimizer step's auxiliary loss, times ``sft_weight``; logs the rows' mean."""
-    batch = collate(rows, unit, 0, pipe.policy, pipe.device)
-    noisy = (batch.canvas, batch.hidden, batch.target, batch.noisy_ids)
-    scores = score_tokens(model, pipe.policy, *noisy, known=batch.known)
-    terms = LOSS(
-        scores.logps,
-        scores.logps.detach(),
-        None,
-        batch.advantages,
-        batch.target,
-        batch.weight,
-        batch.completion_length,
-    )
-    guard.check_given(terms.rows.detach(), unit, rows)
-    if not unit.dummy:
-        metrics.add("sft_loss", terms.rows.detach().mean(), weight=len(unit.rows))
+def demonstration_loss(pipe: Pipeline, model: Any, experiences: list[Experience], unit: Unit) -> tuple[Tensor, Tensor]:
+    """The unit's share of the optimizer step's auxiliary loss, times ``sft_weight``, and each answer's own, detached."""
+    batch = collate(experiences, unit, 0, pipe.policy, pipe.device)
+    scores = score_batch(model, pipe.policy, batch)
+    losses = LOSS(replace(batch, old_logps=scores.logps.detach(), ref_logps=None), scores).losses
     nominal = pipe.args.sft_batch_size * pipe.args.gradient_accumulation_steps
-    return pipe.args.sft_weight * (terms.rows * batch.scale).sum() / nominal
+    return pipe.args.sft_weight * (losses * batch.scale).sum() / nominal, losses.detach()
 
 
-def written(pipe: Pipeline, row: dict[str, Any]) -> Rollout:
+def written(policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, row: dict[str, Any]) -> Rollout:
     """The row's canvas with its given answer in it, the tail padded as after a rollout."""
     task = task_of(row)
-    coded, _ = prompt_images(pipe, [row], task)
-    canvas = pipe.policy.encode(coded, task, **canvas_arguments(pipe.args, pipe.policy, pipe.codec, task))
-    answer = answer_ids(pipe.policy, pipe.args, pipe.codec, row)
-    return fill(canvas, answer, pipe.policy.pad_token_id)
+    coded, _ = prompt_images(policy, args, codec, [row], task)
+    canvas = policy.encode(coded, task, **canvas_arguments(args, policy, codec, task))
+    return fill(canvas, answer_ids(policy, args, codec, row), policy.pad_token_id)
 
 
 def fill(canvas: Canvas, answer: Tensor, pad: int) -> Rollout:

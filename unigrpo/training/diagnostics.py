@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..algorithm.likelihood import TokenScores
 from ..algorithm.loss import LossTerms
 from ..config.build import Algorithm
+from ..models.draw import TokenScores
 from ..models.placing import places_of
 from ..types import Experience
 from .batches import Batch
@@ -21,11 +21,12 @@ KL_TOKENS = 64
 """Scored tokens of a unit whose whole distributions are compared once a window: 64 x 134,656 fp32 are 34 MB."""
 
 
-def loss_metrics(
-    metrics: Metrics, algorithm: Algorithm, batch: Batch, scores: TokenScores, terms: LossTerms, old_logps: Tensor
-) -> None:
-    """``kl``, ``entropy``, ``ratio/*``, ``clip_ratio/*`` and ``sampling/sampling_logp_difference/*`` of one unit."""
-    task, count = batch.canvas.task, batch.known.total
+def loss_metrics(metrics: Metrics, algorithm: Algorithm, batch: Batch, scores: TokenScores, terms: LossTerms) -> None:
+    """``kl``, ``entropy``, ``ratio/*``, ``clip_ratio/*`` and ``sampling/sampling_logp_difference/*`` of one unit.
+
+    ``batch`` is ``old_policy.compared``'s.
+    """
+    task, count = batch.canvas.task, sum(batch.counts)
     if not count:
         return
     if algorithm.settings.beta > 0:
@@ -35,7 +36,7 @@ def loss_metrics(
     if algorithm.uses_ratio:
         ratio_metrics(metrics, terms, task, _ratios_of(algorithm, batch))
     if batch.sampling_logps is not None:
-        drawn, trained = (own.flatten()[places] for own in (batch.sampling_logps, old_logps))
+        drawn, trained = (own.flatten()[places] for own in (batch.sampling_logps, batch.old_logps))
         sampling_metrics(metrics, drawn, trained, task)
 
 
@@ -43,7 +44,7 @@ def _ratios_of(algorithm: Algorithm, batch: Batch) -> int | None:
     """How many ratios entered the surrogate, as the host counted them; None = to be asked."""
     if algorithm.settings.importance_sampling_level != "token":
         return None
-    return batch.ratios if algorithm.mixes_draws else batch.known.total
+    return batch.ratios if algorithm.mixes_draws else sum(batch.counts)
 
 
 def ratio_metrics(metrics: Metrics, terms: LossTerms, task: str, count: int | None = None) -> None:
@@ -81,11 +82,11 @@ def sampling_metrics(metrics: Metrics, sampling_logps: Tensor, old_logps: Tensor
         metrics.add("sampling/sampling_logp_difference/max", difference.max(), task)
 
 
-def window_metrics(metrics: Metrics, rows: list[Experience]) -> None:
-    """``mask_ratio/*`` and ``estimator/std`` of a window's rows, old log-probabilities included where they are known."""
-    for suffix, own in metrics.scopes([row.task for row in rows]):
-        members = [row for row, counts in zip(rows, own.tolist(), strict=True) if counts]
-        fifths = torch.cat([hidden_fifths(row) for row in members])
+def window_metrics(metrics: Metrics, experiences: list[Experience]) -> None:
+    """``mask_ratio/*`` and ``estimator/std`` of a window, old log-probabilities included where they are known."""
+    for suffix, own in metrics.scopes([one.task for one in experiences]):
+        members = [one for one, counts in zip(experiences, own.tolist(), strict=True) if counts]
+        fifths = torch.cat([hidden_fifths(one) for one in members])
         for number, name in enumerate(FIFTHS):
             metrics.add(f"mask_ratio/{name}{suffix}", (fifths == number).float().mean(), weight=len(fifths))
         spreads = [float(own.std()) for own in map(estimates, members) if len(own) > 1]
@@ -93,20 +94,20 @@ def window_metrics(metrics: Metrics, rows: list[Experience]) -> None:
             metrics.add(f"estimator/std{suffix}", sum(spreads) / len(spreads), weight=len(spreads))
 
 
-def hidden_fifths(row: Experience) -> Tensor:
+def hidden_fifths(experience: Experience) -> Tensor:
     """The fifth, 0 to 4, in which the hidden share of the answer lies, of each draw that scores something."""
-    hidden = (row.hidden & row.completion_mask).sum(dim=-1)[row.target.any(dim=-1)]
+    hidden = (experience.hidden & experience.completion_mask).sum(dim=-1)[experience.target.any(dim=-1)]
     # Whole numbers: in floats 3 of 5 tokens may be a little more or less than 0.6.
-    return (5 * hidden // row.completion_mask.sum().clamp(min=1)).clamp(max=len(FIFTHS) - 1)
+    return (5 * hidden // experience.completion_mask.sum().clamp(min=1)).clamp(max=len(FIFTHS) - 1)
 
 
-def estimates(row: Experience) -> Tensor:
+def estimates(experience: Experience) -> Tensor:
     """The mean scored log-probability under the old policy, of each draw with a computed one."""
-    if row.old_logps is None or row.old_known is None:
+    if experience.old_logps is None or experience.old_known is None:
         return torch.zeros(0)
-    scored = row.target & row.old_known[:, None, None]
+    scored = experience.target & experience.old_known[:, None, None]
     count = scored.sum(dim=-1)
-    means = (row.old_logps * scored).sum(dim=-1) / count.clamp(min=1)
+    means = (experience.old_logps * scored).sum(dim=-1) / count.clamp(min=1)
     return means[count > 0]
 
 

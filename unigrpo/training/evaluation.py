@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..config.build import held_out_sampler
 from ..rollout.pipeline import Pipeline
-from ..rollout.sample import Sample, sample_answers
+from ..rollout.rewards import RewardSet, Scores
+from ..rollout.sample import sample_answers
+from ..types import Sample
 from .metrics import Metrics, completion_metrics
 from .scores import own_scores
 
@@ -79,15 +81,16 @@ def held_out_answers(
         answered = sample_answers(pipe, [repeated[index] for index in indices], 0, indices=indices, stream="eval")
         scores = own_scores(pipe, answered, metrics)
         # The pictures of the prompts are let go: a held-out set of photos would not fit into memory.
-        samples += [_kept(own, score, pipe.rewards.lost) for own, score in zip(answered, scores, strict=True)]
+        samples += [_kept(own, place, scores) for place, own in enumerate(answered)]
         if on_batch is not None:
             on_batch(min((turn + pipe.ranks) * batch_size, len(repeated)), len(repeated))
     return sorted(pipe.gather_objects(samples), key=lambda sample: sample.index)
 
 
-def _kept(sample: Sample, scores: Tensor, lost: Tensor) -> Sample:
-    """The sample with its ``scores`` and the rewards that it ``lost``, on the CPU, without its prompt's pictures."""
-    return replace(sample, rollout=sample.rollout.to("cpu"), scores=scores, lost=lost, images=None)
+def _kept(sample: Sample, place: int, scores: Scores) -> Sample:
+    """The sample with its scores, the ones at ``place``, on the CPU, without its prompt's pictures."""
+    rollout = sample.rollout.to("cpu")
+    return replace(sample, rollout=rollout, scores=scores.values[place], lost=scores.lost, images=None)
 
 
 def comparable(lost: Tensor) -> Tensor:
@@ -101,7 +104,11 @@ def comparable(lost: Tensor) -> Tensor:
 
 
 def reward_summary(
-    pipe: Pipeline, samples: list[Sample], prefix: str, metrics: Metrics | None = None
+    rewards: RewardSet,
+    stop_token_ids: tuple[int, ...],
+    samples: list[Sample],
+    prefix: str,
+    metrics: Metrics | None = None,
 ) -> dict[str, float]:
     """``<prefix>_reward``, ``<prefix>_rewards/<name>/mean``, completion lengths, and what ``metrics`` holds already.
 
@@ -112,16 +119,16 @@ def reward_summary(
     """
     metrics = Metrics() if metrics is None else metrics
     scores = torch.stack([sample.scores for sample in samples])
-    for name, column in zip(pipe.rewards.names, scores.T, strict=True):
+    for name, column in zip(rewards.names, scores.T, strict=True):
         if not bool(column.isnan().all()):
             metrics.add(f"rewards/{name}/mean", column.nanmean())
     compared = scores[comparable(torch.stack([sample.lost for sample in samples]))]
-    weighted = (compared * torch.tensor(pipe.rewards.weights)).nansum(dim=1)
+    weighted = (compared * torch.tensor(rewards.weights)).nansum(dim=1)
     scored = weighted[(~compared.isnan()).any(dim=1)]
-    if not len(scored) and pipe.rewards.on_error == "raise":
-        raise ValueError(f"no reward applies to any held-out answer: {pipe.rewards.names} all returned None")
+    if not len(scored) and rewards.on_error == "raise":
+        raise ValueError(f"no reward applies to any held-out answer: {rewards.names} all returned None")
     if len(scored):
         metrics.add("reward", scored.mean())
-    completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
+    completion_metrics(metrics, [sample.rollout for sample in samples], stop_token_ids)
     found = {"reward": math.nan, **metrics.flush()}
     return {f"{prefix}_{name}": value for name, value in found.items()}

@@ -12,69 +12,68 @@ from ..algorithm.advantages import Advantages
 from ..algorithm.noising import random_corruption
 from ..models.base import DiffusionPolicy
 from ..rollout.pipeline import Pipeline
-from ..rollout.sample import Sample, sample_answers
-from ..types import TASKS, Experience, Noise, Rollout, keyed_generator
+from ..rollout.rewards import Scores
+from ..rollout.sample import sample_answers
+from ..types import TASKS, Experience, Noise, Rollout, Sample, keyed_generator
 from .diagnostics import window_metrics
 from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
 from .old_and_reference import add_old_and_reference, log_decoding_gap, log_exact_kl
-from .scores import compare, local_slice, refill, score_answers, stop_unless_scored
+from .scores import compare, count_unscored, local_slice, refill, score_answers
 from .window import Window, cut_window
 
 
-def make_experience(pipe: Pipeline, prompts: list[dict[str, Any]], window: int, metrics: Metrics) -> Window:
-    """One window of training data for this rank's ``prompts``, each of which stands G times in a row.
+def make_experience(
+    pipe: Pipeline, rows: list[dict[str, Any]], window: int, metrics: Metrics, unscored: int = 0
+) -> Window:
+    """One window of training data for this rank's dataset ``rows``, each of which stands there G times.
 
     Everything that an update needs is drawn here, before the first update of the window: noise for all inner updates,
     and the old and reference log-probabilities on it. Only the whole distributions of an exact KL are made beside each
-    update, because they are too wide to keep.
+    update, because they are too wide to keep. ``unscored`` is the last window's.
     """
+    args, rewards = pipe.args, pipe.rewards
     with metrics.timed("time/rollout"):
-        samples = sample_answers(pipe, prompts, window)
+        samples = sample_answers(pipe, rows, window)
     with metrics.timed("time/reward"):
         scores = score_answers(pipe, samples, metrics)
-    advantages = compare(pipe, scores)
-    for attempt in range(pipe.args.refill_rounds):
+    advantages = compare(args, rewards.weights, scores.values)
+    for attempt in range(args.refill_rounds):
         if not bool(advantages.equal.any()):
             break
         samples, scores = refill(pipe, samples, scores, advantages, window, attempt, metrics)
-        advantages = compare(pipe, scores)
-    stop_unless_scored(pipe, samples, scores, metrics)
-    local = local_slice(pipe, len(samples))
-    tasks = log_answers(pipe, samples, scores, advantages, metrics)
-    rows = [
-        unpack(pipe, sample, draw_noise(pipe, sample, window), advantage, reward)
-        for sample, advantage, reward in zip(
-            samples, advantages.values[local].tolist(), advantages.rewards[local].tolist(), strict=True
-        )
-    ]
-    result = cut_window(pipe, rows, window)
+        advantages = compare(args, rewards.weights, scores.values)
+    first = samples[0].row["prompt"]
+    unscored = count_unscored(rewards, args.num_generations, first, scores.values, unscored, metrics)
+    tasks = log_answers(pipe, samples, scores.values, advantages, metrics)
+    noises = [draw_noise(pipe, sample, window) for sample in samples]
+    local = local_slice(pipe.rank, len(samples))
+    experiences = unpack_all(samples, noises, advantages, local, pipe.policy.attends_padding)
+    result = cut_window(pipe, experiences, window)
     with metrics.timed("time/old_and_reference"):
         add_old_and_reference(pipe, result)
-        if pipe.args.log_exact_kl:
+        if args.log_exact_kl:
             log_exact_kl(pipe, result, tasks, metrics)
         log_decoding_gap(pipe, result, window, tasks, metrics)
-    window_metrics(metrics, result.rows)
-    result.table = answer_table(pipe, samples, scores[local], advantages.values[local])
-    return result
+    window_metrics(metrics, result.experiences)
+    table = answer_table(rewards.names, samples, scores, scores.values[local], advantages.values[local])
+    return replace(result, table=table, unscored=unscored)
 
 
 def log_answers(
-    pipe: Pipeline, samples: list[Sample], scores: Tensor, advantages: Advantages, metrics: Metrics
+    pipe: Pipeline, samples: list[Sample], values: Tensor, advantages: Advantages, metrics: Metrics
 ) -> list[str]:
-    """Metrics of the answers and their rewards; returns the task of each row of all ranks."""
-    own = [sample.rollout.canvas.task for sample in samples]
-    numbers = torch.tensor([TASKS.index(task) for task in own], device=pipe.device)
+    """Metrics of the answers and their rewards; returns the task of each answer of all ranks."""
+    numbers = torch.tensor([TASKS.index(sample.task) for sample in samples], device=pipe.device)
     tasks = [TASKS[number] for number in pipe.gather(numbers).tolist()]
-    reward_metrics(metrics, pipe.rewards.names, scores, advantages, pipe.args.num_generations, tasks)
+    reward_metrics(metrics, pipe.rewards.names, values, advantages, pipe.args.num_generations, tasks)
     task_metrics(metrics, tasks, advantages.rewards)
     completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
     return tasks
 
 
 def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
-    """The row's corruption for all inner updates, ``[1, K, S, L]``."""
-    canvas = sample.rollout.canvas
-    algorithm = pipe.algorithms[canvas.task]
+    """The answer's corruption for all inner updates, ``[1, K, S, L]``."""
+    algorithm = pipe.algorithms[sample.task]
     noise = algorithm.noising(
         sample.rollout,
         num_iterations=pipe.args.num_iterations,
@@ -86,7 +85,7 @@ def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
 
 
 def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tuple[int | str, ...]) -> Noise:
-    """``noise`` of one row with random tokens at its hidden positions, for policies without a mask id."""
+    """``noise`` of one answer with random tokens at its hidden positions, for policies without a mask id."""
     if policy.mask_token_id is not None:
         return noise
     canvas, generator = rollout.canvas, keyed_generator("corruption", *key)
@@ -94,26 +93,35 @@ def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tupl
     return replace(noise, input_ids=noisy[None].to(canvas.ids.device))
 
 
-def unpack(pipe: Pipeline, sample: Sample, noise: Noise, advantage: float, reward: float) -> Experience:
-    """One row on the CPU, without its padding where padding is masked anyway."""
-    rollout, canvas = sample.rollout, sample.rollout.canvas
-    keep = slice(None) if pipe.policy.attends_padding else canvas.attention_mask[0].cpu().nonzero().squeeze(1)
+def unpack_all(
+    samples: list[Sample], noises: list[Noise], advantages: Advantages, local: slice, attends_padding: bool
+) -> list[Experience]:
+    """The training data of this rank's ``samples``, whose advantages are the ``local`` ones."""
+    values, rewards = advantages.values[local].tolist(), advantages.rewards[local].tolist()
+    columns = zip(samples, noises, values, rewards, strict=True)
+    return [unpack(sample, noise, value, reward, attends_padding) for sample, noise, value, reward in columns]
 
-    def row(value: Tensor | None) -> Tensor | None:
+
+def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attends_padding: bool) -> Experience:
+    """One answer's training data on the CPU, without its padding where that is masked anyway (not ``attends_padding``)."""
+    rollout, canvas = sample.rollout, sample.rollout.canvas
+    keep = slice(None) if attends_padding else canvas.attention_mask[0].cpu().nonzero().squeeze(1)
+
+    def own(value: Tensor | None) -> Tensor | None:
         return None if value is None else value[0].cpu()[..., keep].clone()
 
     return Experience(
-        ids=row(canvas.ids),
-        attention_mask=row(canvas.attention_mask),
-        fill_mask=row(canvas.fill_mask),
-        completion_mask=row(rollout.completion_mask),
-        hidden=row(noise.hidden),
-        target=row(noise.target),
-        weight=row(noise.weight),
-        input_ids=row(noise.input_ids),
-        sampling_logps=row(rollout.sampling_logps),
-        step_map=row(rollout.step_map),
-        position_ids=row(canvas.position_ids),
+        ids=own(canvas.ids),
+        attention_mask=own(canvas.attention_mask),
+        fill_mask=own(canvas.fill_mask),
+        completion_mask=own(rollout.completion_mask),
+        hidden=own(noise.hidden),
+        target=own(noise.target),
+        weight=own(noise.weight),
+        input_ids=own(noise.input_ids),
+        sampling_logps=own(rollout.sampling_logps),
+        step_map=own(rollout.step_map),
+        position_ids=own(canvas.position_ids),
         extra=canvas.extra,
         advantage=advantage,
         active=reward == reward,
@@ -123,16 +131,18 @@ def unpack(pipe: Pipeline, sample: Sample, noise: Noise, advantage: float, rewar
     )
 
 
-def answer_table(pipe: Pipeline, samples: list[Sample], scores: Tensor, advantages: Tensor) -> dict[str, list]:
-    """Columns of the completions table."""
+def answer_table(
+    names: list[str], samples: list[Sample], scores: Scores, values: Tensor, advantages: Tensor
+) -> dict[str, list]:
+    """Columns of the completions table; ``values [B, F]`` and ``advantages [B]`` are those of ``samples``."""
     table = {
-        "task": [sample.rollout.canvas.task for sample in samples],
+        "task": [sample.task for sample in samples],
         "prompt": [sample.row["prompt"] for sample in samples],
-        "completion": [sample.rollout.completions[0] for sample in samples],
+        "completion": [sample.completion for sample in samples],
     }
-    for name, column in zip(pipe.rewards.names, scores.T.tolist(), strict=True):
+    for name, column in zip(names, values.T.tolist(), strict=True):
         table[name] = column
-    for name, column in pipe.rewards.extras.items():
+    for name, column in scores.extras.items():
         if len(column) == len(samples):
             table[name] = column
     return {**table, "advantage": advantages.tolist()}

@@ -14,17 +14,17 @@ from .batches import Unit
 
 
 SHOWN = 8
-"""Rows that an error names."""
+"""Answers that an error names."""
 
 
 class FiniteGuard:
     """Collects what went wrong during one optimizer step.
 
-    A loss is checked unit by unit, so that its rows are known; gradients by the norm that clipping takes.
+    A loss is checked unit by unit, so that its answers are known; gradients by the norm that clipping takes.
     """
 
     def __init__(self) -> None:
-        self.rows: list[int] = []
+        self.indices: list[int] = []
         self._faults: list[str] = []
         self._unread: list[tuple[Tensor, Callable[[int, float], str]]] = []
 
@@ -39,43 +39,45 @@ class FiniteGuard:
             self._unread = []
         return self._faults
 
-    def check_loss(self, losses: Tensor, unit: Unit, rows: list[Experience], k: int, table: dict[str, list]) -> None:
-        """``losses [b]`` of a unit's rows at inner update ``k``; ``table`` has their prompts where they are known."""
-        self.rows += [] if unit.dummy else list(unit.rows)
+    def check_loss(
+        self, losses: Tensor, unit: Unit, experiences: list[Experience], k: int, table: dict[str, list]
+    ) -> None:
+        """``losses [b]`` of a unit at inner update ``k``; ``table`` has their prompts where they are known."""
+        self.indices += [] if unit.dummy else list(unit.indices)
 
         def described(place: int, loss: float) -> str:
-            row = describe(rows[unit.rows[place]], unit.rows[place], table)
-            return f"loss {loss} of {row} at inner update {k + 1}"
+            own = describe(experiences[unit.indices[place]], unit.indices[place], table)
+            return f"loss {loss} of {own} at inner update {k + 1}"
 
         self._unread.append((losses, described))
 
-    def check_given(self, losses: Tensor, unit: Unit, rows: list[Experience]) -> None:
+    def check_given(self, losses: Tensor, unit: Unit, experiences: list[Experience]) -> None:
         """``losses [b]`` of given answers (``sft_dataset``)."""
 
         def described(place: int, loss: float) -> str:
-            tokens = rows[unit.rows[place]].ids.tolist()
+            tokens = experiences[unit.indices[place]].ids.tolist()
             return f"sft loss {loss} of the given answer with tokens {tokens[:SHOWN]} ..."
 
         self._unread.append((losses, described))
 
-    def check_norm(self, norm: Tensor | float, rows: list[Experience], table: dict[str, list]) -> None:
-        """The gradient norm of the finished optimizer step; a fault names all of its rows, because they are summed."""
+    def check_norm(self, norm: Tensor | float, experiences: list[Experience], table: dict[str, list]) -> None:
+        """The gradient norm of the finished optimizer step; a fault names all of its answers, because they are summed."""
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if math.isfinite(float(norm)) or self.faults:
             return
-        named = "; ".join(describe(rows[index], index, table) for index in self.rows[:SHOWN])
-        more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
+        named = "; ".join(describe(experiences[index], index, table) for index in self.indices[:SHOWN])
+        more = f" and {len(self.indices) - SHOWN} more" if len(self.indices) > SHOWN else ""
         self._faults.append(f"gradient of an optimizer step with {named or 'given answers alone'}{more}")
 
     def flush(self) -> str:
         """What was found since the last call, empty if all is well."""
         found = "; ".join(self.faults[:SHOWN])
-        self._faults, self.rows = [], []
+        self._faults, self.indices = [], []
         return found
 
 
-def describe(row: Experience, index: int, table: dict[str, list]) -> str:
-    """One row in words."""
+def describe(experience: Experience, index: int, table: dict[str, list]) -> str:
+    """One answer in words."""
     prompts: list[Any] = table.get("prompt", [])
     prompt = f", prompt {str(prompts[index])[:60]!r}" if index < len(prompts) else ""
-    return f"row {row.index} (task {row.task}, advantage {row.advantage:.3g}{prompt})"
+    return f"row {experience.index} (task {experience.task}, advantage {experience.advantage:.3g}{prompt})"

@@ -15,7 +15,7 @@ class WindowSampler:
     """Batches of dataset indices, one batch a micro-step.
 
     A window of training is ``steps_per_generation x num_iterations`` micro-steps on one rollout. Its first batch holds
-    this rank's rows of the rollout, every prompt ``num_generations`` times in a row; the others are empty, because those
+    this rank's prompts of the rollout, every prompt ``num_generations`` times in a row; the others are empty, because those
     micro-steps read the rollout. Only whole windows are handed out: a remainder of prompts waits for the next epoch's
     shuffle (without ``shuffle_dataset`` it is never used).
 

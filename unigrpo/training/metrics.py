@@ -18,7 +18,7 @@ from ..types import Rollout
 class Metrics:
     """Values collected between two logs, and how they become one number, over all processes.
 
-    Means are weighted by what a value was made of, so that they do not depend on how rows were divided. Counts and seconds
+    Means are weighted by what a value was made of, so that they do not depend on how answers were divided. Counts and seconds
     add up: what begins with ``time/`` or ``num_``, and what rewards did wrong (``rewards/<name>/errors``, ``timeouts``).
     ``min`` and ``max`` of ratios, completions and sampling are those of everything.
 
@@ -62,9 +62,9 @@ class Metrics:
         self._unread = []
 
     def scopes(self, tasks: list[str]) -> Iterator[tuple[str, Tensor]]:
-        """What a metric of rows with these ``tasks`` is made of: the suffix of its name and ``[B]`` bool, the rows.
+        """What a metric of answers with these ``tasks`` is made of: the suffix of its name and ``[B]`` bool, the answers.
 
-        All rows under the plain name, then those of each task where the run has several.
+        All under the plain name, then those of each task where the run has several.
         """
         yield "", torch.ones(len(tasks), dtype=torch.bool)
         for task in sorted(set(tasks)) if self.by_task else ():
@@ -133,7 +133,7 @@ def reward_metrics(
     num_generations: int,
     tasks: list[str],
 ) -> None:
-    """``rewards/<name>/{mean,std,group_std}``, ``reward``, ``reward_std``, ``frac_reward_zero_std`` of all ranks' rows.
+    """``rewards/<name>/{mean,std,group_std}``, ``reward``, ``reward_std``, ``frac_reward_zero_std`` of all ranks' answers.
 
     ``group_std`` is the mean over groups of the reward's std inside a group, of the groups with two scores and more:
     what is left of a reward's spread once the prompts are the same.

@@ -18,9 +18,10 @@ from ..models.base import DiffusionPolicy
 from ..models.lockstep import forwards_meet, lockstep
 from ..rollout.pipeline import Pipeline, evaluating
 from ..types import Experience
-from .batches import Batch, Unit, collate
+from .batches import Batch, Unit, collate, score_batch
 from .diagnostics import thinned
 from .metrics import Metrics
+from .old_policy import forget_old, needs_old_pass
 from .window import Window
 
 
@@ -28,21 +29,16 @@ from .window import Window
 def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = False) -> None:
     """Old and reference log-probabilities on the window's own noise and units.
 
-    Units that are used before the first optimizer step of the window need no old pass: there old = new. ``always_old``
-    computes it all the same. Algorithms without a ratio need none at all.
+    ``always_old`` makes the old pass also where the policy is the old one, and where no algorithm reads it.
     """
-    moved_after = pipe.args.gradient_accumulation_steps
-    for row in window.rows:
-        needed = always_old or pipe.algorithms[row.task].needs_old
-        row.old_logps = torch.zeros_like(row.weight) if needed else None
-        row.old_known = torch.zeros(row.weight.shape[0], dtype=torch.bool)
-    with _in_step(pipe, pipe.model) as model:
-        for k in range(pipe.args.num_iterations):
-            for step, units in enumerate(window.micro_batches):
-                for unit in units:
-                    needed = pipe.algorithms[window.rows[unit.rows[0]].task].needs_old
-                    if always_old or (needed and (k > 0 or step >= moved_after)):
-                        _score_into(pipe, window, unit, k, model, "old_logps")
+    for own in window.experiences:
+        forget_old(own, kept=always_old or pipe.algorithms[own.task].needs_old)
+    with _in_step(pipe.model, pipe.policy, pipe.device) as model:
+        for k, step, unit, task in _units(window, pipe.args.num_iterations):
+            if always_old or needs_old_pass(pipe.args, pipe.algorithms[task], k, step):
+                for own, draws, logps in _logps_of(pipe, model, window, unit, k):
+                    own.old_logps[k][draws] = logps
+                    own.old_known[k] = True
     # The exact KL compares whole distributions, which are made anew beside each update and never kept.
     with_reference = {
         task
@@ -51,50 +47,47 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
     }
     if not with_reference:
         return
-    with pipe.reference() as reference, _in_step(pipe, reference) as model:
-        for row in window.rows:
-            row.ref_logps = torch.zeros_like(row.weight) if row.task in with_reference else None
-        for k in range(pipe.args.num_iterations):
-            for units in window.micro_batches:
-                for unit in units:
-                    if window.rows[unit.rows[0]].task in with_reference:
-                        _score_into(pipe, window, unit, k, model, "ref_logps")
+    with pipe.reference() as reference, _in_step(reference, pipe.policy, pipe.device) as model:
+        for own in window.experiences:
+            own.ref_logps = torch.zeros_like(own.weight) if own.task in with_reference else None
+        for k, _, unit, task in _units(window, pipe.args.num_iterations):
+            if task in with_reference:
+                for own, draws, logps in _logps_of(pipe, model, window, unit, k):
+                    own.ref_logps[k][draws] = logps
+
+
+def _units(window: Window, num_iterations: int) -> Iterator[tuple[int, int, Unit, str]]:
+    """Each inner update, micro-step, unit that is not a dummy, and its task."""
+    for k in range(num_iterations):
+        for step, units in enumerate(window.micro_batches):
+            for unit in units:
+                if not unit.dummy:
+                    yield k, step, unit, window.experiences[unit.indices[0]].task
+
+
+def _logps_of(
+    pipe: Pipeline, model: Any, window: Window, unit: Unit, k: int
+) -> Iterator[tuple[Experience, int | slice, Tensor]]:
+    """Of each experience of the unit: which of its draws were scored, and their log-probabilities, without padding."""
+    batch = collate(window.experiences, unit, k, pipe.policy, pipe.device)
+    settings = pipe.algorithms[batch.canvas.task].settings
+    scores = score_batch(model, pipe.policy, batch, settings.temperature, settings.likelihood_guidance)
+    logps = scores.logps.cpu().unflatten(0, (len(unit.indices), -1))
+    for place, index in enumerate(unit.indices):
+        own = window.experiences[index]
+        count, length = own.target.shape[1:]
+        if unit.draw is None:
+            yield own, slice(None), logps[place, :count, :length]
+        else:
+            yield own, unit.draw, logps[place, 0, :length]
 
 
 @contextmanager
-def _in_step(pipe: Pipeline, model: Any) -> Iterator[Any]:
-    """What to call for ``model``, in eval mode; ranks whose rows need other passes make equally many forwards."""
-    meet = lockstep(model, pipe.policy, pipe.device) if forwards_meet(model) else nullcontext(model)
+def _in_step(model: Any, policy: DiffusionPolicy, device: torch.device | str) -> Iterator[Any]:
+    """What to call for ``model``, in eval mode; ranks that need other passes make equally many forwards."""
+    meet = lockstep(model, policy, device) if forwards_meet(model) else nullcontext(model)
     with evaluating(model), meet as together:
         yield together
-
-
-def _score_into(pipe: Pipeline, window: Window, unit: Unit, k: int, model, name: str) -> None:
-    if unit.dummy:
-        return
-    batch = collate(window.rows, unit, k, pipe.policy, pipe.device)
-    settings = pipe.algorithms[batch.canvas.task].settings
-    scores = score_tokens(
-        model,
-        pipe.policy,
-        batch.canvas,
-        batch.hidden,
-        batch.target,
-        batch.noisy_ids,
-        settings.temperature,
-        settings.likelihood_guidance,
-        known=batch.known,
-    )
-    logps = scores.logps.cpu().unflatten(0, (len(unit.rows), -1))
-    for place, index in enumerate(unit.rows):
-        row = window.rows[index]
-        kept = getattr(row, name)[k]
-        if unit.draw is None:
-            kept.copy_(logps[place, : len(kept), : len(row.ids)])
-        else:
-            kept[unit.draw] = logps[place, 0, : len(row.ids)]
-        if name == "old_logps":
-            row.old_known[k] = True
 
 
 def exact_reference(
@@ -116,8 +109,8 @@ def exact_reference(
         if not settings.exact_kl and not forwards_meet(model):
             return None
         target = batch.target if settings.exact_kl else thinned(batch.target)
-        known = batch.known if settings.exact_kl else None
-        logprobs = token_logprobs(model, policy, batch.canvas, batch.hidden, target, batch.noisy_ids, *law, known)
+        counted = {"counts": batch.counts, "padded": batch.padded} if settings.exact_kl else {}
+        logprobs = token_logprobs(model, policy, batch.canvas, batch.hidden, target, batch.noisy_ids, *law, **counted)
     return logprobs if settings.exact_kl else None
 
 
@@ -125,7 +118,7 @@ def exact_reference(
 def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metrics) -> None:
     """``kl_exact``: the categorical KL(policy || reference) at some scored tokens of each task's first unit, in nats.
 
-    For tasks whose ``kl`` is an estimate. ``tasks`` are those of all ranks' rows: every rank makes the same forwards, one
+    For tasks whose ``kl`` is an estimate. ``tasks`` are those of all ranks' answers: every rank makes the same forwards, one
     without a unit of the task makes them on another unit and lets the result go.
     """
     for task in sorted(set(tasks)):
@@ -135,7 +128,7 @@ def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metr
         unit, own = _unit_of(window, task)
         if unit is None:
             continue
-        batch = collate(window.rows, unit, 0, pipe.policy, pipe.device)
+        batch = collate(window.experiences, unit, 0, pipe.policy, pipe.device)
         settings = pipe.algorithms[batch.canvas.task].settings
         arguments = (batch.canvas, batch.hidden, thinned(batch.target), batch.noisy_ids)
         law = (settings.temperature, settings.likelihood_guidance)
@@ -151,7 +144,7 @@ def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metr
 def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[str], metrics: Metrics) -> None:
     """``sampling/decoding_gap/{mean,max}``: |log p when drawn - log p by an exact forward on the same holes|, in nats.
 
-    For tasks that decode with kept keys and values: what a cache is off. One denoising step of each row of the task's first
+    For tasks that decode with kept keys and values: what a cache is off. One denoising step of each answer of the task's first
     unit, drawn by the window's ``number``. ``tasks`` as in ``log_exact_kl``.
     """
     for task in sorted(set(tasks)):
@@ -159,8 +152,8 @@ def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[st
         unit, own = _unit_of(window, task)
         if not cached or unit is None or pipe.policy.mask_token_id is None:
             continue
-        rows = [_at_one_step(window.rows[index], (pipe.args.seed, number)) for index in unit.rows]
-        batch = collate(rows, Unit(tuple(range(len(rows))), 0), 0, pipe.policy, pipe.device)
+        before = [_at_one_step(window.experiences[index], (pipe.args.seed, number)) for index in unit.indices]
+        batch = collate(before, Unit(tuple(range(len(before))), 0), 0, pipe.policy, pipe.device)
         settings = pipe.algorithms[batch.canvas.task].settings
         law = (settings.temperature, settings.guidance_scale or None)
         with evaluating(pipe.model):
@@ -174,21 +167,21 @@ def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[st
 def _unit_of(window: Window, task: str) -> tuple[Unit | None, bool]:
     """The first unit of ``task``; without one, any unit, and False: its forwards only keep the ranks in step."""
     units = [unit for step in window.micro_batches for unit in step]
-    own = [unit for unit in units if window.rows[unit.rows[0]].task == task and not unit.dummy]
+    own = [unit for unit in units if window.experiences[unit.indices[0]].task == task and not unit.dummy]
     return next(iter(own or units), None), bool(own)
 
 
-def _at_one_step(row: Experience, key: tuple[int, int]) -> Experience:
-    """The row as it was before one of its denoising steps, which wrote what is scored."""
+def _at_one_step(experience: Experience, key: tuple[int, int]) -> Experience:
+    """The experience as it was before one of its denoising steps, which wrote what is scored."""
     answer = Answer(
-        completion=row.completion_mask,
-        fill=row.fill_mask,
-        prompt=row.attention_mask & ~row.fill_mask,
-        step_map=row.step_map,
+        completion=experience.completion_mask,
+        fill=experience.fill_mask,
+        prompt=experience.attention_mask & ~experience.fill_mask,
+        step_map=experience.step_map,
     )
-    (draw,) = TrajectoryNoising().draws(answer, 0, 1, 1, (*key, row.index))
+    (draw,) = TrajectoryNoising().draws(answer, 0, 1, 1, (*key, experience.index))
     return replace(
-        row,
+        experience,
         hidden=draw.hidden[None, None],
         target=draw.target[None, None],
         weight=draw.target[None, None].float(),

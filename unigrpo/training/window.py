@@ -1,4 +1,4 @@
-"""A rollout window: its rows dealt to micro-batches and cut into units."""
+"""A rollout window: its experiences dealt to micro-batches and cut into units."""
 
 from __future__ import annotations
 
@@ -11,64 +11,67 @@ from ..config.arguments import UniGRPOConfig
 from ..config.build import Algorithm
 from ..rollout.pipeline import Pipeline
 from ..types import TASKS, Experience, keyed_generator
-from .batches import Mixing, Unit, bucket, count_scored, cut_units, moves_policy, pad_units
+from .batches import Unit, bucket, count_scored, cut_units, pad_units, unit_draws
+from .old_policy import kl_acts, moves_policy
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """All rows of one rollout on this rank, cut into units by micro-batch.
+    """All experiences of one rollout on this rank, cut into units by micro-batch.
 
     Attributes:
-        rows: training data in sampling order.
-        order: the shuffled row indices that micro-batches are cut from.
+        experiences: training data in sampling order.
+        order: the shuffled indices that micro-batches are cut from.
         micro_batches: ``steps_per_generation`` lists of units.
-        local_tokens, step_tokens: ``[micro-steps, K, tasks, 2]`` fp32, scored tokens and rows of each task, rows without
+        local_tokens, step_tokens: ``[micro-steps, K, tasks, 2]`` fp32, scored tokens and experiences of each task, those without
             a reward included: of this rank's micro-batch, and of the whole optimizer step on all ranks.
         table: the window's answers as columns, for the completions table; empty after a resume.
+        unscored: training prompts in a row without a score from any reward, this window's the last of them.
     """
 
-    rows: list[Experience]
+    experiences: list[Experience]
     order: list[int]
     micro_batches: list[list[Unit]]
     local_tokens: Tensor
     step_tokens: Tensor
     table: dict[str, list] = field(default_factory=dict)
+    unscored: int = 0
 
     def tokens_per_row(self, loss_type: str, step: int, k: int, task: str) -> float:
-        """Mean scored tokens of a row of ``task`` in micro-step ``step``: of its optimizer step, for ``"bnpo"`` its own."""
+        """Mean scored tokens of an experience of ``task`` in micro-step ``step``: of its optimizer step, for ``"bnpo"`` its own."""
         counted = self.local_tokens if loss_type == "bnpo" else self.step_tokens
-        tokens, rows = counted[step, k, TASKS.index(task)].tolist()
-        return max(tokens, 1.0) / max(rows, 1.0)
+        tokens, count = counted[step, k, TASKS.index(task)].tolist()
+        return max(tokens, 1.0) / max(count, 1.0)
 
 
-def cut_window(pipe: Pipeline, rows: list[Experience], window: int) -> Window:
-    """Rows shuffled, dealt to micro-batches and cut into units; every rank gets the same number of units.
+def cut_window(pipe: Pipeline, experiences: list[Experience], window: int) -> Window:
+    """Experiences shuffled, dealt to micro-batches and cut into units; every rank gets the same number of units.
 
-    Chance decides which optimizer step a row belongs to (``step_of_rows``); among the micro-batches of a step, rows of
-    equal length stand together, and rows without a gradient before them, so that there are few units with many rows. The
-    step's gradient is the same sum either way.
+    Chance decides which optimizer step one belongs to (``steps_by_index``); among the micro-batches of a step, those of
+    equal length stand together, and those without a gradient before them, so that there are few, large units. The step's
+    gradient is the same sum either way.
     """
     generator = keyed_generator("order", pipe.args.seed, window, pipe.rank)
-    order = torch.randperm(len(rows), generator=generator).tolist()
-    steps = step_of_rows(pipe.args, window)
+    order = torch.randperm(len(experiences), generator=generator).tolist()
+    steps = steps_by_index(pipe.args, window)
     # "bnpo" divides by the tokens of a micro-batch: there it matters who stands with whom.
     alike = all(algorithm.loss.loss_type != "bnpo" for algorithm in pipe.algorithms.values())
-    mixings = mixings_of(pipe)
+    acts = _kl_acts(pipe.args, pipe.algorithms)
 
     def place(index: int) -> tuple:
-        row = rows[index]
-        kind = (moves_policy(row, mixings), row.task, bucket(row, pipe.policy)) if alike else ()
-        return steps[row.index], *kind
+        own = experiences[index]
+        kind = (moves_policy(own, acts[own.task]), own.task, bucket(own, pipe.policy)) if alike else ()
+        return steps[own.index], *kind
 
     order.sort(key=place)
-    return rebuild_window(pipe, rows, order)
+    return rebuild_window(pipe, experiences, order)
 
 
-def step_of_rows(args: UniGRPOConfig, window: int) -> list[int]:
-    """The optimizer step of an inner update, from 0, in which each row of the whole window stands.
+def steps_by_index(args: UniGRPOConfig, window: int) -> list[int]:
+    """The optimizer step of an inner update, from 0, in which each answer of the whole window stands, by its index.
 
     Of every run of neighbours as long as there are steps, each goes to another one. So the steps of a window hold the same
-    rows however many processes share it: a process's rows are neighbours, and their number is divisible by the steps.
+    answers however many processes share it: a process's are neighbours, and their number is divisible by the steps.
     """
     count = args.steps_per_generation // args.gradient_accumulation_steps
     generator = keyed_generator("steps", args.seed, window)
@@ -77,49 +80,50 @@ def step_of_rows(args: UniGRPOConfig, window: int) -> list[int]:
     )
 
 
-def rebuild_window(pipe: Pipeline, rows: list[Experience], order: list[int]) -> Window:
-    """The window of ``rows`` in a known ``order``; a resume and a fresh window share this path."""
+def rebuild_window(pipe: Pipeline, experiences: list[Experience], order: list[int]) -> Window:
+    """The window of ``experiences`` in a known ``order``; a resume and a fresh window share this path."""
     steps = pipe.args.steps_per_generation
     size = len(order) // steps
     dealt = [order[step * size : (step + 1) * size] for step in range(steps)]
-    units = cut_units(rows, dealt, pipe.policy, mixings_of(pipe))
+    draws = _draws_to_cut(pipe.args, pipe.algorithms, experiences)
+    units = cut_units(experiences, draws, dealt, pipe.policy)
     counts = torch.tensor([[len(unit) for unit in units]], device=pipe.device)
     everyone = pipe.gather(counts)
     if len(everyone) > 1:
-        units = pad_units(units, everyone.amax(dim=0).clamp(min=1).tolist(), rows)
-    local = count_tokens(pipe, rows, dealt)
+        units = pad_units(units, everyone.amax(dim=0).clamp(min=1).tolist(), experiences)
+    local = count_tokens(pipe.algorithms, pipe.args.num_iterations, experiences, dealt)
     every = pipe.args.gradient_accumulation_steps
     step = local.view(-1, every, *local.shape[1:]).sum(dim=1)
     step = pipe.gather(step.to(pipe.device)[None]).cpu().sum(dim=0).repeat_interleave(every, dim=0)
-    return Window(rows=rows, order=order, micro_batches=units, local_tokens=local, step_tokens=step)
+    return Window(experiences=experiences, order=order, micro_batches=units, local_tokens=local, step_tokens=step)
 
 
-def mixings_of(pipe: Pipeline) -> dict[str, Mixing]:
-    """``mixing`` of each task's algorithm in this run."""
-    moves = pipe.args.steps_per_generation * pipe.args.num_iterations > pipe.args.gradient_accumulation_steps
-    return {task: mixing(own, moves) for task, own in pipe.algorithms.items()}
+def _kl_acts(args: UniGRPOConfig, algorithms: dict[str, Algorithm]) -> dict[str, bool]:
+    return {task: kl_acts(args, own.settings) for task, own in algorithms.items()}
 
 
-def mixing(algorithm: Algorithm, policy_moves: bool) -> Mixing:
-    """What cutting has to know of ``algorithm``; ``policy_moves`` = a window has more than one optimizer step.
+def _draws_to_cut(
+    args: UniGRPOConfig, algorithms: dict[str, Algorithm], experiences: list[Experience]
+) -> list[list[int]]:
+    """The draws of each experience that need a unit; none of one that cannot move the policy."""
+    acts, draws = _kl_acts(args, algorithms), []
+    for own in experiences:
+        algorithm = algorithms[own.task]
+        moves = moves_policy(own, acts[own.task])
+        draws.append(unit_draws(own, algorithm.mixes_draws, algorithm.tokenwise) if moves else [])
+    return draws
 
-    k2 and k3 to the old policy and their gradients are 0 where the policy is still the old one.
-    """
-    settings = algorithm.settings
-    felt = settings.needs_reference or policy_moves or settings.kl_estimator == "k1"
-    return Mixing(
-        beta=settings.beta if felt else 0.0, mixes_draws=algorithm.mixes_draws, tokenwise=algorithm.tokenwise
-    )
 
-
-def count_tokens(pipe: Pipeline, rows: list[Experience], dealt: list[list[int]]) -> Tensor:
+def count_tokens(
+    algorithms: dict[str, Algorithm], num_iterations: int, experiences: list[Experience], dealt: list[list[int]]
+) -> Tensor:
     """``Window.local_tokens``: tokens by which ``"bnpo"`` and ``"dapo"`` divide."""
-    counts = torch.zeros(len(dealt), pipe.args.num_iterations, len(TASKS), 2)
+    counts = torch.zeros(len(dealt), num_iterations, len(TASKS), 2)
     for step, indices in enumerate(dealt):
-        for row in (rows[index] for index in indices):
-            algorithm, place = pipe.algorithms[row.task], TASKS.index(row.task)
+        for own in (experiences[index] for index in indices):
+            algorithm, place = algorithms[own.task], TASKS.index(own.task)
             whole = algorithm.loss.length_normalization == "completion"
-            for k in range(pipe.args.num_iterations):
-                scored = float(row.completion_mask.sum()) if whole else count_scored(row, k, algorithm.mixes_draws)
+            for k in range(num_iterations):
+                scored = float(own.completion_mask.sum()) if whole else count_scored(own, k, algorithm.mixes_draws)
                 counts[step, k, place] += torch.tensor([scored, 1.0])
     return counts

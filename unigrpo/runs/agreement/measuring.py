@@ -142,7 +142,7 @@ class Measurement:
 
     def _canvas(self, rows: list[dict[str, Any]]) -> Canvas:
         pipe = self.pipe
-        coded, _ = prompt_images(pipe, rows, self.task)
+        coded, _ = prompt_images(pipe.policy, pipe.args, pipe.codec, rows, self.task)
         arguments = canvas_arguments(pipe.args, pipe.policy, pipe.codec, self.task)
         return pipe.policy.encode(coded, self.task, **arguments).to(pipe.device)
 

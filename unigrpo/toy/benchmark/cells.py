@@ -179,7 +179,7 @@ def outcomes(trainer: UniGRPOTrainer, task: Task) -> list[int]:
     samples = held_out_answers(trainer.pipeline(), rows, 1, trainer.args.per_device_eval_batch_size)
     found = []
     for sample in samples:
-        right = judges[sample.answer.task](sample.answer.completion, sample.row["solution"])
+        right = judges[sample.task](sample.completion, sample.row["solution"])
         found.append(int(bool(right)))
     return found
 

@@ -67,9 +67,9 @@ class WindowCheckpoints(AtomicCheckpoints):
 
     def _add_files(self, folder: Path) -> list[str]:
         inside = self._window is not None and self._micro_step % self._window_length > 0
-        rows, order = (self._window.rows, self._window.order) if inside else ([], [])
+        experiences, order = (self._window.experiences, self._window.order) if inside else ([], [])
         path = window_file(folder, self.accelerator.process_index)
-        save_window(path, rows, order, self._micro_step, self._window_sizes(), self._pending())
+        save_window(path, experiences, order, self._micro_step, self._window_sizes(), self._pending())
         if self.args.sync_ref_model and self.args.should_save:
             twin = self.accelerator.unwrap_model(self._twin)
             save_file({name: value.contiguous() for name, value in twin.state_dict().items()}, folder / REFERENCE_FILE)
@@ -99,11 +99,11 @@ class WindowCheckpoints(AtomicCheckpoints):
         path = window_file(checkpoint, self.accelerator.process_index)
         if not path.exists():
             raise ValueError(f"{checkpoint} has no {path.name}: it was not written by this trainer with as many ranks")
-        rows, order, self._micro_step, sizes, pending = load_window(path)
+        experiences, order, self._micro_step, sizes, pending = load_window(path)
         self._check_same_window(sizes, checkpoint)
         self._restore(pending)
-        if rows:
-            self._window = rebuild_window(self.pipeline(), rows, order)
+        if experiences:
+            self._window = rebuild_window(self.pipeline(), experiences, order)
         reference = Path(checkpoint) / REFERENCE_FILE
         if self.args.sync_ref_model and reference.exists():
             with reading(str(reference)):
@@ -159,7 +159,7 @@ class WindowCheckpoints(AtomicCheckpoints):
             norm: of the step's gradient, where it is known.
         """
         if self.accelerator.scaler is None and norm is not None:
-            self._guard.check_norm(norm, self._window.rows, self._window.table)
+            self._guard.check_norm(norm, self._window.experiences, self._window.table)
         found = self._guard.flush()
         bad = torch.tensor([bool(found)], device=self.accelerator.device)
         if not bool(self.accelerator.gather(bad).any()):

@@ -1,0 +1,121 @@
+"""The public code's samplers, number for number: what the goldens and comparisons are decoded with. No recipe uses them.
+
+They repeat the public code's random numbers, so that all rows of a batch draw from one generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.base import DiffusionPolicy
+from ..models.draw import TokenScores
+from ..types import Canvas, Rollout
+from .base import CanvasWriter, scatter
+from .maskgit import MaskGIT, gumbel
+from .semi_autoregressive import BlockWriter, SemiAutoregressive
+
+
+def check_one_stream(generators: list[torch.Generator]) -> None:
+    """Raises ``ValueError`` unless the generators of all rows are the same object."""
+    if any(stream is not generators[0] for stream in generators):
+        raise ValueError("the public code draws all rows from one generator: give the same one for every row")
+
+
+class PublicTextSampler(SemiAutoregressive):
+    """``generate`` and ``mmu_generate``: tokens from the whole vocabulary by Gumbel noise in fp64.
+
+    The mask id is one of them (a position that draws it stays masked), and confidence has no temperature. At
+    temperature > 0 the rows' generators must be the same object.
+
+    Raises:
+        ValueError: approximate decoding, or ``remasking="random"``.
+    """
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shortcuts = (self.confidence_threshold, self.exit_entropy)
+        if self.kv_cache != "none" or shortcuts != (None, None):
+            raise ValueError("PublicTextSampler is exact: leave kv_cache, confidence_threshold and exit_entropy unset")
+        if self.remasking == "random":
+            raise ValueError(
+                "PublicTextSampler with remasking='random' would not repeat the public code's random numbers: use "
+                "remasking='low_confidence', or SemiAutoregressive"
+            )
+
+    def _begin(self, canvas: Canvas, policy: DiffusionPolicy, generators: list[torch.Generator]) -> BlockWriter:
+        if self.temperature:
+            check_one_stream(generators)
+        return _PublicTextWriter(canvas, policy, self, generators)
+
+
+class _PublicTextWriter(BlockWriter):
+    def draw_block(
+        self,
+        model,
+        rows: Tensor,
+        holes: Tensor,
+        counts: list[int],
+        streams: list[torch.Generator],
+        **options: Any,
+    ) -> TokenScores:
+        """Tokens by argmax of exp(logit) / (-log u)^temperature over the whole vocabulary, u of every position drawn."""
+        logits, space = self.logits(model, rows, holes, counts, None)
+        columns, temperature = logits.argmax(dim=1), self.sampler.temperature
+        if temperature:
+            shape = (*holes.shape, space.width)
+            noise = torch.rand(shape, dtype=torch.float64, generator=streams[0]).to(logits.device)[holes]
+            columns = (logits.double() - temperature * (-noise.log()).log()).argmax(dim=1)
+        # In fp64, as there: fp32 could not tell the surest tokens of a trained model apart.
+        probs = logits.double().softmax(dim=1).gather(1, columns[:, None]).squeeze(1)
+        # Minus the probability ranks as the remaining mass does; subtracting it from 1 would round once more.
+        return TokenScores(probs.log().float(), tokens=columns, doubt=-probs)
+
+
+class PublicImageSampler(MaskGIT):
+    """``t2i_generate``: all draws of a step from one generator, of written positions and the whole codebook as well.
+
+    The public code's noise decay is ``remask_noise_decay="compound"``.
+    """
+
+    __slots__ = ()
+
+    def __call__(
+        self,
+        model,
+        policy: DiffusionPolicy,
+        canvas: Canvas,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        generators: list[torch.Generator],
+    ) -> Rollout:
+        """Fill ``canvas``; raises ``ValueError`` unless the rows' generators are the same object."""
+        check_one_stream(generators)
+        return super().__call__(model, policy, canvas, on_step=on_step, generators=generators)
+
+    def _share(self, done: float) -> float:
+        if self.mask_schedule != "cosine":
+            return super()._share(done)
+        # The public code's fp32: two thirds of the way it hides 511 of 1024 codes, not 512.
+        return float(torch.cos(torch.tensor(done, dtype=torch.float32) * math.pi * 0.5))
+
+    def _draw(self, model, writer: CanvasWriter, rows, holes, counts, image, streams) -> tuple[Tensor, Tensor, Tensor]:
+        generator = streams[0]
+        logits, space = writer.logits(model, rows, holes, counts, writer.canvas.token_space)
+        probs = logits.softmax(dim=-1)
+        # What torch.multinomial draws of one sample: an exponential number for every code, of written positions too.
+        exponentials = torch.empty(int(image.sum()), space.width).exponential_(1, generator=generator)
+        columns = (probs / exponentials[holes[image].cpu()].to(probs)).argmax(dim=1)
+        logps = probs.gather(1, columns[:, None]).squeeze(1).log()
+        noise = torch.zeros(image.shape[0], int(image[0].sum())).uniform_(0, 1, generator=generator)
+        return (
+            scatter(holes, columns + space.start),
+            scatter(holes, logps),
+            scatter(image, gumbel(noise).flatten().to(image.device)),
+        )
