@@ -72,24 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe_arguments(train)
 
     check = _command(commands, "check", run_check, "check recipes without training")
-    check.add_argument(
-        "recipes",
-        nargs="+",
-        metavar="RECIPE_OR_KEY=VALUE",
-        help="YAML files or names of shipped recipes, and overrides for all",
-    )
-    check.add_argument(
-        "--list-code", action="store_true", help="import nothing: only list the code that each recipe would run"
-    )
-    check.add_argument(
-        "--offline", action="store_true", help="ask the hub for nothing, and accept ids that are not in the cache"
-    )
-    check.add_argument(
-        "--memory",
-        type=_card,
-        metavar="GB",
-        help="also count what a run holds on a card of so many GB (10^9 bytes), and which keys to turn where it is too much",
-    )
+    _check_arguments(check)
 
     keys = _command(commands, "keys", run_keys, "what a run or a part reads, with defaults and ranges")
     keys.add_argument(
@@ -116,6 +99,36 @@ def build_parser() -> argparse.ArgumentParser:
     benchmark = _command(
         commands, "benchmark", run_benchmark, "compare algorithms on the toy policies, equal passes each"
     )
+    _benchmark_arguments(benchmark)
+
+    recipes = _command(commands, "recipes", run_recipes, "list the recipes that ship with the package, or copy some")
+    recipes.add_argument("words", nargs="*", metavar="copy NAME", help="names as listed; without words, the list")
+    recipes.add_argument("--to", default=".", metavar="DIR", help="where copies go (default: this folder)")
+    return parser
+
+
+def _check_arguments(check: argparse.ArgumentParser) -> None:
+    check.add_argument(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE_OR_KEY=VALUE",
+        help="YAML files or names of shipped recipes, and overrides for all",
+    )
+    check.add_argument(
+        "--list-code", action="store_true", help="import nothing: only list the code that each recipe would run"
+    )
+    check.add_argument(
+        "--offline", action="store_true", help="ask the hub for nothing, and accept ids that are not in the cache"
+    )
+    check.add_argument(
+        "--memory",
+        type=_card,
+        metavar="GB",
+        help="also count what a run holds on a card of so many GB (10^9 bytes), and which keys to turn where it is too much",
+    )
+
+
+def _benchmark_arguments(benchmark: argparse.ArgumentParser) -> None:
     benchmark.add_argument("--algorithms", metavar="A,B", help="names of presets (default: all)")
     benchmark.add_argument("--tasks", metavar="A,B", help="arithmetic, countdown, sudoku, shapes (default: all)")
     benchmark.add_argument("--seeds", metavar="0,1", default="0,1,2", help="default: 0,1,2")
@@ -129,11 +142,6 @@ def build_parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "overrides", nargs="*", metavar="TASK.KEY=VALUE", help="e.g. arithmetic.budget=8000 shapes.learning_rate=2e-4"
     )
-
-    recipes = _command(commands, "recipes", run_recipes, "list the recipes that ship with the package, or copy some")
-    recipes.add_argument("words", nargs="*", metavar="copy NAME", help="names as listed; without words, the list")
-    recipes.add_argument("--to", default=".", metavar="DIR", help="where copies go (default: this folder)")
-    return parser
 
 
 def _command(commands, name: str, run: Callable, text: str) -> argparse.ArgumentParser:

@@ -294,9 +294,8 @@ def _update(recipe: Recipe, args: UniGRPOConfig, model: Model, head: nn.Module, 
     own, guided, memory = shape.settings, shape.settings.likelihood_guidance is not None, Memory()
     rows = max(args.per_device_train_batch_size, args.sft_batch_size if args.sft_weight else 0)
     if own.choice("reduce").part.mixes:  # The draws of a row stay together; coupled ones are a full row and pairs.
-        rows = max(
-            rows, 1 + 2 * own.num_noise_samples if own.choice("noising").name == "coupled" else own.num_noise_samples
-        )
+        coupled = own.choice("noising").name == "coupled"
+        rows = max(rows, 1 + 2 * own.num_noise_samples if coupled else own.num_noise_samples)
     _activations(memory, "update", "update", model, shape, rows, guided)
     scored, weight, size = rows * shape.answer, head.weight.numel(), head.weight.element_size()
     logits, how = logits_of(head, scored, shape, "compared" if own.exact_kl else "scored", guided)
