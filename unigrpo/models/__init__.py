@@ -11,24 +11,20 @@ from transformers import AutoConfig, AutoModel
 from ..errors import import_named
 from .base import DiffusionPolicy
 from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
-from .llada import LLaDAConfig, LLaDAForMaskedDiffusion
+from .llada import LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy
 from .magvit import MagvitV2, MagvitV2Config
 from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
 
 
-POLICIES: dict[str, str] = {
-    "mmada": "unigrpo.models.mmada:MMaDAPolicy",
-    "llada": "unigrpo.models.llada.policy:LLaDAPolicy",
+POLICIES: dict[str, type[DiffusionPolicy]] = {
+    "mmada": MMaDAPolicy,
+    "llada": LLaDAPolicy,
 }
+"""A family is one line here: its policy names the network, and the network its configuration."""
 
-_CLASSES = (
-    (LLaDAConfig, LLaDAForMaskedDiffusion),
-    (MMaDAConfig, MMaDAForMaskedDiffusion),
-    (MagvitV2Config, MagvitV2),
-)
-for _config, _model in _CLASSES:
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
+for _model in (*(policy.model_class for policy in POLICIES.values()), MagvitV2):
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    AutoModel.register(_model.config_class, _model, exist_ok=True)
 
 
 def resolve_policy(name: str | type[DiffusionPolicy], folders: Sequence[str | Path] = ()) -> type[DiffusionPolicy]:
@@ -41,11 +37,12 @@ def resolve_policy(name: str | type[DiffusionPolicy], folders: Sequence[str | Pa
     """
     if not isinstance(name, str):
         return name
-    path = POLICIES.get(name, name)
-    if ":" not in path:
+    if name in POLICIES:
+        return POLICIES[name]
+    if ":" not in name:
         raise ValueError(f"policy={name!r} is unknown: choose one of {sorted(POLICIES)} or give 'pkg.mod:attr'")
     try:
-        found = import_named(path, folders)
+        found = import_named(name, folders)
     except (ImportError, ValueError) as error:
         raise ValueError(f"policy={name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and hasattr(found, "load_model")):
@@ -76,6 +73,7 @@ __all__ = [
     "DiffusionPolicy",
     "LLaDAConfig",
     "LLaDAForMaskedDiffusion",
+    "LLaDAPolicy",
     "MMaDAConfig",
     "MMaDAForMaskedDiffusion",
     "MMaDAPolicy",

@@ -293,7 +293,7 @@ def model_family(recipe: Recipe) -> tuple[Any, Any, torch.dtype, str]:
         path = model_path(recipe.model.path)
         config = load_config(path, trust_remote_code=bool(options.get("trust_remote_code")))
     except OSError as error:
-        if policy not in map(resolve_policy, POLICIES):
+        if policy not in POLICIES.values():
             raise RecipeError(
                 f"{recipe.source}: model {recipe.model.path} is not reachable, so its memory cannot be counted; set policy "
                 f"to one of {sorted(POLICIES)} to count with the published sizes"

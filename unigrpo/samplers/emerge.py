@@ -50,7 +50,7 @@ class Emerge:
         writer = CanvasWriter(canvas, policy, self.guidance_scale, generators)
         schedule = MASK_SCHEDULES[self.mask_schedule]
         # What is shown next does not depend on what was drawn: the host knows it without asking the device.
-        hidden = writer.hidden.cpu()
+        hidden = writer.hidden.to("cpu", copy=True)
         for step in range(self.steps):
             now, then = schedule(step / self.steps), schedule((step + 1) / self.steps)
             stay = then / now if step < self.steps - 1 else 0.0
