@@ -11,11 +11,14 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import json
 import math
+import numbers
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .errors import check_choice, import_named
@@ -61,9 +64,19 @@ class Key:
             check_choice(f"{where}{self.name}", value, self.choices)
         if not _is_one_of(value, kinds):
             raise ValueError(f"{where}{self.name}={value!r} must be {_words(kinds)}")
+        for item in value if isinstance(value, list) else ():
+            if not _is_one_of(item, self._items):
+                raise ValueError(f"{where}{self.name}={value!r} must be {_words(kinds)} of {_words(self._items)} each")
         if isinstance(value, int | float) and not isinstance(value, bool) and not self._holds(value):
-            raise ValueError(f"{where}{self.name}={value} must {self.range}")
+            raise ValueError(f"{where}{self.name}={value} must {self.range if math.isfinite(value) else 'be finite'}")
         return value
+
+    @property
+    def _items(self) -> tuple[Any, ...]:
+        """The classes of a list's items."""
+        options = typing.get_args(self.hint) if _is_union(self.hint) else (self.hint,)
+        inner = [typing.get_args(own) for own in options if typing.get_origin(own) is list]
+        return _kinds(inner[0][0]) if inner and inner[0] else (Any,)
 
     def _holds(self, value: float) -> bool:
         return (
@@ -105,16 +118,26 @@ def keys_of(part: Any) -> Mapping[str, Key]:
     if not dataclasses.is_dataclass(part):
         if not callable(part):
             return {}
-        hints = typing.get_type_hints(part)
+        hints = _hints(part)
         found = [own for own in inspect.signature(part).parameters.values() if own.kind is own.KEYWORD_ONLY]
         return {own.name: Key(name=own.name, hint=hints.get(own.name, Any), default=own.default) for own in found}
-    hints, keys = typing.get_type_hints(part), {}
+    hints, keys = _hints(part), {}
     for item in dataclasses.fields(part):
         about = item.metadata.get(_MARK, Key())
         if item.init and about is not None:
             default = item.default if item.default_factory is MISSING else item.default_factory()
-            keys[item.name] = dataclasses.replace(about, name=item.name, hint=hints[item.name], default=default)
+            keys[item.name] = dataclasses.replace(
+                about, name=item.name, hint=hints.get(item.name, Any), default=default
+            )
     return keys
+
+
+def _hints(part: Any) -> dict[str, Any]:
+    """Type hints; none where a name is known to a type checker alone."""
+    try:
+        return typing.get_type_hints(part)
+    except NameError:
+        return {}
 
 
 def check_keys(part: Any) -> None:
@@ -124,6 +147,26 @@ def check_keys(part: Any) -> None:
 
 
 # ---- parts by name ----
+
+NOTHING = (MISSING, inspect.Parameter.empty)
+"""The default of a key that has none."""
+
+_found: dict[str, Any] = {}
+"""Parts by path, as they were found last. A module of a recipe's folder may give way to another one of its name."""
+
+
+def import_part(path: str, folders: Sequence[str | Path] = ()) -> Any:
+    """The part behind ``pkg.mod:attr``; one that is known is not imported again unless ``folders`` say where to look.
+
+    Raises:
+        ValueError: a path that leads nowhere, or to what is no class and no function.
+    """
+    if path not in _found or folders:
+        found = import_named(path, folders)
+        if not (isinstance(found, type) or (callable(found) and hasattr(found, "__qualname__"))):
+            raise ValueError(f"it is an object of class {type(found).__name__}; a part is a class or a function")
+        _found[path] = found
+    return _found[path]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,22 +178,27 @@ class Choice:
     part: Any
     own: dict[str, Any]
 
-    def build(self, settings: Any, where: str = "", **fixed: Any) -> Callable:
-        """The part with its own keys, those of ``settings`` by the same name, and ``fixed`` where it has such fields.
+    def build(self, values: Mapping[str, Any], where: str = "", **fixed: Any) -> Callable:
+        """The part with its own keys, those of ``values`` that it has, and ``fixed`` where it has such fields.
 
         Raises:
-            ValueError: a value out of range; ``where`` prefixes its name.
+            ValueError: a value out of range, or one that is missing; ``where`` prefixes its name.
         """
         keys = keys_of(self.part)
-        values = {name: getattr(settings, name) for name in keys if hasattr(settings, name)}
-        values = {**values, **{name: value for name, value in fixed.items() if _takes(self.part, name)}, **self.own}
-        values = {name: value for name, value in values.items() if name not in keys or value != keys[name].default}
+        taken = {name: value for name, value in values.items() if name in keys}
+        taken |= {name: value for name, value in fixed.items() if _takes(self.part, name)} | self.own
+        missing = [name for name, about in keys.items() if about.default in NOTHING and name not in taken]
+        if missing:
+            raise ValueError(
+                f"{where}{self.kind}={self.name!r} needs {missing[0]!r}: give it a default, or write {self.kind}: "
+                f"{{name: {self.name!r}, {missing[0]}: ...}}"
+            )
         try:
-            if not isinstance(self.part, type):
-                return functools.partial(self.part, **values) if values else self.part
-            return self.part(**values)
-        except (ValueError, TypeError) as error:
+            return self.part(**taken) if isinstance(self.part, type) else functools.partial(self.part, **taken)
+        except ValueError as error:
             raise ValueError(f"{where}{error}") from error
+        except TypeError as error:
+            raise ValueError(f"{where}{self.kind}={self.name!r}: {error}") from error
 
 
 def choose(kind: str, given: Any, table: Mapping[str, Any], where: str = "") -> Choice:
@@ -165,11 +213,9 @@ def choose(kind: str, given: Any, table: Mapping[str, Any], where: str = "") -> 
         raise ValueError(f"{where}{kind}={given!r} must be a name, a 'pkg.mod:attr' path, or a mapping with a 'name'")
     if ":" in name:
         try:
-            part = import_named(name)
+            part = import_part(name)
         except (ImportError, ValueError) as error:
             raise ValueError(f"{where}{kind}={name!r} cannot be imported: {error}") from error
-        if not callable(part):
-            raise ValueError(f"{where}{kind}={name!r} is a {type(part).__name__}; it must be a class or a function")
     else:
         if name not in table:
             _unknown(f"{where}{kind}={name!r} is not valid", name, table, " or give 'pkg.mod:attr'")
@@ -182,23 +228,40 @@ def choose(kind: str, given: Any, table: Mapping[str, Any], where: str = "") -> 
     return Choice(kind=kind, name=name, part=part, own=own)
 
 
-def plain(given: Any) -> Any:
-    """How a part is written in a recipe: an object or a class becomes its path, with its keys.
+def merged(*layers: Any) -> dict[str, Any]:
+    """The first layer that names a part, as a mapping, with the keys of those before it that name none."""
+    own: dict[str, Any] = {}
+    for layer in layers:
+        if layer is not None:
+            own = {**(layer if isinstance(layer, Mapping) else {"name": layer}), **own}
+            if "name" in own:
+                break
+    return own
+
+
+def plain(key: str, given: Any) -> Any:
+    """How a part is written in a recipe: JSON becomes a mapping, a class its path, an object its path with its keys.
 
     Raises:
-        ValueError: a function without a name of its own, which no saved file could name again.
+        ValueError: JSON that is none, or what no saved file could name again; the message names ``key``.
     """
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{key}={given!r} is not JSON: {error}") from error
     if given is None or isinstance(given, str | Mapping):
         return dict(given) if isinstance(given, Mapping) else given
     is_object = dataclasses.is_dataclass(given) and not isinstance(given, type)
     behind = type(given) if is_object else given
-    path = f"{getattr(behind, '__module__', '')}:{getattr(behind, '__qualname__', '<lambda>')}"
-    if "<" in path:
-        raise ValueError(f"{given!r} has no name that a saved run could find again: define it at the top of a module")
-    own = {}
-    if is_object:
-        values = {name: (getattr(given, name), about.default) for name, about in keys_of(behind).items()}
-        own = {name: value for name, (value, default) in values.items() if value != default}
+    path = f"{getattr(behind, '__module__', '')}:{getattr(behind, '__qualname__', '<nothing>')}"
+    if "<" in path or not callable(behind):
+        raise ValueError(
+            f"{key}={given!r} must be a name, a 'pkg.mod:attr' path, a mapping with a 'name', or a class, function or frozen "
+            "dataclass from the top of a module, which a saved run can find again"
+        )
+    _found[path] = behind
+    own = {name: getattr(given, name) for name in keys_of(behind)} if is_object else {}
     return {"name": path, **own} if own else path
 
 
@@ -216,10 +279,14 @@ def _unknown(problem: str, word: str, valid: Mapping[str, Any], more: str) -> No
 # ---- types ----
 
 
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
 @functools.cache
 def _kinds(hint: Any) -> tuple[Any, ...]:
     """The classes of a type hint; ``Any`` = anything."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    if _is_union(hint):
         return tuple(kind for own in typing.get_args(hint) for kind in _kinds(own))
     if hint is None:
         return (type(None),)
@@ -228,7 +295,11 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _number_of(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """YAML reads ``1e-4`` as text, and a whole number is a number."""
+    """YAML reads ``1e-4`` as text, a whole number is a number, and a number of numpy's one of Python's."""
+    if isinstance(value, tuple) and list in kinds:
+        return list(value)
+    if isinstance(value, numbers.Number) and not isinstance(value, bool | int | float) and hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
         return float(value)
     if not isinstance(value, str) or str in kinds or Any in kinds:

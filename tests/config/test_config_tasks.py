@@ -74,7 +74,7 @@ def test_guidance_is_off_in_sampler_and_likelihood_together():
         assert (own.for_task("t2i").guidance_scale, own.for_task("t2i").likelihood_guidance) == values
         assert own.for_task("text").likelihood_guidance is None
     own = config(guidance="none").for_task("t2i")
-    assert own.choice("sampler").build(own).guidance_scale == 0.0
+    assert own.choice("sampler").build(own.shared()).guidance_scale == 0.0
     assert config(guidance="both").for_task("text").likelihood_guidance is None
 
 

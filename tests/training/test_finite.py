@@ -62,9 +62,7 @@ def test_a_folder_of_another_run_is_not_taken_for_the_saved_state(make_trainer, 
 
 def test_a_bad_given_answer_is_named(make_trainer):
     rows = [{"prompt": "w1 w2", "completion": "w5 w6 w7"}]
-    trainer = make_trainer(
-        sft_rows=rows, sft_weight=float("inf"), rewards=lambda completions, **_: [1.0] * 16, beta=0.0
-    )
+    trainer = make_trainer(sft_rows=rows, sft_weight=1e300, rewards=lambda completions, **_: [1.0] * 16, beta=0.0)
     with pytest.raises(NonFiniteError, match="gradient of an optimizer step with given answers alone"):
         trainer.train()
     guard = FiniteGuard()

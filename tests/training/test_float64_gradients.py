@@ -212,12 +212,12 @@ def rows_of_step(args, window, step: int) -> list:
     """The window's rows of optimizer step ``step`` of the window: the micro-batches that it accumulates."""
     size = len(window.order) // args.steps_per_generation * args.gradient_accumulation_steps
     start = step % (args.steps_per_generation // args.gradient_accumulation_steps) * size
-    return [window.rows[index] for index in window.order[start : start + size]]
+    return [window.experiences[index] for index in window.order[start : start + size]]
 
 
 def advantages_of(window, case: Case, group: int) -> dict[int, float]:
     """Advantages by the row's place in the window; a group's answers stand together."""
-    rows = sorted(window.rows, key=lambda row: row.index)
+    rows = sorted(window.experiences, key=lambda row: row.index)
     rewards = torch.tensor([reward_of(row.ids[row.completion_mask].tolist()) for row in rows], dtype=torch.float64)
     values = torch.cat([case.advantages(own) for own in rewards.split(group)])
     return {row.index: value for row, value in zip(rows, values.tolist(), strict=True)}

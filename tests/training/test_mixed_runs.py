@@ -117,12 +117,12 @@ def test_rows_that_cannot_be_prompts_are_named(make_trainer, case):
     ("changes", "message"),
     [
         ({"task_overrides": {"t2i": {"steps": None}}}, r"task_overrides\.t2i\.steps=None must be a whole number"),
-        ({"task_overrides": {"t2i": {"steps": "16"}}}, r"task_overrides\.t2i\.steps='16' must be a whole number"),
+        ({"task_overrides": {"t2i": {"steps": "many"}}}, r"task_overrides\.t2i\.steps='many' must be a whole number"),
         ({"steps": 4.5}, r"steps=4.5 must be a whole number"),
-        ({"guidance_scale": "3"}, r"guidance_scale='3' must be a number"),
+        ({"guidance_scale": "three"}, r"guidance_scale='three' must be a number"),
         (
             {"mask_ratio_min": 0.8},
-            r"mask_ratio_min=0.8 does nothing with noising='structured' and timesteps='stratified'",
+            r"mask_ratio_min=0.8 does nothing with timesteps='stratified'",
         ),
     ],
 )

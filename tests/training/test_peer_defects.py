@@ -185,7 +185,7 @@ def test_the_gradient_of_a_ratio_is_the_ratio():
     logps = torch.tensor([[-1.9, -1.1, -0.4]], dtype=torch.float64, requires_grad=True)
     target = torch.ones(1, 3, dtype=torch.bool)
     given = (torch.tensor([1.5], dtype=torch.float64), target, target.double(), torch.tensor([3.0]).double())
-    terms_of(PolicyLoss(epsilon=0.2, epsilon_high=0.2), logps, old.detach(), None, *given).losses.sum().backward()
+    terms_of(PolicyLoss(), logps, old.detach(), None, *given).losses.sum().backward()
     assert logps.grad[0].tolist() == pytest.approx([-0.5 * math.exp(d) for d in (0.1, -0.1, 0.1)])
     assert old.grad is None
 

@@ -47,7 +47,7 @@ class UniGRPOConfig(TrainingArguments):
         ValueError: a value, or a combination, that cannot train; the message names the cure.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "task_overrides"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "task_overrides", "filled_keys"]
 
     algorithm: dict[str, Any] | str | None = key(
         "unigrpo", "the published method whose values are taken where none are given"
@@ -125,6 +125,9 @@ class UniGRPOConfig(TrainingArguments):
     use_vllm: bool = key(False, "refused: vLLM decodes autoregressively")
     given_keys: list[str] | None = key(
         None, "the keys of parts that were given; written by the config itself, so that saved arguments remember"
+    )
+    filled_keys: dict[str, Any] | str | None = key(
+        None, "the values that the config filled in for the others; written by itself"
     )
 
     # ---- keys of the parts, where they are described; None = not given ----
@@ -211,10 +214,7 @@ class UniGRPOConfig(TrainingArguments):
         if isinstance(self.scale_rewards, bool):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         for name in PART_KEYS:
-            value = getattr(self, name)
-            if isinstance(value, str) and value.startswith("{"):
-                value = _json(name, value)
-            setattr(self, name, plain(value))
+            setattr(self, name, plain(name, getattr(self, name)))
 
     def _read_overrides(self) -> None:
         """``task_overrides`` as a mapping of its own, also where it was given as JSON."""
@@ -228,7 +228,10 @@ class UniGRPOConfig(TrainingArguments):
             if not isinstance(values, dict):
                 raise ValueError(f"task_overrides.{task}={values!r} must be a mapping of keys")
         self.task_overrides = {
-            task: {name: plain(value) if name in PART_KEYS else value for name, value in values.items()}
+            task: {
+                name: plain(f"task_overrides.{task}.{name}", value) if name in PART_KEYS else value
+                for name, value in values.items()
+            }
             for task, values in overrides.items()
         }
 
@@ -237,28 +240,24 @@ class UniGRPOConfig(TrainingArguments):
     def given(self) -> dict[str, Any]:
         """The keys of parts that the user set, with their values.
 
-        Those that were given at first are remembered by name. One that was changed since then holds another value than
-        was filled in, and was given too.
+        They are remembered by name. What holds another value than was filled in was given too: changed since then.
         """
-        named, filled = self.given_keys, vars(self).get("_filled", {})
-        found = {}
+        filled, found = self.filled_keys or {}, {}
         for name in (*RUN_KEYS, *TASK_KEYS):
-            value = getattr(self, name)
-            if value is not None and (named is None or name in named or value != filled.get(name)):
+            value = plain(name, getattr(self, name)) if name in PART_KEYS else getattr(self, name)
+            named = self.given_keys is None or name in self.given_keys
+            if value is not None and (named or value != filled.get(name)):
                 found[name] = value
         return found
 
     def _settle(self) -> dict[str, Any]:
         """Fills in what all tasks agree on; returns what was given."""
-        if self.given_keys is not None:
-            # Saved arguments hold what was filled in beside what was given.
-            named = {name: getattr(self, name) for name in self.given_keys if name in {**RUN_KEYS, **TASK_KEYS}}
-            self._filled = self._agreed(named)
-        given = {}
-        for name, value in self.given().items():
-            given[name] = {**TASK_KEYS, **RUN_KEYS}[name].read(value)
-        self._filled, self.given_keys = self._agreed(given), sorted(given)
-        vars(self).update({**self._filled, **given})
+        for name, kind in (("given_keys", list), ("filled_keys", dict)):
+            if not isinstance(getattr(self, name), kind | None):
+                raise ValueError(f"{name}={getattr(self, name)!r} is written by the config itself: leave it out")
+        given = {name: {**TASK_KEYS, **RUN_KEYS}[name].read(value) for name, value in self.given().items()}
+        self.filled_keys, self.given_keys = self._agreed(given), sorted(given)
+        vars(self).update({**self.filled_keys, **given})
         return given
 
     def _agreed(self, given: dict[str, Any]) -> dict[str, Any]:

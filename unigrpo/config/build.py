@@ -18,6 +18,7 @@ from ..samplers.semi_autoregressive import EXACT_DECODING
 from ..types import TASKS
 from .arguments import UniGRPOConfig
 from .checks import build_parts, check_blocks, eval_sampler
+from .run_keys import ESTIMATOR_KEYS
 from .task import TaskSettings
 
 
@@ -54,14 +55,11 @@ class Algorithm:
 def held_out_sampler(settings: TaskSettings) -> Callable:
     """The sampler of held-out generation. It decodes exactly, whatever the rollouts do."""
     steps = settings.steps if settings.eval_denoising_steps is None else settings.eval_denoising_steps
-    own = replace(settings, **EXACT_DECODING, steps=steps, temperature=settings.eval_temperature)
-    choice = eval_sampler(own)
-    kept = {
-        key: value
-        for key, value in choice.own.items()
-        if key not in {*EXACT_DECODING, "temperature"} and (key != "steps" or settings.eval_denoising_steps is None)
-    }
-    return replace(choice, own=kept).build(own)
+    choice = eval_sampler(settings)
+    values = {**settings.shared(), **EXACT_DECODING, "steps": steps, "temperature": settings.eval_temperature}
+    if settings.eval_denoising_steps is not None:
+        choice = replace(choice, own={key: value for key, value in choice.own.items() if key != "steps"})
+    return choice.build(values)
 
 
 def check_task_sampler(args: UniGRPOConfig, task: str, where: str, held_out: bool = False) -> None:
@@ -96,4 +94,5 @@ def build_algorithms(args: UniGRPOConfig) -> dict[str, Algorithm]:
 
 def build_estimator(args: UniGRPOConfig) -> Callable:
     """The advantage estimator of a run."""
-    return choose("advantage_estimator", args.advantage_estimator, ADVANTAGE_ESTIMATORS).build(args)
+    values = {key: getattr(args, key) for key in ESTIMATOR_KEYS}
+    return choose("advantage_estimator", args.advantage_estimator, ADVANTAGE_ESTIMATORS).build(values)

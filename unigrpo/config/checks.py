@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from ..algorithm.loss import PolicyLoss
-from ..parts import Choice, choose, keys_of
+from ..algorithm.noising import Noising
+from ..parts import Choice, choose, keys_of, merged
 from ..samplers import SAMPLERS
+from ..samplers.semi_autoregressive import EXACT_DECODING
 from .task import PARTS, TaskKeys, TaskSettings
+
+
+SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "sampler": (
+        lambda part: isinstance(part, type) and callable(getattr(part, "__call__", None)),
+        "a class that is called",
+    ),
+    "noising": (lambda part: isinstance(part, type) and issubclass(part, Noising), "a class derived from Noising"),
+    "reduce": (
+        lambda part: isinstance(part, type) and hasattr(part, "mixes"),
+        "a class that says whether it mixes draws",
+    ),
+}
+"""What a part of one's own must be; the others may be functions too."""
 
 
 def build_parts(settings: TaskSettings, where: str = "") -> dict[str, Any]:
@@ -17,8 +34,12 @@ def build_parts(settings: TaskSettings, where: str = "") -> dict[str, Any]:
     Raises:
         ValueError: a value out of range, or values that do not fit each other; ``where`` prefixes the first key's name.
     """
-    mixes = settings.choice("reduce").part.mixes
-    built = {kind: settings.choice(kind).build(settings, where, mixed=mixes) for kind in PARTS}
+    choices = {kind: settings.choice(kind) for kind in PARTS}
+    for kind, (fits, words) in SHAPES.items():
+        if not fits(choices[kind].part):
+            raise ValueError(f"{where}{kind}={choices[kind].name!r} must be {words}")
+    mixes = choices["reduce"].part.mixes
+    built = {kind: choice.build(settings.shared(), where, mixed=mixes) for kind, choice in choices.items()}
     try:
         loss = PolicyLoss(
             **{key: getattr(settings, key) for key in keys_of(PolicyLoss)},
@@ -37,13 +58,21 @@ def check_task(where: str, settings: TaskSettings) -> None:
     for key, about in keys_of(TaskKeys).items():
         about.read(getattr(settings, key), where)
     build_parts(settings, where)
+    held_out = eval_sampler(settings)
+    for key in (*EXACT_DECODING, "temperature"):
+        if settings.eval_sampler is not None and key in held_out.own:
+            raise ValueError(
+                f"{where}eval_sampler.{key} is not read: held-out answers are decoded exactly, at eval_temperature"
+            )
+    held_out.build(settings.shared(), f"{where}eval_sampler: ")
     if settings.temperature == 0:
         raise ValueError(
             f"{where}temperature=0 makes every answer of a group equal, so nothing is learned; use e.g. 1.0"
         )
     size = settings.image_size
     sides = [size] if not isinstance(size, list | tuple) else list(size)
-    if size is not None and (len(sides) > 2 or not all(isinstance(side, int) and side > 0 for side in sides)):
+    whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
+    if size is not None and not (whole and 1 <= len(sides) <= 2):
         raise ValueError(f"{where}image_size={size!r} must be a side in pixels or [height, width]")
     if settings.beta > 0 and settings.kl_estimator == "exact" and settings.kl_reference == "old":
         raise ValueError(
@@ -86,4 +115,4 @@ def eval_sampler(settings: TaskSettings) -> Choice:
     """The ``Choice`` of held-out generation's sampler."""
     if settings.eval_sampler is None:
         return settings.choice("sampler")
-    return choose("eval_sampler", settings.eval_sampler, SAMPLERS)
+    return choose("eval_sampler", merged(settings.eval_sampler, settings.sampler), SAMPLERS)

@@ -58,6 +58,9 @@ PLAIN = (str, bytes, numbers.Number, list, tuple, set, frozenset, type(None))
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 """A number as text: YAML reads ``1e-4``, without a dot, as text."""
 
+MAY_BE_NONE = ("debug", "report_to", "max_grad_norm", "resume_from_checkpoint")
+"""None means "not given" there, whatever the annotation says: parsers of the command line write it."""
+
 MISFIT = object()
 
 
@@ -71,7 +74,7 @@ def settle_inherited(args: Any) -> None:
         value = getattr(args, name)
         own = _fields(type(args))[name]
         default, choices = own.default, _choices(name) or tuple(own.metadata.get("choices") or ())
-        if type(value) is type(default) and value == default:
+        if (type(value) is type(default) and value == default) or (value is None and name in MAY_BE_NONE):
             continue
         if isinstance(own.metadata.get("const"), bool):  # A text for the command line's sake.
             kind = kind | bool

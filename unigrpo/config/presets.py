@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import check_choice, import_named
-from ..parts import Key
+from ..errors import check_choice
+from ..parts import Key, import_part
 from ..types import TASKS
 
 
@@ -303,13 +303,13 @@ def preset_of(algorithm: Any, keys: Mapping[str, Key]) -> dict[str, Any]:
     name = own.pop("name", "unigrpo")
     if isinstance(name, str) and ":" in name:
         try:
-            found = import_named(name)
+            found = import_part(name)
         except (ImportError, ValueError) as error:
             raise ValueError(f"algorithm={name!r} cannot be imported: {error}") from error
-        found = found() if callable(found) else found
+        found = found()
         if not isinstance(found, Mapping):
             raise ValueError(
-                f"algorithm={name!r} is a {type(found).__name__}; it must be a mapping, or a function that gives one"
+                f"algorithm={name!r} is a {type(found).__name__}; it must be a function that gives a mapping"
             )
     else:
         check_choice("algorithm", name, tuple(PRESETS))

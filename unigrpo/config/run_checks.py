@@ -13,11 +13,8 @@ from ..errors import check_choice
 from ..parts import Key, choose
 from ..types import TASKS
 from .checks import check_bound, check_task
+from .run_keys import ESTIMATOR_KEYS
 from .task import TASK_KEYS
-
-
-MODULES = ("image_tokenizer", "model_init_kwargs")
-"""Keys that may hold an object, or are read by the model's loader."""
 
 
 def check_engine(args: Any) -> None:
@@ -95,12 +92,12 @@ def settle_batches(args: Any) -> None:
 
 def check_values(args: Any, keys: Mapping[str, Key]) -> None:
     """Raises ``ValueError`` for a value out of its range, or parts that do not fit; ``keys`` are those of no task."""
-    check_bound("reward_timeout", args.reward_timeout)
     for name, about in keys.items():
-        if name not in MODULES:
+        if name != "image_tokenizer":  # It may be a module.
             setattr(args, name, about.read(getattr(args, name)))
+    check_bound("reward_timeout", args.reward_timeout)
     estimator = choose("advantage_estimator", args.advantage_estimator, ADVANTAGE_ESTIMATORS)
-    estimator.build(args)
+    estimator.build({key: getattr(args, key) for key in ESTIMATOR_KEYS})
     if args.multi_objective_aggregation == "normalize_then_sum" and estimator.name != "group_mean":
         raise ValueError(
             f"advantage_estimator={estimator.name!r} with multi_objective_aggregation='normalize_then_sum', which "

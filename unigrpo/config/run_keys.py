@@ -40,3 +40,6 @@ def _run_keys() -> dict[str, Key]:
 
 RUN_KEYS: Mapping[str, Key] = MappingProxyType(_run_keys())
 """By name, those of the advantage estimators included."""
+
+ESTIMATOR_KEYS = frozenset(RUN_KEYS) - frozenset(keys_of(RunKeys))
+"""Those of them that advantage estimators read."""

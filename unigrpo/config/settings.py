@@ -8,9 +8,9 @@ from typing import Any
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
 from ..algorithm.loss import PolicyLoss
 from ..algorithm.noising import Noising
-from ..parts import Choice, Key, choose, keys_of
+from ..parts import Choice, Key, choose, keys_of, merged
 from .presets import SEQUENCE_EPSILON, TASK_DEFAULTS
-from .task import PARTS, TASK_KEYS, TaskKeys, TaskSettings
+from .task import PARTS, SHARED_KEYS, TASK_KEYS, TaskKeys, TaskSettings
 
 
 def task_settings(
@@ -26,43 +26,62 @@ def task_settings(
     Raises:
         ValueError: an unknown part, or a key that it does not have; ``where`` prefixes its name.
     """
-    merged = {key: value for key, value in preset.items() if key in TASK_KEYS}
-    merged |= {**TASK_DEFAULTS[task], **preset.get(task, {})}
+    usual = {key: value for key, value in preset.items() if key in TASK_KEYS}
+    usual |= {**TASK_DEFAULTS[task], **preset.get(task, {})}
     parts = {}
     for kind, table in PARTS.items():
-        named = _merged_part(kind, override.get(kind), given.get(kind), merged.get(kind), TASK_KEYS[kind].default)
+        named = merged(override.get(kind), given.get(kind), usual.get(kind), TASK_KEYS[kind].default)
         parts[kind] = choose(kind, named, table, where)
-    usual = _without_replaced(merged, parts, {**given, **override})
+    owned = _owned(parts, override, given)
+    nearest = {key: owned[key] for kind in parts for key in _keys_in(override.get(kind)) if key in owned}
+    chosen = {**given, **owned, **override, **nearest}
+    usual = _without_replaced(usual, parts, chosen)
     values: dict[str, Any] = {}
     for key in TASK_KEYS:
-        value = override[key] if key in override else given.get(key, usual.get(key))
-        values[key] = _default(key, parts) if value is None and key not in override else value
-    values |= {kind: _as_written(choice) for kind, choice in parts.items()}
-    if values["importance_sampling_level"] == "sequence" and {**usual, **given, **override}.get("epsilon") is None:
+        value = chosen.get(key, usual.get(key))
+        values[key] = _default(key, parts) if value is None and key not in {**owned, **override} else value
+    if values["importance_sampling_level"] == "sequence" and (chosen.get("epsilon") or usual.get("epsilon")) is None:
         values["epsilon"] = SEQUENCE_EPSILON
     values["epsilon_high"] = values["epsilon"] if values["epsilon_high"] is None else values["epsilon_high"]
-    chosen = {**given, **override}
     if values["kl_reference"] == "old" and values["kl_estimator"] == "exact" and chosen.get("kl_estimator") is None:
         # Only the default of pictures: the old policy's whole distributions are not kept.
         values["kl_estimator"] = "k3"
     if values["guidance"] == "none":
         values["guidance_scale"] = 0.0
+    set_keys = {key for key in values if chosen.get(key, usual.get(key)) is not None}
+    values |= {kind: _as_written(choice, parts, owned, set_keys) for kind, choice in parts.items()}
     return TaskSettings(**values)
 
 
-def _merged_part(kind: str, *layers: Any) -> Any:
-    """The first layer that names a part, with the keys of those before it that name none."""
-    own: dict[str, Any] = {}
-    for layer in layers:
-        if layer is not None:
-            own = {**(layer if isinstance(layer, Mapping) else {"name": layer}), **own}
-            if "name" in own:
-                break
-    return own
+def _owner(key: str, parts: Mapping[str, Choice]) -> str | None:
+    """The kind of the first chosen part that reads ``key``; its value is the task's, for likelihood and checks too."""
+    return next((kind for kind, choice in parts.items() if key in SHARED_KEYS and key in keys_of(choice.part)), None)
 
 
-def _as_written(choice: Choice) -> Any:
-    return {"name": choice.name, **choice.own} if choice.own else choice.name
+def _owned(parts: Mapping[str, Choice], override: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the mappings of parts give to keys of the task. A flat key of a higher layer wins over a mapping's."""
+    owned = {}
+    for kind, choice in parts.items():
+        for key, value in choice.own.items():
+            from_preset = key not in {*_keys_in(override.get(kind)), *_keys_in(given.get(kind))}
+            if _owner(key, parts) == kind and not (from_preset and given.get(key) is not None):
+                owned[key] = value
+    return owned
+
+
+def _keys_in(part: Any) -> list[str]:
+    return [key for key in part if key != "name"] if isinstance(part, Mapping) else []
+
+
+def _as_written(choice: Choice, parts: Mapping[str, Choice], owned: Mapping[str, Any], set_keys: set[str]) -> Any:
+    """The part's name, with the keys that are its alone: other parts, or nobody else, read them."""
+    keys = keys_of(choice.part)
+    own = {key: value for key, value in choice.own.items() if _owner(key, parts) != choice.kind}
+    for key in keys:
+        # A default of its own, where the task's value is only the default of the key's owner.
+        if key in SHARED_KEYS and key not in own and key not in set_keys and keys[key].default != _default(key, parts):
+            own[key] = keys[key].default
+    return {"name": choice.name, **own} if own else choice.name
 
 
 def _without_replaced(preset: Mapping[str, Any], parts: Mapping[str, Choice], chosen: Mapping[str, Any]) -> dict:
@@ -72,7 +91,7 @@ def _without_replaced(preset: Mapping[str, Any], parts: Mapping[str, Choice], ch
     def usual(key: str) -> Any:
         return preset.get(key, TASK_KEYS[key].default)
 
-    if parts["noising"].name != usual("noising"):
+    if parts["noising"].name != merged(usual("noising"))["name"]:
         of_noisings = {key for part in PARTS["noising"].values() for key in keys_of(part)} - set(keys_of(Noising))
         values = {key: value for key, value in values.items() if key not in {*of_noisings, "num_noise_samples"}}
     elif chosen.get("timesteps") not in (None, usual("timesteps")):
@@ -97,5 +116,7 @@ def run_settings(given: Mapping[str, Any], preset: Mapping[str, Any], keys: Mapp
     """The value of each of ``keys``, which hold for every task alike."""
     values = {key: given.get(key, preset.get(key)) for key in keys}
     values = {key: keys[key].default if value is None else value for key, value in values.items()}
-    choice = choose("advantage_estimator", values["advantage_estimator"], ADVANTAGE_ESTIMATORS)
-    return {**values, "advantage_estimator": _as_written(choice)}
+    kind = "advantage_estimator"
+    own = merged(given.get(kind), preset.get(kind), keys[kind].default)
+    choose(kind, own, ADVANTAGE_ESTIMATORS)
+    return {**values, kind: own if len(own) > 1 else own["name"]}

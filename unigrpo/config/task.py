@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, make_dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..algorithm.loss import WITH_KL, PolicyLoss
 from ..algorithm.mixing import REDUCTIONS
@@ -88,14 +88,26 @@ TASK_KEYS: Mapping[str, Key] = MappingProxyType(_task_keys())
 """What one task may set for itself in ``task_overrides``. A key of several parts is described by the first."""
 
 
+SHARED_KEYS = frozenset(TASK_KEYS) - frozenset(keys_of(TaskKeys))
+"""Those of them that parts read. A part's key of any other name is its own, given in its mapping."""
+
+
 class _Settings:
     """What follows from the settings of a task."""
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, key: str) -> Any: ...
+
     def choice(self, kind: str) -> Choice:
         """The part that ``kind``, a key of ``PARTS``, chooses."""
         return choose(kind, getattr(self, kind), PARTS[kind])
+
+    def shared(self) -> dict[str, Any]:
+        """The values that parts read."""
+        return {key: getattr(self, key) for key in SHARED_KEYS}
 
     @property
     def uses_ratio(self) -> bool:
@@ -118,15 +130,21 @@ class _Settings:
         return self.needs_reference and self.kl_estimator == "exact"
 
 
-TaskSettings = make_dataclass(
-    "TaskSettings",
-    [(name, about.hint) for name, about in TASK_KEYS.items()],
-    bases=(_Settings,),
-    frozen=True,
-    slots=True,
-    kw_only=True,
-)
-TaskSettings.__doc__ = (
-    "The settings of one task: a field for each of ``TASK_KEYS``, the run's with the task's overrides."
-)
-TaskSettings.__module__ = __name__
+if TYPE_CHECKING:
+
+    class TaskSettings(_Settings):
+        """The settings of one task: a field for each of ``TASK_KEYS``, the run's with the task's overrides."""
+
+        def __init__(self, **values: Any) -> None: ...
+
+else:
+    TaskSettings = make_dataclass(
+        "TaskSettings",
+        [(name, about.hint) for name, about in TASK_KEYS.items()],
+        bases=(_Settings,),
+        frozen=True,
+        slots=True,
+        kw_only=True,
+    )
+    TaskSettings.__doc__ = "The settings of one task: a field for each of ``TASK_KEYS``."
+    TaskSettings.__module__ = __name__

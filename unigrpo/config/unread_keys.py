@@ -10,6 +10,7 @@ from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
 from ..algorithm.loss import PolicyLoss
 from ..parts import Key, choose, keys_of
 from ..types import TASKS
+from .run_keys import ESTIMATOR_KEYS, RUN_KEYS
 from .task import PARTS, TASK_KEYS, TaskKeys, TaskSettings
 
 
@@ -32,8 +33,8 @@ def warn_of_unread(args: Any, given: Mapping[str, Any]) -> None:
     ]
     unread += _unchosen(given, settings)
     estimator = choose("advantage_estimator", args.advantage_estimator, ADVANTAGE_ESTIMATORS)
-    for key in {key for part in ADVANTAGE_ESTIMATORS.values() for key in keys_of(part)} & set(given):
-        if key not in keys_of(estimator.part):
+    for key in sorted(ESTIMATOR_KEYS & set(given)):
+        if key not in keys_of(estimator.part) and given[key] != RUN_KEYS[key].default:
             unread.append(f"{key}={given[key]!r} ({_named('advantage_estimator', ADVANTAGE_ESTIMATORS, key)})")
     if unread:
         warnings.warn(
@@ -62,7 +63,11 @@ def _unchosen(given: Mapping[str, Any], settings: Mapping[str, TaskSettings]) ->
     lost = []
     for kind in PARTS:
         own = given.get(kind)
-        if isinstance(own, Mapping) and all(own.get("name") != task.choice(kind).name for task in settings.values()):
+        if (
+            isinstance(own, Mapping)
+            and "name" in own
+            and all(own["name"] != task.choice(kind).name for task in settings.values())
+        ):
             lost += [f"{kind}.{key}={value!r} ({kind} {own['name']!r})" for key, value in own.items() if key != "name"]
     return lost
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ..models import DiffusionPolicy, resolve_policy
 from ..models.builtin import BUILTIN, model_path
 from ..models.hub import finding
 from ..models.quantization import quantization_config
+from ..parts import import_part, plain
 from ..rewards import REWARDS, get_reward
 from ..rollout.reward_values import as_list, shortened
 from ..rollout.rewards import resolve_reward, reward_name
@@ -45,7 +48,7 @@ def build_config(recipe: Recipe) -> UniGRPOConfig:
     try:
         for where, path in part_paths(recipe):
             try:
-                import_named(path, [recipe.folder])
+                import_part(path, [recipe.folder])
             except (ImportError, ValueError) as error:
                 raise ValueError(f"{where}={path!r} cannot be imported: {error}") from error
         return UniGRPOConfig(**values)
@@ -57,6 +60,9 @@ def part_paths(recipe: Recipe) -> list[tuple[str, str]]:
     """The parts of a recipe that are named by ``pkg.mod:attr``: key and path."""
     found = []
     overrides = recipe.config.get("task_overrides")
+    # JSON is read as it will be read; what is none is refused there.
+    with suppress(ValueError):
+        overrides = json.loads(overrides) if isinstance(overrides, str) else overrides
     overrides = overrides if isinstance(overrides, dict) else {}
     for prefix, values in [
         ("", recipe.config),
@@ -64,6 +70,8 @@ def part_paths(recipe: Recipe) -> list[tuple[str, str]]:
     ]:
         for key in PART_KEYS if isinstance(values, dict) else ():
             own = values.get(key)
+            with suppress(ValueError):
+                own = plain(key, own)
             name = own.get("name") if isinstance(own, dict) else own
             if isinstance(name, str) and _is_code(name):
                 found.append((f"{prefix}{key}", name))

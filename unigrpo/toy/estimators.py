@@ -95,7 +95,7 @@ def table(answers: int = 4, longest: int = 7, count: int = 1000) -> list[str]:
         for samples in numbers:
             values = {**SAMPLING, **options, "num_noise_samples": samples, "weighting": "inverse_probability"}
             args = UniGRPOConfig("unused", use_cpu=True, report_to="none", **values)
-            noising = args.for_task("text").choice("noising").build(args.for_task("text"), mixed=True)
+            noising = args.for_task("text").choice("noising").build(args.for_task("text").shared(), mixed=True)
             # A seed for each answer: the standard error takes their errors to be independent.
             drawn = [estimate(noising, samples, count, i, rollouts[i], own) for i, own in enumerate(exact)]
             values, forwards = torch.stack([one for one, _ in drawn]), drawn[0][1]

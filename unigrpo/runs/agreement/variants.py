@@ -52,7 +52,7 @@ def variants_of(
         raise ValueError(
             f"sampler={settings.sampler!r} has no approximate decoding to measure; set sampler=semi_autoregressive"
         )
-    own = replace(settings.choice("sampler").build(settings), temperature=temperature)
+    own = replace(settings.choice("sampler").build(settings.shared()), temperature=temperature)
     # Random remasking does not look at confidence: thresholds mean nothing there, and the sampler refuses them.
     limits = thresholds if own.remasking == "low_confidence" else ()
     chosen: list[dict[str, Any]] = [{}, {"kv_cache": "prefix"}, {"kv_cache": "dual"}]
