@@ -66,7 +66,7 @@ class Key:
             raise ValueError(f"{where}{self.name}={value!r} must be {_words(kinds)}")
         for item in value if isinstance(value, list) else ():
             if not _is_one_of(item, self._items):
-                raise ValueError(f"{where}{self.name}={value!r} must be {_words(kinds)} of {_words(self._items)} each")
+                raise ValueError(f"{where}{self.name}={value!r}: each of the list must be {_words(self._items)}")
         if isinstance(value, int | float) and not isinstance(value, bool) and not self._holds(value):
             raise ValueError(f"{where}{self.name}={value} must {self.range if math.isfinite(value) else 'be finite'}")
         return value

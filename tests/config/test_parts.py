@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 
+import numpy
 import pytest
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -192,6 +193,128 @@ def test_a_part_checks_itself():
     assert choose("noising", f"{HERE}:Tail", {}).part is Tail
 
 
+# ---- a part's keys are the task's ----
+
+
+OWNED = {
+    "the likelihood's temperature": ({"sampler": {"name": "semi_autoregressive", "temperature": 0.7}}, ("temperature", 0.7)),
+    "the other end of the range": ({"surrogate": PPO(epsilon=0.3)}, ("epsilon_high", 0.3)),
+    "a value that is the part's default": ({"algorithm": "diffu_grpo", "surrogate": PPO()}, ("epsilon", 0.2)),
+    "what is averaged": (
+        {"noising": {"name": "random", "weighting": "inverse_probability"}},
+        ("length_normalization", "completion"),
+    ),
+    "no guidance": (
+        {"sampler": {"name": "semi_autoregressive", "guidance_scale": 2.0}, "guidance": "none"},
+        ("guidance_scale", 0.0),
+    ),
+    "an override": (
+        {"sampler": {"name": "semi_autoregressive", "temperature": 0.7}, "task_overrides": {"text": {"temperature": 0.5}}},
+        ("temperature", 0.5),
+    ),
+    "a mapping without a name": ({"algorithm": "espo", "noising": {"draw_coupling": "stratified"}}, ("noising", "random")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OWNED)
+def test_what_a_mapping_says_holds_for_the_whole_task(case):
+    values, (name, value) = OWNED[case]
+    args = config(**values)
+    own = args.for_task("text")
+    assert getattr(own, name) == value
+    algorithm = build_algorithm(args, "text")
+    for part in (algorithm.sampler, algorithm.noising, algorithm.loss.surrogate):
+        assert getattr(part, name, value) == value
+
+
+def test_keys_in_a_mapping_are_checked_like_flat_ones():
+    for sampler, told in (
+        ("temperature", "temperature=0 makes every answer"),
+        ("kv_cache", "kv_cache='dual' would replay"),
+    ):
+        value = {"temperature": 0.0, "kv_cache": "dual"}[sampler]
+        with pytest.raises(ValueError, match=told):
+            config(sampler={"name": "semi_autoregressive", sampler: value}, torch_compile_mode="reduce-overhead")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Odd(Noising):
+    """Keys of names that mean something else elsewhere, or have another default there."""
+
+    guidance: float = key(0.1, "no guidance at all")
+    choice: int = 3
+    block_length: int = key(8, "another default than the sampler's")
+
+    def draws(self, answer, k, num_iterations, num_samples, key):
+        return []
+
+
+def test_names_that_mean_something_else_elsewhere():
+    def built(**values):
+        noising = build_algorithm(
+            config(noising={"name": f"{HERE}:Odd", **values.pop("own", {})}, **values), "text"
+        ).noising
+        return noising.guidance, noising.choice, noising.block_length
+
+    assert built() == (0.1, 3, 8)
+    assert built(own={"guidance": 0.5}, block_length=4) == (0.5, 3, 4)
+
+
+def sloppy(groups, *, seed: int = 7, scale):
+    return groups * scale + seed
+
+
+def test_an_estimator_takes_its_own_keys_alone():
+    args = config(advantage_estimator={"name": f"{HERE}:sloppy", "scale": 2.0})
+    assert build_estimator(args)(torch.ones(1)).tolist() == [9.0]
+    with pytest.raises(ValueError, match=r"advantage_estimator=.*sloppy' needs 'scale': give it a default, or write"):
+        config(advantage_estimator=f"{HERE}:sloppy")
+    assert (
+        config(algorithm="wd1", advantage_estimator={"advantage_temperature": 2.0}).advantage_estimator["name"]
+        == "softmax"
+    )
+
+
+INSTANCE = PPO(epsilon=0.3)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"reduce": f"{HERE}:clipped"}, "reduce='.*clipped' must be a class that says whether it mixes draws"),
+        ({"noising": f"{HERE}:clipped"}, "noising='.*clipped' must be a class derived from Noising"),
+        ({"surrogate": f"{HERE}:INSTANCE"}, "surrogate=.* is an object of class PPO; a part is a class or a function"),
+        ({"noising": 3}, "noising=3 must be a name"),
+        ({"algorithm": ["espo"]}, "algorithm=.'espo'. must be a name"),
+        ({"task_overrides": {"t2i": {"noising": " {share"}}}, "task_overrides.t2i.noising=.* is not JSON"),
+        ({"eval_sampler": "nope"}, "eval_sampler='nope' is not valid"),
+        ({"eval_sampler": {"name": "semi_autoregressive", "steps": -7}}, "eval_sampler.steps=-7 must be at least 1"),
+        ({"eval_sampler": {"temperature": 0.5}}, "eval_sampler.temperature is not read: .* at eval_temperature"),
+        ({"image_size": [True, True]}, "image_size=.True, True.: each of the list must be a whole number"),
+        ({"reward_weights": ["x"]}, "reward_weights=.'x'.: each of the list must be a number"),
+        ({"given_keys": 3}, "given_keys=3 is written by the config itself"),
+        ({"delta": float("inf")}, "delta=inf must be finite"),
+    ],
+)
+def test_what_is_no_part_is_told_by_name(values, told):
+    with pytest.raises(ValueError, match=told):
+        config(**values)
+
+
+def test_a_users_file_may_import_for_a_type_checker_alone(tmp_path, monkeypatch):
+    (tmp_path / "typed_part.py").write_text(
+        "from __future__ import annotations\n\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from torch import Tensor\n\n\n"
+        "def plain(log_ratio: Tensor, logps: Tensor, advantages: Tensor, *, most: float = 2.0) -> Tensor:\n    return advantages\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert config(surrogate={"name": "typed_part:plain", "most": 1.0}).for_task("text").surrogate["most"] == 1.0
+
+
+def test_values_of_other_types_are_read():
+    args = config(image_size=(64, 128), num_generations=numpy.int64(8), reward_weights=(1, 2), reward_timeout="1e3")
+    assert (args.image_size, args.num_generations, args.reward_timeout) == ([64, 128], 8, 1000.0)
+
+
 # ---- what was given ----
 
 
@@ -243,3 +366,34 @@ def test_what_is_changed_later_was_given_too():
     changed = replace(config(algorithm="espo"), beta=0.25, generation_batch_size=None)
     assert changed.for_task("text").beta == 0.25 and changed.given_keys == ["beta"]
     assert changed.for_task("text").num_noise_samples == 4
+
+
+def again(args, **changes):
+    return replace(args, generation_batch_size=None, **changes)
+
+
+def test_what_was_filled_in_follows_a_change():
+    assert again(config(epsilon=0.3), epsilon=0.4).epsilon_high == 0.4
+    assert again(config(guidance="none"), guidance="rollout").for_task("t2i").guidance_scale == 3.5
+    espo, other = again(config(), algorithm="espo"), config(algorithm="espo")
+    assert espo.given_keys == [] and espo.for_task("mmu") == other.for_task("mmu")
+    assert again(config(importance_sampling_level="sequence"), importance_sampling_level="token").epsilon == 0.2
+    gdpo = config(algorithm="gdpo", importance_sampling_level="token")
+    assert (gdpo.epsilon, again(gdpo, importance_sampling_level=None).epsilon) == (0.2, 0.5)
+
+
+def test_a_script_parses_every_kind_of_key():
+    line = '--output_dir x --use_cpu true --beta 1e-3 --noising random --sampler {"name":"semi_autoregressive","steps":16}'
+    (args,) = HfArgumentParser(UniGRPOConfig).parse_args_into_dataclasses(
+        [
+            *line.split(),
+            "--task_overrides",
+            '{"t2i": {"noising": "full"}}',
+            "--report_to",
+            "none",
+            "--algorithm",
+            "espo",
+        ]
+    )
+    assert (args.beta, args.noising, args.algorithm) == (1e-3, "random", "espo")
+    assert args.for_task("text").steps == 16 and args.for_task("t2i").noising == "full"

@@ -258,6 +258,9 @@ class UniGRPOConfig(TrainingArguments):
         given = {name: {**TASK_KEYS, **RUN_KEYS}[name].read(value) for name, value in self.given().items()}
         self.filled_keys, self.given_keys = self._agreed(given), sorted(given)
         vars(self).update({**self.filled_keys, **given})
+        # A mapping that names no estimator has keys for the algorithm's.
+        preset = preset_of(self.algorithm, {**RUN_KEYS, **TASK_KEYS})
+        self.advantage_estimator = run_settings(given, preset, RUN_KEYS)["advantage_estimator"]
         return given
 
     def _agreed(self, given: dict[str, Any]) -> dict[str, Any]:

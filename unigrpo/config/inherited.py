@@ -76,7 +76,8 @@ def settle_inherited(args: Any) -> None:
         default, choices = own.default, _choices(name) or tuple(own.metadata.get("choices") or ())
         if (type(value) is type(default) and value == default) or (value is None and name in MAY_BE_NONE):
             continue
-        if isinstance(own.metadata.get("const"), bool):  # A text for the command line's sake.
+        # A text for the command line's sake; a recipe says true.
+        if isinstance(own.metadata.get("const"), bool) or name == "resume_from_checkpoint":
             kind = kind | bool
         setattr(args, name, settled(name, value, kind, choices))
 
