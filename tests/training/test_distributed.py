@@ -131,6 +131,12 @@ def test_each_process_may_have_a_task_of_its_own(tmp_path, engine):
     assert_same(ranks, alone)
 
 
+def test_tokens_of_all_processes_are_the_divisor(tmp_path):
+    """With "dapo" a token weighs the same wherever its answer lies: the divisor is the optimizer step's, not a process's."""
+    ranks, alone = pair(tmp_path, "ddp", loss_type="dapo", beta=0.04)
+    assert_same(ranks, alone)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_process_without_a_gradient_of_its_own_keeps_step(tmp_path, engine):
     """All answers of the first process are worth the same, and there is no KL: it has nothing to learn from."""

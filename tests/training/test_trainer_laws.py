@@ -449,6 +449,19 @@ def test_equal_groups_are_refilled(make_trainer):
     assert [row.index for row in window.experiences] == list(range(16))
 
 
+def test_refilled_answers_are_drawn_anew(make_trainer):
+    """The same prompt again, in the same place of the same window: only the random stream tells the two apart."""
+    seen = []
+
+    def flat_at_first(prompts, completions, completion_ids, **_):
+        seen.append([list(ids) for ids in completion_ids])
+        return [0.0] * len(completions) if len(seen) == 1 else low_ids(prompts, completions, completion_ids)
+
+    first_window(make_trainer(rewards=flat_at_first, rows=prompts(16)[:1] * 16, refill_rounds=1))
+    first, again = seen[:2]
+    assert len(again) == len(first) and all(new != old for new, old in zip(again, first, strict=True))
+
+
 # ---- randomness ----
 
 
