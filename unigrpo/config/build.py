@@ -18,7 +18,7 @@ from ..samplers.semi_autoregressive import EXACT_DECODING
 from ..types import TASKS
 from .arguments import UniGRPOConfig
 from .checks import build_parts, check_blocks, eval_sampler
-from .task import TaskSettings
+from .task import TASK_KEYS, TaskSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,8 @@ class Algorithm:
 def held_out_sampler(settings: TaskSettings) -> Callable:
     """The sampler of held-out generation. It decodes exactly, whatever the rollouts do."""
     steps = settings.steps if settings.eval_denoising_steps is None else settings.eval_denoising_steps
-    own = replace(settings, **EXACT_DECODING, steps=steps, temperature=settings.eval_temperature)
+    values = {key: getattr(settings, key) for key in TASK_KEYS}
+    own = TaskSettings(**{**values, **EXACT_DECODING, "steps": steps, "temperature": settings.eval_temperature})
     choice = eval_sampler(own)
     kept = {
         key: value

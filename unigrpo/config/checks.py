@@ -18,7 +18,7 @@ def build_parts(settings: TaskSettings, where: str = "") -> dict[str, Any]:
         ValueError: a value out of range, or values that do not fit each other; ``where`` prefixes the first key's name.
     """
     mixes = settings.choice("reduce").part.mixes
-    built = {kind: settings.choice(kind).build(settings, where, mixed=mixes) for kind in PARTS}
+    built: dict[str, Any] = {kind: settings.choice(kind).build(settings, where, mixed=mixes) for kind in PARTS}
     try:
         loss = PolicyLoss(
             **{key: getattr(settings, key) for key in keys_of(PolicyLoss)},
