@@ -6,7 +6,13 @@ UniGRPO here is MMaDA's (arXiv 2505.15809), not the algorithm of the same name i
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .config.arguments import UniGRPOConfig
+    from .rollout.generate import load_policy
+    from .trainer import UniGRPOTrainer
 
 
 __version__ = "0.1.0"

@@ -112,9 +112,13 @@ def internal(default: Any) -> Any:
     return field(default=default, metadata={_MARK: None})
 
 
-@functools.cache
 def keys_of(part: Any) -> Mapping[str, Key]:
     """The keys of a dataclass or a function, by name, in order. A field without ``key`` has no range and no sentence."""
+    return _keys_of(part)
+
+
+@functools.cache
+def _keys_of(part: Any) -> Mapping[str, Key]:
     if not dataclasses.is_dataclass(part):
         if not callable(part):
             return {}

@@ -75,6 +75,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         ValueError: a configuration that cannot train, before anything runs.
     """
 
+    args: UniGRPOConfig
+    train_dataset: Any
+    eval_dataset: Any
     _tag_names = ["trl", "unigrpo", "diffusion-language-model"]
 
     def __init__(
@@ -96,7 +99,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         check_arguments(args)
         if isinstance(model, str):
             model = load_trainable(model, policy, args.model_init_kwargs, args, peft_config is not None)
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if args.attn_mask_mode is not None:
             base.config.attn_mask_mode = args.attn_mask_mode
         self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
@@ -120,7 +123,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=list,
+            data_collator=list,  # type: ignore[arg-type]  # prompts are no tensors yet
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=self.policy.processor,
@@ -128,7 +131,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             optimizers=optimizers,
         )
         self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
-        self._guard, self._fitted = FiniteGuard(), {}
+        self._guard = FiniteGuard()
+        self._fitted: dict[str, int] = {}
         check_same_graph(self.accelerator, self.algorithms, self._tasks)
         if self._twin is not None:
             self._twin = prepare_reference(self.accelerator, self._twin, args.sync_ref_model)
@@ -201,23 +205,20 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
 
     # ---- one micro-step ----
 
-    @property
-    def _window_length(self) -> int:
-        return self.args.steps_per_generation * self.args.num_iterations
-
-    def training_step(self, model: nn.Module, inputs: list[dict], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: list[dict], num_items_in_batch: Any = None) -> Tensor:  # type: ignore[override]  # prompts, no tensors
         """One micro-step: units of the current inner update, forward and backward each.
 
         The first micro-step of a window samples it. Gradients synchronise on the last unit only.
         """
-        position = self._micro_step % self._window_length
+        updates, steps = self._window_shape
+        number, position = divmod(self._micro_step, updates * steps)
         if position == 0:
-            number = self._micro_step // self._window_length
             unscored = 0 if self._window is None else self._window.unscored
             self._window = make_experience(self.pipeline(), inputs, number, self._metrics, unscored)
             self._show_window()
-        k, step = divmod(position, self.args.steps_per_generation)
-        parts = [partial(self._policy_loss, model, unit, k, step) for unit in self._window.micro_batches[step]]
+        k, step = divmod(position, steps)
+        units = self._current.micro_batches[step]
+        parts: list[Callable[[], Tensor]] = [partial(self._policy_loss, model, unit, k, step) for unit in units]
         if self.sft_dataset is not None:
             parts += self._denoising_losses(model)
         model.train()
@@ -245,7 +246,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         return loss.detach()
 
     def _policy_loss(self, model: nn.Module, unit: Unit, k: int, step: int) -> Tensor:
-        window, task = self._window, self._window.experiences[unit.indices[0]].task
+        window = self._current
+        task = window.experiences[unit.indices[0]].task
         algorithm = self.algorithms[task]
         batch = collate(window.experiences, unit, k, self.policy, self.args.device, algorithm.mixes_draws)
         batch = replace(batch, tokens_per_row=window.tokens_per_row(algorithm.loss.loss_type, step, k, task))
@@ -269,7 +271,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             self._metrics.add("sft_loss", losses.mean(), weight=len(unit.indices))
         return loss
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]  # a batch of ours, no mapping
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, dict]:
         """The unit's share of the optimizer step's loss: a sum over its answers / (nominal answers of the step), times ranks.
@@ -298,8 +300,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         if not self.args.log_completions or not self.is_world_process_zero():
             return
         step = self.state.global_step
-        show_completions(self._window.table, step, self.args.num_completions_to_print)
-        save_completions(self._window.table, Path(self.args.output_dir) / "completions", step)
+        show_completions(self._current.table, step, self.args.num_completions_to_print)
+        save_completions(self._current.table, Path(str(self.args.output_dir)) / "completions", step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics collected since the last training log, averaged over ranks."""
@@ -319,7 +321,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         """Answers to held-out prompts at ``eval_temperature``, scored with the run's rewards; logged and returned."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
-            results = {}
+            results: dict[str, float] = {}
             for name, part in dataset.items():
                 results |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return results

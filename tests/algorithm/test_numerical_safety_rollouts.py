@@ -197,7 +197,7 @@ def test_samplers_refuse_a_model_without_a_distribution(name, temperature, value
 @pytest.mark.parametrize("setting", ["temperature", "guidance_scale"])
 @pytest.mark.parametrize("value", [NAN, -1.0])
 def test_samplers_refuse_settings_that_are_no_number(name, setting, value):
-    with pytest.raises(ValueError, match=f"{setting}=.* must not be negative"):
+    with pytest.raises(ValueError, match=f"{setting}=.* must (not be negative|be finite)"):
         SAMPLERS[name](4, **{setting: value})
 
 

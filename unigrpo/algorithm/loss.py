@@ -87,7 +87,7 @@ class LossTerms:
     def entered(self, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """``ratios``, ``low`` and ``high`` of the m that entered the surrogate, ``[m]``; ``count`` = m where it is known."""
         places = places_of(self.scored, count)
-        return tuple(own.flatten()[places] for own in (self.ratios, self.low, self.high))
+        return self.ratios.flatten()[places], self.low.flatten()[places], self.high.flatten()[places]
 
     @property
     def ratio(self) -> Tensor:
@@ -112,7 +112,7 @@ def _in_fp32(batch: LossBatch, scores: TokenScores) -> tuple[LossBatch, TokenSco
         return None if values is None else _at_least_fp32(values)
 
     batch = replace(batch, old_logps=roomy(batch.old_logps), ref_logps=roomy(batch.ref_logps))
-    return batch, scores._replace(logps=roomy(scores.logps), kl=roomy(scores.kl))
+    return batch, scores._replace(logps=_at_least_fp32(scores.logps), kl=roomy(scores.kl))
 
 
 def _pooled(values: Tensor, weight: Tensor) -> Tensor:
@@ -199,6 +199,7 @@ class PolicyLoss:
         """
         batch, scores = self._mixed(*_in_fp32(batch, scores))
         target, weight = batch.target, batch.weight
+        assert batch.old_logps is not None, "a loss compares with old_logps; without an old pass they are the new ones"
         count = target.sum(dim=1) if batch.scored_tokens is None else batch.scored_tokens
         lengths = batch.completion_length if self.length_normalization == "completion" else count
         lengths = lengths.clamp(min=1).to(scores.logps.dtype)
@@ -235,8 +236,8 @@ class PolicyLoss:
         shape = (len(batch.advantages), -1, scores.logps.shape[1])
         draws, weights = batch.target.view(shape), weight.view(shape)
 
-        def mix(values: Tensor | None) -> Tensor | None:
-            return None if values is None else self.reduce(values.view(shape), draws, weights, batch.advantages)
+        def mix(values: Tensor) -> Tensor:
+            return self.reduce(values.view(shape), draws, weights, batch.advantages)
 
         exact = scores.kl
         if exact is not None:
@@ -248,8 +249,8 @@ class PolicyLoss:
             batch,
             target=target,
             weight=target.to(scores.logps.dtype),
-            old_logps=mix(batch.old_logps),
-            ref_logps=mix(batch.ref_logps),
+            old_logps=None if batch.old_logps is None else mix(batch.old_logps),
+            ref_logps=None if batch.ref_logps is None else mix(batch.ref_logps),
         )
         return mixed, scores
 

@@ -13,6 +13,7 @@ from ..data.image_codes import tokenizer_name
 from ..errors import check_choice
 from ..parts import key, keys_of, plain
 from ..types import TASKS
+from .accepted import ImageSize, ImageTokenizer, Part, RewardScale
 from .inherited import settle_inherited
 from .presets import preset_of
 from .run_checks import (
@@ -47,18 +48,16 @@ class UniGRPOConfig(TrainingArguments):
         ValueError: a value, or a combination, that cannot train; the message names the cure.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "task_overrides", "filled_keys"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "task_overrides"]
 
-    algorithm: dict[str, Any] | str | None = key(
-        "unigrpo", "the published method whose values are taken where none are given"
-    )
+    algorithm: Part = key("unigrpo", "the published method whose values are taken where none are given")
     model_init_kwargs: dict[str, Any] | str | None = key(None, "arguments of the model's from_pretrained")
     attn_mask_mode: str | None = key(
         None, "written into the model's config; none leaves it alone", choices=("bool", "none")
     )
     disable_dropout: bool = key(True, "all dropout to 0, so that ratios carry no noise")
-    remove_unused_columns: bool | None = key(False, "rewards read further columns, so they stay")
-    learning_rate: float | None = key(None, "none = 1e-6, with adapters 5e-6")
+    remove_unused_columns: bool = key(False, "rewards read further columns, so they stay")
+    learning_rate: float | None = key(None, "none = 1e-6, with adapters 5e-6")  # type: ignore[assignment]  # the trainer decides
     logging_steps: float = key(10, "optimizer steps between two log lines")
     ddp_find_unused_parameters: bool | None = key(
         False, "every backward reaches every trained weight; a model of your own that leaves some out needs true"
@@ -79,7 +78,7 @@ class UniGRPOConfig(TrainingArguments):
         fit into memory is halved, and the size that fitted is kept""",
         at_least=1,
     )
-    image_tokenizer: str | None = key(
+    image_tokenizer: ImageTokenizer = key(
         None,
         "id, path, builtin:NAME or module of the tokenizer of pictures; none = the one that the model's config names",
     )
@@ -126,16 +125,16 @@ class UniGRPOConfig(TrainingArguments):
     given_keys: list[str] | None = key(
         None, "the keys of parts that were given; written by the config itself, so that saved arguments remember"
     )
-    filled_keys: dict[str, Any] | str | None = key(
+    filled_keys: dict[str, Any] | None = key(
         None, "the values that the config filled in for the others; written by itself"
     )
 
     # ---- keys of the parts, where they are described; None = not given ----
     advantage_temperature: float | None = None
     num_iterations: int | None = None
-    advantage_estimator: dict[str, Any] | str | None = None
+    advantage_estimator: Part = None
     advantage_clip: float | None = None
-    scale_rewards: str | None = None
+    scale_rewards: RewardScale = None
     multi_objective_aggregation: str | None = None
     beta: float | None = None
     kl_estimator: str | None = None
@@ -169,20 +168,20 @@ class UniGRPOConfig(TrainingArguments):
     kv_cache: str | None = None
     confidence_threshold: float | None = None
     exit_entropy: float | None = None
-    sampler: dict[str, Any] | str | None = None
-    eval_sampler: dict[str, Any] | str | None = None
+    sampler: Part = None
+    eval_sampler: Part = None
     eval_denoising_steps: int | None = None
     eval_temperature: float | None = None
     guidance: str | None = None
     max_prompt_length: int | None = None
     prompt_truncation: str | None = None
     max_completion_length: int | None = None
-    image_size: int | None = None
+    image_size: ImageSize = None
     image_transform: str | None = None
-    noising: dict[str, Any] | str | None = None
+    noising: Part = None
     num_noise_samples: int | None = None
-    reduce: dict[str, Any] | str | None = None
-    surrogate: dict[str, Any] | str | None = None
+    reduce: Part = None
+    surrogate: Part = None
     kl_reference: str | None = None
     loss_weight: float | None = None
     # ---- end of the keys of the parts ----
@@ -197,7 +196,7 @@ class UniGRPOConfig(TrainingArguments):
         check_values(self, OWN_KEYS)
         # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number. And it must
         # not see torch_compile, with which it turns on TF32: the head's arithmetic would no longer be fp32.
-        held = {"learning_rate": self.learning_rate or 0.0, "torch_compile": False}
+        held: dict[str, Any] = {"learning_rate": self.learning_rate or 0.0, "torch_compile": False}
         held |= {"torch_compile_backend": None, "torch_compile_mode": None}
         own = {key: getattr(self, key) for key in held}
         vars(self).update(held)
@@ -276,7 +275,7 @@ class UniGRPOConfig(TrainingArguments):
     @property
     def algorithm_name(self) -> str:
         """The name of the algorithm, also where it was given with keys."""
-        return self.algorithm.get("name", "unigrpo") if isinstance(self.algorithm, dict) else self.algorithm
+        return str(self.algorithm.get("name", "unigrpo") if isinstance(self.algorithm, dict) else self.algorithm)
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers; an image tokenizer given as a module is named, not copied, and no token is shown."""
@@ -303,6 +302,7 @@ class UniGRPOConfig(TrainingArguments):
 
     def for_task(self, task: str) -> TaskSettings:
         """The settings of ``task``; ``settings.py`` says where each value comes from."""
+        assert isinstance(self.task_overrides, dict), "task_overrides is a mapping since the config was made"
         return self.settings_of(task, self.task_overrides.get(task, {}))
 
     def settings_of(self, task: str, override: dict[str, Any]) -> TaskSettings:

@@ -15,10 +15,7 @@ from .task import PARTS, TaskKeys, TaskSettings
 
 
 SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "sampler": (
-        lambda part: isinstance(part, type) and callable(getattr(part, "__call__", None)),
-        "a class that is called",
-    ),
+    "sampler": (lambda part: isinstance(part, type), "a class"),
     "noising": (lambda part: isinstance(part, type) and issubclass(part, Noising), "a class derived from Noising"),
     "reduce": (
         lambda part: isinstance(part, type) and hasattr(part, "mixes"),
@@ -39,7 +36,9 @@ def build_parts(settings: TaskSettings, where: str = "") -> dict[str, Any]:
         if not fits(choices[kind].part):
             raise ValueError(f"{where}{kind}={choices[kind].name!r} must be {words}")
     mixes = choices["reduce"].part.mixes
-    built = {kind: choice.build(settings.shared(), where, mixed=mixes) for kind, choice in choices.items()}
+    built: dict[str, Any] = {
+        kind: choice.build(settings.shared(), where, mixed=mixes) for kind, choice in choices.items()
+    }
     try:
         loss = PolicyLoss(
             **{key: getattr(settings, key) for key in keys_of(PolicyLoss)},

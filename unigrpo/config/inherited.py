@@ -70,9 +70,10 @@ def settle_inherited(args: Any) -> None:
     Raises:
         ValueError: a value of another type, out of range, or not among the choices; the message names field and cure.
     """
+    own_fields = {own.name: own for own in fields(args)}
     for name, kind in _hints(TrainingArguments).items():
         value = getattr(args, name)
-        own = _fields(type(args))[name]
+        own = own_fields[name]
         default, choices = own.default, _choices(name) or tuple(own.metadata.get("choices") or ())
         if (type(value) is type(default) and value == default) or (value is None and name in MAY_BE_NONE):
             continue
@@ -105,7 +106,7 @@ def settled(name: str, value: Any, kind: Any, choices: tuple[str, ...] = ()) -> 
     found = _first(_exact, value, options)
     found = _first(_read, value, options) if found is MISFIT else found
     if isinstance(value, Mapping):
-        parts = NESTED.get(name) or next((own for own in options if is_dataclass(own)), None)
+        parts = NESTED.get(name) or next((own for own in options if isinstance(own, type) and is_dataclass(own)), None)
         # peft makes its parts of mappings; transformers takes made ones, but for those in NESTED.
         if parts is not None and (name in NESTED or "." in name):
             return settle_fields(parts, value, f"{name}.")
@@ -197,7 +198,7 @@ def _read(value: Any, kind: Any) -> Any:
 def _in_range(name: str, value: Any) -> bool:
     if value is None or not isinstance(value, numbers.Real):
         return True
-    return AT_LEAST.get(name, -math.inf) <= value < BELOW.get(name, math.inf)
+    return value < BELOW.get(name, math.inf) and not value < AT_LEAST.get(name, -math.inf)
 
 
 def _choices(name: str) -> tuple[str, ...]:
@@ -274,8 +275,3 @@ def _hints(kind: type) -> dict[str, Any]:
     """Field -> type of a dataclass."""
     hints = get_type_hints(kind)
     return {own.name: hints[own.name] for own in fields(kind) if own.init}
-
-
-@lru_cache
-def _fields(kind: type) -> dict[str, Any]:
-    return {own.name: own for own in fields(kind)}

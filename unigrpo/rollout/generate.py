@@ -67,7 +67,7 @@ class LoadedPolicy:
             options: further fields of the sampler (``remasking``, ``guidance_scale``, ``stop`` ...).
 
         Raises:
-            ValueError: pictures that do not fit the prompts or cannot be read, or a policy without an image tokenizer.
+            ValueError: pictures that do not fit the prompts or cannot be read, or a policy without an image tokenizer or size.
         """
         one_chat = not isinstance(prompts, str) and len(prompts) > 0 and isinstance(prompts[0], dict)
         prompts = [prompts] if isinstance(prompts, str) or one_chat else list(prompts)
@@ -75,7 +75,6 @@ class LoadedPolicy:
         check_choice("task", task, TASKS)
         usual = getattr(self.model.config, "sampling_defaults", None) or {}
         length = max_completion_length or usual.get("max_completion_length", 256)
-        size = image_size or self.policy.image_size
         settings: dict[str, Any] = {"steps": steps or 16, "temperature": 1.0 if temperature is None else temperature}
         if task != "t2i":
             settings = {
@@ -87,18 +86,28 @@ class LoadedPolicy:
         fill = _sampler(choose("sampler", name, samplers_for(task)), settings, options)
         rows = [{"prompt": prompt} for prompt in prompts]
         if task == "mmu":
-            codes = self._codec().encode(_pictures(images, len(prompts)), size, [image_transform] * len(prompts))
+            transforms = [image_transform] * len(prompts)
+            codes = self._codec().encode(_pictures(images, len(prompts)), self._size(image_size), transforms)
             rows = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
-        lengths = {"image_tokens": self._codec().count(size)} if task == "t2i" else {"max_completion_length": length}
-        answers = []
+        lengths = {"max_completion_length": length}
+        if task == "t2i":
+            lengths = {"image_tokens": self._codec().count(self._size(image_size))}
+        answers: list[Any] = []
         self.model.eval()
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
             canvas = self.policy.encode(part, task, **lengths).to(self.model.device)
             streams = [keyed_generator("generate", seed, start + row) for row in range(len(part))]
             filled = fill(self.model, self.policy, canvas, on_step=on_step, generators=streams).completions
-            answers += self._codec().decode(filled, size) if task == "t2i" else filled
+            answers += self._codec().decode(filled, self._size(image_size)) if task == "t2i" else filled
         return answers
+
+    def _size(self, given: int | list[int] | None) -> int | list[int]:
+        """The size of pictures: the given one, else the policy's."""
+        size = given or self.policy.image_size
+        if size is None:
+            raise ValueError(f"{type(self.policy).__name__} names no image size; pass image_size")
+        return size
 
     def _codec(self) -> ImageCodec:
         if self.codec is None:

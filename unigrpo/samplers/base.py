@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..models.draw import Draw, TokenScores
+from ..models.draw import Draw
 from ..models.placing import upload
 from ..types import Canvas, Rollout, TokenSpace
 
 
 TEMPERATURE = """0 = argmax, else tokens are drawn from softmax(logits / temperature); likelihoods use the same"""
 GUIDANCE = "s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 = off"
+
+
+class Drawn(NamedTuple):
+    """Tokens ``[n]`` that were drawn, and what the model says of them: as in ``TokenScores``, ``entropy`` where asked for."""
+
+    tokens: Tensor
+    logps: Tensor
+    entropy: Tensor | None = None
+    doubt: Tensor | None = None
 
 
 class CanvasWriter:
@@ -101,7 +110,7 @@ class CanvasWriter:
         *,
         entropy: bool = False,
         **options: Any,
-    ) -> TokenScores:
+    ) -> Drawn:
         """A token for each of the n ``holes [b, L]`` in ``rows [b]``, row-major; temperature 0 = argmax.
 
         ``counts`` are the holes of each row, ``entropy`` as in ``Draw``; ``options`` are further arguments of the forward.
@@ -113,7 +122,7 @@ class CanvasWriter:
             draw=Draw(uniforms=uniforms(counts, streams, self.ids.device) if temperature else None, entropy=entropy),
             **options,
         )
-        return TokenScores(output.logps, output.entropy, tokens=output.tokens, doubt=output.doubt)
+        return Drawn(output.tokens, output.logps, output.entropy, output.doubt)
 
     def _request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""

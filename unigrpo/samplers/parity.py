@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..models.draw import TokenScores
 from ..types import Canvas, Rollout
-from .base import CanvasWriter, scatter
+from .base import CanvasWriter, Drawn, scatter
 from .maskgit import MaskGIT, gumbel
 from .semi_autoregressive import BlockWriter, SemiAutoregressive
 
@@ -64,7 +63,7 @@ class _PublicTextWriter(BlockWriter):
         counts: list[int],
         streams: list[torch.Generator],
         **options: Any,
-    ) -> TokenScores:
+    ) -> Drawn:
         """Tokens by argmax of exp(logit) / (-log u)^temperature over the whole vocabulary, u of every position drawn."""
         logits, space = self.logits(model, rows, holes, counts, None)
         columns, temperature = logits.argmax(dim=1), self.sampler.temperature
@@ -75,7 +74,7 @@ class _PublicTextWriter(BlockWriter):
         # In fp64, as there: fp32 could not tell the surest tokens of a trained model apart.
         probs = logits.double().softmax(dim=1).gather(1, columns[:, None]).squeeze(1)
         # Minus the probability ranks as the remaining mass does; subtracting it from 1 would round once more.
-        return TokenScores(probs.log().float(), tokens=columns, doubt=-probs)
+        return Drawn(columns, probs.log().float(), doubt=-probs)
 
 
 class PublicImageSampler(MaskGIT):

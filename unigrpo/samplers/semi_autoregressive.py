@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..models.draw import TokenScores
 from ..models.placing import upload
 from ..parts import check_keys, internal, key
 from ..types import Canvas, Rollout
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, check_streams, scatter, uniforms
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, check_streams, scatter, uniforms
 from .kv_cache import BlockCache
 
 
@@ -193,19 +192,20 @@ class BlockWriter(CanvasWriter):
         counts: list[int],
         streams: list[torch.Generator],
         **options: Any,
-    ) -> TokenScores:
+    ) -> Drawn:
         """A token for each of the ``holes [b, L]`` in ``rows [b]``; arguments as in ``draw``."""
         with_entropy = self.sampler.exit_entropy is not None
         return self.draw(
             model, rows, holes, counts, self.sampler.temperature, streams, entropy=with_entropy, **options
         )
 
-    def _sure(self, drawn: TokenScores, candidates: Tensor) -> Tensor:
+    def _sure(self, drawn: Drawn, candidates: Tensor) -> Tensor:
         """What is committed beside the schedule, ``[b, L]``: probable tokens, and all of a block without a doubtful hole."""
         sure = torch.zeros_like(candidates)
         if self.sampler.confidence_threshold is not None:
             sure |= scatter(candidates, drawn.logps.exp() > self.sampler.confidence_threshold)
         if self.sampler.exit_entropy is not None:
+            assert drawn.entropy is not None, "the model returns no entropy, which exit_entropy reads"
             doubtful = scatter(candidates, drawn.entropy > self.sampler.exit_entropy).any(dim=1)
             sure |= candidates & ~doubtful[:, None]
         return sure

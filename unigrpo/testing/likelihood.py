@@ -70,11 +70,11 @@ def check_scores(policy: DiffusionPolicy, model: Any, rollout: Rollout, temperat
         f"log-probabilities are {off:.2g} nats off the softmax of the full logits over the token space: is logit_shift "
         f"{policy.logit_shift}, and does forward read select and token_space?",
     )
-    off = worst(scores.entropy[target] - entropy)
+    entropies = scores.entropy
+    assert entropies is not None, "forward returns no entropy of its targets"
+    off = worst(entropies[target] - entropy)
     require(off < TOLERANCE, f"entropies are {off:.2g} nats off those of the full logits")
-    require(
-        not scores.logps[~target].any() and not scores.entropy[~target].any(), "scores outside the target are not 0"
-    )
+    require(not scores.logps[~target].any() and not entropies[~target].any(), "scores outside the target are not 0")
 
 
 def _at_targets(policy, canvas: Canvas, target: Tensor, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -181,8 +181,8 @@ def _as_scores(result: Any, count: int) -> list[float | None]:
         isinstance(values, Iterable) and not isinstance(values, str | bytes | dict | set),
         f"it returned a {type(result).__name__}: return a list with one score an answer, {count} here",
     )
-    # An iterator need not end.
-    values = list(values) if isinstance(values, Sized) else list(itertools.islice(values, count + 1))
+    endless = not isinstance(values, Sized)  # An iterator need not end.
+    values = list(itertools.islice(values, count + 1) if endless else values)
     require(
         len(values) == count,
         f"it returned {len(values)} scores for {count} answers: return one an answer, None included",

@@ -177,18 +177,20 @@ def _check_randomness(trial: _Trial, expected: Rollout) -> None:
     require(
         not found, f"the result depends on a global random generator ({found}): draw from the generators it is given"
     )
-    if trial.own and getattr(trial.sampler, "temperature", 0) > 0:
+    temperature = getattr(trial.sampler, "temperature", 0)
+    if trial.own and temperature > 0:
         first, second = TWINS
         require(
             not torch.equal(expected.canvas.ids[first], expected.canvas.ids[second]),
             "two rows with one prompt and two generators have the same answer at temperature "
-            f"{trial.sampler.temperature:g}: each row draws from its own generator",
+            f"{temperature:g}: each row draws from its own generator",
         )
 
 
 def _global_state() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state()
-    return random.getstate(), (kind, keys.tolist(), *rest), torch.get_rng_state().tolist()
+    own = np.random.get_state(legacy=False)
+    numpy = (own["state"]["key"].tolist(), own["state"]["pos"], own["has_gauss"], own["gauss"])
+    return random.getstate(), numpy, torch.get_rng_state().tolist()
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def check_tail_is_not_denoised(forwards: list[dict[str, Any]], canvas: Canvas, p
         if ids is None or ids.shape[1] != canvas.ids.shape[1]:
             continue
         if kwargs.get("guidance_scale") is not None:
-            ids, select = (None if own is None else own.chunk(2)[0] for own in (ids, select))
+            ids, select = ids.chunk(2)[0], None if select is None else select.chunk(2)[0]
         for row, own in enumerate(ids):
             fill = _holes_of(own, canvas)
             if fill is None:

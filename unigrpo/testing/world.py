@@ -20,7 +20,14 @@ CODES = (15, 31)
 LENGTH = 8
 """Positions to write."""
 
-SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 48, "vocab_size": CODES[1]}
+SIZES: dict[str, Any] = {
+    "d_model": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "mlp_hidden_size": 48,
+    "vocab_size": CODES[1],
+}
 
 PROMPTS = ([5, 6, 7], [9, STOP, 14, 8, 20, 21, 6], [12], [5, 6, 7], [14, 14, 8, 5], [10, 25])
 """Prompts of several lengths, two of them equal. They hold what answers are made of, a stop token and codes too."""

@@ -37,7 +37,7 @@ def check_arguments(args: UniGRPOConfig) -> None:
 def load_trainable(
     model: str,
     policy: str | type[DiffusionPolicy] | None,
-    init_kwargs: dict[str, Any] | None,
+    init_kwargs: dict[str, Any] | str | None,
     args: UniGRPOConfig,
     adapters: bool,
 ) -> PreTrainedModel:
@@ -46,9 +46,11 @@ def load_trainable(
     Its attribute ``load_again`` loads it once more, for engines under which it cannot be copied.
 
     Raises:
-        ValueError: quantised weights that no ``adapters`` will be put on, or without the package for them; options that
+        ValueError: text in place of options, quantised weights that no ``adapters`` will be put on, or without the package for them; options that
             the model does not take.
     """
+    if isinstance(init_kwargs, str):
+        raise ValueError(f"model_init_kwargs={init_kwargs!r} must be a mapping, or JSON of one")
     check_quantization(init_kwargs, adapters)
     options = {"dtype": "auto", **(init_kwargs or {})}
     if options.get("quantization_config") is not None:
@@ -123,8 +125,8 @@ def named_sets(dataset: Any) -> list[tuple[str, Any]]:
 
 
 def trainable(
-    model: nn.Module, peft_config: PeftConfig | None, args: UniGRPOConfig, with_reference: bool
-) -> nn.Module:
+    model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None, args: UniGRPOConfig, with_reference: bool
+) -> PreTrainedModel | PeftModel:
     """The module that is trained: with its adapter, with a frozen copy of one it came with, without dropout.
 
     Raises:

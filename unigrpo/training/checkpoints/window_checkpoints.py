@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+from ...config.arguments import UniGRPOConfig
 from ...errors import CheckpointError, NonFiniteError
 from ...models.checkpoint_files import reading
 from ...models.reference import ADAPTER, is_peft, reload_trained_adapter
-from ..window import rebuild_window
+from ..window import Window, rebuild_window
 from .run_folder import checkpoint_folder
 from .saving import AtomicCheckpoints
 from .window_file import load_window, save_window
@@ -54,7 +55,22 @@ class WindowCheckpoints(AtomicCheckpoints):
     The rollout window, micro-step and metrics without a log of every rank, and the synchronised reference.
     """
 
+    args: UniGRPOConfig
+    _window: Window | None
     _step_failed = False
+
+    @property
+    def _window_shape(self) -> tuple[int, int]:
+        """Inner updates of a window, and micro-steps of each."""
+        updates, steps = self.args.num_iterations, self.args.steps_per_generation
+        assert updates is not None and steps is not None, "UniGRPOConfig has filled them in"
+        return updates, steps
+
+    @property
+    def _current(self) -> Window:
+        """The window that is trained on."""
+        assert self._window is not None, "the first micro-step samples a window"
+        return self._window
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._resumed: dict[str, Any] = {}
@@ -66,7 +82,7 @@ class WindowCheckpoints(AtomicCheckpoints):
     train.__doc__ = AtomicCheckpoints.train.__doc__
 
     def _add_files(self, folder: Path) -> list[str]:
-        inside = self._window is not None and self._micro_step % self._window_length > 0
+        inside = self._window is not None and self._micro_step % math.prod(self._window_shape) > 0
         experiences, order = (self._window.experiences, self._window.order) if inside else ([], [])
         path = window_file(folder, self.accelerator.process_index)
         save_window(path, experiences, order, self._micro_step, self._window_sizes(), self._pending())
