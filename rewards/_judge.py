@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ._attempts import Failure, RewardServiceError
+from ._exchange import Failure
 from ._json_values import Encoder
 from ._service import ServiceReward, is_number, is_whole
 from ._template import Template, prompt_text
@@ -38,8 +38,8 @@ class JudgeReward(ServiceReward):
     """The number that a judge model gives a row; range ``scale``, both ends included.
 
     The server is one with ``/chat/completions`` as OpenAI has it, such as ``vllm serve`` or ``transformers serve``.
-    None where the completion is neither text nor an image, a column of the template is None for the row, the judge's
-    answer has no number of the scale or was cut at ``max_tokens``, or the request failed with ``on_error="none"``.
+    None where the completion is neither text nor an image, a column of the template is None for the row, or the judge's
+    answer has no number of the scale or was cut at ``max_tokens``.
 
     Of the answer counts what stands behind the last ``</think>``: the last match of ``pattern``, or else the last
     number, where "7/10" and "7 out of 10" are 7 on a scale that ends at 10. A number off the scale is no score.
@@ -55,7 +55,7 @@ class JudgeReward(ServiceReward):
         max_tokens: of the answer; more for a judge that reasons. None leaves it to the server.
         temperature: of sampling. None leaves it to the server.
         extra_body: further fields of the request, e.g. ``{"chat_template_kwargs": {"enable_thinking": False}}``.
-        timeout, deadline, retries, backoff, concurrency, api_key_env, on_error, label: as in ``ServiceReward``.
+        timeout, deadline, api_key_env, service: as in ``ServiceReward``, also retries, backoff, concurrency, label.
 
     Raises:
         TypeError: without ``model``.
@@ -78,26 +78,13 @@ class JudgeReward(ServiceReward):
         extra_body: dict[str, Any] | None = None,
         timeout: float = 60.0,
         deadline: float = 480.0,
-        retries: int = 3,
-        backoff: float = 0.5,
-        concurrency: int = 8,
         api_key_env: str | None = "OPENAI_API_KEY",
-        on_error: str = "raise",
-        label: str | None = None,
+        **service: Any,
     ) -> None:
         base = self._checked_url("base_url", base_url, "http://127.0.0.1:8000/v1")
         self._check("?" not in base, "base_url", base.partition("?")[0] + "?...", "a URL without a query")
-        super().__init__(
-            base.rstrip("/") + "/chat/completions",
-            label=label,
-            timeout=timeout,
-            deadline=deadline,
-            retries=retries,
-            backoff=backoff,
-            concurrency=concurrency,
-            api_key_env=api_key_env,
-            on_error=on_error,
-        )
+        url = base.rstrip("/") + "/chat/completions"
+        super().__init__(url, timeout=timeout, deadline=deadline, api_key_env=api_key_env, **service)
         self._check(isinstance(model, str) and model, "model", model, "the name of a model that the server has")
         self._check(system is None or isinstance(system, str), "system", system, "a text or None")
         right = max_tokens is None or (is_whole(max_tokens) and max_tokens >= 1)
@@ -148,11 +135,11 @@ class JudgeReward(ServiceReward):
     ) -> list[float | None]:
         """One score a row.
 
-        ``log_metric`` receives ``<name>/unparsable`` (rows whose answer is no score), ``<name>/failed`` (rows without
-        an answer, or with an image that cannot be encoded), ``<name>/retries`` and ``<name>/seconds``.
+        ``log_metric`` receives ``<name>/unparsable`` (rows whose answer is no score), ``<name>/failed`` (rows with an
+        image that cannot be encoded), ``<name>/retries`` and ``<name>/seconds``.
 
         Raises:
-            RewardServiceError: a row got no usable answer, with ``on_error="raise"``.
+            RewardServiceError: a row got no usable answer.
             ValueError: the template has a name that is no column.
         """
         columns = {name: values for name, values in columns.items() if isinstance(values, list | tuple)}
@@ -167,13 +154,12 @@ class JudgeReward(ServiceReward):
             )
             if body is not None and index not in encoder.broken:
                 bodies[index] = body
-        asked = self._ask(list(bodies.values()), lambda answer, _: self._score(_content(answer)))
+        asked = self._ask(list(bodies.values()), lambda answer, index: self._score(_content(answer)))
 
-        results = dict(zip(bodies, asked.results, strict=True))
-        scores = {index: result for index, result in results.items() if not isinstance(result, RewardServiceError)}
-        self._log(log_metric, asked, len(results) - len(scores) + len(encoder.broken))
+        scores = dict(zip(bodies, asked.results, strict=True))
+        self._log(log_metric, asked, len(encoder.broken))
         if log_metric is not None:
-            log_metric(f"{self.__name__}/unparsable", float(sum(score is None for score in scores.values())))
+            log_metric(f"{self.__name__}/unparsable", float(list(scores.values()).count(None)))
         return [scores.get(index) for index in range(len(completions))]
 
     def _body(

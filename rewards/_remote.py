@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ._attempts import Failure, RewardServiceError
+from ._exchange import Failure
 from ._json_values import Encoder
 from ._service import ServiceReward, is_number, is_whole
 from .text import completion_text
@@ -28,7 +28,7 @@ class RemoteReward(ServiceReward):
         url: where the rows are posted, ``http://...`` or ``https://...``.
         batch_size: rows of one request. None: all rows of a call.
         columns: dataset columns that are sent. None: all of them.
-        timeout, deadline, retries, backoff, concurrency, api_key_env, on_error, label: as in ``ServiceReward``.
+        api_key_env, service: as in ``ServiceReward``, also timeout, deadline, retries, backoff, concurrency, label.
 
     Raises:
         TypeError: without ``url``.
@@ -43,26 +43,11 @@ class RemoteReward(ServiceReward):
         *,
         batch_size: int | None = None,
         columns: list[str] | None = None,
-        timeout: float = 30.0,
-        deadline: float = 300.0,
-        retries: int = 3,
-        backoff: float = 0.5,
-        concurrency: int = 8,
         api_key_env: str | None = None,
-        on_error: str = "raise",
-        label: str | None = None,
+        **service: Any,
     ) -> None:
-        super().__init__(
-            self._checked_url("url", url, "http://127.0.0.1:8000/score"),
-            label=label,
-            timeout=timeout,
-            deadline=deadline,
-            retries=retries,
-            backoff=backoff,
-            concurrency=concurrency,
-            api_key_env=api_key_env,
-            on_error=on_error,
-        )
+        url = self._checked_url("url", url, "http://127.0.0.1:8000/score")
+        super().__init__(url, api_key_env=api_key_env, **service)
         sized = batch_size is None or (is_whole(batch_size) and batch_size >= 1)
         self._check(sized, "batch_size", batch_size, "a whole number of at least 1, or None")
         named = columns is None or (
@@ -83,11 +68,11 @@ class RemoteReward(ServiceReward):
     ) -> list[float | None]:
         """One score a row.
 
-        ``log_metric`` receives ``<name>/failed`` (rows without a score because of a request or an image),
-        ``<name>/retries`` (repeated attempts) and ``<name>/seconds``.
+        ``log_metric`` receives ``<name>/failed`` (rows with an image that cannot be encoded), ``<name>/retries``
+        (repeated attempts) and ``<name>/seconds``.
 
         Raises:
-            RewardServiceError: no usable answer, with ``on_error="raise"``.
+            RewardServiceError: a request got no usable answer.
             ValueError: a column is not there, or holds what JSON cannot say.
         """
         encoder = Encoder(self.__name__, lambda png: {"type": "image", "png": png})
@@ -100,13 +85,9 @@ class RemoteReward(ServiceReward):
         asked = self._ask(bodies, lambda answer, index: _rewards(answer, len(batches[index])))
 
         scores: dict[int, float | None] = {}
-        failed = len(encoder.broken)
         for batch, result in zip(batches, asked.results, strict=True):
-            if isinstance(result, RewardServiceError):
-                failed += len(batch)
-            else:
-                scores |= dict(zip(batch, result, strict=True))
-        self._log(log_metric, asked, failed)
+            scores |= dict(zip(batch, result, strict=True))
+        self._log(log_metric, asked, len(encoder.broken))
         return [scores.get(index) for index in range(len(completions))]
 
     def _sent(self, prompts: list, completions: list, columns: dict[str, Any]) -> dict[str, list]:

@@ -1,25 +1,30 @@
-"""What rewards that ask an HTTP service have in common: checked arguments, many requests at once, a deadline."""
+"""What rewards that ask an HTTP service have in common: checked arguments, many requests at once, repetitions, a deadline."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
-from ._attempts import RAISE_DEADLINE, Call, Failure, RewardServiceError
+import httpx
+
+from ..threads import in_own_loop
+from ._exchange import Failure, RewardServiceError, client, post, shown
 
 
-_GRACE = 1.0
-"""Seconds past the deadline in which requests may end by themselves, with a better reason than the deadline."""
+MAX_DELAY = 60.0
+"""Seconds between two attempts, at most, whatever ``Retry-After`` says."""
+
+RAISE_DEADLINE = "Raise deadline, or give the service more to run on."
 
 
 class Asked(NamedTuple):
-    """What became of some requests: values and errors in their order, repeated attempts, and seconds."""
+    """What became of some requests: values in their order, repeated attempts, and seconds."""
 
     results: list[Any]
     retries: int
@@ -27,7 +32,7 @@ class Asked(NamedTuple):
 
 
 class ServiceReward:
-    """A reward that is asked over HTTP.
+    """A reward that is asked over HTTP. What a failure of it does to the run is the run's to say (``reward_error``).
 
     It keeps settings and nothing else: no socket, no thread, no key. So it can be copied, pickled and forked.
 
@@ -41,7 +46,6 @@ class ServiceReward:
         concurrency: requests at once, 1 to 256.
         api_key_env: name of the environment variable with the key, in capitals. It is read when a call begins and
             sent as ``Authorization: Bearer``; where it is not set, and for None, no key is sent.
-        on_error: what a request without a usable answer does: ``"raise"`` an error, or ``"none"``: its rows get None.
 
     Raises:
         ValueError: an argument is none of these.
@@ -53,14 +57,13 @@ class ServiceReward:
         self,
         url: str,
         *,
-        label: str | None,
-        timeout: float,
-        deadline: float,
-        retries: int,
-        backoff: float,
-        concurrency: int,
-        api_key_env: str | None,
-        on_error: str,
+        label: str | None = None,
+        timeout: float = 30.0,
+        deadline: float = 300.0,
+        retries: int = 3,
+        backoff: float = 0.5,
+        concurrency: int = 8,
+        api_key_env: str | None = None,
     ) -> None:
         named = label is None or (isinstance(label, str) and re.fullmatch(r"[\w.-]+", label))
         self._check(named, "label", label, "letters, digits and any of '_.-', or None")
@@ -72,7 +75,6 @@ class ServiceReward:
         self._check(is_whole(retries) and retries >= 0, "retries", retries, "a whole number, 0 or more")
         many = is_whole(concurrency) and 1 <= concurrency <= 256
         self._check(many, "concurrency", concurrency, "a whole number from 1 to 256")
-        self._check(on_error in ("raise", "none"), "on_error", on_error, "'raise' or 'none'")
         if api_key_env is not None and not (
             isinstance(api_key_env, str) and re.fullmatch("[A-Z_][A-Z0-9_]*", api_key_env)
         ):
@@ -83,7 +85,7 @@ class ServiceReward:
             )
         self.url, self.shown_url = url, url.partition("?")[0]
         self.timeout, self.deadline, self.retries, self.backoff = timeout, deadline, retries, backoff
-        self.concurrency, self.api_key_env, self.on_error = concurrency, api_key_env, on_error
+        self.concurrency, self.api_key_env = concurrency, api_key_env
 
     def _check(self, right: Any, field: str, value: Any, must_be: str) -> None:
         if not right:
@@ -100,9 +102,10 @@ class ServiceReward:
                 "logs: put the key into an environment variable and give its name in api_key_env"
             )
         try:
-            parts = urlsplit(url)
-            right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.fragment
-        except ValueError:
+            parts = httpx.URL(url)
+            right = parts.scheme in ("http", "https") and parts.host and not parts.fragment
+            right = right and (parts.port is None or 0 < parts.port < 2**16)
+        except httpx.InvalidURL:
             right = False
         self._check(right and url.isascii() and url.isprintable() and " " not in url, field, shown, must_be)
         return url
@@ -111,64 +114,85 @@ class ServiceReward:
         return f"{type(self).__name__}({self.shown_url!r}, label={self.__name__!r})"
 
     def _ask(self, bodies: list[dict], read: Callable[[Any, int], Any]) -> Asked:
-        """What ``read(json, index)`` makes of the answer to each body; an error in its place where there is none.
+        """What ``read(json, index)`` makes of the answer to each body.
 
         Raises:
-            RewardServiceError: a request failed and ``on_error`` is ``"raise"``; the others are ended.
+            RewardServiceError: a request failed; the others are ended.
         """
-        began = time.monotonic()
-        call = self._call(began + self.deadline)
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"reward-{self.__name__}")
-        try:
-            futures = [pool.submit(call.request, index, body, read) for index, body in enumerate(bodies)]
-            results = self._collect(futures, call)
-        finally:
-            # Also on Ctrl-C: nothing more is begun, nobody sleeps, and no socket is waited for.
-            call.exchanges.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-        failures = [result for result in results if isinstance(result, RewardServiceError)]
-        if failures:
-            warnings.warn(f"{failures[0]} ({len(failures)} of {len(results)} requests failed: None for their rows)")
-        return Asked(results, len(call.repeated), time.monotonic() - began)
+        return in_own_loop(self._together(bodies, read, self._key()))
 
-    def _log(self, log_metric: Callable[[str, float], None] | None, asked: Asked, failed: int) -> None:
-        if log_metric is not None:
-            log_metric(f"{self.__name__}/failed", float(failed))
-            log_metric(f"{self.__name__}/retries", float(asked.retries))
-            log_metric(f"{self.__name__}/seconds", asked.seconds)
+    async def _together(self, bodies: list[dict], read: Callable[[Any, int], Any], key: str) -> Asked:
+        began, places = time.monotonic(), asyncio.Semaphore(self.concurrency)
+        async with client(key) as http:
 
-    def _call(self, end: float) -> Call:
+            async def one(index: int) -> tuple[Any, int]:
+                async with places:
+                    data = json.dumps(bodies[index], allow_nan=False).encode()
+                    return await self._answered(http, data, partial(read, index=index), key, began + self.deadline)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(index)) for index in range(len(bodies))]
+            except BaseExceptionGroup as several:
+                raise several.exceptions[0] from None
+        answers = [task.result() for task in tasks]
+        retries = sum(failed for _, failed in answers)
+        return Asked([value for value, _ in answers], retries, time.monotonic() - began)
+
+    async def _answered(
+        self, http: httpx.AsyncClient, data: bytes, read: Callable[[Any], Any], key: str, end: float
+    ) -> tuple[Any, int]:
+        """What ``read`` makes of the answer, and how many attempts failed before it."""
+        failed = 0
+        while True:
+            try:
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise Failure(f"nothing is left of the deadline of {self.deadline:g} s", cure=RAISE_DEADLINE)
+                cure = RAISE_DEADLINE if left < self.timeout else "Raise timeout or lower concurrency."
+                return read(await post(http, self.url, data, min(self.timeout, left), cure)), failed
+            except Failure as failure:
+                failed += 1
+                delay = self._delay(failure.wait, failed, end)
+                if delay is None:
+                    raise self._error(failure, failed, key) from None
+            await asyncio.sleep(delay)
+
+    def _delay(self, least: float | None, failed: int, end: float) -> float | None:
+        """Seconds before another attempt; None where there is none."""
+        if least is None or failed > self.retries:
+            return None
+        delay = min(MAX_DELAY, max(least, self.backoff * 2.0 ** min(failed - 1, 60)))
+        return delay if time.monotonic() + delay < end else None
+
+    def _error(self, failure: Failure, failed: int, key: str) -> RewardServiceError:
+        """The error of a request that is given up."""
+        reason, body, cure = str(failure), failure.body, failure.cure
+        if key:
+            # Services quote what they were sent, so the key goes before anything is cut off.
+            reason, body = reason.replace(key, "***"), body.replace(key.encode(), b"***")
+        if failure.denied:
+            cure = f"The environment variable {self.api_key_env} {'was sent as the key' if key else 'is not set'}."
+            cure = cure if self.api_key_env else "Name the environment variable that holds the key in api_key_env."
+        answer = f": {shown(body)}" if body else ""
+        cure = cure or "Check that the service runs there and that the URL is its own."
+        times = f"{failed} attempt{'' if failed == 1 else 's'}"
+        return RewardServiceError(f"{self.__name__}: POST {self.shown_url}: {reason}{answer} ({times}). {cure}")
+
+    def _key(self) -> str:
         key = os.environ.get(self.api_key_env, "").strip() if self.api_key_env else ""
         if not (key.isascii() and key.isprintable() and " " not in key):
             raise ValueError(
                 f"{self.__name__}: the environment variable {self.api_key_env} holds characters that no key has, such "
                 "as spaces or line breaks: set it again, to the key alone"
             )
-        return Call(
-            name=self.__name__,
-            url=self.url,
-            shown_url=self.shown_url,
-            key=key,
-            key_env=self.api_key_env,
-            timeout=self.timeout,
-            deadline=self.deadline,
-            retries=self.retries,
-            backoff=self.backoff,
-            end=end,
-        )
+        return key
 
-    def _collect(self, futures: list[Future], call: Call) -> list[Any]:
-        late = Failure(f"no answer within the deadline of {self.deadline:g} s", cure=RAISE_DEADLINE)
-        results = {}
-        try:
-            for future in as_completed(futures, max(0.0, call.end + _GRACE - time.monotonic())):
-                results[future] = future.result()
-                if self.on_error == "raise" and isinstance(results[future], RewardServiceError):
-                    raise results[future]
-        except TimeoutError:
-            if self.on_error == "raise":
-                raise call.error(1, late) from None
-        return [results[future] if future in results else call.error(1, late) for future in futures]
+    def _log(self, log_metric: Callable[[str, float], None] | None, asked: Asked, failed: int) -> None:
+        if log_metric is not None:
+            log_metric(f"{self.__name__}/failed", float(failed))
+            log_metric(f"{self.__name__}/retries", float(asked.retries))
+            log_metric(f"{self.__name__}/seconds", asked.seconds)
 
 
 def is_number(value: Any) -> bool:

@@ -5,7 +5,7 @@
 * ``CheckpointError``: a checkpoint that cannot be written or read.
 * ``NonFiniteError``: a loss or gradient that is no number.
 * ``RewardError``: a reward that ended the run; ``ReturnError``: what it returned is no list of scores.
-* ``Overdue``: raised inside a reward that outlives its ``reward_timeout``.
+* ``Overdue``: a call that has outlived its bound.
 
 Every one but ``Overdue`` is a ``ValueError``, as is any other mistake in what was asked for. Nothing here needs torch.
 """
@@ -51,8 +51,8 @@ class ReturnError(ValueError):
     """A reward returned something else than one score an answer; the message goes on from the reward's name."""
 
 
-class Overdue(BaseException):
-    """A call has outlived its bound. Not an ``Exception``, so that a reward's own ``except Exception`` lets it pass."""
+class Overdue(Exception):
+    """A call has outlived its bound."""
 
 
 def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:

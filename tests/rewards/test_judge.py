@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from unigrpo.rewards import get_reward
-from unigrpo.rewards._attempts import RewardServiceError
+from unigrpo.rewards._exchange import RewardServiceError
 from unigrpo.rewards._template import Template, prompt_text
 
 from ..support.servers import in_turn, serving
@@ -256,31 +256,26 @@ def bad(exchange):
 ROWS = ["worth 1", "bad", "worth 3", "flaky worth 4"]
 
 
-def test_a_failing_row_does_not_cost_the_others_with_none():
+def test_a_passing_failure_costs_nothing_and_another_raises():
     metrics = {}
-    with serving(bad) as seen, pytest.warns(UserWarning, match=r"context too long.*1 of 4 requests failed"):
-        scores = judge(seen, on_error="none", concurrency=4)(["p"] * 4, ROWS, log_metric=metrics.__setitem__)
-    assert scores == [1.0, None, 3.0, 4.0]
-    assert metrics["judge/failed"] == 1 and metrics["judge/unparsable"] == 0
-    assert len(seen.bodies) == 4 + metrics["judge/retries"]
-
-
-def test_a_failing_row_raises_with_raise():
-    with serving(bad) as seen, pytest.raises(RewardServiceError) as error:
-        judge(seen)(["p"] * 4, ROWS)
+    with serving(bad) as seen:
+        reward = judge(seen, concurrency=4)
+        assert reward(["p"] * 3, [ROWS[i] for i in (0, 2, 3)], log_metric=metrics.__setitem__) == [1.0, 3.0, 4.0]
+        assert len(seen.bodies) == 3 + metrics["judge/retries"] and metrics["judge/failed"] == 0
+        with pytest.raises(RewardServiceError) as error:
+            reward(["p"] * 4, ROWS)
     assert f"judge: POST {seen.url}/v1/chat/completions: status 400 Bad Request" in str(error.value)
     assert "context too long" in str(error.value)
 
 
-def test_a_row_that_hangs_costs_itself_only():
+def test_a_row_that_hangs_is_bounded():
     def one_hangs(exchange):
         exchange.hang() if "bad" in question(exchange.body) else echo(exchange)
 
-    with serving(one_hangs) as seen, pytest.warns(UserWarning, match="no complete answer within 0.3 s"):
+    with serving(one_hangs) as seen, pytest.raises(RewardServiceError, match=r"no complete answer within 0\.3 s"):
         began = time.monotonic()
-        rows = ["worth 1", "bad", "worth 3"]
-        assert judge(seen, on_error="none", timeout=0.3, retries=1)(["p"] * 3, rows) == [1.0, None, 3.0]
-        assert 0.6 <= time.monotonic() - began < 3
+        judge(seen, timeout=0.3, retries=1)(["p"] * 3, ["worth 1", "bad", "worth 3"])
+    assert 0.6 <= time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize(

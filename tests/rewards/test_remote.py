@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import multiprocessing
 import os
 import pickle
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -23,10 +25,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unigrpo.errors import RecipeError
+from unigrpo.errors import RecipeError, RewardError
 from unigrpo.rewards import get_reward
-from unigrpo.rewards._attempts import RewardServiceError
-from unigrpo.rewards._http import MAX_ANSWER, Exchanges
+from unigrpo.rewards._exchange import MAX_ANSWER, RewardServiceError, certificates
 from unigrpo.rollout.rewards import RewardSet
 from unigrpo.runs.build import build_rewards
 from unigrpo.runs.recipe import load_recipe
@@ -56,15 +57,11 @@ def says(value, status=200, **headers):
     return lambda exchange: exchange.json(value, status, **headers)
 
 
-def threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("reward-")]
-
-
-def wait_for_no_threads(seconds=1.0):
-    end = time.monotonic() + seconds
-    while threads():
-        assert time.monotonic() < end, f"still there: {threads()}"
-        time.sleep(0.01)
+def wait_for_no_threads(seconds=5.0):
+    for thread in threading.enumerate():
+        if thread.name == "unigrpo":
+            thread.join(seconds)
+            assert not thread.is_alive()
 
 
 def failure(reward, rows=2, **columns):
@@ -194,7 +191,7 @@ def test_retry_after_is_honoured_as_seconds_and_as_a_date_and_is_bounded(monkeyp
     with serving(in_turn(says("slow down", 503, Retry_After=date), lengths)) as seen:
         assert remote(seen)(["p"], ["c"]) == [1.0]
     assert 0.5 <= seen.times[1] - seen.times[0] < 5
-    monkeypatch.setattr("unigrpo.rewards._attempts.MAX_DELAY", 0.2)
+    monkeypatch.setattr("unigrpo.rewards._service.MAX_DELAY", 0.2)
     with serving(in_turn(says("slow down", 429, Retry_After="86400"), lengths)) as seen:
         assert remote(seen)(["p"], ["c"]) == [1.0]
     assert 0.2 <= seen.times[1] - seen.times[0] < 3
@@ -241,26 +238,23 @@ def test_no_answer_takes_longer_than_the_timeout(answer):
 
 
 def test_the_deadline_holds_for_rows_that_are_still_waiting():
-    metrics = {}
     with serving(in_turn(lengths, lengths, lambda exchange: exchange.hang())) as seen:
         began = time.monotonic()
-        reward = remote(seen, batch_size=1, concurrency=2, deadline=0.5, timeout=30, on_error="none")
-        with pytest.warns(UserWarning, match="6 of 8 requests failed"):
-            scores = reward(["p"] * 8, ["c"] * 8, log_metric=metrics.__setitem__)
+        said = failure(remote(seen, batch_size=1, concurrency=2, deadline=0.5, timeout=30), rows=8)
+        assert "no complete answer within" in said and "Raise deadline" in said
         assert 0.5 <= time.monotonic() - began < 3
-    assert scores.count(1.0) == 2 and scores.count(None) == 6 and metrics["remote/failed"] == 6
-    assert len(seen.bodies) == 4
-    wait_for_no_threads()
+        assert len(seen.bodies) == 4
+        wait_for_no_threads()
 
 
-def test_the_deadline_holds_where_no_socket_can_be_closed(monkeypatch):
-    # A resolver of names knows no timeout.
-    monkeypatch.setattr("unigrpo.rewards._service._GRACE", 0.1)
+def test_the_deadline_holds_where_a_name_is_never_resolved(monkeypatch):
+    # A resolver of names knows no timeout, and no end from outside.
     free = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: free.wait(10) or [])
     began = time.monotonic()
     try:
-        assert "within the deadline of 0.3 s" in failure(remote("http://some.where/", deadline=0.3))
+        said = failure(remote("http://some.where/", deadline=0.3))
+        assert "no complete answer within" in said and "Raise deadline" in said
         assert 0.3 <= time.monotonic() - began < 3
         monkeypatch.undo()
     finally:
@@ -268,82 +262,62 @@ def test_the_deadline_holds_where_no_socket_can_be_closed(monkeypatch):
     wait_for_no_threads()
 
 
-@pytest.fixture
-def silent():
-    """An address on which nobody takes a connection, and nobody refuses one."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+@contextmanager
+def silent(host="127.0.0.1", port=0):
+    """A port on which nobody takes a connection, and nobody refuses one."""
+    with socket.socket() as listener, ExitStack() as waiting:
+        listener.bind((host, port))
         listener.listen(0)
-        waiting = []
         for _ in range(4):  # Until its queue is full.
-            waiting.append(socket.socket())
-            waiting[-1].setblocking(False)
-            waiting[-1].connect_ex(listener.getsockname())
-        yield listener.getsockname()
-        for sock in waiting:
-            sock.close()
+            sock = waiting.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
-def resolved(monkeypatch, *addresses):
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+def resolved(monkeypatch, *hosts):
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in hosts]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
 
 
-def test_all_addresses_of_a_name_share_one_clock(monkeypatch, silent):
-    resolved(monkeypatch, silent, silent, silent, silent)
-    began = time.monotonic()
-    assert "within 0.6 s" in failure(remote("http://some.where/", timeout=0.6, retries=0), rows=1)
-    assert 0.5 <= time.monotonic() - began < 1.5
+def test_all_addresses_of_a_name_share_one_clock(monkeypatch):
+    resolved(monkeypatch, *["127.0.0.1"] * 4)
+    with silent() as port:
+        began = time.monotonic()
+        assert "within 0.6 s" in failure(remote(f"http://some.where:{port}/", timeout=0.6, retries=0), rows=1)
+        assert 0.5 <= time.monotonic() - began < 1.5
 
 
-def test_an_address_that_answers_is_reached_past_one_that_does_not(monkeypatch, silent):
-    with serving(lengths) as seen:
-        resolved(monkeypatch, silent, ("127.0.0.1", int(seen.url.rpartition(":")[2])))
-        assert remote("http://some.where/", timeout=2.0, retries=0)(["p"], ["four"]) == [4.0]
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the loopback has one address")
+def test_an_address_that_answers_is_reached_past_one_that_does_not(monkeypatch):
+    resolved(monkeypatch, "127.0.0.2", "127.0.0.1")
+    with serving(lengths) as seen, silent("127.0.0.2", int(seen.url.rpartition(":")[2])) as port:
+        assert remote(f"http://some.where:{port}/", timeout=2.0, retries=0)(["p"], ["four"]) == [4.0]
 
 
 def test_a_name_without_an_address_is_an_error(monkeypatch):
-    resolved(monkeypatch)
-    assert "the connection failed (OSError: " in failure(remote("http://some.where/", retries=0), rows=1)
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    said = failure(remote("http://some.where/", retries=0), rows=1)
+    assert "the connection failed (gaierror: [Errno -2] Name or service not known)" in said
 
 
-def ends_when_stopped(url):
-    """How long an exchange of 30 s goes on once it is stopped."""
-    exchanges, errors = Exchanges(), []
-
-    def post():
-        try:
-            exchanges.post(url, b"{}", {}, 30)
-        except OSError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=post, daemon=True)
-    thread.start()
-    time.sleep(0.3)
-    assert thread.is_alive()
-    began = time.monotonic()
-    exchanges.stop()
-    thread.join(5)
-    assert errors
-    return time.monotonic() - began
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a connecting socket cannot be shut down")
-def test_who_waits_for_a_connection_can_be_woken(monkeypatch, silent):
-    resolved(monkeypatch, silent, silent)
-    assert ends_when_stopped("http://some.where/") < 2
-
-
-def test_who_waits_for_tls_can_be_woken():
+def test_a_server_that_is_silent_in_tls_is_bounded():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert ends_when_stopped(f"https://127.0.0.1:{listener.getsockname()[1]}/") < 2
+        began = time.monotonic()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
+        assert "within 0.4 s" in failure(remote(url, timeout=0.4, retries=0), rows=1)
+        assert time.monotonic() - began < 3
+    wait_for_no_threads()
 
 
-def test_a_call_does_not_show_its_key_nor_its_query(monkeypatch):
-    monkeypatch.setenv("SCORES_KEY", KEY)
-    call = remote("http://127.0.0.1:1/a?token=hunter2", api_key_env="SCORES_KEY")._call(0.0)
-    assert call.key == KEY and "hunter2" in call.url
-    assert KEY not in repr(call) and "hunter2" not in repr(call) and "http://127.0.0.1:1/a" in repr(call)
+def test_logs_have_no_query(caplog):
+    caplog.set_level(logging.DEBUG)
+    with serving(lengths) as seen:
+        remote(f"{seen.url}/score?token=hunter2", api_key_env=None)(["p"], ["c"])
+    assert f"POST {seen.url}/score " in caplog.text and "hunter2" not in caplog.text
 
 
 def test_a_server_that_does_not_read_cannot_hold_a_request():
@@ -364,7 +338,9 @@ def test_an_answer_that_ends_early_is_tried_again():
         assert remote(seen)(["p"], ["c"]) == [7.0]
     assert len(seen.bodies) == 4
     with serving(cut) as seen:
-        assert "the connection failed (IncompleteRead" in failure(remote(seen, retries=1), rows=1)
+        assert "the connection failed (RemoteProtocolError: peer closed connection" in failure(
+            remote(seen, retries=1), rows=1
+        )
     assert len(seen.bodies) == 2
 
 
@@ -427,24 +403,24 @@ def test_nobody_there():
     assert "(3 attempts). Check that the service runs there" in said and "secret" not in said
 
 
-def test_one_failure_ends_the_others_with_raise_and_costs_only_its_rows_with_none():
-    def bad_at_two(exchange):
-        if exchange.body["v"] == [2]:
-            return exchange.json("no", 400)
-        exchange.json({"rewards": exchange.body["v"]})
-
-    values = list(range(6))
-    with serving(bad_at_two) as seen:
-        metrics = {}
-        with pytest.warns(UserWarning, match=r"status 400.*1 of 6 requests failed"):
-            reward = remote(seen, batch_size=1, on_error="none")
-            scores = reward(["p"] * 6, ["c"] * 6, v=values, log_metric=metrics.__setitem__)
-        assert scores == [0, 1, None, 3, 4, 5] and metrics["remote/failed"] == 1
+def test_one_failure_ends_the_others():
     with serving(in_turn(says("no", 400), lambda exchange: exchange.hang())) as seen:
         began = time.monotonic()
         assert "status 400" in failure(remote(seen, batch_size=1, concurrency=3, timeout=30), rows=50)
         assert time.monotonic() - began < 3 and len(seen.bodies) < 10
         wait_for_no_threads()
+
+
+def test_what_a_failure_costs_is_for_the_run_to_say():
+    rows = [Sample(row={"prompt": "p"}, completion="abc", completion_ids=[1], task="text")] * 2
+    with serving(says("no", 400)) as seen, serving(lengths) as well:
+        rewards = [remote(seen), remote(well, label="well")]
+        with pytest.raises(RewardError, match=r"'remote' raised RewardServiceError: .*status 400"):
+            RewardSet(rewards).score(rows)
+        with pytest.warns(UserWarning, match=r"'remote' raised RewardServiceError: .*status 400"):
+            found = RewardSet(rewards, on_error="none", timeout=30.0).score(rows)
+    assert found.values[:, 0].isnan().all() and found.values[:, 1].tolist() == [3.0, 3.0]
+    assert found.faults.tolist() == [[2, 0], [0, 0]] and found.lost.tolist() == [True, False]
 
 
 KEY = "sk-4f9aKEY"
@@ -488,7 +464,7 @@ def test_a_proxy_of_the_environment_is_used_and_no_proxy_is_kept(monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs the program openssl, which makes the certificate")
-def test_https_checks_the_certificate(tmp_path, monkeypatch):
+def test_https_checks_the_certificate(tmp_path, monkeypatch, request):
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
     subprocess.run([*command, "-keyout", "key.pem", "-out", "cert.pem"], cwd=tmp_path, check=True, capture_output=True)
@@ -497,8 +473,9 @@ def test_https_checks_the_certificate(tmp_path, monkeypatch):
     with serving(in_turn(lengths, lambda exchange: exchange.drip(DRIP, 0.05)), tls=context) as seen:
         assert "its certificate is not trusted (self" in failure(remote(seen))
         assert not seen.bodies
-        trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
-        monkeypatch.setattr("unigrpo.rewards._http._tls", lambda: trusting)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        certificates.cache_clear()
+        request.addfinalizer(certificates.cache_clear)
         assert remote(seen)(["p"], ["x" * 1_000_000]) == [1e6]
         began = time.monotonic()
         assert "within 0.5 s" in failure(remote(seen, timeout=0.5, retries=0))
@@ -534,7 +511,6 @@ GOOD = {"url": "http://127.0.0.1:1/"}
             {"columns": "solution"},
             r"columns must be a list of column names such as ['solution'], or None, got 'solution'",
         ),
-        ({"on_error": "ignore"}, "on_error must be 'raise' or 'none', got 'ignore'"),
         ({"label": "a b"}, "label must be"),
         ({"label": ""}, "label must be"),
     ],

@@ -32,17 +32,18 @@ def merge_bomb(levels: int) -> str:
 
 
 HOSTILE = {
-    "billion laughs": (bomb(10, 10, "[lol, lol]"), "more than 50,000 values"),
-    "merged laughs": (merge_bomb(10), "more than 50,000 values"),
-    "a list in itself": ("a: &a [*a]", "contains itself"),
-    "a mapping in itself": ("a: &a {b: *a}", "contains itself"),
+    "billion laughs": (bomb(10, 10, "[lol, lol]"), "aliases are not read"),
+    "merged laughs": (merge_bomb(10), "aliases are not read"),
+    "a long alias": ("a: *" + "b" * 90_000, "aliases are not read"),
+    "a list in itself": ("a: &a [*a]", "*a: write it out"),
+    "a mapping in itself": ("a: &a {b: *a}", "*a: write it out"),
     "deep lists": ("[" * 5_000, "levels inside each other"),
     "deep mappings": ("{a: " * 5_000, "levels inside each other"),
     "deep blocks": ("\n".join(" " * i + "a:" for i in range(300)), "levels inside each other"),
-    "a number of many digits": ("seed: " + "9" * 5_000, "whole number of 5000 characters"),
+    "a number of many digits": ("seed: " + "9" * 5_000, "not valid YAML: ValueError"),
     "a large number": ("seed: " + "9" * 30, "too large a number"),
-    "a large hexadecimal number": ("seed: 0x" + "f" * 90, "too large a number"),
-    "sexagesimals": ("seed: 1" + ":59" * 4_000, "whole number of"),
+    "a large hexadecimal number": ("seed: 0x" + "f" * 99_000, "too large a number"),
+    "sexagesimals": ("seed: 1" + ":59" * 33_000, "too large a number"),
     "a key twice": ("a: 1\na: 2", "given twice"),
     "a key that is a list": ("? [a, b]\n: 1", "a key must be a word"),
     "a key that is a mapping": ("{a: 1}: 2", "a key must be a word"),
@@ -69,11 +70,8 @@ def test_hostile_texts_end_in_a_short_error(name):
     assert time.perf_counter() - began < 10
 
 
-def test_anchors_still_share_what_is_small(tmp_path):
-    text = MINIMAL.replace("limit: 4}]", "limit: 4}, &more {path: a.jsonl}]") + "eval_datasets: [*more]\n"
-    assert recipe(tmp_path, text).eval_datasets[0].path == "a.jsonl"
-    nested = "[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1)
-    assert parse_yaml(nested, "where")
+def test_the_deepest_text_that_is_read():
+    assert parse_yaml("[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1), "where")
 
 
 @pytest.mark.parametrize(
