@@ -23,7 +23,7 @@ from unigrpo.rewards.answers import answer_correctness
 from unigrpo.rewards.format import think_format
 from unigrpo.rewards.puzzles import countdown, sudoku
 from unigrpo.runs.accuracy import answer_match, integer_match
-from unigrpo.runs.build import code_of
+from unigrpo.runs.reach import code_of
 from unigrpo.runs.recipe import Recipe, load_recipe, parse_recipe, parse_yaml
 
 

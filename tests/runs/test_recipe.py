@@ -14,9 +14,9 @@ from unigrpo.runs.build import (
     build_dataset,
     build_lora,
     build_rewards,
-    code_of,
     load_rows,
 )
+from unigrpo.runs.reach import code_of
 from unigrpo.runs.recipe import DatasetSpec
 
 from ..support.recipes import MINIMAL, recipe

@@ -9,8 +9,8 @@ import pytest
 
 from unigrpo.errors import RecipeError
 from unigrpo.runs.bounded_yaml import MAX_DEPTH, MAX_TEXT
-from unigrpo.runs.build import code_of
 from unigrpo.runs.cli import main
+from unigrpo.runs.reach import code_of
 from unigrpo.runs.recipe import load_recipe, parse_yaml
 
 from ..support.recipes import MINIMAL, recipe

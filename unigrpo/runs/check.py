@@ -35,10 +35,10 @@ from .build import (
     build_policy,
     build_quantization,
     build_rewards,
-    code_of,
     load_rows,
     resolve_names,
 )
+from .reach import code_of
 from .recipe import DatasetSpec, Recipe
 
 

@@ -45,9 +45,9 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> bool:
     """Prints what is found about one recipe; whether it may run."""
-    from .build import code_of
     from .check import check_recipe
     from .memory_report import memory_report
+    from .reach import code_of
     from .recipe import load_recipe
 
     try:
