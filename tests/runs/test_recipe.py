@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from unigrpo.errors import RecipeError
 from unigrpo.runs.build import (
@@ -130,6 +131,27 @@ def test_all_code_that_a_recipe_names_is_listed(tmp_path):
     measure = "accuracy={text: {name: my_measure:close, within: 2}}"
     listed = code_of(recipe(tmp_path, MINIMAL, *parts, measure))
     assert {"my_noise:Tail", "my_draw:Fast", "my:one", "my_measure:close"} <= {line.split()[-1] for line in listed}
+
+
+def test_parts_in_json_are_listed_too(tmp_path):
+    named = recipe(tmp_path, MINIMAL)
+    named.config["task_overrides"] = '{"text": {"surrogate": "my_code:run"}}'
+    named.config["noising"] = '{"name": "my_noise:Tail", "share": 0.5}'
+    assert {"runs code: my_code:run", "runs code: my_noise:Tail"} <= set(code_of(named))
+
+
+def test_a_part_beside_the_recipe_wins_over_the_current_folders(tmp_path, monkeypatch):
+    beside = tmp_path / "project"
+    beside.mkdir()
+    for folder, share in ((beside, 0.5), (tmp_path, 0.25)):
+        (folder / "two_surrogates.py").write_text(
+            f"def mine(log_ratio, logps, advantages, *, most={share}):\n    return advantages * most\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    args = build_config(recipe(beside, MINIMAL, "surrogate=two_surrogates:mine"))
+    for _ in range(2):
+        surrogate = args.for_task("text").choice("surrogate").build({})
+        assert surrogate(torch.zeros(1), torch.zeros(1), torch.ones(1)).tolist() == [0.5]
 
 
 def test_a_measure_takes_keys(tmp_path):
