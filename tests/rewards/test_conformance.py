@@ -5,27 +5,15 @@ from __future__ import annotations
 import math
 
 import pytest
-from PIL import Image
 
 from unigrpo.rewards import REWARDS
 from unigrpo.testing import check_reward
 
 from ..support.images import picture
+from ..support.reward_rows import RED, answers
 
 
 pytestmark = pytest.mark.smoke
-
-RED = Image.new("RGB", (8, 8), "red")
-
-
-def answers(*completions, prompt="p", **columns):
-    """One row a completion; a column's values go by row."""
-    rows = [{"prompt": prompt, "completion": own} for own in completions]
-    for name, values in columns.items():
-        for row, value in zip(rows, values, strict=True):
-            row[name] = value
-    return rows
-
 
 DRAWN, WRITTEN = answers(RED), answers("some text")
 UNSOLVABLE = answers("5", solution=[None])

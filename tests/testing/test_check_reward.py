@@ -9,24 +9,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from unigrpo.testing import check_reward
 
+from ..support.reward_rows import RED, answers
+
 
 pytestmark = pytest.mark.smoke
-
-RED = Image.new("RGB", (8, 8), "red")
-
-
-def answers(*completions, prompt="p", **columns):
-    """One row a completion; a column's values go by row."""
-    rows = [{"prompt": prompt, "completion": own} for own in completions]
-    for name, values in columns.items():
-        for row, value in zip(rows, values, strict=True):
-            row[name] = value
-    return rows
-
 
 DRAWN = answers(RED)
 ROWS = answers("a", "bbb", "cc", solution=["a", "b", "c"])

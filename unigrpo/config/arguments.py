@@ -34,6 +34,9 @@ from .unread_keys import warn_of_unread
 PART_KEYS = (*PARTS, "eval_sampler", "advantage_estimator", "algorithm")
 """Keys that choose a part."""
 
+ALGORITHM_KEYS = {**RUN_KEYS, **TASK_KEYS}
+"""What an algorithm gives a value to where the user gave none."""
+
 
 @dataclass
 class UniGRPOConfig(TrainingArguments):
@@ -242,7 +245,7 @@ class UniGRPOConfig(TrainingArguments):
         They are remembered by name. What holds another value than was filled in was given too: changed since then.
         """
         filled, found = self.filled_keys or {}, {}
-        for name in (*RUN_KEYS, *TASK_KEYS):
+        for name in ALGORITHM_KEYS:
             value = plain(name, getattr(self, name)) if name in PART_KEYS else getattr(self, name)
             named = self.given_keys is None or name in self.given_keys
             if value is not None and (named or value != filled.get(name)):
@@ -254,17 +257,17 @@ class UniGRPOConfig(TrainingArguments):
         for name, kind in (("given_keys", list), ("filled_keys", dict)):
             if not isinstance(getattr(self, name), kind | None):
                 raise ValueError(f"{name}={getattr(self, name)!r} is written by the config itself: leave it out")
-        given = {name: {**TASK_KEYS, **RUN_KEYS}[name].read(value) for name, value in self.given().items()}
+        given = {name: ALGORITHM_KEYS[name].read(value) for name, value in self.given().items()}
         self.filled_keys, self.given_keys = self._agreed(given), sorted(given)
         vars(self).update({**self.filled_keys, **given})
         # A mapping that names no estimator has keys for the algorithm's.
-        preset = preset_of(self.algorithm, {**RUN_KEYS, **TASK_KEYS})
+        preset = preset_of(self.algorithm, ALGORITHM_KEYS)
         self.advantage_estimator = run_settings(given, preset, RUN_KEYS)["advantage_estimator"]
         return given
 
     def _agreed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The values of keys that are not ``given``, None where tasks differ."""
-        preset = preset_of(self.algorithm, {**RUN_KEYS, **TASK_KEYS})
+        preset = preset_of(self.algorithm, ALGORITHM_KEYS)
         every = [task_settings(given, preset, task, {}) for task in TASKS]
         values = run_settings(given, preset, RUN_KEYS)
         for name in TASK_KEYS:
@@ -307,7 +310,7 @@ class UniGRPOConfig(TrainingArguments):
 
     def settings_of(self, task: str, override: dict[str, Any]) -> TaskSettings:
         """The settings of ``task`` with ``override`` in place of its own overrides."""
-        preset = preset_of(self.algorithm, {**RUN_KEYS, **TASK_KEYS})
+        preset = preset_of(self.algorithm, ALGORITHM_KEYS)
         return task_settings(self.given(), preset, task, override, f"task_overrides.{task}." if override else "")
 
 

@@ -49,7 +49,7 @@ def task_settings(
     if values["guidance"] == "none":
         values["guidance_scale"] = 0.0
     set_keys = {key for key in values if chosen.get(key, usual.get(key)) is not None}
-    values |= {kind: _as_written(choice, parts, owned, set_keys) for kind, choice in parts.items()}
+    values |= {kind: _as_written(choice, parts, set_keys) for kind, choice in parts.items()}
     return TaskSettings(**values)
 
 
@@ -73,7 +73,7 @@ def _keys_in(part: Any) -> list[str]:
     return [key for key in part if key != "name"] if isinstance(part, Mapping) else []
 
 
-def _as_written(choice: Choice, parts: Mapping[str, Choice], owned: Mapping[str, Any], set_keys: set[str]) -> Any:
+def _as_written(choice: Choice, parts: Mapping[str, Choice], set_keys: set[str]) -> Any:
     """The part's name, with the keys that are its alone: other parts, or nobody else, read them."""
     keys = keys_of(choice.part)
     own = {key: value for key, value in choice.own.items() if _owner(key, parts) != choice.kind}
