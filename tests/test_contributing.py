@@ -23,11 +23,11 @@ from .support import ROOT
 from .support.tiny_policies import example
 
 
-pytestmark = pytest.mark.smoke
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 TABLES = {"NOISING": NOISING, "METHODS": METHODS, "POLICIES": POLICIES, "REWARDS": REWARDS, "SAMPLERS": SAMPLERS}
 
 
+@pytest.mark.smoke
 def test_every_path_is_there():
     named = set(re.findall(r"`([\w./]+(?:\.py|\.md|\.toml|/))`", TEXT))
     inside = {path for path in named if (ROOT / "unigrpo" / path).exists()}

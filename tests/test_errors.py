@@ -13,9 +13,6 @@ from unigrpo import errors
 from unigrpo.errors import check_choice, import_named
 
 
-pytestmark = pytest.mark.smoke
-
-
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     """What a test imports and where Python looks is forgotten after it."""
@@ -170,6 +167,7 @@ def test_a_wrong_choice_names_the_nearest():
         check_choice("key", "lefd", ("left", "right"))
 
 
+@pytest.mark.smoke
 def test_every_error_that_a_user_may_meet_is_here():
     """Classes of errors elsewhere are private to the room that catches them."""
     caught_at_once = {"YamlError", "_AtHead", "_Stop"}

@@ -19,11 +19,11 @@ EXAMPLES = ROOT / "examples"
 EXPECTED_RISE = {"custom_policy.py": 0.4, "custom_reward.py": 0.1, "custom_image_reward.py": 0.02}
 
 
-def run(name: str, folder: Path) -> tuple[float, float]:
+def run(script: Path, folder: Path) -> tuple[float, float]:
     """Reward before and after, as the script prints them."""
     paths = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLES / name)]
+    command = [sys.executable, str(script)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
     printed = re.search(r"reward before (\d\.\d+), after (\d\.\d+)", done.stdout)
@@ -31,10 +31,27 @@ def run(name: str, folder: Path) -> tuple[float, float]:
     return float(printed[1]), float(printed[2])
 
 
+@pytest.mark.parametrize("name", EXPECTED_RISE)
+def test_the_script_runs(name, tmp_path):
+    """Two steps of it, on a few rows."""
+    text = (EXAMPLES / name).read_text()
+    short, changes = re.subn(
+        r'(?<=problems\("test")(?:, 64)?(?=\))|(?<="max_steps": )\d+|(?<=max_steps=)\d+', _little, text
+    )
+    assert changes == (1 if name == "custom_policy.py" else 2)
+    (tmp_path / name).write_text(short)
+    assert all(0 <= reward <= 1 for reward in run(tmp_path / name, tmp_path))
+
+
+def _little(number: re.Match) -> str:
+    return "2" if number[0].isdigit() else ", 8"
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "rise"), EXPECTED_RISE.items())
 def test_the_reward_rises(name, rise, tmp_path):
-    before, after = run(name, tmp_path)
+    before, after = run(EXAMPLES / name, tmp_path)
     assert 0 <= before <= after - rise and after <= 1
 
 

@@ -53,6 +53,7 @@ def test_the_search_finds_what_it_looks_for(source):
     assert not offences("yaml.load(x, Loader=_Loader); torch.load(f, weights_only=True); model.eval(); run([x])")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("package", ["unigrpo", "rewards"])
 def test_no_source_runs_or_unpickles_what_it_reads(package):
     files = sorted((ROOT / package).rglob("*.py"))

@@ -14,7 +14,7 @@ from ..support.tiny import golden
 from ..support.tolerances import assert_rounding
 
 
-pytestmark = [pytest.mark.smoke, pytest.mark.golden]
+pytestmark = pytest.mark.golden
 
 
 NAN = math.nan
@@ -27,6 +27,7 @@ def advantages(rows, weights=None, generations=2, estimator="group_mean", temper
     return group_advantages(scores, weights, generations, **options)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_golden_advantages(scale):
     arrays, about = golden("g7_rl")

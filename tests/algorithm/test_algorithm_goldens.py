@@ -20,7 +20,6 @@ from ..support.tolerances import assert_rounding
 
 
 pytestmark = [
-    pytest.mark.smoke,
     pytest.mark.filterwarnings("ignore:algorithm .* does not read what was set"),
     pytest.mark.golden,
 ]
@@ -86,6 +85,7 @@ def evaluate(loss, target, old, ref, advantages=None, **given):
 # ---- d1: the answer wholly hidden, the mean over all tokens of the batch ----
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("case", ["mu1_kl", "mu2_kl", "mu2_nokl"])
 def test_d1_loss_and_gradient(case):
     """diffu_grpo with the golden's clip range; with one update the old policy is the new one.

@@ -29,8 +29,6 @@ from ..support.records import terms_of
 from ..support.tiny import tiny_model, tiny_processor
 
 
-pytestmark = pytest.mark.smoke
-
 PROMPT = 2
 DRAWS = 600
 P_MASK = 0.15
@@ -561,6 +559,7 @@ def table_logps(weights: Tensor, ids: Tensor, hidden: Tensor) -> Tensor:
     return logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("level", ["token", "sequence", "sequence_sum"])
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_summed_over_all_answers_it_is_the_gradient_of_the_expected_reward(surrogate, level):

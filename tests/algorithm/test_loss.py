@@ -15,7 +15,7 @@ from ..support.records import terms_of
 from ..support.tiny import golden
 
 
-pytestmark = [pytest.mark.smoke, pytest.mark.golden]
+pytestmark = pytest.mark.golden
 
 
 GOLDEN_CASES = [("token", "masked"), ("token", "completion"), ("sequence", "masked")]
@@ -48,6 +48,7 @@ def golden_terms(level: str, normalization: str):
     return terms, logits, target, logps.detach()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("level", "normalization"), GOLDEN_CASES)
 def test_golden_loss_and_gradient(level, normalization):
     arrays, about = golden("g7_rl")

@@ -17,9 +17,6 @@ from ..support.records import rollout
 from ..support.tiny import golden
 
 
-pytestmark = pytest.mark.smoke
-
-
 def draw(completions, rows=None, *, key=(0, 0), iterations=4, samples=1, prompt=3, **options):
     rows = list(range(len(completions))) if rows is None else rows
     return StructuredNoising(**options)(
@@ -166,6 +163,7 @@ def test_draws_share_the_timestep_but_not_the_mask():
         assert len(masks) == 3
 
 
+@pytest.mark.smoke
 def test_key_alone_decides_the_mask():
     """Batch composition, order and left padding do not reach the draw."""
     together = draw([12, 30, 7], [4, 9, 2], key=(5, 1), samples=2)

@@ -23,8 +23,6 @@ from ..support.parts import estimator_of, part_of, policy_loss
 from ..support.records import terms_of
 
 
-pytestmark = pytest.mark.smoke
-
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 NAN, INF = math.nan, math.inf
 HALVES = (torch.float16, torch.bfloat16)
@@ -45,6 +43,7 @@ def groups(draw, largest: int = 6):
     return torch.tensor([[u * draw(entry) for _ in range(size)] for u in unit])
 
 
+@pytest.mark.smoke
 @bounded
 @given(groups(), st.sampled_from(ESTIMATORS), st.sampled_from(SCALES), st.sampled_from(AGGREGATIONS))
 def test_advantages_are_finite_and_those_of_a_group_sum_to_zero(rewards, estimator, scale, aggregation):

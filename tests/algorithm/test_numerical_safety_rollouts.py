@@ -34,8 +34,6 @@ from unigrpo.types import Canvas, TokenSpace, keyed_generator
 from ..support.records import rollout
 
 
-pytestmark = pytest.mark.smoke
-
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 NAN, INF = math.nan, math.inf
 
@@ -210,6 +208,7 @@ def test_mask_schedules_fall_from_one_to_zero(name, steps):
     assert 0 < last <= before <= 1
 
 
+@pytest.mark.smoke
 @bounded
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=3), st.integers(1, 50), st.integers(0, 9))
 def test_tokens_are_shared_out_completely(masked, steps, parts):

@@ -149,6 +149,7 @@ def test_bf16_without_a_gpu():
     assert config(bf16=True).bf16
 
 
+@pytest.mark.smoke
 def test_defaults():
     args = config()
     expected = {

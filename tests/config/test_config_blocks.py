@@ -24,6 +24,7 @@ def test_more_blocks_than_steps_is_refused_with_the_cure():
         check_task_sampler(args, "mmu", "rows[0]")
 
 
+@pytest.mark.smoke
 def test_held_out_steps_count_too():
     args = UniGRPOConfig(**BASE, eval_denoising_steps=4)
     with pytest.raises(

@@ -18,8 +18,6 @@ from ..support.configs import config
 from ..support.recipes import MINIMAL, recipe
 
 
-pytestmark = pytest.mark.smoke
-
 WRONG = [1 + 2j]
 """Of no field's type: no number, no text, no mapping, and a list of neither."""
 
@@ -74,6 +72,7 @@ def test_a_mistake_is_one_sentence_with_field_value_and_cure(name, tmp_path):
     assert str(from_recipe.value).endswith(str(caught.value))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", [own.name for own in fields(TrainingArguments) if own.init])
 def test_every_inherited_field_has_a_type(name):
     """Also those that a later version brings: the types are read from the annotations."""

@@ -22,7 +22,6 @@ from unigrpo.types import TASKS
 from ..support.configs import config
 
 
-pytestmark = pytest.mark.smoke
 HERE = "tests.config.test_parts"
 
 
@@ -337,6 +336,7 @@ GIVEN = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("case", GIVEN)
 def test_a_value_that_equals_a_default_was_given_all_the_same(case):
     values, (name, given, otherwise) = GIVEN[case]

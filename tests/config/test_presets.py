@@ -26,7 +26,7 @@ from ..support.recipes import MINIMAL, recipe
 from ..support.records import terms_of
 
 
-pytestmark = [pytest.mark.smoke, pytest.mark.filterwarnings("ignore:algorithm .* does not read what was set")]
+pytestmark = pytest.mark.filterwarnings("ignore:algorithm .* does not read what was set")
 
 
 PROMPT, WRITTEN, LENGTH = 2, 12, 14
@@ -378,6 +378,7 @@ def test_the_advantages_of_a_preset_are_the_papers(name):
     assert values == pytest.approx(FORMULAS[name][1], abs=1e-7)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_loss_of_a_preset_is_the_papers(name):
     table = Table(config(algorithm=name))

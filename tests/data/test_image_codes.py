@@ -61,6 +61,7 @@ def picture(seed: int, width: int = 50, height: int = 40) -> Image.Image:
     return Image.fromarray(values)
 
 
+@pytest.mark.smoke
 def test_codes_are_the_references(policy):
     """The recorded image as a picture of 8 bits would round; its decode's codes are the tokenizer's own."""
     arrays, _ = golden("g5_magvit")
@@ -72,7 +73,6 @@ def test_codes_are_the_references(policy):
     assert codes[0].dtype == torch.int64
 
 
-@pytest.mark.smoke
 def test_a_picture_is_encoded_once(codec, counting):
     first = codec.encode([picture(0), picture(1), picture(0)], 64, ["squash"] * 3)
     assert counting.encoded == [(2, 3, 64, 64)]
@@ -84,7 +84,6 @@ def test_a_picture_is_encoded_once(codec, counting):
     assert len(counting.encoded) == 2
 
 
-@pytest.mark.smoke
 def test_another_transform_or_size_is_encoded_anew(codec, counting):
     one = picture(0)
     kinds = [(64, "squash"), (64, "crop"), (64, "pad"), (32, "squash"), ([32, 64], "squash"), ([64, 32], "squash")]
@@ -119,7 +118,6 @@ def test_the_oldest_pictures_leave_the_cache(codec, counting, monkeypatch):
     assert len(codec.encode([picture(seed) for seed in range(5)], 32, ["squash"] * 5)) == 5
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(("size", "count"), [(64, 16), ([32, 64], 8), ((64, 32), 8), ([48], 9), (16, 1)])
 def test_sizes_are_height_by_width(codec, size, count):
     """Codes fill the grid row by row, and decode to RGB pictures of the configured size."""

@@ -29,6 +29,7 @@ def refused(value) -> str:
     return message
 
 
+@pytest.mark.smoke
 def test_every_form_gives_the_same_picture(tmp_path):
     image = picture()
     data, path = encoded(image), tmp_path / "a.png"

@@ -252,7 +252,6 @@ def test_other_forms_of_pictures_are_converted(make_trainer, stored):
     assert trainer._window.experiences[0].fill_mask.sum() == 12
 
 
-@pytest.mark.smoke
 def test_pictures_of_a_dataset_stay_encoded():
     """So that a damaged one is met by the check, which names it, and not by the dataset."""
     data = encoded(picture())

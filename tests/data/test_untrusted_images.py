@@ -38,6 +38,7 @@ def test_postscript_is_not_run_in_any_form(no_programs, tmp_path):
             load_image(value, "rows[0]")
 
 
+@pytest.mark.smoke
 def test_only_files_with_pictures_are_opened(tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)

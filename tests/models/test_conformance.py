@@ -96,6 +96,7 @@ def mmada_reading_images():
 FAMILIES = [mmada, mmada_attending_padding, llada, bert, shifted, uniform_noise]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("build", FAMILIES)
 def test_policy_conforms(build):
     model, policy, rows = build()
@@ -107,13 +108,11 @@ def test_policy_conforms_when_it_sees_no_later_block():
     check_policy(policy, model, rows, block_length=BLOCK)
 
 
-@pytest.mark.smoke
 def test_policy_conforms_when_it_reads_images():
     model, policy, rows = mmada_reading_images()
     check_policy(policy, model, rows, task="mmu")
 
 
-@pytest.mark.smoke
 def test_policy_conforms_when_it_makes_images():
     """Captions are padded with their own id, and both samplers record the likelihood."""
     model, policy, rows = mmada()

@@ -18,7 +18,6 @@ from ..support.tiny import tiny_model
 from ..support.tolerances import BF16_RMS
 
 
-pytestmark = pytest.mark.smoke
 SPACE = TokenSpace(start=3, stop=203, exclude=(100,))
 STEP = 2**-8
 """One step of bf16 at 1."""
@@ -155,6 +154,7 @@ def test_bf16_weights_compute_in_bf16_and_score_in_fp32():
     assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == HALF
 
 
+@pytest.mark.smoke
 def test_autocast_multiplies_in_bf16_and_keeps_what_must_be_fp32():
     """fp32 weights under ``torch.autocast``: matrix products in bf16, residual stream, norms, head and gradients in fp32."""
     model = tiny_model().train()

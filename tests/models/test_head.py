@@ -25,6 +25,7 @@ def plain(head: VocabularyHead, hidden, targets, space: TokenSpace, temperature:
     return weight, states, table.gather(1, targets[:, None]).squeeze(1), entropy
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)

@@ -24,9 +24,6 @@ from unigrpo.runs.recipe import DatasetSpec
 from ..support.configs import config
 
 
-pytestmark = pytest.mark.smoke
-
-
 class Hub(BaseHTTPRequestHandler):
     """A hub of which one model is gated, one forbidden, one has no such revision, and all others are not there."""
 
@@ -106,6 +103,7 @@ def test_the_reason_and_the_cure_are_named(name, words, hub, tmp_path, monkeypat
     assert isinstance(caught.value, ValueError) and not isinstance(caught.value, NotReachableError)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "load",
     [

@@ -46,7 +46,6 @@ def test_t2i_ids_equal_the_public_code(size):
     assert torch.equal(empty, ARRAYS[f"{size}.t2i_gen_uncond.input_ids"])
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("size", SIZES)
 def test_mmu_ids_equal_the_public_code(size):
     case = META["cases"][size]

@@ -151,6 +151,7 @@ def test_an_error_leaves_at_once(monkeypatch):
         raise ValueError("a reward")
 
 
+@pytest.mark.smoke
 def test_one_process_meets_nobody():
     assert not forwards_meet(tiny_model())
 

@@ -90,7 +90,6 @@ def test_bad_sizes_and_codes_are_named():
         model.decode(torch.tensor([[0, 64]]), 16, 32)
 
 
-@pytest.mark.smoke
 def test_saving_and_loading(tmp_path):
     arrays, _ = golden("g5_magvit")
     tiny_tokenizer().save_pretrained(tmp_path)

@@ -82,6 +82,7 @@ def test_a_run_with_checkpointing_is_the_same_run(make_trainer, lora):
 SPACE = TokenSpace(start=8, stop=190, exclude=(11,))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("how", ["stored", "autocast"])
 @torch.no_grad()
 def test_the_head_computes_in_fp32_from_bf16_states(how):

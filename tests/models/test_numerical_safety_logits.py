@@ -19,8 +19,6 @@ from unigrpo.types import Canvas, TokenSpace
 from ..support.tiny import tiny_model, tiny_processor
 
 
-pytestmark = pytest.mark.smoke
-
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 NAN, INF = math.nan, math.inf
 HALVES = (torch.float16, torch.bfloat16)
@@ -226,6 +224,7 @@ def test_guidance_of_equal_branches_is_the_branch_at_any_scale(table, scale):
 # ---- the likelihood ----
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_likelihood_of_no_token_and_of_one(dtype, exact):

@@ -78,6 +78,7 @@ def test_ratio_is_one_and_kl_zero_at_the_start(build, noising, tmp_path):
     assert seen >= 4
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("build", KINDS)
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_the_advantage_says_where_the_log_probability_goes(build, advantage, tmp_path):

@@ -29,6 +29,7 @@ def policy() -> MMaDAPolicy:
 # ---- layouts of the public code ----
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("size", ["tiny", "real"])
 def test_lm_layouts_equal_the_public_code(size):
     arrays, described = golden("g6_prompts")

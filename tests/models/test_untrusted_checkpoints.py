@@ -69,6 +69,7 @@ def adapter_folder(folder: Path) -> Path:
     return folder / "adapter"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("plain", [False, True], ids=["torch file", "bare pickle"])
 def test_pickled_adapters_are_refused(tmp_path, mark, plain):
     folder = adapter_folder(tmp_path)

@@ -19,6 +19,7 @@ def score(completion, solution):
     return answer_correctness(["p"], [completion], solution=[solution])[0]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("solution", "right", "wrong"),
     [

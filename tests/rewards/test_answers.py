@@ -105,6 +105,7 @@ def test_any_text_is_read_without_an_error(text):
     assert found is None or found in text
 
 
+@pytest.mark.smoke
 @given(SOUP, st.integers(-999, 999))
 def test_a_final_box_wins(text, value):
     assert predicted_answer(f"{text} \\boxed{{{value}}}") == str(value)

@@ -51,6 +51,7 @@ def test_weights_and_inputs_are_the_golden_s():
     assert pixels.shape == (3, 3, 32, 32)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["gelu", "quick_gelu"])
 def test_cosines_are_those_of_open_clip(kind):
     assert difference(kind) <= 1e-6

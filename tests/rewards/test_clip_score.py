@@ -87,6 +87,7 @@ def test_the_cosine_is_taken_in_fp32():
     assert clip_scores(image, text, 100.0, 0.0).item() == pytest.approx(exact, abs=1e-5)
 
 
+@pytest.mark.smoke
 def test_scores_are_those_computed_by_hand(folder):
     scorer = ClipScore(folder, device="cpu", clamp_min=None)
     images = [picture(0), picture(1, (16, 16)), picture(2, (41, 20), "L")]

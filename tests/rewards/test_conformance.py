@@ -13,8 +13,6 @@ from ..support.images import picture
 from ..support.reward_rows import RED, answers
 
 
-pytestmark = pytest.mark.smoke
-
 DRAWN, WRITTEN = answers(RED), answers("some text")
 UNSOLVABLE = answers("5", solution=[None])
 
@@ -50,6 +48,7 @@ def test_every_reward_has_a_case():
     assert {*SHIPPED, *ASK_SOMEBODY} == {*REWARDS}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_ships_keeps_the_protocol(name):
     rows, expected, limits, none_for = SHIPPED[name]

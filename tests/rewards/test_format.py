@@ -68,6 +68,7 @@ def test_a_megabyte_takes_no_time(piece):
 SOUP = st.lists(st.one_of(st.sampled_from(["<think>", "</think>", " ", "\n", "<", "think>"]), st.text(max_size=5)))
 
 
+@pytest.mark.smoke
 @given(SOUP.map("".join))
 def test_the_score_is_the_definition(text):
     score = think_format(["p"], [text])[0]

@@ -78,6 +78,7 @@ def test_weights_and_inputs_are_the_golden_s():
         assert weights[name].flatten()[: len(values)].tolist() == values, name
 
 
+@pytest.mark.smoke
 def test_scores_are_those_of_the_original(folder):
     assert difference(build(folder)) <= 1e-5
 

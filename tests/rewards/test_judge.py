@@ -62,6 +62,7 @@ def score(text, finish_reason="stop", **arguments):
         return judge(seen, **arguments)(["p"], ["c"])[0]
 
 
+@pytest.mark.smoke
 def test_the_request_is_openais():
     metrics = {}
     with serving(says("7")) as seen:

@@ -79,6 +79,7 @@ def test_plain_numbers_are_compared_without_the_worker(no_worker, completion, so
     assert score(completion, solution, completion_ids=None, task=["mmu"], trainer_state=None) == expected
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("completion", "solution", "expected"),
     [

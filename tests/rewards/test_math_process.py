@@ -55,6 +55,7 @@ def run_parent(code):
     return subprocess.Popen([sys.executable, "-c", PARENT + code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.smoke
 def test_started_when_needed_and_kept(worker):
     assert worker.pid is None
     assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL

@@ -121,6 +121,7 @@ def test_same_number(gold, prediction, same):
     assert same_number(read_number(gold), read_number(prediction)) is same
 
 
+@pytest.mark.smoke
 @given(st.integers(-(10**12), 10**12), st.integers(0, 4), st.booleans())
 def test_a_written_number_is_read_back(digits, places, commas):
     value = Fraction(digits, 10**places)

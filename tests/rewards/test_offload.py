@@ -44,6 +44,7 @@ class Recorded:
         return self.scorer.score(pixels, texts)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["clip_score", "image_reward"])
 def test_an_offloaded_model_is_moved_for_a_call_and_scores_the_same(made, kind):
     texts, images = ["a b", "c", "a"], [picture(seed) for seed in range(3)]

@@ -37,6 +37,7 @@ class Broken(Image.Image):
         raise OSError("image file is truncated")
 
 
+@pytest.mark.smoke
 def test_jpeg_size_is_that_of_the_file():
     file = io.BytesIO()
     noise().save(file, format="JPEG", quality=95)

@@ -19,6 +19,7 @@ from ..support import ROOT
 NEED_ARGUMENTS = {"judge": "model", "remote": "url"}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", sorted(REWARDS.keys() - NEED_ARGUMENTS))
 def test_every_registered_name_leads_to_the_function_of_that_name(name):
     reward = get_reward(name)

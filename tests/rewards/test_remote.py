@@ -70,6 +70,7 @@ def failure(reward, rows=2, **columns):
     return str(error.value)
 
 
+@pytest.mark.smoke
 def test_rows_go_out_as_lists_and_scores_come_back():
     metrics = {}
     with serving(says({"rewards": [1, -0.5, None]})) as seen:

@@ -244,6 +244,7 @@ def test_an_async_reward_that_blocks_the_loop_is_bounded(monkeypatch):
     assert scores[:, 1].tolist() == [1.0, 2.0, 3.0]
 
 
+@pytest.mark.smoke
 def test_a_hang_is_left_behind_and_what_it_logs_later_is_dropped():
     free, ended = threading.Event(), threading.Event()
 

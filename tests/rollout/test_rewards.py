@@ -33,6 +33,7 @@ def score(functions, rows=None, **options):
     return RewardSet(functions=functions, **options).score(answers() if rows is None else rows).values
 
 
+@pytest.mark.smoke
 def test_columns_arrive_by_name():
     seen = {}
 

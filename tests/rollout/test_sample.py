@@ -71,6 +71,7 @@ def answers(model: Watched, **arguments) -> list[list[int]]:
 EVERYTHING = answers(Watched())
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_answers_do_not_depend_on_the_batch(size):
     model = Watched()

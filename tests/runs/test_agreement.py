@@ -122,6 +122,7 @@ def test_caches_are_left_out_where_a_policy_has_none():
     assert "SimpleNamespace keeps no keys and values" in notes[0]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_exact_log_probabilities_are_those_of_the_draw(policy, temperature):
     rollout, sampler = rollout_of(policy, temperature=temperature, stop="never")

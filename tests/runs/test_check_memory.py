@@ -66,6 +66,7 @@ def test_models_beside_the_policy_are_counted_where_they_are(tiny_models, tmp_pa
     assert plain.notes == ["prompts of task 't2i' are counted with 50 tokens, as max_prompt_length is not set"]
 
 
+@pytest.mark.smoke
 def test_rows_and_lengths_follow_the_keys(tiny_path, tmp_path):
     def how(*overrides: str) -> dict[str, str]:
         return {part.name: part.how for part in memory_of(tiny(tiny_path, tmp_path, *overrides)).parts}

@@ -150,7 +150,6 @@ def test_shipped_recipes_are_clean(capsys):
     assert shown.count(": ok") == len(RECIPES) >= 2
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
     """With only model, data and sizes replaced; every dataset has its prompt in the window."""

@@ -127,6 +127,7 @@ def test_weights_and_optimizer_are_those_of_a_real_run(tiny_path, tmp_path, lora
     assert "reference" not in parts(memory_of(tiny(tiny_path, tmp_path, "beta=0.0")))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("keys", "bits"),
     [

@@ -10,8 +10,6 @@ from huggingface_hub import constants
 from unigrpo.runs.cli import main
 
 
-pytestmark = pytest.mark.smoke
-
 RECIPE = """
 model: {path: nobody/no-such-model}
 datasets: [{path: nobody/no-such-rows, task: t2i}]
@@ -70,6 +68,7 @@ def test_check_offline_asks_nobody(recipe, asked, capsys):
     assert capsys.readouterr().out.count(": not reachable, not checked") == 6
 
 
+@pytest.mark.smoke
 def test_check_tries_the_hub_once_for_all_recipes(recipe, asked, capsys):
     assert main(["check", recipe, recipe, recipe]) == 1
     assert len(asked) == 1

@@ -12,7 +12,6 @@ from unigrpo.runs.recipe import load_recipe
 from ..support import RECIPES
 
 
-pytestmark = pytest.mark.smoke
 OWN = """
 model: {path: somewhere}
 datasets: [{path: rows.jsonl}]
@@ -31,6 +30,7 @@ def test_every_recipe_and_launch_file_is_listed_with_a_line(capsys):
         assert f"{name} " in shown and line in shown
 
 
+@pytest.mark.smoke
 def test_a_name_means_the_shipped_recipe_and_a_file_of_that_name_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_recipe("quickstart").source == "quickstart"

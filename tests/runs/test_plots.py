@@ -16,6 +16,7 @@ def test_without_matplotlib_a_line_says_how_to_get_it(monkeypatch, capsys):
     assert capsys.readouterr().out == "curve.png was not drawn: pip install 'unigrpo[plots]'\n"
 
 
+@pytest.mark.smoke
 def test_with_matplotlib_nothing_needs_a_display():
     matplotlib = pytest.importorskip("matplotlib", reason="needs the extra: pip install 'unigrpo[plots]'")
     assert pyplot_for(Path("curve.png")) is sys.modules["matplotlib.pyplot"]

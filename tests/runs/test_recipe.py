@@ -23,6 +23,7 @@ from unigrpo.runs.recipe import DatasetSpec
 from ..support.recipes import MINIMAL, recipe
 
 
+@pytest.mark.smoke
 def test_minimal_recipe_becomes_a_config_with_the_rewards_weights(tmp_path):
     args = build_config(recipe(tmp_path, MINIMAL, "learning_rate=5e-6", "num_generations=4"))
     assert args.reward_weights == [0.5]

@@ -162,6 +162,7 @@ def test_a_dataset_that_is_a_script_is_an_error_of_the_recipe(tmp_path):
         load_rows(DatasetSpec(path=str(tmp_path / "script.py")))
 
 
+@pytest.mark.smoke
 def test_evaluate_reports_every_task(tiny_models, tmp_path):
     """Accuracy by task where a task has a measure, and the means of all rewards."""
     file = str(ROOT / "recipes" / "mixed_mmada_8b.yaml")

@@ -74,6 +74,7 @@ def test_the_deepest_text_that_is_read():
     assert parse_yaml("[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1), "where")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -156,6 +156,7 @@ def test_the_search_for_leaks_finds_one(tmp_path):
     assert leaks(tmp_path / "none", f"login {GIVEN}")
 
 
+@pytest.mark.smoke
 def test_stored_arguments_lose_their_tokens_and_those_in_use_keep_them(tmp_path):
     given = {"token": GIVEN, "revision": "main"}
     args = UniGRPOConfig(output_dir=str(tmp_path), hub_token=GIVEN, model_init_kwargs=given, use_cpu=True)

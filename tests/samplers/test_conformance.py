@@ -12,8 +12,6 @@ from ..models.test_conformance import bert, shifted
 from ..support.tiny import prompts, tiny_model, tiny_processor
 
 
-pytestmark = pytest.mark.smoke
-
 BLOCKS = {"steps": 8, "block_length": 4}
 QUICK = {"kv_cache": "dual", "confidence_threshold": 0.2, "guidance_scale": 1.5, "temperature": 0.7}
 
@@ -34,6 +32,7 @@ GOOD = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", GOOD)
 def test_the_librarys_samplers_keep_their_promises(name):
     sampler, options = GOOD[name]

@@ -19,8 +19,6 @@ from unigrpo.samplers import Emerge, LeftToRight, MaskGIT, SemiAutoregressive
 from unigrpo.types import Canvas, TokenSpace, keyed_generator
 
 
-pytestmark = pytest.mark.smoke
-
 PAD, STOP, MASK, VOCABULARY = 0, 2, 5, 9
 PROMPT = (1, 4)
 SPACES = {"text": TokenSpace(start=1, stop=6, exclude=(MASK,)), "t2i": TokenSpace(start=6, stop=9)}
@@ -266,6 +264,7 @@ def law_of(model) -> Callable[[str], Law]:
     return enumerated
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", CASES)
 def test_answers_follow_the_enumerated_law(model, law_of, name):
     assert p_value(model, CASES[name][0], law_of(name), CASES[name][2].get("task", "text")) > 1e-3

@@ -24,9 +24,6 @@ from ..support.tolerances import assert_rounding
 from .test_text_sampler import CountingModel, counting_model, golden_canvas, sample, streams, text_canvas, written
 
 
-pytestmark = pytest.mark.smoke
-
-
 @pytest.fixture(scope="module")
 def policy() -> MMaDAPolicy:
     return MMaDAPolicy(tiny_model().config, tiny_processor())
@@ -157,6 +154,7 @@ def test_the_door_draws_from_its_own_logits(policy, model, temperature):
         assert_rounding(output.logps.double(), table.gather(1, output.tokens[:, None])[:, 0])
 
 
+@pytest.mark.smoke
 @torch.no_grad()
 def test_reference_draws_are_the_public_codes_gumbel_noise(policy, model):
     """One fp64 uniform for every entry of ``[B, L, V]`` and step; argmax of exp(logit) / (-log u)^T; fp64 softmax."""

@@ -26,9 +26,6 @@ from ..support.tolerances import assert_rounding
 from .test_text_sampler import CountingModel, counting_model, sample, text_canvas
 
 
-pytestmark = pytest.mark.smoke
-
-
 @pytest.fixture(scope="module")
 def policy() -> MMaDAPolicy:
     return MMaDAPolicy(tiny_model().config, tiny_processor())
@@ -118,6 +115,7 @@ class SpanCounter(CountingModel):
         return super().forward(*args, cache=cache, **kwargs)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 @pytest.mark.parametrize(("kind", "widths"), [("none", [0, 0, 0]), ("prefix", [24, 16, 8]), ("dual", [8, 8, 8])])
 def test_a_block_is_computed_in_full_once(policy, kind, widths, guidance):

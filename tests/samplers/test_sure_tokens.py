@@ -14,7 +14,7 @@ from unigrpo.types import TokenSpace, keyed_generator
 from ..support.tiny import tiny_model, tiny_processor
 
 
-pytestmark = [pytest.mark.smoke, pytest.mark.golden]
+pytestmark = pytest.mark.golden
 
 STEPS = 12
 ROWS = [{"prompt": f"w{a} w{a + b} w{b}"} for a in (1, 20, 41) for b in (3, 8, 14, 30)]

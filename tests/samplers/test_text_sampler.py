@@ -18,7 +18,7 @@ from unigrpo.types import Canvas, TokenSpace, keyed_generator
 from ..support.tiny import golden, tiny_model, tiny_processor
 
 
-pytestmark = [pytest.mark.smoke, pytest.mark.golden]
+pytestmark = pytest.mark.golden
 
 
 MASK, EOS, STOP = 184, 161, 123
@@ -125,6 +125,7 @@ def golden_run(g2, policy, name: str, on_step=None, **changes):
     return model, rollout, arrays[f"{name}.out"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", CASES)
 def test_tokens_equal_the_public_code(g2, policy, name):
     model, rollout, expected = golden_run(g2, policy, name)

@@ -15,8 +15,6 @@ from unigrpo.testing import check_reward
 from ..support.reward_rows import RED, answers
 
 
-pytestmark = pytest.mark.smoke
-
 DRAWN = answers(RED)
 ROWS = answers("a", "bbb", "cc", solution=["a", "b", "c"])
 
@@ -35,6 +33,7 @@ class Asks:
         return torch.tensor([len(own) / 3 for own in completions])
 
 
+@pytest.mark.smoke
 def test_functions_classes_coroutines_iterators_and_tensors():
     assert check_reward(length, ROWS, range=(0, 3), none_for=DRAWN) == [1, 3, 2]
     assert check_reward(Asks, ROWS, range=(0, 1)) == pytest.approx([1 / 3, 1, 2 / 3])

@@ -11,9 +11,6 @@ from unigrpo.samplers.base import CanvasWriter, scatter
 from unigrpo.testing import check_sampler
 
 
-pytestmark = pytest.mark.smoke
-
-
 class OneByOne:
     """A sampler of somebody else: a token a step, from the left. Broken ones change one of its parts."""
 
@@ -58,6 +55,7 @@ class OneByOne:
         return writer.rollout()
 
 
+@pytest.mark.smoke
 def test_a_sampler_of_somebody_else_passes():
     check_sampler(OneByOne())
 

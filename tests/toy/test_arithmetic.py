@@ -46,6 +46,7 @@ def test_problems_are_a_function_of_their_arguments():
     assert problems("test", 20) == problems("test", 200)[:20]
 
 
+@pytest.mark.smoke
 def test_every_trace_is_correct(every_row):
     for row in every_row:
         a, b = row["a"], row["b"]

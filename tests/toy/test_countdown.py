@@ -182,6 +182,7 @@ def test_splits_are_disjoint_whatever_the_order_of_the_numbers(every_row):
         toy.problems("dev")
 
 
+@pytest.mark.smoke
 def test_every_problem_is_solved_by_its_own_solution(every_row):
     rows = [row for own in every_row.values() for row in own]
     texts = [row["solution"] for row in rows]

@@ -24,6 +24,7 @@ def cut(rows, dealt=None, policy=POLICY, kl=False, mixes_draws=False):
     return cut_units(rows, draws, [list(range(len(rows)))] if dealt is None else dealt, policy)
 
 
+@pytest.mark.smoke
 def test_rows_of_one_bucket_share_a_unit():
     assert BUCKET == 64
     rows = [row(10), row(64), row(65), row(128), row(129), row(3)]

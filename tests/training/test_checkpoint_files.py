@@ -40,9 +40,6 @@ from unigrpo.training.checkpoints.run_folder import (
 )
 
 
-pytestmark = pytest.mark.smoke
-
-
 def fill(folder: Path, text: str = "weights") -> Path:
     """A folder with a file below it, as engines with shards write them."""
     (folder / "global_step1").mkdir(parents=True)
@@ -60,6 +57,7 @@ def checkpoint(run: Path, step: int) -> Path:
     return checkpoint_folder(run, step)
 
 
+@pytest.mark.smoke
 def test_every_file_is_on_disk_before_the_manifest_and_that_before_the_name(tmp_path, monkeypatch):
     happened = []
     real_sync, real_rename, real_replace = os.fsync, os.rename, os.replace

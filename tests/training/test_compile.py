@@ -59,7 +59,7 @@ def trained_both_ways(make_trainer, backend: str, **arguments):
     return plain, own
 
 
-@pytest.mark.parametrize(("lora", "checkpointing"), [(False, False), (True, True)])
+@pytest.mark.parametrize(("lora", "checkpointing"), [pytest.param(False, False, marks=pytest.mark.slow), (True, True)])
 def test_training_is_the_same(make_trainer, lora, checkpointing):
     plain, own = trained_both_ways(make_trainer, "aot_eager", lora=lora, gradient_checkpointing=checkpointing)
     prefix = "base_model.model." if lora else ""
@@ -112,29 +112,23 @@ def test_layers_share_their_graphs_beside_a_cache(kind):
     assert 0 < graphs[0] == graphs[1]
 
 
-def test_what_is_saved_loads_into_a_plain_model(make_trainer, tmp_path):
-    batch = torch.arange(20)[None]
-    for lora in (False, True):
-        trainer = make_trainer(**SHORT, lora=lora, torch_compile_backend="eager")
-        trainer.train()
-        folder = tmp_path / f"saved-{lora}"
-        trainer.save_model(str(folder))
-        if lora:
-            again = PeftModel.from_pretrained(tiny_model(), folder)
-        else:
-            again = MMaDAForMaskedDiffusion.from_pretrained(folder)
-        with torch.no_grad():
-            expected = trainer.model.eval()(batch).logits
-            assert torch.allclose(again.eval()(batch).logits, expected, atol=1e-6)
-
-
-def test_blocks_are_really_run_compiled(make_trainer):
+@pytest.mark.parametrize("lora", [False, True])
+def test_blocks_are_run_compiled_and_what_is_saved_loads_into_a_plain_model(make_trainer, tmp_path, lora):
     torch._dynamo.utils.counters.clear()
-    trainer = make_trainer(**SHORT, torch_compile_backend="eager")
+    trainer = make_trainer(max_steps=1, num_iterations=1, beta=0.0, lora=lora, torch_compile_backend="eager")
     trainer.train()
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] > 0
     assert not counters["graph_break"], "a block is one graph"
+    trainer.save_model(str(tmp_path / "saved"))
+    if lora:
+        again = PeftModel.from_pretrained(tiny_model(), tmp_path / "saved")
+    else:
+        again = MMaDAForMaskedDiffusion.from_pretrained(tmp_path / "saved")
+    batch = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = again.eval()(batch).logits
+        assert torch.allclose(trainer.model.eval()(batch).logits, expected, atol=1e-6)
 
 
 def test_transformers_and_accelerate_compile_nothing(make_trainer, monkeypatch):

@@ -20,6 +20,7 @@ def cell_at(sheet: Image.Image, row: int, column: int, *, labelled: bool = True,
     return np.asarray(sheet.crop((left, top, left + cell, top + cell)))
 
 
+@pytest.mark.smoke
 def test_every_picture_is_in_its_cell():
     colours = [["red", "lime"], ["blue", "yellow"], ["black", "white"]]
     sheet = contact_sheet([[plain(c) for c in row] for row in colours], row_labels=["a", "b", "c"])

@@ -54,6 +54,7 @@ def test_an_answer_that_fills_its_canvas_needs_no_stop_token(make_trainer):
     assert rollout.canvas.ids[0, rollout.canvas.fill_mask[0]].tolist() == [5] * 12
 
 
+@pytest.mark.smoke
 def test_loss_is_lladas_formula(make_trainer):
     """-(1/n) (n/l) sum of the hidden tokens' log-probs = -(1/l) sum, averaged over the step's rows, times the weight."""
     trainer = make_trainer(sft_rows=ROWS, sft_weight=3.0, sft_batch_size=5)

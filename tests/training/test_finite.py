@@ -70,6 +70,7 @@ def test_a_bad_given_answer_is_named(make_trainer):
     assert "sft loss nan of the given answer with tokens [300, 301" in guard.flush()
 
 
+@pytest.mark.smoke
 def test_only_the_bad_rows_of_a_unit_are_named():
     rows = [row(index=10 + i) for i in range(3)]
     guard = FiniteGuard()

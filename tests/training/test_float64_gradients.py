@@ -285,6 +285,7 @@ def run(make_trainer):
     return train
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", CASES)
 def test_applied_gradients_are_those_of_the_papers_formula(run, name):
     case = CASES[name]

@@ -92,6 +92,7 @@ def workers(launcher: psutil.Process) -> list[psutil.Process]:
     return sorted(found, key=lambda own: int(own.environ()["RANK"]))
 
 
+@pytest.mark.slow
 @NEEDS_CPU_0
 def test_a_lost_process_ends_the_run_and_leaves_its_last_checkpoint(tmp_path):
     changes = {"save_strategy": "steps", "save_steps": 1, "max_steps": 400, "lr_scheduler_type": "constant"}

@@ -133,6 +133,7 @@ def test_numbers_that_are_none_are_named(changes, message):
         config(**changes)
 
 
+@pytest.mark.smoke
 def test_the_arguments_can_be_parsed_by_trl():
     from trl import TrlParser
 

@@ -26,9 +26,6 @@ from ..support.tiny import prompts
 from ..support.tolerances import FP32, assert_rounding
 
 
-pytestmark = pytest.mark.smoke
-
-
 SMALL = {"steps_per_generation": 2, "num_generations": 2, "max_completion_length": 8, "block_length": 4}
 
 
@@ -120,6 +117,7 @@ def test_a_loss_reads_scored_positions_alone(make_trainer, name):
         assert torch.equal(logps.grad, elsewhere.grad)
 
 
+@pytest.mark.smoke
 def test_padding_changes_nothing(make_trainer):
     """A row alone, and the same row beside a longer one that pads it on the right."""
     trainer = make_trainer(**preset("unigrpo", rows=prompts(4, (2, 40)), **SMALL))

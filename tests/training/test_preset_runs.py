@@ -79,7 +79,6 @@ def assert_on_policy(trainer) -> None:
     assert seen > 0
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_first_update_has_ratio_one_and_kl_zero(make_trainer, name):
     sizes = {"steps_per_generation": 2, "num_generations": 2, **SHORT}
@@ -91,7 +90,6 @@ def test_the_first_update_on_images_has_ratio_one_and_kl_zero(make_trainer, name
     assert_on_policy(make_trainer(model=aligned(), **options("t2i", 4, **preset(name))))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["wd1", "spg"])
 def test_a_preset_without_a_ratio_runs_no_old_pass(make_trainer, name):
     """Its updates after the first would need one, if anything read it."""
@@ -102,7 +100,6 @@ def test_a_preset_without_a_ratio_runs_no_old_pass(make_trainer, name):
     assert calls.count("score") == calls.count("reference") == 0
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["gdpo", "bgpo", "trace_rl"])
 def test_a_preset_with_a_ratio_or_a_kl_to_the_old_policy_runs_one(make_trainer, name):
     """None of them loads a reference model."""
@@ -116,7 +113,6 @@ def test_a_preset_with_a_ratio_or_a_kl_to_the_old_policy_runs_one(make_trainer, 
 # ---- how rows are cut ----
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", PRESETS)
 def test_order_of_rows_changes_nothing(make_trainer, name):
     trainer = make_trainer(
@@ -135,7 +131,6 @@ def test_order_of_rows_changes_nothing(make_trainer, name):
 ACCUMULATED = {"coupled_grpo": {"loss_type": "dapo"}, "spg": {}, "mask_grpo": {}, "just_grpo": {"loss_type": "dapo"}}
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", ACCUMULATED)
 def test_accumulation_changes_nothing(make_trainer, name):
     """The same eight answers in one, or two micro-batches of one optimizer step."""
@@ -159,7 +154,6 @@ def test_accumulation_changes_nothing(make_trainer, name):
     assert difference(gradient, other_gradient) < 1e-5
 
 
-@pytest.mark.smoke
 def test_a_mean_over_the_micro_batch_is_not_that_of_the_step(make_trainer):
     """``bnpo`` is the one whose weights depend on the cut; otherwise the law above could not fail."""
     totals = []
@@ -183,7 +177,6 @@ def test_a_mean_over_the_micro_batch_is_not_that_of_the_step(make_trainer):
     assert totals[0] != pytest.approx(totals[1], rel=1e-3)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["just_grpo", "dipo"])
 def test_draws_that_share_no_token_may_run_apart(make_trainer, name, monkeypatch):
     """One forward with all draws of a row, or one a draw: the same loss and gradient."""
@@ -199,7 +192,6 @@ def test_draws_that_share_no_token_may_run_apart(make_trainer, name, monkeypatch
     assert difference(split[1], other[1]) < 1e-5
 
 
-@pytest.mark.smoke
 def test_draws_that_share_tokens_run_together(make_trainer):
     for name in ("coupled_grpo", "espo", "gdpo", "spg"):
         window = first_window(make_trainer(**preset(name)))
@@ -212,7 +204,6 @@ def test_draws_that_share_tokens_run_together(make_trainer):
 # ---- resume ----
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["coupled_grpo", "trace_rl"])
 def test_resuming_inside_a_window_changes_nothing(make_trainer, tmp_path, name):
     """Two updates of two steps each make a window: checkpoints 1 to 3 lie inside it."""
@@ -232,7 +223,6 @@ def test_resuming_inside_a_window_changes_nothing(make_trainer, tmp_path, name):
 # ---- exact likelihood ----
 
 
-@pytest.mark.smoke
 def test_left_to_right_answers_are_scored_as_they_were_drawn(make_trainer):
     """Each token's training log-probability is the one it was drawn with; so too where a tail follows a stop token."""
     trainer = make_trainer(**preset("just_grpo"))

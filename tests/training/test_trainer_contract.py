@@ -98,6 +98,7 @@ def test_length_metrics_follow_the_stop_token(make_trainer):
             assert log["completions/mean_terminated_length"] == log["completions/mean_length"]
 
 
+@pytest.mark.smoke
 def test_completions_are_written_to_parquet(make_trainer, tmp_path, capsys):
     trainer = make_trainer(
         rewards=[low_ids, half_silent], log_completions=True, num_completions_to_print=2, max_steps=8

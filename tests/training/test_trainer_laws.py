@@ -28,9 +28,6 @@ from ..support.laws import (
 from ..support.tiny import low_ids, prompts, tiny_model
 
 
-pytestmark = pytest.mark.smoke
-
-
 MIXED = (2, 70, 5, 130)
 """Prompt lengths in words that put rows in three buckets of 64 tokens."""
 
@@ -59,6 +56,7 @@ def assert_on_policy(trainer, window) -> int:
     return seen
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("policy", ["full", "lora", "trained adapter"])
 def test_ratio_is_one_and_kl_zero_at_the_start(make_trainer, policy):
     model = trained_adapter() if policy == "trained adapter" else aligned()

@@ -15,9 +15,6 @@ from ..support.runs import adapted, history
 from ..support.tiny import prompts, tiny_model
 
 
-pytestmark = pytest.mark.smoke
-
-
 STEPS = 8
 """Two windows of 4 micro-steps x 2 inner updates at accumulation 2: checkpoints 4 and 8 lie between windows."""
 
@@ -58,6 +55,7 @@ def test_resuming_after_any_step_changes_nothing(make_trainer, tmp_path, kind):
             assert torch.equal(value, final[name]), name
 
 
+@pytest.mark.smoke
 def test_resuming_keeps_a_synchronised_reference(make_trainer, tmp_path):
     sync = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}
     expected = history(run(make_trainer, "full", **sync))
