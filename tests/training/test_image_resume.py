@@ -41,7 +41,7 @@ def metrics(trainer) -> dict[int, dict]:
     }
 
 
-@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.smoke)])
+@pytest.mark.parametrize("lora", [False, True])
 def test_resuming_a_mixed_run_changes_nothing(make_trainer, tmp_path, lora):
     whole = run(make_trainer, lora)
     expected, everything = history(whole), metrics(whole)
@@ -58,6 +58,7 @@ def test_resuming_a_mixed_run_changes_nothing(make_trainer, tmp_path, lora):
             assert torch.equal(value, final[name]), name
 
 
+@pytest.mark.smoke
 def test_a_checkpoint_holds_every_tasks_rows(make_trainer, tmp_path):
     """Token spaces, noise and, where the reference is not the exact one, its scores survive; no picture is kept."""
     trainer = run(make_trainer, True, max_steps=1, shuffle_dataset=False)
