@@ -15,7 +15,7 @@ from .gpu.report import NONE_MEASURED, readme_table
 from .support import ROOT
 
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.processes]
 
 MISSING = ("trl", "datasets", "math_verify", "latex2sympy2_extended")
 

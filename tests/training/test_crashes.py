@@ -37,6 +37,7 @@ def crash(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.processes
 def test_a_run_survives_a_kill_in_a_rollout_and_one_inside_a_checkpoint(tmp_path):
     told = crash(tmp_path, "--kind", "lora", "--steps", "6", "--at", "write:70", "rollout:20")
     assert "crashes: 2 kills survived (rollout 1, reward 0, update 0, log 0, start 0, checkpoint 1)" in told
@@ -220,6 +221,7 @@ def test_a_line_of_metrics_that_was_cut_short_does_no_harm(make_trainer, finishe
     assert logged(out) == logged(finished)
 
 
+@pytest.mark.processes
 def test_a_recipe_goes_on_with_the_same_command(tmp_path):
     """Also where the first measurement is lost, and where all but the summary was done."""
 

@@ -24,6 +24,8 @@ from ..support.engines import ENGINES, NEEDS_CPU_0, NEEDS_FSDP2, evaluate, train
 from ..support.processes import played
 
 
+pytestmark = pytest.mark.processes
+
 CLASSES = [(1, 1, 8), (1, 2, 4), (1, 4, 2), (2, 1, 4), (2, 2, 2), (2, 4, 1), (4, 1, 2), (4, 2, 1)]
 """Processes, accumulation, micro-batch: eight answers an optimizer step each way."""
 
