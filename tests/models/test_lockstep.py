@@ -124,6 +124,7 @@ def played(size: int, folder, *names: str) -> list[list[dict]]:
     return [[torch.load(folder / f"{name}_{rank}.pt", weights_only=True) for rank in range(size)] for name in names]
 
 
+@pytest.mark.processes
 def test_unequal_work_is_filled_up(tmp_path):
     (ranks,) = played(3, tmp_path, "unequal_counts")
     assert [own["sums"] for own in ranks] == [[0, 6, 12, 18, 24], [60, 66], []]
@@ -132,6 +133,7 @@ def test_unequal_work_is_filled_up(tmp_path):
     assert ranks[2]["shapes"] == [(1, 1)] * 5, "a process without any canvas"
 
 
+@pytest.mark.processes
 def test_rollouts_over_real_engines(tmp_path):
     alone = ids_of(sample_answers(pipeline(tiny_model()), PROMPTS[0], 3))
     sharded, replicated = played(2, tmp_path, "sharded_rollout", "replicated_rollout")

@@ -420,6 +420,7 @@ def ddp_worker(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.processes
 def test_ddp_with_several_checkpointed_forwards_before_one_backward(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -321,6 +321,7 @@ def test_ctrl_c_does_not_wait_for_a_bounded_reward():
         free.set()
 
 
+@pytest.mark.processes
 def test_a_process_ends_although_calls_were_left_behind():
     code = """
 from tests.rollout.test_misbehaving_rewards import *
@@ -763,6 +764,7 @@ def faulty_rank(rank: int, folder: str, on_error: str) -> dict:
     }
 
 
+@pytest.mark.processes
 def test_ranks_end_together_or_go_on_together(tmp_path):
     scenes = [("faulty_rank", {"folder": str(tmp_path / name), "on_error": name}) for name in ("raise", "none")]
     ended, went_on = played(2, tmp_path / "out", __name__, *scenes)

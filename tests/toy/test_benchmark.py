@@ -205,6 +205,7 @@ def alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
+@pytest.mark.processes
 def test_jobs_run_on_one_thread_each_and_do_not_outlive_their_time(tmp_path, monkeypatch):
     # A server of another part of this process, started with an environment of its own, forks these jobs too.
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -316,6 +317,7 @@ def test_only_what_is_missing_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
+@pytest.mark.processes
 def test_the_command_measures_and_reports(tmp_path, capfd):
     words = ["--algorithms", "unigrpo", "--tasks", "arithmetic", "--seeds", "0", "--output_dir", str(tmp_path)]
     changes = [f"arithmetic.{change}" for change in SMALL]

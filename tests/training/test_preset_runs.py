@@ -50,8 +50,9 @@ def test_a_preset_trains_on_text(make_trainer, name):
     assert_trains(make_trainer(**preset(name, max_steps=3, **SHORT)), 3)
 
 
-@pytest.mark.parametrize("kind", ["t2i", "mmu"])
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "t2i") for name in IMAGES), ("unigrpo", "mmu"), ("coupled_grpo", "mmu")]
+)
 def test_a_preset_trains_on_images(make_trainer, name, kind):
     sizes = {"steps_per_generation": 2, "num_generations": 2, "per_device_train_batch_size": 2, "max_steps": 2}
     assert_trains(make_trainer(**options(kind, 2, **preset(name, **sizes))), 2)
