@@ -130,8 +130,8 @@ def pytest_in(tree: Path, targets: list[str], limit: float | None = None, byteco
     (tree.parent / "tmp").mkdir()
     if code is None:
         return Outcome(kind="late", by="", seconds=seconds)
-    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)(.*)$", text, re.MULTILINE)
-    no_import = failed is not None and re.search(r"(Import|ModuleNotFound)Error", failed[2])
+    failed = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(.+?)( - .*)?$", text, re.MULTILINE)
+    no_import = failed is not None and re.search(r"(Import|ModuleNotFound)Error", failed[2] or "")
     if code not in (0, 1) or (failed is None) != (code == 0) or no_import:
         raise RuntimeError(f"pytest {' '.join(targets)} ended with {code}:\n{text[-3000:]}")
     return Outcome(kind="failed" if failed else "passed", by=failed[1] if failed else "", seconds=seconds)
