@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -92,6 +93,8 @@ def main() -> None:
     if arguments.list:
         print("\n".join(f"{own.name}: {own.bug} ({own.file})" for own in mutants))
         return
+    # As conftest.py does, which comes after what is read once.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     rows = played(mutants, arguments.room)
     told = summary(rows)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

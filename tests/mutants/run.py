@@ -22,16 +22,8 @@ from .mutant import Mutant
 LEFT_OUT = (".git", "__pycache__", ".*_cache", ".venv*", "*.egg-info", "runs", "build", "dist", ".hypothesis")
 """What the copy does without."""
 
-PRELOADED = [
-    "pytest",
-    "hypothesis",
-    "torch",
-    "transformers.trainer",
-    "transformers.modeling_utils",
-    "peft",
-    "accelerate",
-]
-PRELOADED += ["trl", "datasets", "jaxtyping", "beartype", "safetensors.torch", "PIL.Image"]
+PRELOADED = ["pytest", "hypothesis", "jaxtyping", "beartype", "torch", "safetensors.torch", "PIL.Image", "datasets"]
+PRELOADED += ["transformers.trainer", "transformers.modeling_utils", "peft", "accelerate", "trl"]
 """What the tests import of others, read once for all mutants."""
 
 OUTPUT = "output.txt"
@@ -100,7 +92,7 @@ def _pytest(tree: Path, targets: list[str], bytecode: bool) -> int:
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     for name in [own for own in sys.modules if own.partition(".")[0] in ("tests", "unigrpo")]:
         del sys.modules[name]
-    sys.path[:] = [str(tree), *(own for own in sys.path if own and not Path(own, "unigrpo").is_dir())]
+    sys.path[:] = [str(tree), *sys.path]
     sys.dont_write_bytecode, tempfile.tempdir = not bytecode, None
     os.environ.update(PYTHONPATH=str(tree), TMPDIR=str(tree.parent / "tmp"), COLUMNS="400")
     os.environ["PYTHONDONTWRITEBYTECODE"] = "" if bytecode else "1"
