@@ -211,3 +211,20 @@ def test_hand_table(level, normalization):
     divisor = lengths if normalization == "completion" else torch.tensor([2.0, 1.0])
     expected = torch.where(target, 0.5 / divisor[:, None], 0.0)
     assert torch.allclose(exact.grad, expected)
+
+
+@pytest.mark.parametrize("reduce", ["per_token", "signed"])
+def test_a_token_of_mixed_draws_has_the_mean_of_their_exact_kl(reduce):
+    """However many draws score a token, it counts once; its weights in the mixture are those of log-probabilities alone."""
+    logps = torch.full((3, 3), -1.0)
+    exact = torch.tensor([[0.2, 0.4, 9.0], [0.6, 9.0, 9.0], [0.1, 0.8, 9.0]], requires_grad=True)
+    target = torch.tensor([[True, True, False], [True, False, False], [True, True, False]])
+    loss = policy_loss(beta=0.5, kl_estimator="exact", reduce=reduce)
+    weight, lengths, advantages = target * 0.7, torch.tensor([3.0]), torch.tensor([1.0])
+    terms = terms_of(loss, logps, logps, None, advantages, target, weight, lengths, exact)
+    kl = (torch.tensor([0.2, 0.6, 0.1]).mean() + torch.tensor([0.4, 0.8]).mean()) / 2
+    assert terms.kl.tolist() == pytest.approx([kl.item()])
+    assert terms.losses.tolist() == pytest.approx([0.5 * kl.item() - 1.0])
+    terms.losses.sum().backward()
+    expected = torch.tensor([[1 / 3, 1 / 2, 0.0], [1 / 3, 0.0, 0.0], [1 / 3, 1 / 2, 0.0]]) * 0.5 / 2
+    assert torch.allclose(exact.grad, expected)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from unigrpo.algorithm.noising import StructuredNoising, TrajectoryNoising, timesteps
+from unigrpo.algorithm.noising import NOISING, StructuredNoising, TrajectoryNoising, timesteps
 from unigrpo.algorithm.noising.base import Answer
 from unigrpo.config.arguments import UniGRPOConfig
 from unigrpo.config.build import build_algorithms
-from unigrpo.types import keyed_generator
+from unigrpo.types import Rollout, keyed_generator
 
 from ..support.records import rollout
 from ..support.tiny import golden
@@ -171,6 +172,36 @@ def test_key_alone_decides_the_mask():
     assert torch.equal(together.hidden[1], alone.hidden[0])
     padded = draw([30], [9], key=(5, 1), samples=2, prompt=8)
     assert torch.equal(padded.hidden[0, :, :, 8:38], alone.hidden[0, :, :, 3:33])
+
+
+def padded_by(own: Rollout, count: int) -> Rollout:
+    """The same rows behind ``count`` positions of padding."""
+
+    def pad(values: torch.Tensor, fill: int | bool) -> torch.Tensor:
+        return torch.nn.functional.pad(values, (count, 0), value=fill)
+
+    canvas = replace(
+        own.canvas,
+        ids=pad(own.canvas.ids, 0),
+        fill_mask=pad(own.canvas.fill_mask, False),
+        attention_mask=pad(own.canvas.attention_mask, False),
+    )
+    masks = {"completion_mask": pad(own.completion_mask, False), "step_map": pad(own.step_map, -1)}
+    return replace(own, canvas=canvas, sampling_logps=pad(own.sampling_logps, 0), **masks)
+
+
+@pytest.mark.parametrize("name", sorted(NOISING))
+def test_padding_moves_no_rows_noise(name):
+    """Of every scheme, with prompt tokens hidden too: padding is neither hidden nor drawn for."""
+    own = rollout([12], prompt=9)
+    own = replace(own, step_map=torch.where(own.completion_mask, torch.arange(40) // 3, -1))
+    alone, behind = (
+        NOISING[name](p_mask_prompt=0.5)(rows, num_iterations=2, num_samples=2, key=(5, 1), rows=[9])
+        for rows in (own, padded_by(own, 6))
+    )
+    assert alone.hidden[..., :9].any() and not behind.hidden[..., :6].any()
+    for field in ("hidden", "target", "weight"):
+        assert torch.equal(getattr(behind, field)[..., 6:], getattr(alone, field))
 
 
 @pytest.mark.parametrize("change", [{"key": (6, 1)}, {"key": (5, 2)}, {"rows": [10]}])

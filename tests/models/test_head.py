@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unigrpo.models import head as head_module
+from unigrpo.models.draw import Draw
 from unigrpo.models.head import ROWS_PER_CHUNK, VocabularyHead
 from unigrpo.types import TokenSpace
 
@@ -29,7 +30,7 @@ def plain(head: VocabularyHead, hidden, targets, space: TokenSpace, temperature:
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize("rows", [1, ROWS_PER_CHUNK + 37])
+@pytest.mark.parametrize("rows", [1, 2 * ROWS_PER_CHUNK + 37])
 def test_values_and_gradients_equal_plain_autograd(rows, space, temperature, frozen):
     head, hidden, targets = problem(rows, space, frozen=frozen)
     logps, entropy = head(hidden, targets, space, temperature)[:2]
@@ -47,6 +48,15 @@ def test_values_and_gradients_equal_plain_autograd(rows, space, temperature, fro
         assert relative(head.weight.grad, weight.grad) < 2e-5
         outside = ~space.contains(torch.arange(VOCAB))
         assert not head.weight.grad[outside].any()
+
+
+def test_rows_of_every_chunk_draw_with_their_own_number():
+    rows, space = 2 * ROWS_PER_CHUNK + 37, SPACES["slice"]
+    head, hidden, _ = problem(rows, space)
+    uniforms = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drawn = head(hidden, token_space=space, temperature=0.7, draw=Draw(uniforms=uniforms))
+    cumulative = head(hidden, token_space=space, temperature=0.7).double().softmax(-1).cumsum(-1)
+    assert torch.equal(drawn.tokens, torch.searchsorted(cumulative, uniforms[:, None]).squeeze(1) + space.start)
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])

@@ -216,6 +216,17 @@ def test_spread_of_the_estimator_by_hand():
     assert "estimator/std" not in logged(window_metrics, [one, none, fresh])
 
 
+def test_a_mean_does_not_depend_on_how_its_values_were_divided():
+    """Over units of any size, on one process or two."""
+    values = torch.arange(12.0).square()
+    for sizes in ([12], [5, 7], [1, 3, 8]):
+        here, there = Metrics(), Metrics()
+        for place, part in enumerate(values.split(sizes)):
+            (here, there)[place % 2].add("kl", part.mean(), weight=len(part))
+        told = here.flush(lambda own, other=there: [*own, other.pending()])
+        assert told == {"kl": pytest.approx(float(values.mean()))}
+
+
 def test_rewards_by_hand():
     """Four groups of two, the last one of pictures; the second reward leaves most rows out."""
     first = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 3.0, 1.0]

@@ -151,6 +151,28 @@ def test_rows_that_count_for_nothing_still_count_in_the_mean(make_trainer):
     assert total == pytest.approx(-2.0 * 6 / 8, abs=1e-6)
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_one_advantage_for_all_is_minus_the_loss_however_many_tokens_a_draw_scores(make_trainer, loss_type, draws):
+    trainer = make_trainer(
+        rows=prompts(8, MIXED),
+        beta=0.0,
+        steps_per_generation=2,
+        num_generations=2,
+        noising="random",
+        num_noise_samples=draws,
+        loss_type=loss_type,
+    )
+    window = first_window(trainer)
+    assert len({int(draw.sum()) for row in window.experiences for draw in row.target[0]}) > 2
+    for row in window.experiences:
+        row.advantage = 2.0
+    trainer._window = rebuild_window(trainer.pipeline(), window.experiences, window.order)
+    steps = enumerate(trainer._window.micro_batches)
+    total = sum(trainer._policy_loss(trainer.model, unit, 0, step).item() for step, units in steps for unit in units)
+    assert total == pytest.approx(-2.0, abs=1e-5)
+
+
 @pytest.mark.parametrize("lora", LORA)
 def test_order_of_rows_changes_nothing(make_trainer, lora):
     trainer = make_trainer(lora=lora, rows=prompts(8, MIXED), steps_per_generation=2, num_generations=2)
