@@ -203,7 +203,7 @@ said = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 
 
 @pytest.mark.parametrize("name", GRADERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(answers=st.lists(said, min_size=1, max_size=3), thoughts=st.tuples(said, said))
 def test_a_score_is_of_the_answer_alone(name, answers, thoughts):
     """In its range; the same alone and in any batch; not moved by a thought, and the least for a thought without an end."""
