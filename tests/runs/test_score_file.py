@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,9 @@ def test_every_reward_is_listed_with_its_range(capsys):
         assert any(line.split()[0] == name and limits in line for line in bare.splitlines() if line.strip())
     assert main(["rewards", "--data", "rows.jsonl"]) == 2
     assert "or no arguments for the list" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_one_sentence(recipe, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    assert main(["rewards", recipe, "--data", "rows.jsonl", "rewards=[{name: json_schema}]"]) == 2
+    assert "rewards[0]: json_schema needs the package jsonschema" in capsys.readouterr().err

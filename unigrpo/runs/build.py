@@ -144,7 +144,7 @@ def build_rewards(recipe: Recipe) -> list[Any]:
     """Callables, or model paths for the trainer to load.
 
     Raises:
-        ValueError: a name that leads nowhere, or arguments that the reward does not take.
+        ValueError: a name that leads nowhere, arguments that the reward does not take, or a package or system that it lacks.
     """
     built = []
     for number, spec in enumerate(recipe.rewards):
@@ -152,7 +152,7 @@ def build_rewards(recipe: Recipe) -> list[Any]:
         options = {key: model_path(value) if isinstance(value, str) else value for key, value in spec.args.items()}
         try:
             reward = spec.name if is_model else get_reward(spec.name, [recipe.folder], **options)
-        except ValueError as error:
+        except (ValueError, ImportError, RuntimeError) as error:
             raise RecipeError(f"{recipe.source}: rewards[{number}]: {error}") from error
         except TypeError as error:
             raise RecipeError(f"{recipe.source}: rewards: args of {spec.name!r}: {error}") from error
