@@ -14,14 +14,23 @@ from ..errors import import_named
 REWARDS: dict[str, str] = {
     "answer_correctness": "unigrpo.rewards.answers:answer_correctness",
     "clip_score": "unigrpo.rewards.clip:ClipScore",
+    "code_tests": "unigrpo.rewards.programs:CodeTests",
     "colour": "unigrpo.rewards.pixels:colour",
     "countdown": "unigrpo.rewards.puzzles:countdown",
+    "exact_match": "unigrpo.rewards.exact:ExactMatch",
     "image_reward": "unigrpo.rewards.imagereward:ImageReward",
     "jpeg_size": "unigrpo.rewards.pixels:jpeg_size",
+    "json_schema": "unigrpo.rewards.schemas:JsonSchema",
     "judge": "unigrpo.rewards._judge:JudgeReward",
+    "length": "unigrpo.rewards.lengths:Length",
     "math_correctness": "unigrpo.rewards.math:math_correctness",
+    "multiple_choice": "unigrpo.rewards.exact:multiple_choice",
+    "reasoning_gym": "unigrpo.rewards.gym:ReasoningGym",
+    "regex": "unigrpo.rewards.patterns:RegexReward",
     "remote": "unigrpo.rewards._remote:RemoteReward",
+    "repetition": "unigrpo.rewards.lengths:Repetition",
     "sudoku": "unigrpo.rewards.puzzles:sudoku",
+    "tag_count": "unigrpo.rewards.tags:TagCount",
     "think_format": "unigrpo.rewards.format:think_format",
 }
 """Name of a reward -> where it lives, as ``module:attribute``. A module is imported when its reward is asked for."""

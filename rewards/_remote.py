@@ -13,7 +13,7 @@ from .text import completion_text
 
 
 class RemoteReward(ServiceReward):
-    """The rewards that an HTTP service gives; range: any finite number, as the service says. None where it says null.
+    """The rewards that an HTTP service gives; range any finite number, as the service says. None where it says null.
 
     A request is a POST of one JSON object of lists with one item a row::
 

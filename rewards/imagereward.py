@@ -49,7 +49,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageReward(ImageTextReward):
-    """Score of ImageReward, normalised by its own constants; any number, mostly in -2 to 2.
+    """Score of ImageReward, normalised by its own constants; range any number, mostly in -2 to 2.
 
     Args:
         model: hub id, or a folder with ``ImageReward.pt`` and ``med_config.json``.

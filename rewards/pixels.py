@@ -17,7 +17,7 @@ Metric = Callable[[str, float], None]
 def jpeg_size(
     prompts: list, completions: list, *, quality: int = 95, log_metric: Metric | None = None, **_: Any
 ) -> list[float | None]:
-    """Size of an image as a JPEG file in kilobytes (1000 bytes); above 0, more for more detail.
+    """Size of an image as a JPEG file in kilobytes (1000 bytes), more for more detail; range above 0.
 
     With a negative weight it rewards images that compress well. None where a completion is not an image or cannot be
     written; ``log_metric`` receives the number of the latter as ``jpeg_size/failed``.

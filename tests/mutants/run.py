@@ -99,7 +99,7 @@ def _pytest(tree: Path, targets: list[str], bytecode: bool) -> int:
     os.chdir(tree)
     import pytest
 
-    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{own}" for own in targets)])
+    code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "", *(f"tests/{own}" for own in targets)])
     origin = str(Path(sys.modules["unigrpo"].__file__).parent) if "unigrpo" in sys.modules else "nowhere"
     print(f"unigrpo was imported from {origin}", flush=True)
     return int(code) if origin == str(tree / "unigrpo") else 3

@@ -16,7 +16,7 @@ from unigrpo.rewards.text import completion_text
 from ..support import ROOT
 
 
-NEED_ARGUMENTS = {"judge": "model", "remote": "url"}
+NEED_ARGUMENTS = {"judge": "model", "length": "max_completion_length", "remote": "url"}
 
 
 @pytest.mark.smoke
@@ -59,7 +59,7 @@ def test_arguments_are_bound_to_a_function():
     ("name", "parts"),
     [
         ("math_corectness", ["'math_corectness'", "Did you mean 'math_correctness'?", "think_format"]),
-        ("nonsense", ["'nonsense'", "math_correctness, remote, sudoku, think_format"]),
+        ("nonsense", ["'nonsense'", "regex, remote, repetition, sudoku, tag_count, think_format"]),
         ("", ["''", "math_correctness"]),
         (None, ["None", "math_correctness"]),
         ("no_such_pkg.mod:attr", ["no module 'no_such_pkg' in ", "nor among the installed packages"]),

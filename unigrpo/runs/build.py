@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset
 from transformers import BitsAndBytesConfig
 
 from ..config.arguments import UniGRPOConfig
+from ..data.gym import GYM, problems
 from ..data.rows import undecoded
 from ..errors import RecipeError, ReturnError, SourceError, import_named
 from ..models import DiffusionPolicy, resolve_policy
@@ -143,7 +144,7 @@ def build_rewards(recipe: Recipe) -> list[Any]:
     """Callables, or model paths for the trainer to load.
 
     Raises:
-        ValueError: a name that leads nowhere, or arguments that the reward does not take.
+        ValueError: a name that leads nowhere, arguments that the reward does not take, or a package or system that it lacks.
     """
     built = []
     for number, spec in enumerate(recipe.rewards):
@@ -151,7 +152,7 @@ def build_rewards(recipe: Recipe) -> list[Any]:
         options = {key: model_path(value) if isinstance(value, str) else value for key, value in spec.args.items()}
         try:
             reward = spec.name if is_model else get_reward(spec.name, [recipe.folder], **options)
-        except ValueError as error:
+        except (ValueError, ImportError, RuntimeError) as error:
             raise RecipeError(f"{recipe.source}: rewards[{number}]: {error}") from error
         except TypeError as error:
             raise RecipeError(f"{recipe.source}: rewards: args of {spec.name!r}: {error}") from error
@@ -177,6 +178,8 @@ def load_rows(spec: DatasetSpec) -> Any:
     """One dataset with our column names."""
     if spec.path.startswith(BUILTIN):
         rows = _builtin_rows(spec)
+    elif spec.path.startswith(GYM):
+        rows = _gym_rows(spec)
     else:
         rows = _hub_or_file(spec)
         if spec.limit is not None:
@@ -206,6 +209,15 @@ def _builtin_rows(spec: DatasetSpec) -> Any:
         raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in sets]}")
     try:
         return Dataset.from_list(import_named(sets[name])(spec.split, spec.limit))
+    except ValueError as error:
+        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
+
+
+def _gym_rows(spec: DatasetSpec) -> Any:
+    from datasets import Dataset
+
+    try:
+        return Dataset.from_list(problems(spec.path.removeprefix(GYM), spec.split, spec.limit))
     except ValueError as error:
         raise RecipeError(f"dataset {spec.path!r}: {error}") from error
 

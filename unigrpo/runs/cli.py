@@ -16,6 +16,7 @@ from .commands import (
     run_keys,
     run_merge,
     run_recipes,
+    run_rewards,
     run_sample,
     run_train,
 )
@@ -30,6 +31,7 @@ EPILOG = """examples:
   unigrpo check quickstart quickstart_image             find mistakes before any GPU time
   unigrpo check math_mmada_8b_lora --memory 24          what of it does not fit 24 GB, and which key to turn
   unigrpo keys noising beta my_noise:Tail               what these read, with defaults and ranges
+  unigrpo rewards quickstart --data completions.jsonl   what its rewards say of answers in a file
   unigrpo sample builtin:arithmetic "Tom has 127 cups and gets 4. Total?"
   unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
@@ -79,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
         "words", nargs="*", metavar="WORD", help="a key, a part, a kind of part, or your own pkg.mod:attr"
     )
 
+    rewards = _command(commands, "rewards", run_rewards, "score completions in a file, or list the rewards")
+    _rewards_arguments(rewards)
+
     sample = _command(commands, "sample", run_sample, "print answers of a policy")
     _sample_arguments(sample)
 
@@ -126,6 +131,18 @@ def _check_arguments(check: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="also count what a run holds on a card of so many GB (10^9 bytes), and which keys to turn where it is too much",
     )
+
+
+def _rewards_arguments(rewards: argparse.ArgumentParser) -> None:
+    rewards.add_argument("recipe", nargs="?", help="YAML file or name of a shipped recipe, whose rewards are asked")
+    rewards.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. rewards.0.weight=1")
+    rewards.add_argument(
+        "--data", metavar="FILE", help="JSON lines with prompt, completion and the columns that the rewards read"
+    )
+    rewards.add_argument(
+        "--output", metavar="FILE", help="write each row's scores as JSON lines; it must not exist yet"
+    )
+    rewards.add_argument("--list", action="store_true", help="list the rewards that ship (default without arguments)")
 
 
 def _benchmark_arguments(benchmark: argparse.ArgumentParser) -> None:

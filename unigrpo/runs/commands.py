@@ -201,6 +201,25 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     return 1 if any(entry["failed"] for entry in results["entries"]) else 0
 
 
+def run_rewards(arguments: argparse.Namespace) -> int:
+    """``unigrpo rewards RECIPE --data FILE [--output FILE]``, or the list of rewards."""
+    from .recipe import load_recipe
+    from .score_file import score_file
+    from .score_report import listed
+
+    if arguments.list or (arguments.recipe is None and arguments.data is None):
+        lines = listed()
+    elif arguments.recipe is None or arguments.data is None:
+        raise ValueError(
+            "unigrpo rewards: write `unigrpo rewards RECIPE --data completions.jsonl`, or no arguments for the list"
+        )
+    else:
+        lines = score_file(load_recipe(arguments.recipe, arguments.overrides), arguments.data, arguments.output)
+    for line in lines:
+        print(line)
+    return 0
+
+
 def run_recipes(arguments: argparse.Namespace) -> int:
     """``unigrpo recipes``: what ships with the package; ``unigrpo recipes copy NAME ...``: copies to be changed."""
     from . import packaged

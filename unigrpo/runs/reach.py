@@ -53,6 +53,9 @@ LEADS_OUT = (
 SERVICES = {"judge": "base_url", "remote": "url"}
 """Rewards that send rows to a service, and their argument with its URL."""
 
+RUNS_ANSWERS = ("code_tests", "reasoning_gym")
+"""Rewards that run what an answer says, in a process without network and without files to write."""
+
 
 def _masked(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments to be shown: what is named like a secret is not."""
@@ -89,6 +92,9 @@ def code_of(recipe: Recipe) -> list[str]:
         for name in SERVICES:
             if reward.name in (name, REWARDS[name]):
                 lines.append(f"asks a service: {_service(name, reward.args)}")
+        for name in RUNS_ANSWERS:
+            if reward.name in (name, REWARDS[name]):
+                lines.append(f"runs code of answers and datasets, guarded: {name}")
         if _is_code(reward.name):
             given = f" with args {quoted(_masked(reward.args))}" if reward.args else ""
             lines.append(f"runs code: {reward.name}{given}")

@@ -50,8 +50,8 @@ class ModelSpec:
 
 @dataclass(slots=True, kw_only=True)
 class DatasetSpec:
-    """``path`` is a hub id, a ``.jsonl``/``.json``/``.parquet`` file, a ``.txt`` file of one prompt a line or
-    ``builtin:NAME``.
+    """``path`` is a hub id, a ``.jsonl``/``.json``/``.parquet`` file, a ``.txt`` file of one prompt a line,
+    ``builtin:NAME`` or ``reasoning_gym:TASK``.
 
     ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows, ``prompt`` is one prompt for all rows,
     ``image_transform`` is how pictures get the model's size: ``squash``, ``crop`` or ``pad``.
