@@ -129,5 +129,5 @@ def test_every_reward_is_listed_with_its_range(capsys):
 
 def test_a_missing_extra_is_one_sentence(recipe, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "jsonschema", None)
-    assert main(["rewards", recipe, "--data", "rows.jsonl", "rewards=[{name: json_schema}]"]) == 2
+    assert main(["rewards", recipe, "--data", "rows.jsonl", "rewards=[{name: json_schema, args: {timeout: 2}}]"]) == 2
     assert "rewards[0]: json_schema needs the package jsonschema" in capsys.readouterr().err
