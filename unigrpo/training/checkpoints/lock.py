@@ -35,6 +35,9 @@ class Holder:
     birth: str
     since: str
 
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
     def is_same(self, other: Holder) -> bool:
         """The same process, whenever it took the folder."""
         return (self.host, self.pid, self.birth) == (other.host, other.pid, other.birth)
@@ -152,7 +155,7 @@ def read_lock(path: Path) -> Holder | None:
 
 
 def _in_use(path: Path, holder: Holder) -> str:
-    where = f"{path.parent} is in use by process {holder.pid} on {holder.host}, since {holder.since}"
+    where = f"{path.parent} is in use by {holder}"
     if holder.host == socket.gethostname():
         return f"{where}. Wait for it or stop it, or set another output_dir"
     return (

@@ -17,9 +17,9 @@ from torch import nn
 from ...errors import CheckpointError
 from ...models.checkpoint_files import ADAPTER_WEIGHTS, FULL_WEIGHTS, weights_in
 from ...models.reference import is_peft
-from .files import describe
+from .files import describe, named
 from .identity import adapter_keys, dataset_digest, described, weights_digest
-from .run_record import RunRecord, new_run_id, read_record, write_record
+from .run_record import RECORD, RunRecord, read_record, write_record
 
 
 class OneRun:
@@ -36,6 +36,8 @@ class OneRun:
     reward_args: list[str] | None = None
     start: dict[str, str] = {}
     run: RunRecord | None = None
+    _new_id = ""
+    """What the run is called if it is a new one, the same on all processes."""
     _aside: Path | None = None
     """Where a checkpoint is being written, in place of the run's folder."""
 
@@ -55,7 +57,7 @@ class OneRun:
             told[name] = dataset_digest(getattr(self, name))
         about = {"model": getattr(self.model.config, "name_or_path", None), **self.about}
         about["started"] = datetime.now(UTC).isoformat(timespec="seconds")
-        return RunRecord(run_id=new_run_id(), kept=kept, told=told, about=about)
+        return RunRecord(run_id=self._new_id, kept=kept, told=told, about=about)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in transformers; weights of the other kind, a whole model's or an adapter's, are never mixed with these.
@@ -101,7 +103,8 @@ class OneRun:
             if stamp != before.get(name) and (name not in before or name in ours):
                 ours[name] = describe(folder / name)
         self.run = replace(record, files=ours)
-        write_record(folder, self.run)
+        with named(folder / RECORD):
+            write_record(folder, self.run)
 
     def _on_writers(self, work: Callable[[], None]) -> None:
         """``work`` on the processes that write; what one of them refuses is raised on all."""

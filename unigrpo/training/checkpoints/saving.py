@@ -16,11 +16,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ...errors import CheckpointError
 from .deepspeed_files import refuse_code
-from .files import aside_of, check_writable, fault, finish, publish, seal, sync_tree
+from .files import aside_of, check_writable, fault, finish, named, publish, seal, sync_tree
 from .lock import locked
 from .one_run import OneRun
 from .run_folder import check_named, check_state, checkpoint_folder, none_usable, rotate, saving_error, steps_of
-from .run_record import write_record
+from .run_record import RECORD, new_run_id, write_record
 from .run_start import begin, foreign
 
 
@@ -148,6 +148,7 @@ class AtomicCheckpoints(OneRun):
                 is damaged, or with True all that are there are; the one to go on from is another run's, or has no optimizer
                 and schedule, as ``save_only_model`` leaves them out.
         """
+        self._new_id = gather_object([new_run_id()])[0]
         with ExitStack() as lock:
             self._on_writers(lambda: self._open(lock))
             checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
@@ -165,9 +166,13 @@ class AtomicCheckpoints(OneRun):
         """Settles whose the folder is, and writes it down."""
         run = Path(self.args.output_dir)
         self.run, told = begin(run, self._described(), resume, checkpoint and Path(checkpoint), self.args.overwrite)
-        write_record(run, self.run)
+        with named(run / RECORD):
+            write_record(run, self.run)
+        engine = (
+            "; DeepSpeed's engine goes on with the learning rate that it stored" if self.is_deepspeed_enabled else ""
+        )
         for warning in told:
-            self._tell(warning)
+            self._tell(warning + engine)
 
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
         """The checkpoint that all ranks resume from; it has all that they need."""

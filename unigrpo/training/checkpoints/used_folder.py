@@ -10,7 +10,7 @@ from pathlib import Path
 from ...errors import CheckpointError
 from ...models.checkpoint_files import weights_in
 from .files import MANIFEST, SHOWN, discard, file_fault
-from .lock import locked
+from .lock import LOCK, locked, read_lock
 from .run_folder import checkpoint_folder, steps_of
 from .run_record import RECORD, read_record
 
@@ -107,8 +107,8 @@ def take_free_folder(asked: Path, lock: ExitStack) -> tuple[Path, str | None]:
                 own.enter_context(locked(folder))
                 left = left_by_a_run(folder)
                 why = f"{folder} holds a run ({_listed(left)})" if left else None
-            except CheckpointError as error:
-                why = str(error)
+            except CheckpointError:
+                why = f"{folder} is in use by {read_lock(folder / LOCK) or 'another run'}"
             if why is None:
                 lock.push(own.pop_all())
                 return folder, reason
