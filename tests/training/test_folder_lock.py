@@ -84,7 +84,7 @@ def test_a_number_that_another_process_has_by_now_does_not_bar_the_way(tmp_path)
 
 
 def test_of_another_machine_the_file_to_delete_is_told(tmp_path):
-    path = written(tmp_path, replace(this_process(), host="elsewhere"))
+    path = written(tmp_path, replace(this_process(), host="elsewhere", birth="another start"))
     with (
         pytest.raises(CheckpointError, match=rf"on elsewhere, since .*another machine.* delete {path}"),
         locked(tmp_path),
