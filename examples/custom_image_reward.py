@@ -12,8 +12,8 @@ def bright(completions, **_):
 
 
 if __name__ == "__main__":
-    sampling = {"steps": 8, "guidance_scale": 0.0, "timesteps": "truncated", "num_iterations": 2}
-    args = UniGRPOConfig("runs/bright", per_device_train_batch_size=64, learning_rate=3e-4, max_steps=80, **sampling)
+    options = {"steps": 8, "guidance_scale": 0.0, "timesteps": "truncated", "num_iterations": 2, "save_strategy": "no"}
+    args = UniGRPOConfig("runs/bright", per_device_train_batch_size=64, learning_rate=3e-4, max_steps=80, **options)
     trainer = UniGRPOTrainer("builtin:shapes", bright, args, problems("train"), problems("test"))
     before = trainer.evaluate()["eval_reward"]
     trainer.train()

@@ -10,8 +10,8 @@ def exact(completions, solution, **_):
 
 
 if __name__ == "__main__":
-    sampling = {"max_completion_length": 16, "steps": 16, "block_length": 4}
-    args = UniGRPOConfig("runs/exact", per_device_train_batch_size=64, learning_rate=2e-4, max_steps=96, **sampling)
+    options = {"max_completion_length": 16, "steps": 16, "block_length": 4, "save_strategy": "no"}
+    args = UniGRPOConfig("runs/exact", per_device_train_batch_size=64, learning_rate=2e-4, max_steps=96, **options)
     rows, held_out = problems("train", 512), problems("test", 64)
     trainer = UniGRPOTrainer("builtin:arithmetic", exact, args, rows, held_out)
     before = trainer.evaluate()["eval_reward"]

@@ -116,6 +116,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         self._tasks: set[str] = set()
         train_dataset, eval_dataset = self._checked(train_dataset, eval_dataset)
         self.sft_dataset = self._checked_demonstrations(sft_dataset)
+        self.starts_from(model)
         model = trainable(model, peft_config, args, self._with_reference)
         args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
         self._twin = reference_copy(model) if self._with_reference and not isinstance(model, PeftModel) else None
@@ -136,8 +137,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         check_same_graph(self.accelerator, self.algorithms, self._tasks)
         if self._twin is not None:
             self._twin = prepare_reference(self.accelerator, self._twin, args.sync_ref_model)
-        for reward in self.rewards.functions:
-            reward = getattr(reward, "reward", reward)
+        for reward in (getattr(own, "reward", own) for own in self.rewards.functions):
             if isinstance(reward, ModelReward):
                 reward.to(self.accelerator.device)
         self._reference = reference_context(model, lambda: self.model_wrapped, self._twin)

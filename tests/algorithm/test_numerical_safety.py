@@ -211,7 +211,7 @@ def losses(draw, options: dict | None = None):
     arguments = {
         "logps": table(EXTREMES).requires_grad_(),
         "old_logps": table(EXTREMES),
-        "ref_logps": draw(st.sampled_from([None, table(EXTREMES)])),
+        "ref_logps": table(EXTREMES) if loss.beta > 0 else draw(st.sampled_from([None, table(EXTREMES)])),
         "advantages": table([-1e30, -2.0, 0.0, 2.0, 1e30], (rows,)),
         "target": table([True, False]),
         "weight": table([0.5, 1.0, 40.0]),

@@ -26,6 +26,7 @@ from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.training.callbacks import JsonLines
 from unigrpo.training.checkpoints.files import INCOMPLETE, MANIFEST, REMOVED, fault
 from unigrpo.training.checkpoints.run_folder import checkpoint_folder, steps_of
+from unigrpo.training.checkpoints.run_record import RECORD
 
 from .tiny import low_ids, prompts, tiny_model, tiny_processor
 
@@ -56,7 +57,7 @@ STAGES = ("start", "rollout", "reward", "update", "log", "write", "manifest", "p
 """Where a child can be; the last four are a checkpoint: its files, manifest and name, the deletion of older ones."""
 POINTS = {"rollout": 30, "reward": 1, "update": 6, "log": 2, "write": 25, "manifest": 3, "publish": 2, "rotate": 6}
 """From how many points of a stage a kill chooses; they are few enough that a life makes about one step."""
-TIMES = ("time/", "train_", "eval_runtime", "tokens_per_second")
+TIMES = ("time/", "train_", "eval_runtime", "tokens_per_second", "run_id")
 KINDS = {
     "full": {"sync_ref_model": True, "ref_model_sync_steps": 3, "ref_model_mixup_alpha": 0.5},
     "lora": {"logging_steps": 3, "disable_dropout": False},
@@ -218,7 +219,7 @@ def survive(run: tuple[Path, str, int], aims: list, board: Board) -> list[str]:
 
 
 def metrics(out: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl`` without what a clock decides."""
+    """The lines of ``metrics.jsonl`` without what a clock decides, and the id of the run."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
 
@@ -234,7 +235,7 @@ def difference(out: Path, whole: Path, steps: int) -> str | None:
     for folder in ("final", f"checkpoint-{steps}"):
         for path in sorted((whole / folder).iterdir()):
             other = out / folder / path.name
-            timed = path.name in ("trainer_state.json", "training_args.bin", MANIFEST)
+            timed = path.name in ("trainer_state.json", "training_args.bin", MANIFEST, RECORD, "README.md")
             if not timed and path.is_file() and path.read_bytes() != other.read_bytes():
                 return f"{folder}/{path.name}"
     return None

@@ -17,6 +17,7 @@ from unigrpo.runs.cli import main
 from unigrpo.runs.held_out import load_before
 from unigrpo.training.checkpoints.files import MANIFEST, fault
 from unigrpo.training.checkpoints.run_folder import newest_usable
+from unigrpo.training.checkpoints.run_record import RECORD
 
 from ..support import ROOT
 from ..support.crashing import metrics
@@ -175,7 +176,7 @@ def test_what_a_killed_run_left_aside_is_cleared(make_trainer, tmp_path):
         stale.write_bytes(b"stale")
     (out / ".removed-checkpoint-0").mkdir()
     recorded(make_trainer, out, max_steps=1).train(resume_from_checkpoint=True)
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint-1", "metrics.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint-1", "metrics.jsonl", RECORD]
     assert not (out / "checkpoint-1" / "rollout_window_7.safetensors").exists()
 
 

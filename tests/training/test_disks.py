@@ -21,6 +21,7 @@ from unigrpo.runs.recipe import load_recipe
 from unigrpo.training.callbacks import JsonLines
 from unigrpo.training.checkpoints.files import MANIFEST, fault
 from unigrpo.training.checkpoints.run_folder import newest_usable, steps_of
+from unigrpo.training.checkpoints.run_record import RECORD
 
 from ..support import ROOT
 from ..support.runs import diverging
@@ -153,7 +154,7 @@ def test_an_error_that_is_no_disks_stays_itself_and_leaves_nothing(make_trainer,
     monkeypatch.setattr("unigrpo.training.checkpoints.window_checkpoints.save_window", lambda *args: {}["missing"])
     with pytest.raises(KeyError, match="missing"):
         trainer.train()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.jsonl", RECORD]
 
 
 def test_a_network_that_fails_while_a_checkpoint_is_written_is_no_full_disk(make_trainer, tmp_path, monkeypatch):
@@ -164,7 +165,7 @@ def test_a_network_that_fails_while_a_checkpoint_is_written_is_no_full_disk(make
     monkeypatch.setattr("unigrpo.training.checkpoints.window_checkpoints.save_window", reset)
     with pytest.raises(ConnectionResetError, match="reset by peer"):
         trainer.train()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.jsonl", RECORD]
 
 
 def test_a_bad_step_on_a_full_disk_tells_of_both(make_trainer, monkeypatch):

@@ -72,8 +72,14 @@ def logs(output: Path) -> list[dict]:
 
 @pytest.mark.processes
 def test_the_shipped_ddp_file_starts_a_run_that_is_the_run_on_one_process(tmp_path):
+    """Both processes take the same free name, where the one asked for is used."""
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "summary.json").write_text("{}")
     run(tmp_path / "one", 32, 1)
-    printed = run(tmp_path / "two", 16, 2).stdout
+    printed = run(tmp_path / "used", 16, 2).stdout
+    assert printed.count(f"this run goes to {tmp_path / 'used-2'}") == 1
+    (tmp_path / "used-2").rename(tmp_path / "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two", "used"]
     alone, both = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
     assert alone["engine"] == {"kind": "NO", "processes": 1, "wrapper": "MMaDAForMaskedDiffusion"}
     assert both["engine"] == {"kind": "MULTI_CPU", "processes": 2, "wrapper": "DistributedDataParallel"}

@@ -8,6 +8,7 @@ from peft import PeftModel
 
 from unigrpo.errors import CheckpointError
 from unigrpo.models import MMaDAForMaskedDiffusion
+from unigrpo.training.checkpoints.run_record import RECORD
 from unigrpo.training.checkpoints.window_checkpoints import window_file
 from unigrpo.training.checkpoints.window_file import load_window
 
@@ -92,7 +93,9 @@ def test_rollouts_of_another_size_are_an_error(make_trainer, tmp_path, step):
     checkpoint = str(tmp_path / "run" / f"checkpoint-{step}")
     for changes in CHANGES:
         name, value = next(iter(changes.items()))
-        with pytest.raises(ValueError, match=rf"checkpoint-\d.*'{name}': '\d there, {value} here'.*same batch sizes"):
+        with pytest.raises(
+            CheckpointError, match=rf"checkpoint-\d, of run \w+: .*{name} was \d and is {value}.*Set them back"
+        ):
             run(make_trainer, "lora", checkpoint, rows=prompts(12), save_strategy="no", **changes)
 
 
@@ -115,7 +118,7 @@ def test_a_checkpoint_of_the_model_alone_is_an_error(make_trainer, tmp_path):
     for checkpoint in (str(folder), True):
         with pytest.raises(CheckpointError, match=told):
             run(make_trainer, "lora", checkpoint)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-2", RECORD]
 
 
 def test_a_checkpoint_of_the_model_alone_points_to_one_with_its_optimizer(make_trainer, tmp_path):

@@ -195,8 +195,14 @@ class PolicyLoss:
         overflow: it is then infinite or NaN, never a finite number with a NaN gradient.
 
         Raises:
-            ValueError: ``"dr_grpo"`` without ``max_length``, ``"dapo"`` or ``"bnpo"`` without ``tokens_per_row``.
+            ValueError: ``"dr_grpo"`` without ``max_length``, ``"dapo"`` or ``"bnpo"`` without ``tokens_per_row``; a ``beta``
+                without anything to take the KL to.
         """
+        if self.beta > 0 and batch.ref_logps is None and scores.kl is None:
+            raise ValueError(
+                f"beta={self.beta} needs the reference's log-probabilities, and the window has none: it was sampled with "
+                "beta=0. Set beta back, or start a new run"
+            )
         batch, scores = self._mixed(*_in_fp32(batch, scores))
         target, weight = batch.target, batch.weight
         assert batch.old_logps is not None, "a loss compares with old_logps; without an old pass they are the new ones"

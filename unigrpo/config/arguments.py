@@ -124,6 +124,9 @@ class UniGRPOConfig(TrainingArguments):
     log_exact_kl: bool = key(
         True, "logs the exact KL of a few tokens once a window where the KL is an estimate (two more forwards)"
     )
+    overwrite: bool = key(
+        False, "what another run left in output_dir is deleted when training starts; nothing that a user put there"
+    )
     use_vllm: bool = key(False, "refused: vLLM decodes autoregressively")
     given_keys: list[str] | None = key(
         None, "the keys of parts that were given; written by the config itself, so that saved arguments remember"

@@ -17,6 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
+FULL_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
+ADAPTER_WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)")
+"""Names of the files in which a folder keeps weights."""
+
 LAYERS = {"num_hidden_layers", "n_layers", "n_layer", "num_layers", "layers", "depth", "depths"} | {
     f"{side}_{kind}" for side in ("encoder", "decoder") for kind in ("layers", "blocks")
 }
@@ -185,6 +189,33 @@ def hub_file(path: str | Path, name: str, **options: Any) -> Path | None:
     except OSError:  # Not there, or not to be reached: whoever then loads it says why.
         return None
     return None if found is None else Path(found)
+
+
+def weights_in(folder: str | Path) -> list[str]:
+    """Names of the files of weights in a folder: those of a whole model first, then those of an adapter."""
+    names = sorted(path.name for path in Path(folder).glob("*model*") if path.is_file())
+    return [name for kind in (FULL_WEIGHTS, ADAPTER_WEIGHTS) for name in names if kind.fullmatch(name)]
+
+
+def check_one_kind(folder: str | Path) -> None:
+    """Raises ``ValueError`` for a folder in which two runs left weights: of a whole model, and of an adapter to another one.
+
+    An adapter beside its own base is one policy.
+    """
+    found, config = weights_in(folder), Path(folder) / "adapter_config.json"
+    full = [name for name in found if FULL_WEIGHTS.fullmatch(name)]
+    if not full or not config.is_file():
+        return
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if isinstance(base, str) and base and os.path.realpath(base) == os.path.realpath(folder):
+        return
+    raise ValueError(
+        f"{str(folder)!r} holds two policies: the whole model {full[0]!r} and an adapter to {base!r} ({config.name!r}). Move the "
+        "files of one of them to a folder of its own"
+    )
 
 
 def weight_files(config: Any, path: str | Path, **options: Any) -> list[Path]:

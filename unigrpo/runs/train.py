@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .. import __version__
 from ..config.arguments import UniGRPOConfig
 from ..config.build import build_algorithms
 from ..data.rows import task_of
+from ..errors import CheckpointError
 from ..models import MMaDAProcessor
 from ..models.builtin import model_path
 from ..rollout.generate import load_policy
@@ -25,6 +27,9 @@ from ..rollout.pipeline import Pipeline
 from ..trainer import UniGRPOTrainer
 from ..training.callbacks import JsonLines
 from ..training.checkpoints.files import check_writable, named, write_json
+from ..training.checkpoints.identity import arguments_digest
+from ..training.checkpoints.lock import locked
+from ..training.checkpoints.used_folder import take_free_folder
 from ..training.engines import engine_of
 from ..training.evaluation import held_out_answers
 from ..training.setup import load_codec, load_trainable, reward_set
@@ -46,9 +51,9 @@ from .recipe import Recipe
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify")
 
 
-def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
-    """The trainer that a recipe describes."""
-    args = build_config(recipe)
+def build_trainer(recipe: Recipe, args: UniGRPOConfig | None = None) -> UniGRPOTrainer:
+    """The trainer that a recipe describes; ``args`` are the recipe's own, where they are made already."""
+    args = build_config(recipe) if args is None else args
     if args.should_save:
         check_writable(args.output_dir)
     # Names first: a misspelt one is found before weights are loaded, or answers made.
@@ -65,6 +70,8 @@ def build_trainer(recipe: Recipe) -> UniGRPOTrainer:
         peft_config=build_lora(recipe),
         policy=policy,
     )
+    trainer.about = {"recipe": recipe.source, "model": spec.path}
+    trainer.reward_args = [arguments_digest(reward.args) for reward in recipe.rewards]
     if recipe.lora is not None:
         # The adapter names its base model as the recipe does, not by a path of this machine.
         for config in trainer.model.peft_config.values():
@@ -158,6 +165,9 @@ def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | N
 def run_recipe(recipe: Recipe) -> dict[str, Any]:
     """Train and leave ``metrics.jsonl``, ``summary.json``, pictures and the model in ``output_dir``.
 
+    Where another run used or uses that folder, they go to the next free name (``runs/quickstart-2``), as one line says; not
+    with ``resume_from_checkpoint`` or ``overwrite``, which are meant for that folder.
+
     The pictures are ``reward_curve.png`` and, of runs that draw, ``images.png`` with held-out prompts before and after.
 
     With ``resume_from_checkpoint: true`` the same command can be started again after a crash, as often as it takes: it
@@ -165,10 +175,49 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     measurement before training that the first start made.
 
     Raises:
-        CheckpointError: ``output_dir`` does not take what is written.
+        CheckpointError: ``output_dir`` does not take what is written, another process is at work in it, or the run is not the
+            one to go on from.
     """
+    args = build_config(recipe)
+    with ExitStack() as lock:
+        args.output_dir = settle_folder(args, lock)
+        return _run(build_trainer(recipe, args), recipe)
+
+
+def settle_folder(args: UniGRPOConfig, lock: ExitStack) -> str:
+    """The ``output_dir`` of this run, the same on all processes; ``lock`` holds it on the one that chose.
+
+    Raises:
+        CheckpointError: another process is at work in the folder that was asked for, or nothing can be written there.
+    """
+    settled: list[str | None] = [args.output_dir, None]
+    if args.process_index == 0:
+        try:
+            settled[0] = str(_take_folder(args, lock))
+        except CheckpointError as error:
+            settled[1] = str(error)
+    folder, wrong = broadcast_object_list(settled)
+    if wrong is not None:
+        raise CheckpointError(wrong)
+    return folder
+
+
+def _take_folder(args: UniGRPOConfig, lock: ExitStack) -> Path:
+    asked = Path(args.output_dir)
+    check_writable(asked)
+    if args.resume_from_checkpoint or args.overwrite:
+        lock.enter_context(locked(asked))
+        return asked
+    folder, reason = take_free_folder(asked, lock)
+    if reason is not None:
+        choices = "resume_from_checkpoint=true goes on with the other one, overwrite=true replaces it"
+        line = f"{reason}: this run goes to {folder} ({choices})"
+        Console(soft_wrap=True).print(line, markup=False, highlight=False)
+    return folder
+
+
+def _run(trainer: UniGRPOTrainer, recipe: Recipe) -> dict[str, Any]:
     started = time.perf_counter()
-    trainer = build_trainer(recipe)
     out = Path(trainer.args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
@@ -182,7 +231,9 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     with named(out):
         trainer.save_model()
     after = held_out(trainer, recipe, "after") if trainer.eval_dataset is not None else None
+    run = trainer.run.identity if trainer.run is not None else {}
     summary = {
+        **run,
         "recipe": recipe.source,
         "model": recipe.model.path,
         "lora": recipe.lora is not None,

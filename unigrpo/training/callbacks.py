@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import ProgressCallback, TrainerCallback
 
 from .checkpoints.files import append_line, named, write_text
+from .checkpoints.run_record import read_record
 from .contact_sheet import contact_sheet
 
 
@@ -80,7 +81,7 @@ def reference_update(twin: Any, with_reference: bool, accelerator: Any) -> Train
 
 
 class JsonLines(TrainerCallback):
-    """Every log as one line of JSON, with the step, in ``path``, on disk before the step's checkpoint is.
+    """Every log as one line of JSON, with the step and the run's id, in ``path``, on disk before the step's checkpoint is.
 
     A resumed run first drops the lines after its step, one that a crash cut short, and the final totals of a run that
     was finished, so that the file is the uninterrupted run's. (The totals are of the last process alone.)
@@ -88,10 +89,13 @@ class JsonLines(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.run: dict[str, str] = {}
 
     def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
+        record = read_record(args.output_dir)
+        self.run = {} if record is None else {"run_id": record.run_id}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(errors="replace").splitlines() if state.global_step and self.path.exists() else []
         kept = [line for line in lines if _step(line) <= state.global_step]
@@ -100,7 +104,7 @@ class JsonLines(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            record = {"step": state.global_step, **{name: _finite(value) for name, value in logs.items()}}
+            record = {"step": state.global_step, **self.run, **{name: _finite(value) for name, value in logs.items()}}
             with named(self.path):
                 append_line(self.path, json.dumps(record))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import warnings
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ...errors import CheckpointError
 from .deepspeed_files import refuse_code
-from .files import aside_of, check_writable, fault, finish, publish, seal, sync_tree
+from .files import aside_of, check_writable, fault, finish, named, publish, seal, sync_tree
+from .lock import locked
+from .one_run import OneRun
 from .run_folder import check_named, check_state, checkpoint_folder, none_usable, rotate, saving_error, steps_of
+from .run_record import RECORD, new_run_id, write_record
+from .run_start import begin, foreign
 
 
 SEEN_WITHIN = 60.0
 """Seconds after which a file of another machine must be seen here; network file systems cache their listings."""
 
 
-class AtomicCheckpoints:
+class AtomicCheckpoints(OneRun):
     """A mixin before ``transformers.Trainer``: a folder ``checkpoint-STEP`` is whole whenever it is there.
 
     It is written into a hidden folder beside it, its files are forced to disk, a manifest of their sizes and checksums
@@ -32,8 +37,6 @@ class AtomicCheckpoints:
     """
 
     _saved_step: int | None = None
-    _aside: Path | None = None
-    """Where a checkpoint is being written, in place of the run's folder."""
 
     def _add_files(self, folder: Path) -> list[str]:
         """Writes this rank's further files into a checkpoint's ``folder``.
@@ -91,6 +94,8 @@ class AtomicCheckpoints:
             self.state.best_model_checkpoint = str(folder)
             if self.args.should_save:
                 self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+        if self.args.should_save and self.run is not None:
+            write_record(aside, replace(self.run, files={}))
         return self._add_files(aside)
 
     def _publish(self, folder: Path, expected: list[str]) -> None:
@@ -128,23 +133,46 @@ class AtomicCheckpoints:
     # ---- resuming ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As ``Trainer.train``; what differs concerns restarts.
+        """As ``Trainer.train``; what differs concerns restarts, and whose the folder is.
 
         Args:
             resume_from_checkpoint: a checkpoint, or True for the newest one in ``output_dir`` that is whole; damaged
                 ones are skipped with a warning. With True and no checkpoint there, whole or not, the run starts from
                 the beginning, so that the same command can be started again and again. A run that was finished trains
-                no further step.
+                no further step. The run must be the one that it goes on from: ``identity`` says what it keeps, what is
+                told and what does not matter.
 
         Raises:
-            CheckpointError: nothing can be written into ``output_dir``; the checkpoint that was named is damaged, or
-                with True all that are there are; or the one to go on from has no optimizer and schedule, as
-                ``save_only_model`` leaves them out.
+            CheckpointError: nothing can be written into ``output_dir``; another process is at work there; without
+                ``resume_from_checkpoint`` or ``overwrite``, another run left something there; the checkpoint that was named
+                is damaged, or with True all that are there are; the one to go on from is another run's, or has no optimizer
+                and schedule, as ``save_only_model`` leaves them out.
         """
-        if self.args.should_save:
-            check_writable(self.args.output_dir)
-            finish(Path(self.args.output_dir))
-        return super().train(self._checkpoint_to_resume(resume_from_checkpoint), *args, **kwargs)
+        self._new_id = gather_object([new_run_id()])[0]
+        with ExitStack() as lock:
+            self._on_writers(lambda: self._open(lock))
+            checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+            self._on_writers(lambda: self._begin(bool(resume_from_checkpoint), checkpoint))
+            return super().train(checkpoint, *args, **kwargs)
+
+    def _open(self, lock: ExitStack) -> None:
+        """Takes the folder, and clears what a killed process left half written there."""
+        run = Path(self.args.output_dir)
+        check_writable(run)
+        lock.enter_context(locked(run))
+        finish(run)
+
+    def _begin(self, resume: bool, checkpoint: str | None) -> None:
+        """Settles whose the folder is, and writes it down."""
+        run = Path(self.args.output_dir)
+        self.run, told = begin(run, self._described(), resume, checkpoint and Path(checkpoint), self.args.overwrite)
+        with named(run / RECORD):
+            write_record(run, self.run)
+        engine = (
+            "; DeepSpeed's engine goes on with the learning rate that it stored" if self.is_deepspeed_enabled else ""
+        )
+        for warning in told:
+            self._tell(warning + engine)
 
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
         """The checkpoint that all ranks resume from; it has all that they need."""
@@ -170,12 +198,6 @@ class AtomicCheckpoints:
             refuse_code(Path(self.state.best_model_checkpoint))
         super()._load_best_model()
 
-    def _agree(self, wrong: str | None) -> None:
-        """Raises ``CheckpointError`` on all ranks with what is wrong on one of them."""
-        wrong = next(filter(None, gather_object([wrong])), None)
-        if wrong is not None:
-            raise CheckpointError(wrong)
-
     def _newest_checkpoint(self, run: Path) -> str | None:
         """The newest checkpoint of ``run`` that is whole, None if it has none at all.
 
@@ -183,7 +205,8 @@ class AtomicCheckpoints:
             CheckpointError: it has some, and none is whole.
         """
         # With save_on_each_node each machine has a folder of its own, and all must have the step whole.
-        own = {step: fault(checkpoint_folder(run, step)) for step in steps_of(run)} if self.args.should_save else None
+        own = {step: self._unusable(checkpoint_folder(run, step)) for step in steps_of(run)}
+        own = own if self.args.should_save else None
         faults = [found for found in gather_object([own]) if found is not None]
         reasons: dict[Path, str] = {}
         for step in sorted({step for found in faults for step in found}, reverse=True):
@@ -199,9 +222,8 @@ class AtomicCheckpoints:
         self._tell(f"{run} has no checkpoint yet: the run starts from the beginning")
         return None
 
-    def _tell(self, what: str) -> None:
-        if self.is_world_process_zero():
-            warnings.warn(what, stacklevel=5)
+    def _unusable(self, checkpoint: Path) -> str | None:
+        return fault(checkpoint) or foreign(checkpoint, checkpoint.parent)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Nothing once all steps are done: Trainer itself would train one more when it resumes a finished run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ...errors import CheckpointError, NonFiniteError
 from ...models.checkpoint_files import reading
 from ...models.reference import ADAPTER, is_peft, reload_trained_adapter
 from ..window import Window, rebuild_window
+from .given_schedule import as_given
 from .run_folder import checkpoint_folder
 from .saving import AtomicCheckpoints
 from .window_file import load_window, save_window
@@ -107,7 +109,7 @@ class WindowCheckpoints(AtomicCheckpoints):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Also restores the place inside the window, which the weights alone cannot give back."""
-        with reading(f"the optimizer's state in {checkpoint!r}"):
+        with reading(f"the optimizer's state in {checkpoint!r}"), self._settings_kept(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
         self._micro_step, self._window = 0, None
         if checkpoint is None:
@@ -124,6 +126,14 @@ class WindowCheckpoints(AtomicCheckpoints):
         if self.args.sync_ref_model and reference.exists():
             with reading(str(reference)):
                 self.accelerator.unwrap_model(self._twin).load_state_dict(load_file(reference))
+
+    def _settings_kept(self, checkpoint: str | None) -> AbstractContextManager:
+        """``as_given``; DeepSpeed's engine has loaded its own by now."""
+        return (
+            nullcontext()
+            if checkpoint is None or self.is_deepspeed_enabled
+            else as_given(self.optimizer, self.lr_scheduler)
+        )
 
     def _restore(self, pending: dict[str, Any]) -> None:
         """Goes on from what ``_pending`` gave; Trainer's own counters follow when training begins."""
