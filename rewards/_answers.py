@@ -14,6 +14,7 @@ from typing import Any
 
 from ._notation import ascii_signs
 from ._numbers import read_number
+from ._ratios import read_ratio
 from ._said import is_prose, said_answer
 
 
@@ -65,10 +66,24 @@ def predicted_answer(text: str, opened: bool = False, several: bool = False) -> 
         return plain[1]
     answer, _ = marked_answer(said, several)
     if answer is None:
-        answer = said_answer(said)
+        answer = _whole(said) or said_answer(said) or _alone(said)
     elif is_prose(answer):
         answer = said_answer(answer) or answer
     return None if answer is None else usable(answer)
+
+
+def _whole(said: str) -> str | None:
+    """A number with its dress, or a time, that is all that is said: ``3 hours 20 minutes``."""
+    said = said.strip().removesuffix(".")
+    if len(said) > 60 or not said[:1].isdigit():
+        return None
+    return said if read_number(said) is not None or read_ratio(said) is not None else None
+
+
+def _alone(said: str) -> str | None:
+    """A word, a name or a formula that is all that is said."""
+    said = said.strip().removesuffix(".")
+    return said if 0 < len(said) <= 200 and "\n" not in said and (not is_prose(said) or _NAME.fullmatch(said)) else None
 
 
 def marked_answer(said: str, several: bool = False) -> tuple[str | None, bool]:

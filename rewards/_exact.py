@@ -302,7 +302,7 @@ def _factorial(value: Value) -> Value:
 
 
 def _square_root(radicand: Fraction) -> Value:
-    inside, outside, divisor = radicand.numerator * radicand.denominator, 1, 2
+    inside, outside, kept, divisor = radicand.numerator * radicand.denominator, 1, 1, 2
     if inside < 0:
         raise _NoValueError
     exact = isqrt(inside)
@@ -314,11 +314,13 @@ def _square_root(radicand: Fraction) -> Value:
     while divisor**3 <= inside:
         while inside % (divisor * divisor) == 0:
             inside, outside = inside // (divisor * divisor), outside * divisor
+        if inside % divisor == 0:
+            inside, kept = inside // divisor, kept * divisor
         divisor += 1
     rest = isqrt(inside)
     if rest * rest == inside:
         inside, outside = 1, outside * rest
-    return {(inside, 0): Fraction(outside, radicand.denominator)}
+    return {(inside * kept, 0): Fraction(outside, radicand.denominator)}
 
 
 def _whole_root(radicand: Fraction, index: int) -> Fraction:
