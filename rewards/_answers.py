@@ -83,7 +83,9 @@ def _whole(said: str) -> str | None:
 def _alone(said: str) -> str | None:
     """A word, a name or a formula that is all that is said."""
     said = said.strip().removesuffix(".")
-    return said if 0 < len(said) <= 200 and "\n" not in said and (not is_prose(said) or _NAME.fullmatch(said)) else None
+    return (
+        said if 0 < len(said) <= 200 and "\n" not in said and (not is_prose(said) or _NAME.fullmatch(said)) else None
+    )
 
 
 def marked_answer(said: str, several: bool = False) -> tuple[str | None, bool]:

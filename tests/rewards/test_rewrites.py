@@ -26,7 +26,7 @@ def no_worker(monkeypatch):
 
 
 @pytest.mark.parametrize("dress", WHOLE)
-@settings(max_examples=10, derandomize=True)
+@settings(max_examples=10, derandomize=True, deadline=None)
 @given(value=whole, off=st.sampled_from([1, -1, 10, 10**6]), around=st.sampled_from([*AROUND]))
 def test_a_whole_number_in_any_dress_and_place(dress, value, off, around):
     text = AROUND[around].format(WHOLE[dress](value))
@@ -42,7 +42,7 @@ def test_a_whole_number_in_any_dress_and_place(dress, value, off, around):
 
 
 @pytest.mark.parametrize("dress", PARTS)
-@settings(max_examples=10, derandomize=True)
+@settings(max_examples=10, derandomize=True, deadline=None)
 @given(value=parts, other=parts, around=st.sampled_from([*AROUND]), gold=st.sampled_from([*PARTS]))
 def test_a_fraction_in_any_dress_and_place(dress, value, other, around, gold):
     text = AROUND[around].format(PARTS[dress](value))
@@ -51,7 +51,7 @@ def test_a_fraction_in_any_dress_and_place(dress, value, other, around, gold):
 
 
 @pytest.mark.parametrize("around", PLAIN_AROUND)
-@settings(max_examples=20, derandomize=True)
+@settings(max_examples=20, derandomize=True, deadline=None)
 @given(value=st.integers(-(10**6), 10**6), off=st.integers(1, 99))
 def test_a_plain_number_anywhere(around, value, off):
     text = PLAIN_AROUND[around].format(value)
@@ -79,7 +79,7 @@ LEFT_OPEN += [
 
 @pytest.mark.parametrize("form", LEFT_OPEN)
 @given(a=st.integers(2, 999), b=st.integers(2, 999))
-@settings(max_examples=5, derandomize=True)
+@settings(max_examples=5, derandomize=True, deadline=None)
 def test_what_is_not_worked_out_is_no_answer_to_a_plain_number(form, a, b):
     answer = form.format(a=a, b=b, c=a + b + (b if "- {b}" in form else 0), twice=2 * (a + b))
     text, logged = f"\\boxed{{{answer}}}", {}
@@ -105,7 +105,7 @@ WORKED_OUT += [
 
 @pytest.mark.parametrize(("form", "value"), WORKED_OUT)
 @given(n=st.integers(2, 20))
-@settings(max_examples=5, derandomize=True)
+@settings(max_examples=5, derandomize=True, deadline=None)
 def test_powers_roots_and_fractions_in_lowest_terms_are_answers(form, value, n):
     wanted = value(n) if value else __import__("math").factorial(n)
     answer = form.format(n=n, square=n * n, cube=n**3)
@@ -136,7 +136,7 @@ HEDGES += [
 
 @pytest.mark.parametrize("form", HEDGES)
 @given(a=st.integers(2, 999), b=st.integers(2, 999))
-@settings(max_examples=5, derandomize=True)
+@settings(max_examples=5, derandomize=True, deadline=None)
 def test_two_answers_are_none_and_a_false_chain_is_wrong(form, a, b):
     assume(a != b and a + 1 != b)
     text = form.format(a=a, b=b)
@@ -145,7 +145,7 @@ def test_two_answers_are_none_and_a_false_chain_is_wrong(form, a, b):
 
 
 @given(st.integers(100, 999), st.integers(-40, 40), st.sampled_from([0, 1, -1, 3]))
-@settings(max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True, deadline=None)
 def test_equality_is_relative_at_every_size(digits, power, off):
     gold = f"{digits / 100:.2f} \\times 10^{{{power}}}"
     answers = [
@@ -163,7 +163,7 @@ def test_equality_is_relative_at_every_size(digits, power, off):
 
 
 @given(st.integers(3, 97).filter(lambda n: n % 2 and n % 5), st.integers(1, 2))
-@settings(max_examples=30, derandomize=True)
+@settings(max_examples=30, derandomize=True, deadline=None)
 def test_repeating_decimals_are_exact_and_rounded_ones_are_not(bottom, top):
     places, rest, block = 0, top % bottom, ""
     while not block or rest != top % bottom:
@@ -178,7 +178,7 @@ def test_repeating_decimals_are_exact_and_rounded_ones_are_not(bottom, top):
 
 
 @given(st.permutations("abcdeilno"), st.permutations("abcdeilno"), st.integers(2, 7))
-@settings(max_examples=50, derandomize=True)
+@settings(max_examples=50, derandomize=True, deadline=None)
 def test_words_are_compared_as_words(first, second, length):
     gold, other = "".join(first[:length]), "".join(second[:length])
     for form in ("\\boxed{{{}}}", "\\boxed{{\\text{{{}}}}}", "<answer>{}.</answer>", "The answer is {}."):
@@ -186,7 +186,7 @@ def test_words_are_compared_as_words(first, second, length):
 
 
 @given(st.sampled_from("ABCDE"), st.sampled_from("ABCDE"), st.integers(2, 99))
-@settings(max_examples=30, derandomize=True)
+@settings(max_examples=30, derandomize=True, deadline=None)
 def test_options_in_every_form(gold, said, number):
     forms = [
         "\\boxed{{{}}}",
@@ -209,7 +209,7 @@ def test_options_in_every_form(gold, said, number):
 
 
 @given(st.lists(st.integers(2, 99), min_size=2, max_size=4, unique=True), st.randoms(use_true_random=False))
-@settings(max_examples=30, derandomize=True)
+@settings(max_examples=30, derandomize=True, deadline=None)
 def test_several_boxes_are_a_list_where_the_gold_is_one(values, rng):
     order = rng.sample(values, len(values))
     boxes, golds = (
@@ -232,7 +232,7 @@ SOUP = st.lists(
 
 
 @given(SOUP, SOUP, st.sampled_from(["7", "B", "yes", "\\frac{7}{1}"]))
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True, deadline=None)
 @example("\\boxed{7}", "8", "7")
 def test_an_answer_never_scores_by_what_stands_in_its_thought(thought, said, gold):
     def graded(text, **kwargs):
@@ -269,7 +269,7 @@ def _expression(rng, numbers):
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=5), st.randoms(use_true_random=False), st.integers(-3, 3))
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=150, derandomize=True, deadline=None)
 def test_countdown_in_any_dress(numbers, rng, off):
     plain, latex, value = _expression(rng, rng.sample(numbers, len(numbers)))
     assume(value.denominator == 1)

@@ -63,7 +63,7 @@ def test_check_counts_what_cannot_be_read(with_solutions, capsys):
 def test_a_run_that_can_read_none_ends_with_an_error(with_solutions, capsys):
     recipe = with_solutions(*[PROSE] * 4)
     assert main(["train", recipe, *SMALL]) == 2
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().err.split())
     assert "math_correctness could not read the solution of any of the" in said and "column_map.solution" in said
 
 

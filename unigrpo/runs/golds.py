@@ -43,8 +43,8 @@ def check_golds(recipe: Recipe, rows: Any, spec: DatasetSpec) -> list[str]:
 
 def _perfect(row: dict[str, Any]) -> Sample:
     """The answer that says what the row's solution says."""
-    solution = row["solution"]
-    said = solution if isinstance(solution, str) else gold_answer(solution) or str(solution)
+    gold = gold_answer(row["solution"])
+    said = str(row["solution"]) if gold is None else f"<answer>{gold}</answer>"
     return Sample(
         row=row, completion=f"<think>The worked solution.</think>{said}", completion_ids=[], task=task_of(row)
     )
