@@ -67,7 +67,7 @@ def predicted_answer(text: str, opened: bool = False, several: bool = False) -> 
     answer, _ = marked_answer(said, several)
     if answer is None:
         answer = _whole(said) or said_answer(said) or _alone(said)
-    elif is_prose(answer):
+    elif (answer := usable(answer) or "") and is_prose(answer):
         answer = said_answer(answer) or answer
     return None if answer is None else usable(answer)
 

@@ -19,13 +19,14 @@ _ANCHOR = re.compile(
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|$)|\n|[;。]")
 _SPAN = re.compile(r"(\$\$|\\\(|\\\[|\*\*|\$)")
 _CLOSER = {"$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]", "**": "**"}
+_FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "ln", "log", "exp"}
 MAX_SPAN = 300
 
 _BRACED = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]{0,60}+\}){0,60}+\}){0,60}+\}"
 _OPERAND = (
     rf"(?:{CURRENCY}\s?)?+"
     rf"(?:\\[dtc]?frac\s?(?:{_BRACED}|[0-9]){{2}}|\\sqrt(?:\[[0-9]\])?\s?(?:{_BRACED}|[0-9A-Za-z])|\\d?binom{_BRACED}{{2}}|\\(?:pi|infty)(?![A-Za-z])"
-    rf"|{GROUPED}(?:[eE][-+]?[0-9]{{1,3}}(?![0-9A-Za-z]))?+|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z'’])|\([^()\n]{{1,60}}\))"
+    rf"|(?<![\^_A-Za-z0-9])(?<!\^\{{){GROUPED}(?:[eE][-+]?[0-9]{{1,3}}(?![0-9A-Za-z]))?+|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z'’])|\([^()\n]{{1,60}}\))"
     rf"(?:\s?\^\s?(?:{_BRACED}|\\circ|[-+]?[0-9]+|[A-Za-z])|!|\s?\\?%|\s(?:{'|'.join(SCALES)}|percent)(?![A-Za-z]))*+"
 )
 _JOINED = r"(?:\s{0,2}(?:[-+*/=]|\\(?:times|cdot|div|approx)(?![A-Za-z]))\s{0,2}|\s?(?=\\(?:sqrt|frac|pi))|(?=[A-Za-z(])|(?<=[A-Za-z)])(?=[0-9(])|\s(?=[0-9]{1,9}/[0-9]))"
@@ -85,7 +86,11 @@ def _content(text: str, opener: re.Match[str]) -> str | None:
     if end <= start:
         return None
     content = text[start:end]
-    prose = opener[1] != "**" and _WORD.search(_COMMAND.sub(" ", content))
+    prose = (
+        opener[1] != "**"
+        and " " in content.strip()
+        and any(own not in _FUNCTIONS for own in _WORD.findall(_COMMAND.sub(" ", content)))
+    )
     return None if prose or "\n\n" in content else content
 
 
@@ -103,8 +108,12 @@ def _spans(text: str) -> list[tuple[int, int, str]]:
 
 def _expression(text: str, first: bool) -> str | None:
     """The last expression of a text with a number in it, or the first; those that are listed together are one."""
-    spans = [span for span in _spans(text) if _HAS_NUMBER.search(span[2])]
+    marked = _spans(text)
+    spans = [span for span in marked if _HAS_NUMBER.search(span[2])] or marked
     runs = [(run.start(), run.end()) for run in _RUN.finditer(text) if _HAS_NUMBER.search(run[0])]
+    # A formula that ends the text is what it comes to, number or not.
+    if marked and not first and not text[marked[-1][1] :].strip(" .!$)]*\\\n"):
+        return marked[-1][2].strip()
     if not runs:
         return spans[-1][2].strip() if spans else None
     left = right = 0 if first else len(runs) - 1

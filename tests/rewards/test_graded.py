@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,35 @@ def test_a_score_is_the_same_in_any_batch(kind):
     assert graded(some[::-1]) == forwards[::-1]
     for place in range(0, len(some), 9):
         assert graded([cases[0], some[place], cases[-1], some[place]])[1::2] == [forwards[place]] * 2
+
+
+SURROUNDINGS = [
+    "<think>Try \\boxed{99}, or 98.</think>It is \\fbox{%s}, which took 3 steps.",
+    "It took 3 steps.\n<answer> $%s$ </answer>",
+    "Therefore the answer is \\(%s\\). That took 3 steps.",
+    "So after 3 steps it is $%s$",
+]
+
+
+def _boxed(case):
+    """What a case has in its only box, if that is all its answer; words between dollars are no mathematics."""
+    text = case["input"]["completion"]
+    before, boxed, content = text.rpartition("\\boxed{")
+    if not (boxed and content.endswith("}") and content[:-1].strip()) or "{" in before or text.count("oxed") > 1:
+        return None
+    bare = re.sub(r"\\[A-Za-z]+(\s*\{[^{}]*\})?", "", content)
+    return None if "$" in content or (re.search("[A-Za-z]{2}", bare) and re.search("[0-9 ]", bare)) else content[:-1]
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+def test_a_boxed_answer_is_worth_the_same_in_other_surroundings(surroundings):
+    again = [
+        {**case, "input": {**case["input"], "completion": surroundings.replace("%s", _boxed(case))}}
+        for case in CASES
+        if case["kind"] == "math_correctness" and case["firm"] and _boxed(case)
+    ]
+    assert len(again) > 250
+    wrong = [
+        (case["input"], score) for case, score in zip(again, graded(again), strict=True) if score != case["expected"]
+    ]
+    assert not wrong
