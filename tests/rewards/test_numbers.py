@@ -111,6 +111,12 @@ def test_what_is_worked_out_is_what_sympy_says(pair):
         assert "frac" in text, "only a quotient by a sum has no value here"
 
 
+def test_a_root_has_one_form():
+    for number in range(1, 400):
+        ((root, power),) = evaluate(f"\\sqrt{{{number}}}").value
+        assert power == 0 and all(power == 1 for power in sympy.factorint(root).values()), number
+
+
 @given(st.integers(-(10**12), 10**12), st.integers(0, 4), st.booleans())
 def test_a_written_number_is_read_back(digits, places, commas):
     value = Fraction(digits, 10**places)
