@@ -56,8 +56,12 @@ def _take_over_stdout():
 
 def _load():
     """``parse(expression) -> list`` and ``verify(gold, prediction) -> bool``, warmed up: the first parse is slow."""
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, grader, parse, verify
 
+    # Numbers are math-verify's to read and ours to compare: it rounds to six decimal places, so that 1.6e-19 would be 0.
+    if not hasattr(grader, "sympy_numeric_eq"):
+        raise RuntimeError("math-verify has no sympy_numeric_eq to replace")
+    grader.sympy_numeric_eq = _same_value
     config = (LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False),)
 
     def parse_expression(expression: str) -> list:
@@ -65,11 +69,49 @@ def _load():
         return parse(f"\\boxed{{{expression}}}", config, parsing_timeout=None)
 
     def verify_parsed(gold: list, prediction: list) -> bool:
-        return bool(verify(gold, prediction, timeout_seconds=None))
+        prediction = [_as_set(item) if any(_is_set(own) for own in gold) else item for item in prediction]
+        return bool(verify(gold, prediction, allow_set_relation_comp=True, timeout_seconds=None))
 
     if not verify_parsed(parse_expression("x^2+2x+1"), parse_expression("(x+1)^2")):
         raise RuntimeError("math-verify does not find that x^2+2x+1 equals (x+1)^2")
     return lru_cache(maxsize=64)(parse_expression), verify_parsed
+
+
+def _is_set(item) -> bool:
+    from sympy import FiniteSet, Set
+
+    return isinstance(item, Set) and not isinstance(item, FiniteSet)
+
+
+def _as_set(item):
+    """What ``x < 1 or x > 4`` says, read as a list of relations, as the set of all x that it allows."""
+    from sympy import FiniteSet, Union
+    from sympy.core.relational import Relational
+
+    if isinstance(item, FiniteSet) and len(item) and all(isinstance(own, Relational) for own in item):
+        return Union(*(own.as_set() for own in item))
+    return item
+
+
+def _same_value(left, right, *_) -> bool:
+    """Equality of two closed expressions, or matrices of them: to nine digits where one has a decimal, else to forty."""
+    from sympy import Float, N, nsimplify
+
+    if hasattr(left, "shape") or hasattr(right, "shape"):
+        if getattr(left, "shape", None) != getattr(right, "shape", None):
+            return False
+        left, right = left.doit(), right.doit()
+        return all(
+            _same_value(a, b) or (a - b).simplify() == 0 for a, b in zip(left.flat(), right.flat(), strict=True)
+        )
+    left, right = left.doit(), right.doit()
+    if left == right:
+        return True
+    if left.free_symbols or right.free_symbols:
+        return (nsimplify(left, rational=True) - nsimplify(right, rational=True)).expand() == 0
+    tolerance = 1e-9 if left.has(Float) or right.has(Float) else 1e-40
+    left, right = N(left, 60), N(right, 60)
+    return bool(abs(left - right) <= tolerance * max(abs(left), abs(right)))
 
 
 def _answer(request: dict, parse, verify, send) -> None:

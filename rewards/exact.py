@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from numbers import Number
 from typing import Any
 
-from ._after_thought import after_thought, marked_answer
+from ._after_thought import after_thought, tagged_or_all
 from ._arguments import check, column, is_whole, wrong_value
 from .text import completion_text
 
@@ -68,7 +68,7 @@ class ExactMatch:
         said = after_thought(text)
         if not wanted:
             return None
-        return float(said is not None and self._normalised(marked_answer(said)) in wanted)
+        return float(said is not None and self._normalised(tagged_or_all(said)) in wanted)
 
     def _normalised(self, text: str) -> str:
         text = unicodedata.normalize("NFC", text)
@@ -136,7 +136,7 @@ def _right_letter(solution: Any, options: dict[str, str]) -> str:
 
 def _chosen(said: str, options: dict[str, str]) -> str | None:
     boxed = _BOXED.findall(said)
-    answer = (boxed[-1] if boxed else marked_answer(said)).strip(" \t\n*_$`")
+    answer = (boxed[-1] if boxed else tagged_or_all(said)).strip(" \t\n*_$`")
     if (match := _LETTER.fullmatch(answer)) is not None:
         letter = match[1].upper()
     elif (by_text := _by_text(answer, options)) is not None:

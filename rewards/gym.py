@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ._after_thought import after_thought, marked_answer
+from ._after_thought import after_thought, tagged_or_all
 from ._arguments import check, column, is_positive, is_whole, wrong_value
 from ._sandbox import check_system
 from .text import completion_text
@@ -89,7 +89,7 @@ class ReasoningGym:
         for place, score in enumerate(scores):
             if score is not None:
                 said, source = after_thought(texts[place]), _source(sources[place])
-                answer = None if said is None else marked_answer(said)
+                answer = None if said is None else tagged_or_all(said)
                 if answer and len(answer) <= MAX_ANSWER:
                     rows[place] = (source, answer)
         results = self._asked(list(rows.values())) if rows else []

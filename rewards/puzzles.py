@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from numbers import Integral
 from typing import Any
 
-from ._answers import MAX_TEXT, _usable
-from .answers import _answer
+from ._answers import marked_answer, spoken, usable
+from ._exact import Expression, evaluate, rational
+from ._lists import split_at
+from ._notation import normalised
 from .text import completion_text
 
 
@@ -24,15 +23,7 @@ WRONG_VALUE = 0.1
 CELLS = 16
 """Of a Sudoku grid."""
 
-_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-_SIGNS = {"\\times": "*", "\\cdot": "*", "\\div": "/", "×": "*", "·": "*", "÷": "/", "−": "-"}
-_SIGN = re.compile("|".join(re.escape(sign) for sign in _SIGNS))
-_EXPRESSION = re.compile(r"[0-9+\-*/() ]+")
+_TIMES = re.compile(r"(?<=[0-9) ])[xX](?=[0-9( ])")
 _DIGIT = re.compile("[0-9]")
 
 
@@ -41,20 +32,24 @@ def countdown(
     completions: list,
     numbers: list | None = None,
     target: list | None = None,
+    *,
+    opened: bool = False,
     **_: Any,
 ) -> list[float | None]:
     """Does an expression use every number exactly once and make the target? Range {0.0, 0.1, 1.0}.
 
     1.0 where it does, 0.1 where it uses exactly those numbers and has another value, 0.0 where it is no such expression.
     The answer is looked for behind the last ``</think>``: the last ``\\boxed{}``, else the last ``<answer></answer>``, else
-    all that is said. It holds whole numbers, ``+ - * /`` (or × · ÷, ``\\times``, ``\\cdot``, ``\\div``) between them and
-    brackets; ``= value`` may follow and is not looked at. Signs before a number, powers and words make it no expression,
-    and so does a division by zero. Values are exact fractions. None where a completion is not text or its ``numbers`` or
-    ``target`` is None.
+    all that is said. It holds whole numbers, ``+ - * /`` between them as people and LaTeX write these (``×``, ``x``,
+    ``\\cdot``, ``\\frac{}{}``, nothing before a bracket) and brackets. The value may stand on the other side of ``=``: a false
+    one is another value. A number that is listed twice is used twice. A sign before a number is no operator: with signs,
+    powers, decimals, leading zeros or words it is no expression, and so it is with a division by zero. Values are exact
+    fractions. None where a completion is not text or its ``numbers`` or ``target`` is None.
 
     Args:
         numbers: dataset column: a list of whole numbers of at least 0, such as ``[3, 4, 2]``.
         target: dataset column: a whole number.
+        opened: the prompt opens the thought, so that a completion without ``</think>`` is all thought.
 
     Raises:
         ValueError: text completions without these columns, a column of another length, or a value that is none of these.
@@ -63,7 +58,9 @@ def countdown(
     numbers = _column("countdown", "numbers", numbers, texts)
     target = _column("countdown", "target", target, texts)
     return [
-        None if text is None or own is None or wanted is None else _made(text, _numbers(own), _target(wanted))
+        None
+        if text is None or own is None or wanted is None
+        else _made(_said(text, opened), _numbers(own), _target(wanted))
         for text, own, wanted in zip(texts, numbers, target, strict=True)
     ]
 
@@ -73,6 +70,8 @@ def sudoku(
     completions: list,
     puzzle: list | None = None,
     solution: list | None = None,
+    *,
+    opened: bool = False,
     **_: Any,
 ) -> list[float | None]:
     """Share of the empty cells of a 4 x 4 Sudoku that are filled in right; range [0, 1].
@@ -85,6 +84,7 @@ def sudoku(
     Args:
         puzzle: dataset column: 16 characters, ``1`` to ``4``, and ``0`` or ``.`` for an empty cell; at least one is empty.
         solution: dataset column: 16 digits from 1 to 4 that agree with the puzzle.
+        opened: as in ``countdown``.
 
     Raises:
         ValueError: text completions without these columns, a column of another length, or a value that is none of these.
@@ -93,7 +93,7 @@ def sudoku(
     puzzle = _column("sudoku", "puzzle", puzzle, texts)
     solution = _column("sudoku", "solution", solution, texts)
     return [
-        None if text is None or given is None or grid is None else _share(text, *_grids(given, grid))
+        None if text is None or given is None or grid is None else _share(_said(text, opened), *_grids(given, grid))
         for text, given, grid in zip(texts, puzzle, solution, strict=True)
     ]
 
@@ -106,8 +106,10 @@ def _column(reward: str, name: str, values: list | None, texts: list[str | None]
     return [None] * len(texts)
 
 
-def _said(text: str) -> str:
-    return _answer(text[-MAX_TEXT:])[0]
+def _said(text: str, opened: bool) -> str:
+    said = spoken(text, opened)
+    marked, _ = marked_answer(said)
+    return said if marked is None else marked
 
 
 def _is_whole(value: Any) -> bool:
@@ -126,44 +128,27 @@ def _target(wanted: Any) -> int:
     return int(wanted)
 
 
-def _made(text: str, numbers: list[int], target: int) -> float:
-    tree = _parsed(_said(text))
-    if tree is None:
+def _made(answer: str, numbers: list[int], target: int) -> float:
+    written = normalised(usable(answer) or "").removesuffix(".")
+    sides = split_at(_TIMES.sub("*", written), "=") if len(written) <= MAX_CHARACTERS else []
+    read = [evaluate(side) for side in sides]
+    made = [own for own in read if own is not None and _uses(own, numbers)]
+    if not made or len(sides) > 2:
         return 0.0
-    # Before anything is computed: an expression over the given numbers has no more of them, and none is larger.
-    used = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-    if sorted(used) != numbers:
-        return 0.0
-    try:
-        value = _value(tree)
-    except ZeroDivisionError:
-        return 0.0
-    return 1.0 if value == target else WRONG_VALUE
+    values = {None if own is None else rational(own.value) for own in read}
+    return 1.0 if values == {Fraction(target)} else WRONG_VALUE
 
 
-def _parsed(answer: str) -> ast.expr | None:
-    """The tree of a short expression, of numbers and the four operators only; None for anything else."""
-    expression = (_usable(answer) or "").partition("=")[0]
-    expression = " ".join(_SIGN.sub(lambda sign: _SIGNS[sign[0]], expression).split())
-    if len(expression) > MAX_CHARACTERS or not _EXPRESSION.fullmatch(expression):
-        return None
-    try:
-        tree = ast.parse(expression, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two for many brackets
-        return None
-    allowed = (ast.BinOp, ast.Constant, *_OPERATORS)
-    return tree if all(isinstance(node, allowed) for node in ast.walk(tree)) else None
-
-
-def _value(node: ast.expr) -> Fraction:
-    """The value of a tree; not deeper than ``MAX_CHARACTERS`` allow.
-
-    Raises:
-        ZeroDivisionError: it divides by zero.
-    """
-    if isinstance(node, ast.BinOp):
-        return _OPERATORS[type(node.op)](_value(node.left), _value(node.right))
-    return Fraction(node.value)
+def _uses(expression: Expression, numbers: list[int]) -> bool:
+    """Is it an expression of the four operators over exactly these numbers?"""
+    if (
+        expression.signed
+        or expression.other
+        or any(not own.replace(",", "").isdecimal() for own in expression.numbers)
+    ):
+        return False
+    used = [own.replace(",", "") for own in expression.numbers]
+    return all(own == "0" or own[0] != "0" for own in used) and sorted(map(int, used)) == numbers
 
 
 def _grids(given: Any, grid: Any) -> tuple[str, str]:
@@ -183,7 +168,7 @@ def _grids(given: Any, grid: Any) -> tuple[str, str]:
 
 
 def _share(text: str, puzzle: str, solution: str) -> float:
-    digits = _DIGIT.findall(_said(text))
+    digits = _DIGIT.findall(text)
     if len(digits) != CELLS:
         return 0.0
     right = [own == wanted for own, wanted, given in zip(digits, solution, puzzle, strict=True) if given == "0"]

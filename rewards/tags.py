@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ._after_thought import CLOSE
 from ._arguments import check
-from .format import CLOSE
 from .text import completion_text
 
 

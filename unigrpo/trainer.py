@@ -28,7 +28,7 @@ from .rollout.pipeline import Pipeline
 from .rollout.rewards import ModelReward
 from .training import evaluation
 from .training.batches import Batch, Unit, collate, score_batch
-from .training.callbacks import UniGRPOProgress, reference_update, save_completions, show_completions
+from .training.callbacks import ReadGolds, UniGRPOProgress, reference_update, save_completions, show_completions
 from .training.check_datasets import CheckedDatasets
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
@@ -128,7 +128,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=self.policy.processor,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), ReadGolds(self.rewards)],
             optimizers=optimizers,
         )
         self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)

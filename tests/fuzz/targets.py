@@ -18,7 +18,8 @@ from unigrpo.data.pictures import load_image
 from unigrpo.errors import RecipeError
 from unigrpo.models.checkpoint_files import read_weights
 from unigrpo.rewards._answers import gold_answer, predicted_answer
-from unigrpo.rewards._numbers import last_number, read_number
+from unigrpo.rewards._numbers import read_number
+from unigrpo.rewards._said import said_answer
 from unigrpo.rewards.answers import answer_correctness
 from unigrpo.rewards.format import think_format
 from unigrpo.rewards.puzzles import countdown, sudoku
@@ -61,7 +62,7 @@ def answers(data: bytes) -> None:
     text = data.decode("utf-8", errors="surrogateescape" if len(data) % 2 else "replace")
     first, _, second = text.partition("\x00")
     for one in (text, first, second):
-        for read in (predicted_answer, gold_answer, last_number, read_number):
+        for read in (predicted_answer, gold_answer, said_answer, read_number):
             read(one)
     rows = {"prompts": ["p"], "completions": [first]}
     scores = [

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unigrpo.rewards._answers import gold_answer, predicted_answer
-from unigrpo.rewards._numbers import last_number, read_number
+from unigrpo.rewards._numbers import read_number
+from unigrpo.rewards._said import said_answer
 from unigrpo.rewards.math import math_correctness
 
 from . import seeds, targets
@@ -88,7 +89,7 @@ def test_answers_of_any_text(first, second):
     for read in (predicted_answer, gold_answer):
         found = read(first)
         assert found is None or 0 < len(found) <= 1_000
-    for read in (last_number, read_number):
+    for read in (said_answer, read_number):
         read(first)
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unigrpo.rewards._answers import MAX_EXPRESSION, gold_answer, predicted_answer
-from unigrpo.rewards._numbers import last_number
+from unigrpo.rewards._said import said_answer
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,12 @@ from unigrpo.rewards._numbers import last_number
         ("</answer> 5 <answer>", "5"),
         ("<think>6</think> It is 5 of them.", "5"),
         ("<think>6</think><think>7</think> It is 5.", "5"),
-        ("<think>6</think> It is what I said.", "6"),
+        ("<think>6</think> It is what I said.", None),
         ("first 5, then 6", "6"),
-        ("nothing", None),
+        ("Alice", "Alice"),
+        ("so it is what we had before", None),
         ("", None),
-        pytest.param("7" + " " * 30_000, None, id="cut off"),
+        pytest.param("7" + " ." * 15_000, None, id="cut off"),
     ],
 )
 def test_predicted_answer(text, answer):
@@ -77,17 +78,51 @@ def test_predicted_answer(text, answer):
         ("", None),
         ("   ", None),
         ("$ $", None),
-        ("the answer is 72", None),
-        ("New York", None),
+        ("the answer is 72", "72"),
+        ("It took 72 of them", None),
+        ("New York", "New York"),
+        ("no number at all", None),
         (float("nan"), None),
         (float("inf"), None),
         pytest.param(10**10_000, None, id="huge integer"),
         pytest.param("9" * 2000, None, id="many digits"),
-        ([5], None),
+        ([5], "5"),
+        (["\\frac{1}{2}"], "\\frac{1}{2}"),
+        ([5, 6], None),
     ],
 )
 def test_gold_answer(solution, answer):
     assert gold_answer(solution) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so it is 72.", "72"),
+        ("1 + 2 = 3", "1 + 2 = 3"),
+        ("it costs $1,234.50 in all", "$1,234.50"),
+        ("it costs \\$18.", "\\$18"),
+        ("minus: −7", "-7"),
+        ("5-3", "5-3"),
+        ("= -3", "-3"),
+        ("a debt of -$40", "-$40"),
+        ("three quarters, 3/4 of it", "3/4"),
+        ("-\\dfrac{1}{2}", "-\\dfrac{1}{2}"),
+        ("about 50\\% of it", "50\\%"),
+        ("25 m2", "25"),
+        ("25 m^2", "25"),
+        ("the set 1,2", "1, 2"),
+        ("In 2019, 5 people", "5"),
+        ("on 1/2/2024", "1/2/2024"),
+        ("1.5e-3", "1.5e-3"),
+        ("$2$ and $\\sqrt{5}$", "\\sqrt{5}"),
+        ("it is $5 of $6", "$6"),
+        ("no digits", None),
+        ("", None),
+    ],
+)
+def test_the_last_expression_of_a_text(text, answer):
+    assert said_answer(text) == answer
 
 
 PIECES = st.sampled_from(["\\boxed{", "}", "{", "<answer>", "</answer>", "</think>", "$", "-", "1", ",000", "/", "."])
@@ -101,13 +136,13 @@ SOUP = st.lists(st.one_of(PIECES, st.text(max_size=4), st.characters()), max_siz
 def test_any_text_is_read_without_an_error(text):
     for answer in (predicted_answer(text), gold_answer(text)):
         assert answer is None or 0 < len(answer) <= MAX_EXPRESSION
-    found = last_number(text)
-    assert found is None or found in text
+    said_answer(text)
 
 
 @pytest.mark.smoke
 @given(SOUP, st.integers(-999, 999))
 def test_a_final_box_wins(text, value):
+    text = text.replace("<think>", "")
     assert predicted_answer(f"{text} \\boxed{{{value}}}") == str(value)
 
 

@@ -65,6 +65,7 @@ def test_a_test_is_passed_by_right_programs_alone(program, expected):
     assert score(program, test=SUM, entry_point="total") == (expected, 0)
 
 
+@pytest.mark.smoke
 def test_values_come_back_as_they_went():
     values = (
         "[None, True, 1, -2.5, inf, 'é\\ud800', b'\\0', (1, (2,)), {1, 2}, frozenset('a'), {(1, 2): [{}]}, 3j, [[]]]"

@@ -1,7 +1,8 @@
-"""``think_format``: hand table, cost and laws."""
+"""``think_format``: cost and laws. ``answers.json`` has its values."""
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -17,44 +18,15 @@ class Image:
     size = (8, 8)
 
 
-@pytest.mark.parametrize(
-    ("completion", "score"),
-    [
-        ("<think>2 + 3</think>5", 1.0),
-        ("<think> 2 + 3 </think> 5", 1.0),
-        ("\n<think>\nlong\nreasoning\n</think>\n\n5\n", 1.0),
-        ("<think>a < b > c</think> x < 5", 1.0),
-        ("<think>a</think><answer>5</answer>", 1.0),
-        ("", 0.0),
-        ("5", 0.0),
-        ("<think></think>5", 0.0),
-        ("<think> \n </think>5", 0.0),
-        ("<think>a</think>", 0.0),
-        ("<think>a</think> \n", 0.0),
-        ("<think>a", 0.0),
-        ("a</think>5", 0.0),
-        ("so <think>a</think>5", 0.0),
-        ("<think><think>a</think>5", 0.0),
-        ("<think>a</think></think>5", 0.0),
-        ("<think>a</think>5<think>", 0.0),
-        ("<think>a</think>5</think>", 0.0),
-        ("<think>a</think>5<think>b</think>6", 0.0),
-        ("</think>a<think>5", 0.0),
-        ("<THINK>a</THINK>5", 0.0),
-        ("< think >a</ think >5", 0.0),
-        ("<think>a<think/>5", 0.0),
-        ([{"role": "assistant", "content": "<think>a</think>5"}], 1.0),
-        ([{"role": "assistant", "content": "5"}], 0.0),
-        (Image(), None),
-        (None, None),
-    ],
-)
-def test_hand_table(completion, score):
-    assert think_format(["p"], [completion], completion_ids=None, task=["mmu"], trainer_state=None) == [score]
+def test_templates_that_open_the_thought():
+    texts = ["a</think>5", "<think>a</think>5", "a", "</think>5", "a</think>", "a</think>5</think>", " \n</think>5"]
+    assert think_format(["p"] * 7, texts, opened=True) == [1.0, *[0.0] * 6]
+    assert think_format(["p"], ["a</think>5"]) == [0.0]
 
 
 def test_one_score_a_row_in_order():
     assert think_format(["p"] * 3, ["<think>a</think>5", Image(), "5"]) == [1.0, None, 0.0]
+    assert think_format(["p"] * 2, [None, [{"role": "assistant", "content": "<think>a</think>5"}]]) == [None, 1.0]
 
 
 @pytest.mark.parametrize("piece", ["<think>", "</think>", "<think>a</think>", "<", "<thi", " \n", "<think> "])
@@ -75,7 +47,11 @@ def test_the_score_is_the_definition(text):
     head, _, rest = text.partition("<think>")
     reasoning, closed, answer = rest.partition("</think>")
     tags = [(text.count("<think>"), text.count("</think>"))]
-    shape = not head.strip() and bool(closed) and bool(reasoning.strip()) and bool(answer.strip())
+    # Invisible characters and a token that ends a turn are nothing; the soup has no other special ones.
+    seen = [
+        re.sub("[\\s\u200b\u200c\u200d\u2060\ufeff]", "", part) for part in (reasoning, answer.removesuffix("</s>"))
+    ]
+    shape = not head.strip() and bool(closed) and all(seen)
     assert score == float(shape and tags == [(1, 1)])
 
 

@@ -1,4 +1,4 @@
-"""``math_correctness``: values, hostile answers and their cost. ``test_math_process.py`` has the worker's life."""
+"""``math_correctness``: hostile answers and their cost. ``answers.json`` has values, ``test_math_process.py`` the worker's life."""
 
 from __future__ import annotations
 
@@ -53,57 +53,17 @@ def metrics_of(completions, solutions, **kwargs):
     return scores, logged["math_correctness/timeouts"], logged["math_correctness/unparsable_gold"]
 
 
-@pytest.mark.parametrize(
-    ("completion", "solution", "expected"),
-    [
-        ("<think>48 / 2 = 24 and 48 + 24 = 72</think> She sold 72 clips.", "48/2 = <<48/2=24>>24\n#### 72", 1.0),
-        ("<think>72</think> She sold 24 clips.", "#### 72", 0.0),
-        ("\\boxed{1234}", "#### 1,234", 1.0),
-        ("It costs $1,234.00.", "#### 1234", 1.0),
-        ("\\boxed{0.5}", "$\\frac{1}{2}$", 1.0),
-        ("\\boxed{\\frac{1}{2}}", 0.5, 1.0),
-        ("\\boxed{72 \\text{ cm}}", 72, 1.0),
-        ("\\boxed{-72}", 72, 0.0),
-        ("no idea", 72, 0.0),
-        ("", 72, 0.0),
-        ("\\boxed{}", 72, 0.0),
-        ("5", None, None),
-        ("5", "the answer is 5", None),
-        ("5", float("nan"), None),
-        ([{"role": "assistant", "content": "\\boxed{5}"}], "#### 5", 1.0),
-        (Image(), "#### 5", None),
-        (Image(), None, None),
-    ],
-)
-def test_plain_numbers_are_compared_without_the_worker(no_worker, completion, solution, expected):
-    assert score(completion, solution, completion_ids=None, task=["mmu"], trainer_state=None) == expected
-
-
 @pytest.mark.smoke
-@pytest.mark.parametrize(
-    ("completion", "solution", "expected"),
-    [
-        ("\\boxed{x^2+2x+1}", "$(x+1)^2$", 1.0),
-        ("\\boxed{x^2+2x+2}", "$(x+1)^2$", 0.0),
-        ("\\boxed{\\frac{\\sqrt{4}}{4}}", 0.5, 1.0),
-        ("\\boxed{\\frac{\\sqrt{4}}{5}}", "#### 0.5", 0.0),
-        ("\\boxed{x=5}", 5, 1.0),
-        ("\\boxed{5x}", 5, 0.0),
-        ("\\boxed{4, 5}", 5, 0.0),
-        ("\\boxed{2, 1}", "\\{1, 2\\}", 1.0),
-        ("\\boxed{1 \\frac{1}{2}}", "$\\frac{3}{2}$", 1.0),
-        ("<answer>\\sqrt{8}</answer>", "the side is \\boxed{2\\sqrt{2}}.", 1.0),
-        ("\\boxed{C}", "\\text{(C)}", 1.0),
-        ("\\boxed{\\begin{pmatrix}1\\\\2\\end{pmatrix}}", "$\\begin{bmatrix}1\\\\2\\end{bmatrix}$", 1.0),
-        ("\\boxed{nonsense {} 5}", 5, 0.0),
-        ("no idea", "$x+1$", 0.0),
-        ("\\boxed{x}", "$)($", None),
-        ("\\boxed{)(}", "$)($", None),
-        ("no idea", "$)($", None),
-    ],
-)
-def test_expressions_are_compared_by_the_worker(completion, solution, expected):
-    assert score(completion, solution) == expected
+def test_what_is_not_text_has_no_score(no_worker):
+    chat = [{"role": "assistant", "content": "\\boxed{5}"}]
+    scores = math_correctness(
+        ["p"] * 4,
+        [chat, Image(), Image(), "5"],
+        ["#### 5", "#### 5", None, float("nan")],
+        completion_ids=None,
+        task=["mmu"] * 4,
+    )
+    assert scores == [1.0, None, None, None]
 
 
 DIGITS = "7" * 1_000_000
@@ -155,21 +115,21 @@ def test_a_timeout_is_counted_and_only_paid_once_for_equal_pairs():
 
 def test_the_bound_is_the_callers(answering):
     calls = answering(Verdict.DIFFERENT)
-    score("\\boxed{x}", 5, timeout=0.25)
-    score("\\boxed{x}", 5)
-    assert calls == [("5", "x", 0.25), ("5", "x", 5.0)]
+    score("\\boxed{\\ln e^5}", 5, timeout=0.25)
+    score("\\boxed{\\ln e^5}", 5)
+    assert calls == [("5", "\\ln e^5", 0.25), ("5", "\\ln e^5", 5.0)]
 
 
 def test_a_distinct_pair_is_compared_once_a_call(answering):
     calls = answering(Verdict.EQUAL)
-    assert math_correctness(["p"] * 3, ["\\boxed{x}", "\\boxed{x}", "\\boxed{y}"], ["z"] * 3) == [1.0] * 3
-    assert [call[:2] for call in calls] == [("z", "x"), ("z", "y")]
+    assert math_correctness(["p"] * 3, ["\\boxed{x}", "\\boxed{x}", "\\boxed{y}"], ["2z"] * 3) == [1.0] * 3
+    assert [call[:2] for call in calls] == [("2z", "x"), ("2z", "y")]
 
 
 @pytest.mark.parametrize(("verdict", "timeouts"), [(Verdict.GOLD_UNREADABLE, 0), (Verdict.GOLD_EXHAUSTED, 1)])
 def test_a_bad_gold_is_none_and_counted_a_row_and_tried_once(answering, verdict, timeouts):
     calls = answering(verdict)
-    result = metrics_of(["\\boxed{x}", "\\boxed{y}", Image(), "5"], ["$z$", "$z$", "$z$", None])
+    result = metrics_of(["\\boxed{x}", "\\boxed{y}", Image(), "5"], ["$2z$", "$2z$", "$2z$", None])
     assert result == ([None] * 4, timeouts, 3)
     assert len(calls) == 1
 

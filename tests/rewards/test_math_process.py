@@ -139,7 +139,8 @@ def test_its_memory_is_bounded(worker):
 def test_an_expression_that_wants_more_memory_says_nothing_and_costs_no_worker(worker, tmp_path, monkeypatch):
     (tmp_path / "greedy.py").write_text("hoard = lambda: len(bytearray(8 * 1024**3))")
     (tmp_path / "math_verify.py").write_text(
-        "import greedy\n"
+        "import greedy, types\n"
+        "grader = types.SimpleNamespace(sympy_numeric_eq=None)\n"
         "LatexExtractionConfig = dict\n"
         "parse = lambda text, *_, **__: [greedy.hoard() if 'hoard' in text else 1]\n"
         "verify = lambda *_, **__: True\n"

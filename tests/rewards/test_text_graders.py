@@ -151,6 +151,7 @@ def test_tag_count(completion, expected):
     assert score("tag_count", completion) == expected
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("tokens", "expected"), [(0, 0), (80, 0), (81, -0.05), (90, -0.5), (100, -1), (300, -1)])
 def test_length_is_the_papers_formula(tokens, expected):
     reward = get_reward("length", max_completion_length=100)

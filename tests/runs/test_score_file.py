@@ -47,6 +47,7 @@ def table(shown):
     return {words[0]: words[1:] for words in lines[start + 1 : start + 4]}
 
 
+@pytest.mark.smoke
 def test_a_report_says_what_each_reward_gave(recipe, capsys):
     assert main(["rewards", recipe, "--data", "rows.jsonl", "--output", "scores.jsonl"]) == 0
     shown = capsys.readouterr().out

@@ -26,6 +26,10 @@ RESERVED = ("prompt", "completion", "completion_ids", "task", "image", "images",
 """Dataset columns that reach a reward under another name, or not at all."""
 
 
+UNREADABLE = "/unparsable_gold"
+"""End of the metric by which a reward says how many solutions it could not read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """What the rewards say of B answers.
@@ -35,6 +39,7 @@ class Scores:
         lost: ``[F]`` bool, the rewards that failed as a whole.
         faults: ``[F, 2]`` int64: answers that a fault left without their score, with one for each wrong log; and calls that
             were overdue.
+        unreadable: ``[F]`` int64: answers whose solution the reward could not read, by its metric ``.../unparsable_gold``.
         extras: per-answer columns that rewards handed to ``log_extra``.
         metrics: scalars that rewards handed to ``log_metric``, all calls of it.
     """
@@ -42,6 +47,7 @@ class Scores:
     values: Tensor
     lost: Tensor
     faults: Tensor
+    unreadable: Tensor
     extras: dict[str, list] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
 
@@ -52,6 +58,7 @@ class Scores:
             values=torch.full((answers, rewards), torch.nan),
             lost=torch.zeros(rewards, dtype=torch.bool),
             faults=torch.zeros(rewards, 2, dtype=torch.int64),
+            unreadable=torch.zeros(rewards, dtype=torch.int64),
         )
 
 
@@ -176,6 +183,7 @@ class RewardSet:
         columns: dataset columns that every call gets, also where no row of a batch has them.
         on_error: what a fault does: ``"raise"`` a ``RewardError``, or ``"none"``, see ``score``.
         timeout: seconds for one call of one reward; None = no bound. ``bounded_call`` says how calls are ended.
+        golds: by the place of a reward, how many solutions of this run it could not read, and how many answers it scored.
     """
 
     functions: list[Callable]
@@ -184,6 +192,7 @@ class RewardSet:
     on_error: str = "raise"
     timeout: float | None = None
     names: list[str] = field(init=False)
+    golds: dict[int, tuple[int, int]] = field(init=False, default_factory=dict)
     _warned: set[tuple[str, str]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
@@ -309,6 +318,8 @@ class RewardSet:
         found.extras.update(dict(log.extras))
         for name, values in list(log.metrics.items()):
             found.metrics.setdefault(name, []).extend(values)
+            if name.endswith(UNREADABLE):
+                found.unreadable[place] += int(sum(values))
 
 
 def _called(function: Callable, arguments: dict[str, Any], expected: int) -> Any:

@@ -1,42 +1,69 @@
-"""Is an answer right? An integer comparison that shares no code with the rewards it is meant to check."""
+"""Is a held-out answer right? Where the answer is, the rewards say; what equals an integer is judged without their code."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from ..rewards import answer_correctness, math_correctness
+from ..rewards._answers import gold_answer, marked_answer, predicted_answer, spoken, usable
+from ..rewards._notation import ascii_signs
+from ..rewards._said import said_answer
 
 
-def integer_match(completion: str, solution: str) -> bool:
-    """Whether a completion's answer is the gold integer.
+def integer_match(completion: str, solution: Any) -> bool:
+    """Whether a completion's answer is the gold.
 
-    The answer is the last integer after the last ``</think>``, or of the whole text where there is none; the gold is the
-    last integer of ``solution``. Thousands may be grouped by commas. A decimal number is not an integer.
+    Answer and gold stand where ``rewards/_answers.py`` finds them. An integer is compared digit by digit: the answer has one
+    number, or ends in one behind ``=`` after no other. Thousands may be grouped by commas; a decimal number is not an
+    integer. Any other gold is compared as ``math_correctness`` does.
     """
-    answer = _last_integer(completion.rpartition("</think>")[2])
-    return answer is not None and answer == _last_integer(solution)
+    gold = _integer(gold_answer(solution) or "")
+    if gold is None:
+        return math_correctness([""], [completion], [solution]) == [1.0]
+    answer = _integer(predicted_answer(completion) or "")
+    return answer == gold
 
 
-_NUMBER = re.compile(r"(?<![\w.])([-+]?)([0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(\.[0-9]+)?")
+_NUMBER = re.compile(r"(?<![\w.^])([-+]?)([0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(\.[0-9]+)?")
 
 
-def _last_integer(text: str) -> tuple[bool, str] | None:
-    """Sign and digits of the last number of ``text``; None when there is none or when it has decimals.
+_DRESS = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}|\\[$%,;! ]|\^\s*\{?\\circ\}?|[.!]\s*$")
+_MORE = re.compile(r"[\\^/!*+√]")
+
+
+def _integer(text: str) -> tuple[bool, str] | None:
+    """Sign and digits of the integer that ``text`` comes to; None when it does not, or has decimals.
 
     Digits stay text: a policy can write more of them than ``int`` accepts.
     """
-    numbers = _NUMBER.findall(text)
-    if not numbers or numbers[-1][2]:
+    *before, last = (_NUMBER.findall(side) for side in ascii_signs(text).split("="))
+    if len(last) != 1 or last[0][2] or _MORE.search(_DRESS.sub("", text.rpartition("=")[2])):
         return None
-    sign, digits, _ = numbers[-1]
+    lone = {_digits(*side[0][:2]) for side in before if len(side) == 1 and not side[0][2]}
+    found = _digits(*last[0][:2])
+    return found if lone <= {found} else None
+
+
+def _digits(sign: str, digits: str) -> tuple[bool, str]:
     digits = digits.replace(",", "").lstrip("0")
     return bool(digits) and sign == "-", digits
 
 
-def answer_match(completion: str, solution: str) -> bool:
+def answer_match(completion: str, solution: Any) -> bool:
     """Whether a completion's answer is the gold text, letter case, outer punctuation and spacing aside.
 
-    The answer is what follows the last ``</think>``; ``<answer>`` tags around either are dropped.
+    Of a text that marks no answer all counts, or what it calls its answer. A gold that is no text, a number for one, is
+    compared as ``answer_correctness`` does.
     """
-    return _plain(completion.rpartition("</think>")[2]) == _plain(str(solution))
+    if not isinstance(solution, str):
+        return answer_correctness([""], [completion], [solution]) == [1.0]
+    said = spoken(completion)
+    marked, _ = marked_answer(said)
+    gold, _ = marked_answer(spoken(solution))
+    wanted = _plain(solution if gold is None else gold)
+    found = [said, said_answer(said, anchored=True) or ""] if marked is None else [marked]
+    return wanted in [_plain(usable(own) or "") for own in found]
 
 
 def _plain(text: str) -> str:

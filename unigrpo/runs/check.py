@@ -23,29 +23,21 @@ from ..models.hub import asking_once, fetched, hub_answers
 from ..models.loading import load_config
 from ..models.mmada.policy import TEXT_SLOTS
 from ..models.quantization import check_quantization
-from ..rollout.rewards import RewardSet, resolve_reward
 from ..samplers.kv_cache import check_cache
 from ..training.checkpoints.files import check_writable
 from ..training.demonstrations import check_given
-from ..types import Sample
 from .build import (
     FILE_KINDS,
     build_config,
     build_lora,
     build_policy,
     build_quantization,
-    build_rewards,
     load_rows,
     resolve_names,
 )
+from .golds import check_golds
 from .reach import code_of
 from .recipe import DatasetSpec, Recipe
-
-
-GOLD_ROWS = 64
-
-VERIFIERS = ("math_correctness", "think_format", "answer_correctness")
-"""Rewards that give a perfect text answer 1.0."""
 
 
 SCORERS = {
@@ -228,36 +220,8 @@ def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool, gi
     check_dataset(rows, f"dataset {spec.path}", check_row)
     notes = [f"dataset {spec.path}: {len(rows)} rows, columns {rows.column_names}"]
     if gold and "solution" in rows.column_names:
-        notes += _check_gold(recipe, rows, spec)
+        notes += check_golds(recipe, rows, spec)
     return notes
-
-
-def _check_gold(recipe: Recipe, rows: Any, spec: DatasetSpec) -> list[str]:
-    """A perfect text answer must score 1.0 with every shipped verifier that applies to it."""
-    own = [index for index, reward in enumerate(recipe.rewards) if reward.name in VERIFIERS]
-    functions = [resolve_reward(build_rewards(recipe)[index]) for index in own]
-    answers = []
-    for index in range(min(GOLD_ROWS, len(rows))):
-        row = rows[index]
-        completion = f"<think>The worked solution.</think>{row['solution']}"
-        answers.append(Sample(row=row, completion=completion, completion_ids=[], task=task_of(row)))
-    tasks = {answer.task for answer in answers}
-    mine = [i for i, index in enumerate(own) if recipe.rewards[index].task in {None, *tasks}]
-    functions = [functions[i] for i in mine]
-    if not functions or tasks == {"t2i"}:
-        return [f"gold answers of {spec.path}: no shipped verifier to check them with"]
-    rewards = RewardSet(functions=functions)
-    scores = rewards.score(answers).values
-    for name, column in zip(rewards.names, scores.T.tolist(), strict=True):
-        wrong = [i for i, score in enumerate(column) if score == score and score != 1.0]
-        if wrong:
-            raise RecipeError(
-                f"{recipe.source}: the gold answer of {spec.path}[{wrong[0]}] scores {column[wrong[0]]} with {name!r}, "
-                f"not 1.0: {str(rows[wrong[0]]['solution'])[:80]!r}. Does column_map.solution name the right column?"
-            )
-        if all(score != score for score in column):
-            raise RecipeError(f"{recipe.source}: {name!r} scores no gold answer of {spec.path}: none can be parsed")
-    return [f"gold answers of {len(answers)} rows score 1.0 with {rewards.names}"]
 
 
 # ---- what a recipe trains, known without its weights ----

@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 from transformers import ProgressCallback, TrainerCallback
 
+from ..rollout.rewards import RewardSet
 from .checkpoints.files import append_line, named, write_text
 from .checkpoints.run_record import read_record
 from .contact_sheet import contact_sheet
+from .scores import refuse_unreadable
 
 
 BAR = {
@@ -78,6 +80,16 @@ def reference_update(twin: Any, with_reference: bool, accelerator: Any) -> Train
     from trl import SyncRefModelCallback
 
     return SyncRefModelCallback(ref_model=twin, accelerator=accelerator)
+
+
+class ReadGolds(TrainerCallback):
+    """A run ends with an error where a reward could read no solution from its first window to its last."""
+
+    def __init__(self, rewards: RewardSet) -> None:
+        self.rewards = rewards
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        refuse_unreadable(self.rewards, 1)
 
 
 class JsonLines(TrainerCallback):

@@ -18,7 +18,7 @@ from ..types import TASKS, Experience, Noise, Rollout, Sample, keyed_generator
 from .diagnostics import window_metrics
 from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
 from .old_and_reference import add_old_and_reference, log_decoding_gap, log_exact_kl
-from .scores import compare, count_unscored, local_slice, refill, score_answers
+from .scores import compare, count_unreadable, count_unscored, local_slice, refill, score_answers
 from .window import Window, cut_window
 
 
@@ -36,13 +36,14 @@ def make_experience(
         samples = sample_answers(pipe, rows, window)
     with metrics.timed("time/reward"):
         scores = score_answers(pipe, samples, metrics)
+    first = samples[0].row["prompt"]
+    count_unreadable(rewards, args.num_generations, first, scores)
     advantages = compare(args, rewards.weights, scores.values)
     for attempt in range(args.refill_rounds):
         if not bool(advantages.equal.any()):
             break
         samples, scores = refill(pipe, samples, scores, advantages, window, attempt, metrics)
         advantages = compare(args, rewards.weights, scores.values)
-    first = samples[0].row["prompt"]
     unscored = count_unscored(rewards, args.num_generations, first, scores.values, unscored, metrics)
     tasks = log_answers(pipe, samples, scores.values, advantages, metrics)
     noises = [draw_noise(pipe, sample, window) for sample in samples]

@@ -92,14 +92,14 @@ def own_scores(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Score
         failure, scores = error, Scores.none(len(samples), len(rewards.names))
     failed = torch.tensor([failure is not None])
     # One row a rank: whether it raised, which rewards failed as a whole, and its counts.
-    report = torch.cat([failed, scores.lost, scores.faults.T.flatten()]).long()
+    report = torch.cat([failed, scores.lost, scores.faults.T.flatten(), scores.unreadable]).long()
     reports = pipe.gather(report[None].to(pipe.device)).cpu()
     if failure is not None:
         raise failure
     if bool(reports[:, 0].any()):
         ranks = reports[:, 0].nonzero().flatten().tolist()
         raise RewardError(f"a reward failed on another process; the message of rank {ranks[0]} says which and why")
-    lost, errors, timeouts = reports[:, 1:].view(len(reports), 3, -1).sum(dim=0)
+    lost, errors, timeouts, unreadable = reports[:, 1:].view(len(reports), 4, -1).sum(dim=0)
     values = scores.values.masked_fill(lost > 0, torch.nan)
     if rewards.on_error != "raise":
         counts = torch.stack([errors, timeouts], dim=1)
@@ -107,7 +107,44 @@ def own_scores(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Score
             metrics.add(name, count)
     for name, logged in scores.metrics.items():
         metrics.add(name, sum(logged) / len(logged))
-    return replace(scores, values=values, lost=lost > 0)
+    return replace(scores, values=values, lost=lost > 0, unreadable=unreadable)
+
+
+def count_unreadable(rewards: RewardSet, num_generations: int, prompt: Any, scores: Scores) -> None:
+    """Counts the solutions of a window that rewards cannot read; ``prompt`` is its first. ``scores`` are those of all ranks.
+
+    Most of a window: a warning, once. All of ``UNSCORED_PROMPTS`` prompts: the run ends, however many other rewards there
+    are, unless ``reward_error`` is "none".
+
+    Raises:
+        RewardError: on every rank.
+    """
+    for place, unread in enumerate(scores.unreadable.tolist()):
+        read = int((~scores.values[:, place].isnan()).sum())
+        before = rewards.golds.get(place, (0, 0))
+        rewards.golds[place] = before[0] + unread, before[1] + read
+        if unread > read:
+            rewards.warn(
+                f"{rewards.names[place]} cannot read the solution of {unread} of {unread + read} answers of a window, whose "
+                f"first prompt is {shown(prompt)}. Such answers teach nothing; `unigrpo check` shows the solutions",
+                "unreadable",
+                rewards.names[place],
+            )
+    refuse_unreadable(rewards, UNSCORED_PROMPTS * num_generations)
+
+
+def refuse_unreadable(rewards: RewardSet, answers: int) -> None:
+    """Ends a run in which a reward has read no solution of at least ``answers`` answers.
+
+    Raises:
+        RewardError: there is such a reward, and ``reward_error`` is "raise".
+    """
+    for place, (unread, read) in rewards.golds.items():
+        if rewards.on_error == "raise" and unread >= max(answers, 1) and not read:
+            raise RewardError(
+                f"{rewards.names[place]} could not read the solution of any of the {unread} answers so far. Check that "
+                "column_map.solution names the right column, and see rewards/README.md for what can be read"
+            )
 
 
 def count_unscored(
