@@ -11,6 +11,7 @@ from peft import LoraConfig
 
 from ..config.arguments import UniGRPOConfig
 from ..config.inherited import settle_fields
+from ..config.trl_keys import cure_of
 from ..data.pictures import TRANSFORMS
 from ..errors import RecipeError
 from ..types import TASKS
@@ -273,8 +274,8 @@ def _known(key: str, valid: tuple[str, ...], where: str) -> None:
     if key in valid:
         return
     near = difflib.get_close_matches(str(key)[:100], valid, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys are {sorted(valid)}"
-    raise RecipeError(f"{where}: unknown key {quoted(key)}{hint}")
+    hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {sorted(valid)}"
+    raise RecipeError(f"{where}: unknown key {quoted(key)}; {cure_of(str(key)) or hint}")
 
 
 def _section(kind: type, value: Any, where: str) -> Any:
