@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable
 
 from .. import __version__
+from ..terminal import plain_messages, say
 from .commands import (
     run_agreement,
     run_benchmark,
@@ -50,11 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         words += rest
-    try:
-        return arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"unigrpo: error: {error}", file=sys.stderr)
-        return 2
+    with plain_messages():
+        try:
+            return arguments.run(arguments)
+        except (ValueError, FileNotFoundError) as error:
+            say(f"unigrpo: error: {error}", error=True)
+            return 2
 
 
 def build_parser() -> argparse.ArgumentParser:

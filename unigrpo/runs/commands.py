@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import import_named
+from ..terminal import say
 
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> 
     try:
         recipe = load_recipe(file, overrides)
         if arguments.list_code:
-            print("\n  ".join([f"{file}:", *code_of(recipe)]))
+            say("\n  ".join([f"{file}:", *code_of(recipe)]))
             return True
         notes, fits = check_recipe(recipe, arguments.offline), True
         if arguments.memory is not None:
@@ -62,11 +62,11 @@ def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> 
                 lines, fits = memory_report(partial(_loaded, file, overrides), arguments.memory)
             notes += lines
     except ValueError as error:
-        print(f"{file}: FAILED\n  {error}")
+        say(f"{file}: FAILED\n  {error}")
         return False
-    print(f"{file}: ok" if fits else f"{file}: FAILED, does not fit a card of {arguments.memory:g} GB")
+    say(f"{file}: ok" if fits else f"{file}: FAILED, does not fit a card of {arguments.memory:g} GB")
     for note in notes:
-        print(f"  {note}")
+        say(f"  {note}")
     return fits
 
 
@@ -81,7 +81,7 @@ def run_keys(arguments: argparse.Namespace) -> int:
     from .keys import describe
 
     for line in describe(arguments.words):
-        print(line)
+        say(line)
     return 0
 
 
@@ -125,7 +125,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
         _save_pictures(arguments.prompts, arguments.num, answers, Path(arguments.output))
         return 0
     for prompt, answer in zip(repeated, answers, strict=True):
-        print(f"> {prompt}\n{answer}\n")
+        say(f"> {prompt}\n{answer}\n")
     return 0
 
 
@@ -137,7 +137,7 @@ def _save_pictures(prompts: list[str], num: int, pictures: list[Any], folder: Pa
         picture.save(folder / f"{number:04d}.png")
     rows = [pictures[start : start + num] for start in range(0, len(pictures), num)]
     contact_sheet(rows, row_labels=prompts).save(folder / "sheet.png")
-    print(f"wrote {len(pictures)} pictures and sheet.png to {folder}")
+    say(f"wrote {len(pictures)} pictures and sheet.png to {folder}")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -177,7 +177,7 @@ def run_merge(arguments: argparse.Namespace) -> int:
     merged = loaded.model.merge_and_unload()
     merged.save_pretrained(arguments.output)
     loaded.policy.processor.save_pretrained(arguments.output)
-    print(f"wrote {arguments.output}")
+    say(f"wrote {arguments.output}")
     return 0
 
 
@@ -196,7 +196,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
             overrides=arguments.overrides,
         )
     except KeyboardInterrupt:
-        print("unigrpo: interrupted; the same command goes on with the cells that are missing", file=sys.stderr)
+        say("unigrpo: interrupted; the same command goes on with the cells that are missing", error=True)
         return 130
     return 1 if any(entry["failed"] for entry in results["entries"]) else 0
 
@@ -214,14 +214,14 @@ def run_recipes(arguments: argparse.Namespace) -> int:
     for name in names:
         written = packaged.copy(name, Path(arguments.to))
         use = "accelerate launch --config_file {} -m unigrpo train RECIPE" if "/" in name else "unigrpo train {}"
-        print(f"wrote {', '.join(map(str, written))}; to use it: {use.format(written[0])}")
+        say(f"wrote {', '.join(map(str, written))}; to use it: {use.format(written[0])}")
     if names:
         return 0
     for title, names in (("recipes", packaged.names()), ("launch files", packaged.launch_files())):
-        print(f"{title}:")
+        say(f"{title}:")
         for name in names:
-            print(f"  {name:22} {packaged.line(name)}")
-    print(
+            say(f"  {name:22} {packaged.line(name)}")
+    say(
         "\n`unigrpo train NAME` runs a recipe; `unigrpo recipes copy NAME` writes one into this folder, to be changed."
     )
     return 0

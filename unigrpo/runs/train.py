@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from rich.console import Console
 from rich.progress import Progress
 from transformers import TrainerCallback
 
@@ -22,6 +21,7 @@ from ..models import MMaDAProcessor
 from ..models.builtin import model_path
 from ..rollout.generate import load_policy
 from ..rollout.pipeline import Pipeline
+from ..terminal import console, say
 from ..trainer import UniGRPOTrainer
 from ..training.callbacks import JsonLines
 from ..training.checkpoints.files import check_writable, named, write_json
@@ -102,19 +102,19 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
     rows = held_out_rows(recipe)
     pipe = held_out_pipeline(recipe, rows, model)
     args, path = pipe.args, model or recipe.model.path
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=console(error=True), transient=True) as bar:
         task = bar.add_task("answering", total=len(rows))
         samples = held_out_answers(
             pipe, rows, 1, args.per_device_eval_batch_size, lambda done, _: bar.update(task, completed=done)
         )
     result = measure(pipe, samples, recipe)
-    Console().print(f"{path}: {result}")
+    say(f"{path}: {result}")
     sheet = picture_sheet(samples, path)
     if sheet is not None:
         out = Path(args.output_dir)
         out.mkdir(parents=True, exist_ok=True)
         sheet.save(out / "images_evaluated.png")
-        Console().print(f"wrote {out / 'images_evaluated.png'}")
+        say(f"wrote {out / 'images_evaluated.png'}")
     return result
 
 
@@ -202,7 +202,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
         show_before_after(start.before, after)
     side_by_side(out / "images_before.png", out / "images_after.png", out / "images.png")
     draw_curve(out / "metrics.jsonl", out / "reward_curve.png", curve_title(summary))
-    Console().print(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
+    say(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
     return summary
 
 
@@ -222,7 +222,7 @@ class StartMeasured(TrainerCallback):
             return
         if state.global_step > 0:
             if state.is_world_process_zero:
-                Console().print("before.json is gone: the summary will compare with nothing")
+                say("before.json is gone: the summary will compare with nothing")
             return
         started = time.perf_counter()
         self.before = held_out(self.trainer, self.recipe, "before")

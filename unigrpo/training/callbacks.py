@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from transformers import ProgressCallback, TrainerCallback
 
+from ..terminal import console
 from .checkpoints.files import append_line, named, write_text
 from .contact_sheet import contact_sheet
 
@@ -125,8 +124,8 @@ def show_completions(table: dict[str, list], step: int, limit: int | None) -> No
     for name in table:
         view.add_column(name)
     for index in range(rows):
-        view.add_row(*(Text(_cell(column[index])) for column in table.values()))
-    Console().print(view)
+        view.add_row(*(_cell(column[index]) for column in table.values()))
+    console().print(view)
 
 
 def save_completions(table: dict[str, list], folder: Path, step: int) -> None:
