@@ -12,7 +12,7 @@ import traceback
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -80,6 +80,12 @@ def masked(values: Any) -> Any:
 def say(text: str = "", *, error: bool = False) -> None:
     """Prints ``text`` and a line break, to standard error where it is told to."""
     print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_at_once(text: str) -> None:
+    """As ``say`` to standard error, from a signal handler: past the buffers, in which it may have come."""
+    with suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), f"\n{visible(text)}\n".encode())
 
 
 class PlainConsole(Console):

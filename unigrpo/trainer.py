@@ -14,8 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.arguments import UniGRPOConfig
 from .config.build import build_algorithms
@@ -28,7 +27,7 @@ from .rollout.pipeline import Pipeline
 from .rollout.rewards import ModelReward
 from .training import evaluation
 from .training.batches import Batch, Unit, collate, score_batch
-from .training.callbacks import UniGRPOProgress, reference_update, save_completions, show_completions
+from .training.callbacks import add_callbacks, reference_update, save_completions, show_completions
 from .training.check_datasets import CheckedDatasets
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
@@ -49,10 +48,11 @@ from .training.setup import (
     trainable,
     warn_of_waits,
 )
+from .training.stopping import StoppableRun
 from .types import Experience, keyed_generator
 
 
-class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
+class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Trainer):
     """Trains a masked-diffusion policy with MMaDA's UniGRPO (arXiv 2505.15809) or another algorithm of ``PRESETS``.
 
     Args:
@@ -141,7 +141,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             if isinstance(reward, ModelReward):
                 reward.to(self.accelerator.device)
         self._reference = reference_context(model, lambda: self.model_wrapped, self._twin)
-        self._add_callbacks()
+        if args.sync_ref_model:
+            self.add_callback(reference_update(self._twin, self._with_reference, self.accelerator))
+        self._progress = add_callbacks(self)
         if hasattr(model, "add_model_tags"):
             model.add_model_tags(self._tag_names)
 
@@ -156,16 +158,6 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         super().create_accelerator_and_postprocess()
         self.args.torch_compile_backend = backend
         settle_precision(self.accelerator)
-
-    def _add_callbacks(self) -> None:
-        if self.args.sync_ref_model:
-            self.add_callback(reference_update(self._twin, self._with_reference, self.accelerator))
-        self._progress = None
-        if not self.args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.remove_callback(PrinterCallback)
-            self._progress = UniGRPOProgress()
-            self.add_callback(self._progress)
 
     # ---- data ----
 

@@ -63,11 +63,11 @@ def cure_of(name: str) -> str | None:
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ``ValueError`` for a name that is not ``known``, with the cure or the nearest that is."""
+    """Raises ``TypeError``, as Python does, for a name that is not ``known``, with the cure or the nearest that is."""
     known = tuple(known)
     for name in names:
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`unigrpo keys` lists those there are"
-        raise ValueError(f"{name} is no key of UniGRPOConfig: {cure_of(name) or hint}")
+        raise TypeError(f"{name} is no key of UniGRPOConfig: {cure_of(name) or hint}")

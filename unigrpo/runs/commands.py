@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -19,11 +21,26 @@ if TYPE_CHECKING:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """``unigrpo train RECIPE [key=value ...]``."""
+    from .reach import told_before
     from .recipe import load_recipe
     from .train import run_recipe
 
-    run_recipe(load_recipe(arguments.recipe, arguments.overrides))
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if os.environ.get("RANK", "0") == "0":
+        say("\n".join(told_before(recipe)))
+    if not sys.stderr.isatty():
+        quiet_bars()
+    run_recipe(recipe, arguments.overrides)
     return 0
+
+
+def quiet_bars() -> None:
+    """No bars of others': in a file each of their redraws is a line."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -47,13 +64,13 @@ def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> 
     """Prints what is found about one recipe; whether it may run."""
     from .check import check_recipe
     from .memory_report import memory_report
-    from .reach import code_of
+    from .reach import code_of, sources_of
     from .recipe import load_recipe
 
     try:
         recipe = load_recipe(file, overrides)
         if arguments.list_code:
-            say("\n  ".join([f"{file}:", *code_of(recipe)]))
+            say("\n  ".join([f"{file}:", *code_of(recipe), *sources_of(recipe)]))
             return True
         notes, fits = check_recipe(recipe, arguments.offline), True
         if arguments.memory is not None:

@@ -16,6 +16,7 @@ from ..data.pictures import TRANSFORMS
 from ..errors import RecipeError
 from ..types import TASKS
 from . import packaged
+from .allowed_hosts import read_hosts, refuse_hosts
 from .bounded_yaml import MAX_DEPTH, MAX_TEXT, YamlError, quoted, read_yaml
 
 
@@ -86,7 +87,8 @@ ACCURACY = {"text": "unigrpo.runs.accuracy:integer_match", "mmu": "unigrpo.runs.
 class Recipe:
     """A parsed recipe. ``config`` holds the flat ``UniGRPOConfig`` keys; ``accuracy`` names each task's measure.
 
-    ``folder`` is where its file lies: the paths and the code that it names are looked for there first.
+    ``folder`` is where its file lies: the paths and the code that it names are looked for there first. ``allow_hosts`` are
+    the hosts that may get a key, which only a command line can say.
     """
 
     source: str
@@ -100,6 +102,7 @@ class Recipe:
     lora: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
+    allow_hosts: tuple[str, ...] = ()
 
 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
@@ -116,7 +119,17 @@ FIELD_TYPES: dict[str, tuple[type, ...]] = {
 }
 """Types of the specs' fields; the others are text or null."""
 
-SECTIONS = ("model", "policy", "datasets", "eval_datasets", "sft_datasets", "accuracy", "rewards", "lora")
+SECTIONS = (
+    "model",
+    "policy",
+    "datasets",
+    "eval_datasets",
+    "sft_datasets",
+    "accuracy",
+    "rewards",
+    "lora",
+    "allow_hosts",
+)
 CONFIG_KEYS = tuple(item.name for item in fields(UniGRPOConfig) if item.init)
 LORA_KEYS = tuple(item.name for item in fields(LoraConfig) if item.init)
 
@@ -134,6 +147,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     data = parse_yaml(_text(file), source)
     if not isinstance(data, dict):
         raise RecipeError(f"{source}: a recipe is a mapping of keys, got {type(data).__name__}")
+    refuse_hosts(data, source)
     _look_beside(data, file.parent)
     for override in overrides or []:
         _override(data, override)
@@ -195,6 +209,7 @@ def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) 
         lora=data.get("lora") or None,
         config={key: value for key, value in data.items() if key not in SECTIONS},
         folder=folder or Path(),
+        allow_hosts=read_hosts(data.get("allow_hosts") or []),
     )
     if recipe.lora is not None:
         if not isinstance(recipe.lora, dict):

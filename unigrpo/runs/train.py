@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ..training.checkpoints.files import check_writable, named, write_json
 from ..training.engines import engine_of
 from ..training.evaluation import held_out_answers
 from ..training.setup import load_codec, load_trainable, reward_set
+from .again import command_again
 from .build import (
     build_accuracy,
     build_config,
@@ -155,7 +157,7 @@ def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | N
     )
 
 
-def run_recipe(recipe: Recipe) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Train and leave ``metrics.jsonl``, ``summary.json``, pictures and the model in ``output_dir``.
 
     The pictures are ``reward_curve.png`` and, of runs that draw, ``images.png`` with held-out prompts before and after.
@@ -164,13 +166,18 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     goes on from the newest checkpoint that is whole, from the beginning before there is one, and compares with the
     measurement before training that the first start made.
 
+    Args:
+        overrides: what was set on the command line, for the sentence that says how to go on.
+
     Raises:
         CheckpointError: ``output_dir`` does not take what is written.
+        Interrupted: Ctrl-C while it trains, after its state was saved.
     """
     started = time.perf_counter()
     trainer = build_trainer(recipe)
     out = Path(trainer.args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
+    trainer.go_on = command_again(recipe, overrides, str(out), trainer.accelerator.num_processes)
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
     resume = trainer.args.resume_from_checkpoint
     # Measuring is for all ranks or none.
