@@ -36,6 +36,7 @@ from .training.diagnostics import loss_metrics
 from .training.engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
 from .training.experience import make_experience
 from .training.finite import FiniteGuard
+from .training.inherited_methods import RefusedMethods
 from .training.loader import WindowLoader, WindowSampler
 from .training.metrics import Metrics
 from .training.old_and_reference import exact_reference
@@ -52,7 +53,7 @@ from .training.stopping import StoppableRun
 from .types import Experience, keyed_generator
 
 
-class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Trainer):
+class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMethods, Trainer):
     """Trains a masked-diffusion policy with MMaDA's UniGRPO (arXiv 2505.15809) or another algorithm of ``PRESETS``.
 
     Args:
@@ -336,7 +337,3 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def prediction_step(self, *args: Any, **kwargs: Any):
-        """Not used: ``evaluate`` generates and scores answers instead of predicting labels."""
-        raise ValueError("predict() has no meaning for a policy; use evaluate(), or policy.generate() for answers")
