@@ -86,10 +86,13 @@ def code_of(recipe: Recipe) -> list[str]:
     for path in (recipe.policy, *measures, *(path for _, path in part_paths(recipe))):
         if path and _is_code(path):
             lines.append(f"runs code: {path}")
+    judging = [own for own in recipe.accuracy.values() if isinstance(own, dict)]
+    asked = [(own["name"], own) for own in judging] + [(reward.name, reward.args) for reward in recipe.rewards]
+    for given, arguments in asked:
+        lines += [
+            f"asks a service: {_service(name, arguments)}" for name in SERVICES if given in (name, REWARDS[name])
+        ]
     for reward in recipe.rewards:
-        for name in SERVICES:
-            if reward.name in (name, REWARDS[name]):
-                lines.append(f"asks a service: {_service(name, reward.args)}")
         if _is_code(reward.name):
             given = f" with args {quoted(masked(reward.args))}" if reward.args else ""
             lines.append(f"runs code: {reward.name}{given}")
