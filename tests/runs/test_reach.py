@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unigrpo.errors import RecipeError
+from unigrpo.errors import Interrupted, RecipeError
 from unigrpo.rewards._remote import RemoteReward
 from unigrpo.runs.again import command_again
 from unigrpo.runs.build import build_accuracy, build_rewards
@@ -125,6 +125,18 @@ def test_a_run_that_reaches_nothing_says_so():
 
 
 # ---- how to go on ----
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(Interrupted("stopped"), ""), (KeyboardInterrupt(), "unigrpo: interrupted\n")]
+)
+def test_ctrl_c_is_status_130_and_no_traceback(error, said, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise error
+
+    monkeypatch.setattr("unigrpo.runs.train.run_recipe", interrupted)
+    assert main(["train", "quickstart"]) == 130
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def code_of(recipe: Recipe) -> list[str]:
         lines.append(f"runs code: {recipe.lora.get('megatron_core', 'megatron.core')} (lora.megatron_config)")
     for key in LEADS_OUT:
         value = recipe.config.get(key)
-        if value not in (None, False, "none", [], {}):
+        beside = key == "resume_from_checkpoint" and value is True
+        if value not in (None, False, "none", [], {}) and not beside:
             lines.append(f"leads out of output_dir: {key}={quoted(value)}")
     return lines
 
