@@ -184,4 +184,7 @@ def test_every_error_that_a_user_may_meet_is_here():
     own = {name: file for name, (file, _) in found.items() if name in kinds}
     assert {name for name, file in own.items() if file != "errors.py"} == caught_at_once
     assert all(f"``{name}``" in errors.__doc__ for name in own if own[name] == "errors.py")
-    assert all(issubclass(getattr(errors, name), ValueError) for name in own.keys() - caught_at_once - {"Overdue", "Interrupted"})
+    assert all(
+        issubclass(getattr(errors, name), ValueError)
+        for name in own.keys() - caught_at_once - {"Overdue", "Interrupted"}
+    )

@@ -150,4 +150,4 @@ def test_ctrl_c_is_status_130_and_no_traceback(error, said, monkeypatch, capsys)
 )
 def test_the_command_that_goes_on_is_one_to_be_typed(overrides, output_dir, command, tmp_path):
     given = recipe(tmp_path, MINIMAL, *overrides)
-    assert command_again(given, overrides, output_dir, 1) == command.replace("SOURCE", given.source)
+    assert command_again(given, output_dir, 1) == command.replace("SOURCE", given.source)

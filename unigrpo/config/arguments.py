@@ -28,7 +28,6 @@ from .run_checks import (
 )
 from .run_keys import RUN_KEYS
 from .settings import run_settings, task_settings
-from .sorted_keys import check_inherited
 from .task import PARTS, TASK_KEYS, TaskSettings
 from .trl_keys import check_known
 from .unread_keys import warn_of_unread
@@ -198,7 +197,6 @@ class UniGRPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         settle_inherited(self)
-        check_inherited(self)
         check_engine(self)
         settle_compile(self)
         settle_best_model(self)

@@ -99,7 +99,7 @@ def check_inherited(args: Any) -> None:
             raise ValueError(f"{own.name}={value!r}: {REFUSED[own.name]}")
         ignored.append(f"{own.name}={value!r} ({IGNORED[own.name]})")
     if ignored:
-        warnings.warn(f"these keys of TrainingArguments change nothing here: {'; '.join(ignored)}", stacklevel=4)
+        warnings.warn(f"these keys of TrainingArguments change nothing here: {'; '.join(ignored)}", stacklevel=5)
 
 
 def _is_default(value: Any, own: Any) -> bool:

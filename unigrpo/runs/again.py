@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 
 from .recipe import Recipe
 
 
-def command_again(recipe: Recipe, overrides: Sequence[str], output_dir: str, processes: int) -> str:
+STARTING = ("resume_from_checkpoint=", "overwrite=")
+"""Words of a command line that say how a run starts."""
+
+
+def command_again(recipe: Recipe, output_dir: str, processes: int) -> str:
     """What to type to go on with a run of ``recipe`` that has written into ``output_dir``."""
-    words = [word for word in overrides if not word.startswith("resume_from_checkpoint=")]
+    words = [word for word in recipe.overrides if not word.startswith(STARTING)]
     if str(recipe.config.get("output_dir")) != output_dir:
         words = [*(word for word in words if not word.startswith("output_dir=")), f"output_dir={output_dir}"]
     words.append("resume_from_checkpoint=true")

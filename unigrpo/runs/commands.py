@@ -30,7 +30,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         say("\n".join(told_before(recipe)))
     if not sys.stderr.isatty():
         quiet_bars()
-    run_recipe(recipe, arguments.overrides)
+    run_recipe(recipe)
     return 0
 
 

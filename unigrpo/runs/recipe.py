@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Recipe:
     """A parsed recipe. ``config`` holds the flat ``UniGRPOConfig`` keys; ``accuracy`` names each task's measure.
 
     ``folder`` is where its file lies: the paths and the code that it names are looked for there first. ``allow_hosts`` are
-    the hosts that may get a key, which only a command line can say.
+    the hosts that may get a key, which only a command line can say; ``overrides`` is what it said.
     """
 
     source: str
@@ -103,6 +103,7 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     allow_hosts: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
@@ -151,7 +152,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     _look_beside(data, file.parent)
     for override in overrides or []:
         _override(data, override)
-    return parse_recipe(data, source, file.parent)
+    return replace(parse_recipe(data, source, file.parent), overrides=tuple(overrides or ()))
 
 
 def find_recipe(path: str) -> tuple[Path, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -157,7 +156,7 @@ def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | N
     )
 
 
-def run_recipe(recipe: Recipe, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def run_recipe(recipe: Recipe) -> dict[str, Any]:
     """Train and leave ``metrics.jsonl``, ``summary.json``, pictures and the model in ``output_dir``.
 
     The pictures are ``reward_curve.png`` and, of runs that draw, ``images.png`` with held-out prompts before and after.
@@ -165,9 +164,6 @@ def run_recipe(recipe: Recipe, overrides: Sequence[str] = ()) -> dict[str, Any]:
     With ``resume_from_checkpoint: true`` the same command can be started again after a crash, as often as it takes: it
     goes on from the newest checkpoint that is whole, from the beginning before there is one, and compares with the
     measurement before training that the first start made.
-
-    Args:
-        overrides: what was set on the command line, for the sentence that says how to go on.
 
     Raises:
         CheckpointError: ``output_dir`` does not take what is written.
@@ -177,7 +173,7 @@ def run_recipe(recipe: Recipe, overrides: Sequence[str] = ()) -> dict[str, Any]:
     trainer = build_trainer(recipe)
     out = Path(trainer.args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    trainer.go_on = command_again(recipe, overrides, str(out), trainer.accelerator.num_processes)
+    trainer.go_on = command_again(recipe, str(out), trainer.accelerator.num_processes)
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
     resume = trainer.args.resume_from_checkpoint
     # Measuring is for all ranks or none.
