@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,11 +49,16 @@ class ServiceReward:
         api_key_env: name of the environment variable with the key, in capitals. It is read when a call begins and
             sent as ``Authorization: Bearer``; where it is not set, and for None, no key is sent.
 
+    Attributes:
+        key_hosts: hosts beside this machine that may get the key, ``name`` or ``name:port``; None: any, as in a script, whose
+            author chose the URL. A reward of a recipe has those that the command line allows.
+
     Raises:
         ValueError: an argument is none of these.
     """
 
     __name__ = "service"
+    key_hosts: frozenset[str] | None = None
 
     def __init__(
         self,
@@ -186,13 +193,38 @@ class ServiceReward:
                 f"{self.__name__}: the environment variable {self.api_key_env} holds characters that no key has, such "
                 "as spaces or line breaks: set it again, to the key alone"
             )
+        if key and not self._may_have_key():
+            host = httpx.URL(self.url).host
+            raise ValueError(
+                f"{self.__name__}: the key in {self.api_key_env} would be sent to {host}: if that host may have it, say so on "
+                f"the command line (allow_hosts=[{host}]); if not, set api_key_env to null"
+            )
         return key
+
+    def check_key(self) -> None:
+        """Raises ``ValueError`` if the key of now would not be sent: to a host that may not have it, or no key at all."""
+        self._key()
+
+    def _may_have_key(self) -> bool:
+        place = httpx.URL(self.url)
+        return (
+            self.key_hosts is None
+            or is_this_machine(place.host)
+            or not self.key_hosts.isdisjoint({place.host.lower(), place.netloc.decode().lower()})
+        )
 
     def _log(self, log_metric: Callable[[str, float], None] | None, asked: Asked, failed: int) -> None:
         if log_metric is not None:
             log_metric(f"{self.__name__}/failed", float(failed))
             log_metric(f"{self.__name__}/retries", float(asked.retries))
             log_metric(f"{self.__name__}/seconds", asked.seconds)
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether ``host`` is a loopback address, where a service of the user's own answers."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def is_number(value: Any) -> bool:

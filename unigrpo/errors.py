@@ -6,8 +6,9 @@
 * ``NonFiniteError``: a loss or gradient that is no number.
 * ``RewardError``: a reward that ended the run; ``ReturnError``: what it returned is no list of scores.
 * ``Overdue``: a call that has outlived its bound.
+* ``Interrupted``: Ctrl-C in a run, a ``KeyboardInterrupt``.
 
-Every one but ``Overdue`` is a ``ValueError``, as is any other mistake in what was asked for. Nothing here needs torch.
+Every one but the last two is a ``ValueError``, as is any other mistake in what was asked for. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class ReturnError(ValueError):
 
 class Overdue(Exception):
     """A call has outlived its bound."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a run; the message says what was saved and how to go on."""
 
 
 def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -14,8 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.arguments import UniGRPOConfig
 from .config.build import build_algorithms
@@ -28,7 +27,7 @@ from .rollout.pipeline import Pipeline
 from .rollout.rewards import ModelReward
 from .training import evaluation
 from .training.batches import Batch, Unit, collate, score_batch
-from .training.callbacks import ReadGolds, UniGRPOProgress, reference_update, save_completions, show_completions
+from .training.callbacks import add_callbacks, reference_update, save_completions, show_completions
 from .training.check_datasets import CheckedDatasets
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
@@ -37,6 +36,7 @@ from .training.diagnostics import loss_metrics
 from .training.engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
 from .training.experience import make_experience
 from .training.finite import FiniteGuard
+from .training.inherited_methods import RefusedMethods
 from .training.loader import WindowLoader, WindowSampler
 from .training.metrics import Metrics
 from .training.old_and_reference import exact_reference
@@ -49,10 +49,11 @@ from .training.setup import (
     trainable,
     warn_of_waits,
 )
+from .training.stopping import StoppableRun
 from .types import Experience, keyed_generator
 
 
-class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
+class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMethods, Trainer):
     """Trains a masked-diffusion policy with MMaDA's UniGRPO (arXiv 2505.15809) or another algorithm of ``PRESETS``.
 
     Args:
@@ -128,7 +129,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=self.policy.processor,
-            callbacks=[*(callbacks or []), ReadGolds(self.rewards)],
+            callbacks=callbacks,
             optimizers=optimizers,
         )
         self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
@@ -141,7 +142,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             if isinstance(reward, ModelReward):
                 reward.to(self.accelerator.device)
         self._reference = reference_context(model, lambda: self.model_wrapped, self._twin)
-        self._add_callbacks()
+        if args.sync_ref_model:
+            self.add_callback(reference_update(self._twin, self._with_reference, self.accelerator))
+        self._progress = add_callbacks(self)
         if hasattr(model, "add_model_tags"):
             model.add_model_tags(self._tag_names)
 
@@ -156,16 +159,6 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         super().create_accelerator_and_postprocess()
         self.args.torch_compile_backend = backend
         settle_precision(self.accelerator)
-
-    def _add_callbacks(self) -> None:
-        if self.args.sync_ref_model:
-            self.add_callback(reference_update(self._twin, self._with_reference, self.accelerator))
-        self._progress = None
-        if not self.args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.remove_callback(PrinterCallback)
-            self._progress = UniGRPOProgress()
-            self.add_callback(self._progress)
 
     # ---- data ----
 
@@ -344,7 +337,3 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def prediction_step(self, *args: Any, **kwargs: Any):
-        """Not used: ``evaluate`` generates and scores answers instead of predicting labels."""
-        raise ValueError("predict() has no meaning for a policy; use evaluate(), or policy.generate() for answers")

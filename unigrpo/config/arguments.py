@@ -23,11 +23,13 @@ from .run_checks import (
     check_summed_ratios,
     check_values,
     settle_batches,
+    settle_best_model,
     settle_compile,
 )
 from .run_keys import RUN_KEYS
 from .settings import run_settings, task_settings
 from .task import PARTS, TASK_KEYS, TaskSettings
+from .trl_keys import check_known
 from .unread_keys import warn_of_unread
 
 
@@ -192,10 +194,15 @@ class UniGRPOConfig(TrainingArguments):
     loss_weight: float | None = None
     # ---- end of the keys of the parts ----
 
+    def __new__(cls, *values: Any, **named: Any) -> UniGRPOConfig:
+        check_known(named, (own.name for own in fields(cls)))
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         settle_inherited(self)
         check_engine(self)
         settle_compile(self)
+        settle_best_model(self)
         self._read_parts()
         self._read_overrides()
         given = self._settle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +15,13 @@ from ..parts import Key, choose
 from ..types import TASKS
 from .checks import check_bound, check_task
 from .run_keys import ESTIMATOR_KEYS
+from .sorted_keys import check_inherited
 from .task import TASK_KEYS
 
 
 def check_engine(args: Any) -> None:
     """Raises ``ValueError`` for what cannot run here or does not apply to diffusion."""
+    check_inherited(args)
     if args.use_vllm:
         raise ValueError(
             "use_vllm=True: vLLM decodes autoregressively and cannot roll out a masked-diffusion policy. Leave it "
@@ -28,8 +31,57 @@ def check_engine(args: Any) -> None:
         raise ValueError(
             "bf16=True needs a GPU, and none is visible. Set bf16=False, or use_cpu=True to run bf16 on the CPU"
         )
-    if args.auto_find_batch_size:
-        raise ValueError("auto_find_batch_size=True would change the rollout window; set the batch size yourself")
+    if args.fp16 and (args.use_cpu or not torch.cuda.is_available()):
+        raise ValueError(
+            "fp16=True needs a GPU: nothing would be computed in half precision here. Set it to False, or bf16=True"
+        )
+
+
+def settle_best_model(args: Any) -> None:
+    """The held-out number by which checkpoints are compared: the reward, the higher the better.
+
+    Raises:
+        ValueError: there is no such number, or it is not there when a checkpoint is written.
+    """
+    compared = {"load_best_model_at_end": args.load_best_model_at_end, "save_strategy": args.save_strategy == "best"}
+    compared["lr_scheduler_type"] = args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+    asking = next((f"{name}={getattr(args, name)!r}" for name, asks in compared.items() if asks), None)
+    metric = args.metric_for_best_model
+    if metric in ("loss", "eval_loss"):
+        raise ValueError(
+            f"metric_for_best_model={metric!r}: held-out answers have no loss; leave it out for 'eval_reward'"
+        )
+    if asking is None:
+        return
+    args.metric_for_best_model = metric or "eval_reward"
+    if args.eval_strategy == "no":
+        raise ValueError(
+            f"{asking} compares held-out rewards, and eval_strategy='no' takes none: set it to 'steps' or 'epoch'"
+        )
+    if not args.load_best_model_at_end or args.save_strategy == "best":
+        return
+    if args.save_strategy != args.eval_strategy:
+        raise ValueError(
+            f"{asking} needs a checkpoint where it evaluates: save_strategy={_word(args.save_strategy)} must be that of "
+            f"eval_strategy={_word(args.eval_strategy)}, or 'best'"
+        )
+    every = args.eval_steps or args.logging_steps
+    if args.eval_strategy == "steps" and not _multiple(args.save_steps, every):
+        raise ValueError(
+            f"{asking} needs a checkpoint where it evaluates: save_steps={args.save_steps} must be a multiple of "
+            f"eval_steps={every}"
+        )
+
+
+def _word(strategy: Any) -> str:
+    return repr(getattr(strategy, "value", strategy))
+
+
+def _multiple(number: float, of: float) -> bool:
+    """Whether steps, or both as shares of a run, are a multiple of others."""
+    if (number < 1) != (of < 1):
+        return False
+    return math.isclose(number / of, round(number / of), rel_tol=1e-6) if of else False
 
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")

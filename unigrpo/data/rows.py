@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
-from rich.progress import track
 
 from ..errors import check_choice
+from ..terminal import tracked
 from ..types import TASKS
 from .pictures import TRANSFORMS, load_image
 
@@ -83,7 +83,7 @@ def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], 
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty")
     rows = range(len(dataset))
-    for index in track(rows, f"checking {name}", transient=True) if len(rows) >= MANY_ROWS else rows:
+    for index in tracked(rows, f"checking {name}") if len(rows) >= MANY_ROWS else rows:
         where = f"{name}[{index}]"
         row = read_row(dataset, index, where)
         if "prompt" not in row:

@@ -25,6 +25,7 @@ from huggingface_hub.utils import get_session
 from transformers.utils import cached_file
 
 from ..errors import NotReachableError, SourceError
+from ..terminal import without_secrets
 
 
 PATIENCE = 4.0
@@ -129,7 +130,10 @@ def finding(path: str | Path, what: str) -> Iterator[None]:
         said = _reason(error, place)
         if said is None:
             raise
-        raise said[0](f"{what} {said[1]}") from error
+        # A client quotes the header that it could not send, with the token.
+        raise said[0](f"{what} {without_secrets(said[1])}") from (
+            error if str(error) == without_secrets(str(error)) else None
+        )
 
 
 def fetched(path: str, file: str, what: str) -> str | None:

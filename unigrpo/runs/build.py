@@ -21,14 +21,11 @@ from ..models.hub import finding
 from ..models.quantization import quantization_config
 from ..parts import import_part
 from ..rewards import get_reward
+from ..rewards._service import ServiceReward
 from ..rollout.reward_values import as_list
 from ..rollout.rewards import resolve_reward, reward_name
-from .reach import part_paths
+from .reach import FILE_KINDS, part_paths
 from .recipe import DatasetSpec, Recipe
-
-
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
-"""Files that can be datasets, and the loader of ``datasets`` for each."""
 
 
 def build_config(recipe: Recipe) -> UniGRPOConfig:
@@ -134,10 +131,23 @@ def build_accuracy(recipe: Recipe) -> dict[str, Callable[[str, str], bool]]:
     for task, given in recipe.accuracy.items():
         own = dict(given) if isinstance(given, dict) else {"name": given}
         try:
-            built[task] = get_reward(own.pop("name"), [recipe.folder], **own)
+            built[task] = _reward(recipe, own.pop("name"), own)
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{recipe.source}: accuracy.{task}: {error}") from error
     return built
+
+
+def _reward(recipe: Recipe, name: str, options: dict[str, Any]) -> Any:
+    """The reward of that name; the key of a service goes only where the command line lets it.
+
+    Raises:
+        ValueError: a name that leads nowhere, or a key that would go elsewhere.
+    """
+    reward = get_reward(name, [recipe.folder], **options)
+    if isinstance(reward, ServiceReward):
+        reward.key_hosts = frozenset(recipe.allow_hosts)
+        reward.check_key()
+    return reward
 
 
 def build_rewards(recipe: Recipe) -> list[Any]:
@@ -151,7 +161,7 @@ def build_rewards(recipe: Recipe) -> list[Any]:
         is_model = "/" in spec.name and ":" not in spec.name
         options = {key: model_path(value) if isinstance(value, str) else value for key, value in spec.args.items()}
         try:
-            reward = spec.name if is_model else get_reward(spec.name, [recipe.folder], **options)
+            reward = spec.name if is_model else _reward(recipe, spec.name, options)
         except (ValueError, ImportError, RuntimeError) as error:
             raise RecipeError(f"{recipe.source}: rewards[{number}]: {error}") from error
         except TypeError as error:

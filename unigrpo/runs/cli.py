@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable
 
 from .. import __version__
+from ..errors import Interrupted
+from ..terminal import plain_messages, say
 from .commands import (
     run_agreement,
     run_benchmark,
@@ -43,7 +44,7 @@ EPILOG = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0 done, 1 a check failed, 2 a mistake in what was asked for."""
+    """Entry point; returns the exit status: 0 done, 1 a check failed, 2 a mistake in what was asked for, 130 after Ctrl-C."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE words that follow an option; they belong to the overrides all the same.
@@ -52,11 +53,16 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         words += rest
-    try:
-        return arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"unigrpo: error: {error}", file=sys.stderr)
-        return 2
+    with plain_messages():
+        try:
+            return arguments.run(arguments)
+        except (ValueError, FileNotFoundError) as error:
+            say(f"unigrpo: error: {error}", error=True)
+            return 2
+        except KeyboardInterrupt as error:
+            if not isinstance(error, Interrupted):  # A run has said it.
+                say("unigrpo: interrupted", error=True)
+            return 130
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import import_named
+from ..terminal import say
 
 
 if TYPE_CHECKING:
@@ -19,11 +21,26 @@ if TYPE_CHECKING:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """``unigrpo train RECIPE [key=value ...]``."""
+    from .reach import told_before
     from .recipe import load_recipe
     from .train import run_recipe
 
-    run_recipe(load_recipe(arguments.recipe, arguments.overrides))
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if os.environ.get("RANK", "0") == "0":
+        say("\n".join(told_before(recipe)))
+    if not sys.stderr.isatty():
+        quiet_bars()
+    run_recipe(recipe)
     return 0
+
+
+def quiet_bars() -> None:
+    """No bars of others': in a file each of their redraws is a line."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def run_check(arguments: argparse.Namespace) -> int:
@@ -47,13 +64,13 @@ def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> 
     """Prints what is found about one recipe; whether it may run."""
     from .check import check_recipe
     from .memory_report import memory_report
-    from .reach import code_of
+    from .reach import code_of, sources_of
     from .recipe import load_recipe
 
     try:
         recipe = load_recipe(file, overrides)
         if arguments.list_code:
-            print("\n  ".join([f"{file}:", *code_of(recipe)]))
+            say("\n  ".join([f"{file}:", *code_of(recipe), *sources_of(recipe)]))
             return True
         notes, fits = check_recipe(recipe, arguments.offline), True
         if arguments.memory is not None:
@@ -62,11 +79,11 @@ def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> 
                 lines, fits = memory_report(partial(_loaded, file, overrides), arguments.memory)
             notes += lines
     except ValueError as error:
-        print(f"{file}: FAILED\n  {error}")
+        say(f"{file}: FAILED\n  {error}")
         return False
-    print(f"{file}: ok" if fits else f"{file}: FAILED, does not fit a card of {arguments.memory:g} GB")
+    say(f"{file}: ok" if fits else f"{file}: FAILED, does not fit a card of {arguments.memory:g} GB")
     for note in notes:
-        print(f"  {note}")
+        say(f"  {note}")
     return fits
 
 
@@ -81,7 +98,7 @@ def run_keys(arguments: argparse.Namespace) -> int:
     from .keys import describe
 
     for line in describe(arguments.words):
-        print(line)
+        say(line)
     return 0
 
 
@@ -125,7 +142,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
         _save_pictures(arguments.prompts, arguments.num, answers, Path(arguments.output))
         return 0
     for prompt, answer in zip(repeated, answers, strict=True):
-        print(f"> {prompt}\n{answer}\n")
+        say(f"> {prompt}\n{answer}\n")
     return 0
 
 
@@ -137,7 +154,7 @@ def _save_pictures(prompts: list[str], num: int, pictures: list[Any], folder: Pa
         picture.save(folder / f"{number:04d}.png")
     rows = [pictures[start : start + num] for start in range(0, len(pictures), num)]
     contact_sheet(rows, row_labels=prompts).save(folder / "sheet.png")
-    print(f"wrote {len(pictures)} pictures and sheet.png to {folder}")
+    say(f"wrote {len(pictures)} pictures and sheet.png to {folder}")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -177,7 +194,7 @@ def run_merge(arguments: argparse.Namespace) -> int:
     merged = loaded.model.merge_and_unload()
     merged.save_pretrained(arguments.output)
     loaded.policy.processor.save_pretrained(arguments.output)
-    print(f"wrote {arguments.output}")
+    say(f"wrote {arguments.output}")
     return 0
 
 
@@ -196,7 +213,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
             overrides=arguments.overrides,
         )
     except KeyboardInterrupt:
-        print("unigrpo: interrupted; the same command goes on with the cells that are missing", file=sys.stderr)
+        say("unigrpo: interrupted; the same command goes on with the cells that are missing", error=True)
         return 130
     return 1 if any(entry["failed"] for entry in results["entries"]) else 0
 
@@ -216,7 +233,7 @@ def run_rewards(arguments: argparse.Namespace) -> int:
     else:
         lines = score_file(load_recipe(arguments.recipe, arguments.overrides), arguments.data, arguments.output)
     for line in lines:
-        print(line)
+        say(line)
     return 0
 
 
@@ -233,14 +250,14 @@ def run_recipes(arguments: argparse.Namespace) -> int:
     for name in names:
         written = packaged.copy(name, Path(arguments.to))
         use = "accelerate launch --config_file {} -m unigrpo train RECIPE" if "/" in name else "unigrpo train {}"
-        print(f"wrote {', '.join(map(str, written))}; to use it: {use.format(written[0])}")
+        say(f"wrote {', '.join(map(str, written))}; to use it: {use.format(written[0])}")
     if names:
         return 0
     for title, names in (("recipes", packaged.names()), ("launch files", packaged.launch_files())):
-        print(f"{title}:")
+        say(f"{title}:")
         for name in names:
-            print(f"  {name:22} {packaged.line(name)}")
-    print(
+            say(f"  {name:22} {packaged.line(name)}")
+    say(
         "\n`unigrpo train NAME` runs a recipe; `unigrpo recipes copy NAME` writes one into this folder, to be changed."
     )
     return 0

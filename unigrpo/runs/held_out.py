@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ..rollout.pipeline import Pipeline
+from ..terminal import console, say
 from ..trainer import UniGRPOTrainer
 from ..training.evaluation import Accuracy, bootstrap, held_out_answers, reward_summary
 from ..training.metrics import Metrics
@@ -57,7 +56,7 @@ def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> HeldOut:
     samples = held_out_answers(pipe, rows, 1, trainer.args.per_device_eval_batch_size, metrics=metrics)
     result = measure(pipe, samples, recipe, metrics)
     if trainer.is_world_process_zero():
-        Console().print(f"{label} training: {result}")
+        say(f"{label} training: {result}")
         sheet = picture_sheet(samples, f"{label} training")
         if sheet is not None:
             sheet.save(Path(trainer.args.output_dir) / f"images_{label}.png")
@@ -131,11 +130,11 @@ def show_before_after(before: HeldOut, after: HeldOut) -> None:
     """Three held-out texts with the answers before and after training; without texts, one line."""
     title = f"{before}  →  {after}"
     if not before.shown:
-        Console().print(title)
+        say(title)
         return
     view = Table(title=title, show_lines=True)
     for name in ("prompt", "before", "after"):
         view.add_column(name)
     for old, new in zip(before.shown, after.shown, strict=True):
-        view.add_row(Text(old["prompt"]), Text(old["completion"]), Text(new["completion"]))
-    Console().print(view)
+        view.add_row(old["prompt"], old["completion"], new["completion"])
+    console().print(view)

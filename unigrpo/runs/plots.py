@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 
+from ..terminal import say
 from ..training.contact_sheet import contact_sheet
 from ..types import Sample
 
@@ -76,7 +76,7 @@ def pyplot_for(picture: Path) -> Any:
     try:
         import matplotlib
     except ImportError:
-        Console().print(f"{picture.name} was not drawn: pip install 'unigrpo[plots]'", markup=False)
+        say(f"{picture.name} was not drawn: pip install 'unigrpo[plots]'")
         return None
     matplotlib.use("Agg")
     from matplotlib import pyplot

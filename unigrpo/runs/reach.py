@@ -6,15 +6,22 @@ import inspect
 import json
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ..config.arguments import PART_KEYS
 from ..models.builtin import BUILTIN
+from ..models.hub import looks_local
 from ..parts import plain
 from ..rewards import REWARDS, get_reward
 from ..rollout.reward_values import shortened
+from ..terminal import masked
 from .bounded_yaml import quoted
-from .recipe import Recipe
+from .recipe import FILE_KEYS, Recipe
+
+
+FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
+"""Files that can be datasets, and the loader of ``datasets`` for each."""
 
 
 def part_paths(recipe: Recipe) -> list[tuple[str, str]]:
@@ -57,12 +64,6 @@ RUNS_ANSWERS = ("code_tests", "reasoning_gym")
 """Rewards that run what an answer says, in a process without network and without files to write."""
 
 
-def _masked(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments to be shown: what is named like a secret is not."""
-    secret = re.compile("key|token|secret|password|auth", re.IGNORECASE)
-    return {name: "***" if secret.search(str(name)) else value for name, value in arguments.items()}
-
-
 def _service(name: str, arguments: dict[str, Any]) -> str:
     """Where a reward of ``SERVICES`` sends its rows and where its key comes from, without what may be a secret."""
     taken = inspect.signature(get_reward(REWARDS[name])).parameters
@@ -88,15 +89,18 @@ def code_of(recipe: Recipe) -> list[str]:
     for path in (recipe.policy, *measures, *(path for _, path in part_paths(recipe))):
         if path and _is_code(path):
             lines.append(f"runs code: {path}")
+    judging = [own for own in recipe.accuracy.values() if isinstance(own, dict)]
+    asked = [(own["name"], own) for own in judging] + [(reward.name, reward.args) for reward in recipe.rewards]
+    for given, arguments in asked:
+        lines += [
+            f"asks a service: {_service(name, arguments)}" for name in SERVICES if given in (name, REWARDS[name])
+        ]
     for reward in recipe.rewards:
-        for name in SERVICES:
-            if reward.name in (name, REWARDS[name]):
-                lines.append(f"asks a service: {_service(name, reward.args)}")
         for name in RUNS_ANSWERS:
             if reward.name in (name, REWARDS[name]):
                 lines.append(f"runs code of answers and datasets, guarded: {name}")
         if _is_code(reward.name):
-            given = f" with args {quoted(_masked(reward.args))}" if reward.args else ""
+            given = f" with args {quoted(masked(reward.args))}" if reward.args else ""
             lines.append(f"runs code: {reward.name}{given}")
     lines = list(dict.fromkeys(lines))
     options = recipe.config.get("model_init_kwargs")
@@ -110,6 +114,63 @@ def code_of(recipe: Recipe) -> list[str]:
         lines.append(f"runs code: {recipe.lora.get('megatron_core', 'megatron.core')} (lora.megatron_config)")
     for key in LEADS_OUT:
         value = recipe.config.get(key)
-        if value not in (None, False, "none", [], {}):
+        beside = key == "resume_from_checkpoint" and value is True
+        if value not in (None, False, "none", [], {}) and not beside:
             lines.append(f"leads out of output_dir: {key}={quoted(value)}")
     return lines
+
+
+MODELS = ("model", "tokenizer", "processor")
+"""Arguments of a reward that name what is loaded."""
+
+
+def sources_of(recipe: Recipe) -> list[str]:
+    """The ids of the hub that a recipe asks for and the local files that it reads, one a line; nothing is opened.
+
+    What its model's own configuration names further, such as an image tokenizer, is not known here.
+    """
+    named = [(recipe.model.path, "model"), (recipe.config.get("image_tokenizer"), "image_tokenizer")]
+    named += [(spec.path, "datasets") for spec in recipe.datasets]
+    named += [(spec.path, "eval_datasets") for spec in recipe.eval_datasets]
+    named += [(spec.path, "sft_datasets") for spec in recipe.sft_datasets]
+    for reward in recipe.rewards:
+        if "/" in reward.name and ":" not in reward.name:
+            named.append((reward.name, "rewards"))
+        elif reward.name in REWARDS and reward.name not in SERVICES:
+            named += [(path, reward.name) for path in _loaded_by(reward.name, reward.args)]
+    files = [(recipe.config.get(key), key) for key in FILE_KEYS if key != "image_tokenizer"]
+    uses: dict[str, list[str]] = {}
+    for path, use in [*named, *files]:
+        if (
+            isinstance(path, str)
+            and path
+            and not path.startswith(BUILTIN)
+            and not (use in FILE_KEYS and path[0] == "{")
+        ):
+            kind = "reads" if use in FILE_KEYS[1:] or _is_local(path) else "asks the hub for"
+            uses.setdefault(f"{kind}: {quoted(path)[1:-1]}", []).append(use)
+    return [f"{line} ({', '.join(dict.fromkeys(own))})" for line, own in uses.items()]
+
+
+def _loaded_by(name: str, arguments: dict[str, Any]) -> list[Any]:
+    """What a registered reward loads, given or by default."""
+    taken = inspect.signature(get_reward(REWARDS[name])).parameters
+    return [arguments.get(key, taken[key].default) for key in MODELS if key in taken]
+
+
+def _is_local(path: str) -> bool:
+    try:
+        return looks_local(path) or bool(Path(path).suffix in FILE_KINDS) or Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def told_before(recipe: Recipe) -> list[str]:
+    """What a user is told before a run: where it writes, and all that it reaches beside what ships with the package."""
+    own = [line for line in code_of(recipe) if not line.startswith("runs code: unigrpo.")]
+    lines = [*own, *sources_of(recipe)] or ["reaches nothing that does not ship with the package"]
+    return [
+        f"{recipe.source}:",
+        f"  writes: {recipe.config.get('output_dir', 'unigrpo-output')}",
+        *(f"  {line}" for line in lines),
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from peft import LoraConfig
 
 from ..config.arguments import UniGRPOConfig
 from ..config.inherited import settle_fields
+from ..config.trl_keys import cure_of
 from ..data.pictures import TRANSFORMS
 from ..errors import RecipeError
 from ..types import TASKS
 from . import packaged
+from .allowed_hosts import read_hosts, refuse_hosts
 from .bounded_yaml import MAX_DEPTH, MAX_TEXT, YamlError, quoted, read_yaml
 
 
@@ -85,7 +87,8 @@ ACCURACY = {"text": "unigrpo.runs.accuracy:integer_match", "mmu": "unigrpo.runs.
 class Recipe:
     """A parsed recipe. ``config`` holds the flat ``UniGRPOConfig`` keys; ``accuracy`` names each task's measure.
 
-    ``folder`` is where its file lies: the paths and the code that it names are looked for there first.
+    ``folder`` is where its file lies: the paths and the code that it names are looked for there first. ``allow_hosts`` are
+    the hosts that may get a key, which only a command line can say; ``overrides`` is what it said.
     """
 
     source: str
@@ -99,6 +102,8 @@ class Recipe:
     lora: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
+    allow_hosts: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
@@ -115,7 +120,17 @@ FIELD_TYPES: dict[str, tuple[type, ...]] = {
 }
 """Types of the specs' fields; the others are text or null."""
 
-SECTIONS = ("model", "policy", "datasets", "eval_datasets", "sft_datasets", "accuracy", "rewards", "lora")
+SECTIONS = (
+    "model",
+    "policy",
+    "datasets",
+    "eval_datasets",
+    "sft_datasets",
+    "accuracy",
+    "rewards",
+    "lora",
+    "allow_hosts",
+)
 CONFIG_KEYS = tuple(item.name for item in fields(UniGRPOConfig) if item.init)
 LORA_KEYS = tuple(item.name for item in fields(LoraConfig) if item.init)
 
@@ -133,10 +148,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     data = parse_yaml(_text(file), source)
     if not isinstance(data, dict):
         raise RecipeError(f"{source}: a recipe is a mapping of keys, got {type(data).__name__}")
+    refuse_hosts(data, source)
     _look_beside(data, file.parent)
     for override in overrides or []:
         _override(data, override)
-    return parse_recipe(data, source, file.parent)
+    return replace(parse_recipe(data, source, file.parent), overrides=tuple(overrides or ()))
 
 
 def find_recipe(path: str) -> tuple[Path, str]:
@@ -194,6 +210,7 @@ def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) 
         lora=data.get("lora") or None,
         config={key: value for key, value in data.items() if key not in SECTIONS},
         folder=folder or Path(),
+        allow_hosts=read_hosts(data.get("allow_hosts") or []),
     )
     if recipe.lora is not None:
         if not isinstance(recipe.lora, dict):
@@ -273,8 +290,8 @@ def _known(key: str, valid: tuple[str, ...], where: str) -> None:
     if key in valid:
         return
     near = difflib.get_close_matches(str(key)[:100], valid, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; valid keys are {sorted(valid)}"
-    raise RecipeError(f"{where}: unknown key {quoted(key)}{hint}")
+    hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {sorted(valid)}"
+    raise RecipeError(f"{where}: unknown key {quoted(key)}; {cure_of(str(key)) or hint}")
 
 
 def _section(kind: type, value: Any, where: str) -> Any:

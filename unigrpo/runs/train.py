@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from rich.console import Console
 from rich.progress import Progress
 from transformers import TrainerCallback
 
@@ -24,6 +23,7 @@ from ..models import MMaDAProcessor
 from ..models.builtin import model_path
 from ..rollout.generate import load_policy
 from ..rollout.pipeline import Pipeline
+from ..terminal import console, say
 from ..trainer import UniGRPOTrainer
 from ..training.callbacks import JsonLines
 from ..training.checkpoints.files import check_writable, named, write_json
@@ -33,6 +33,7 @@ from ..training.checkpoints.used_folder import take_free_folder
 from ..training.engines import engine_of
 from ..training.evaluation import held_out_answers
 from ..training.setup import load_codec, load_trainable, reward_set
+from .again import command_again
 from .build import (
     build_accuracy,
     build_config,
@@ -109,19 +110,19 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
     rows = held_out_rows(recipe)
     pipe = held_out_pipeline(recipe, rows, model)
     args, path = pipe.args, model or recipe.model.path
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=console(error=True), transient=True) as bar:
         task = bar.add_task("answering", total=len(rows))
         samples = held_out_answers(
             pipe, rows, 1, args.per_device_eval_batch_size, lambda done, _: bar.update(task, completed=done)
         )
     result = measure(pipe, samples, recipe)
-    Console().print(f"{path}: {result}")
+    say(f"{path}: {result}")
     sheet = picture_sheet(samples, path)
     if sheet is not None:
         out = Path(args.output_dir)
         out.mkdir(parents=True, exist_ok=True)
         sheet.save(out / "images_evaluated.png")
-        Console().print(f"wrote {out / 'images_evaluated.png'}")
+        say(f"wrote {out / 'images_evaluated.png'}")
     return result
 
 
@@ -177,6 +178,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     Raises:
         CheckpointError: ``output_dir`` does not take what is written, another process is at work in it, or the run is not the
             one to go on from.
+        Interrupted: Ctrl-C while it trains, after its state was saved.
     """
     args = build_config(recipe)
     with ExitStack() as lock:
@@ -212,7 +214,7 @@ def _take_folder(args: UniGRPOConfig, lock: ExitStack) -> Path:
     if reason is not None:
         choices = "resume_from_checkpoint=true goes on with the other one, overwrite=true replaces it"
         line = f"{reason}: this run goes to {folder} ({choices})"
-        Console(soft_wrap=True).print(line, markup=False, highlight=False)
+        say(line)
     return folder
 
 
@@ -220,6 +222,7 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe) -> dict[str, Any]:
     started = time.perf_counter()
     out = Path(trainer.args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
+    trainer.go_on = command_again(recipe, str(out), trainer.accelerator.num_processes)
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
     resume = trainer.args.resume_from_checkpoint
     # Measuring is for all ranks or none.
@@ -253,7 +256,7 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe) -> dict[str, Any]:
         show_before_after(start.before, after)
     side_by_side(out / "images_before.png", out / "images_after.png", out / "images.png")
     draw_curve(out / "metrics.jsonl", out / "reward_curve.png", curve_title(summary))
-    Console().print(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
+    say(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
     return summary
 
 
@@ -273,7 +276,7 @@ class StartMeasured(TrainerCallback):
             return
         if state.global_step > 0:
             if state.is_world_process_zero:
-                Console().print("before.json is gone: the summary will compare with nothing")
+                say("before.json is gone: the summary will compare with nothing")
             return
         started = time.perf_counter()
         self.before = held_out(self.trainer, self.recipe, "before")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from ..algorithm.noising import Noising
 from ..config.arguments import UniGRPOConfig
 from ..rollout.generate import LoadedPolicy, load_policy
 from ..samplers import SemiAutoregressive
+from ..terminal import say
 from ..types import Rollout, keyed_generator
 from .arithmetic import problems
 from .exact import ExactLikelihood, mask_numbers
@@ -110,10 +110,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Bias and variance of the likelihood estimators.")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     output = parser.parse_args().output
-    text = "\n".join(table()) + "\n"
-    sys.stdout.write(text)
+    text = "\n".join(table())
+    say(text)
     if output:
-        output.write_text(text)
+        output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

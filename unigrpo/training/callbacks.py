@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils.import_utils import is_in_notebook
 
 from ..rollout.rewards import RewardSet
+from ..terminal import console, say, visible
 from .checkpoints.files import append_line, named, write_text
 from .checkpoints.run_record import read_record
 from .contact_sheet import contact_sheet
@@ -36,6 +38,16 @@ SHEET_ROWS, SHEET_COLUMNS = 8, 8
 """Prompts and pictures a prompt on a contact sheet of completions."""
 
 
+def shown_metrics(logs: dict[str, float]) -> dict[str, str]:
+    """The values of ``BAR`` that a log has, by label."""
+    return {label: f"{logs[name]:.3g}" for label, name in BAR.items() if name in logs}
+
+
+def held_out_metrics(logs: dict[str, float]) -> str:
+    """The held-out rewards of a log in words; empty where it has none."""
+    return ", ".join(f"{visible(name)} {value:.4g}" for name, value in logs.items() if name.startswith("eval_reward"))
+
+
 class UniGRPOProgress(ProgressCallback):
     """The training bar with reward, KL, clip fraction, tokens/s and the seconds spent in each stage since the last log.
 
@@ -49,9 +61,9 @@ class UniGRPOProgress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
         if self.training_bar is None or not logs:
             return
-        self.shown |= {label: f"{logs[name]:.3g}" for label, name in BAR.items() if name in logs}
+        self.shown |= shown_metrics(logs)
         self.training_bar.set_postfix(self.shown)
-        held_out = {name: round(value, 4) for name, value in logs.items() if name.startswith("eval_reward")}
+        held_out = held_out_metrics(logs)
         if held_out:
             self.training_bar.write(f"step {state.global_step}: {held_out}")
 
@@ -59,6 +71,53 @@ class UniGRPOProgress(ProgressCallback):
         """Progress inside a rollout, which at 8B takes most of a step."""
         if self.training_bar is not None:
             self.training_bar.set_description_str("" if done == total else f"rollout {done}/{total}")
+
+    def close(self) -> None:
+        """Leaves the line of the bar, so that something can be said below it."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
+
+class LogLines(TrainerCallback):
+    """One line a log on standard error, in place of the bar where nobody watches: a bar in a file is a line a redraw."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        found = [f"{label} {value}" for label, value in shown_metrics(logs).items()]
+        found = [f"loss {logs['loss']:.3g}", *found] if "loss" in logs else [held_out_metrics(logs)]
+        if any(found):
+            say(f"step {state.global_step}/{state.max_steps}: {', '.join(found)}", error=True)
+
+
+class LastLog(TrainerCallback):
+    """What was collected since the last log is logged when training ends, however short the run was."""
+
+    def on_step_end(self, args, state, control, **kwargs: Any) -> None:
+        """Before the last checkpoint, which is then one of a run without a rest."""
+        if control.should_training_stop and args.logging_strategy != "no":
+            control.should_log = True
+
+    on_epoch_end = on_step_end
+
+
+def add_callbacks(trainer: Any) -> UniGRPOProgress | None:
+    """The trainer's own callbacks: golds that none can read, the last log, and a bar, or lines where there is no terminal.
+
+    Returns the bar.
+    """
+    trainer.add_callback(ReadGolds(trainer.rewards))
+    trainer.add_callback(LastLog())
+    if trainer.args.disable_tqdm:
+        return None
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if not (sys.stderr.isatty() or is_in_notebook()):
+        trainer.add_callback(LogLines())
+        return None
+    bar = UniGRPOProgress()
+    trainer.add_callback(bar)
+    return bar
 
 
 def reference_update(twin: Any, with_reference: bool, accelerator: Any) -> TrainerCallback:
@@ -141,8 +200,8 @@ def show_completions(table: dict[str, list], step: int, limit: int | None) -> No
     for name in table:
         view.add_column(name)
     for index in range(rows):
-        view.add_row(*(Text(_cell(column[index])) for column in table.values()))
-    Console().print(view)
+        view.add_row(*(_cell(column[index]) for column in table.values()))
+    console().print(view)
 
 
 def save_completions(table: dict[str, list], folder: Path, step: int) -> None:

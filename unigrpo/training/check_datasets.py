@@ -7,6 +7,7 @@ from typing import Any
 from ..config.arguments import UniGRPOConfig
 from ..data.image_codes import ImageCodec
 from ..data.rows import check_dataset, task_of, undecoded
+from ..errors import check_choice
 from ..models import DiffusionPolicy
 from ..rollout.rewards import RewardSet
 from ..rollout.sample import check_prompt
@@ -35,7 +36,21 @@ class CheckedDatasets:
             eval_dataset = undecoded(eval_dataset)
         for name, part in named_sets(eval_dataset):
             check_dataset(part, name, self._check_held_out_row)
+        self._check_best_metric(eval_dataset)
         return train_dataset, eval_dataset
+
+    def _check_best_metric(self, eval_dataset: Any) -> None:
+        """A ``metric_for_best_model`` that no evaluation will have is an error; rewards may log more, under names with a slash."""
+        metric = self.args.metric_for_best_model
+        if metric is None or eval_dataset is None or self.args.eval_strategy == "no":
+            return
+        metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+        sets = [f"eval_{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else ["eval_"]
+        names = [f"{own}reward" for own in sets]
+        names += [f"{own}rewards/{name}/mean" for own in sets for name in self.rewards.names]
+        rest = next((metric.removeprefix(own) for own in sets if metric.startswith(own)), "")
+        if "/" not in rest or rest.startswith("rewards/"):
+            check_choice("metric_for_best_model", metric, tuple(names))
 
     def _checked_demonstrations(self, dataset: Any) -> Any:
         """The rows with given answers, each of which fits its canvas."""

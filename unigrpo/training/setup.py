@@ -21,6 +21,7 @@ from ..models.loading import load_config
 from ..models.quantization import check_quantization, prepare_quantised
 from ..models.reference import freeze_adapter_copy
 from ..rollout.rewards import RewardSet, offload, resolve_reward
+from ..terminal import masked
 from .checkpoints.files import check_writable
 
 
@@ -50,7 +51,9 @@ def load_trainable(
             the model does not take.
     """
     if isinstance(init_kwargs, str):
-        raise ValueError(f"model_init_kwargs={init_kwargs!r} must be a mapping, or JSON of one")
+        raise ValueError(
+            "model_init_kwargs is a text, which is not shown in case it has a token: give a mapping, or JSON of one"
+        )
     check_quantization(init_kwargs, adapters)
     options = {"dtype": "auto", **(init_kwargs or {})}
     if options.get("quantization_config") is not None:
@@ -63,7 +66,7 @@ def load_trainable(
     try:
         module = load()
     except TypeError as error:
-        raise ValueError(f"model_init_kwargs={init_kwargs}: {error}") from error
+        raise ValueError(f"model_init_kwargs={masked(init_kwargs)}: {error}") from error
     module.load_again = load
     return module
 

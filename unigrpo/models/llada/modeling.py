@@ -6,6 +6,7 @@ adapters need no renaming. LLaDA: arXiv 2502.09992. MMaDA: arXiv 2505.15809.
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -19,6 +20,7 @@ from ..cache import KeyValueCache, LayerCache
 from ..draw import Draw
 from ..forward import MaskedDiffusionOutput, combine_guidance
 from ..head import VocabularyHead
+from ..inherited import RefusedMethods, check_attention_mask, refuse_arguments
 from ..placing import on_host, places_of
 from .configuration import LLaDAConfig
 
@@ -181,7 +183,7 @@ class LLaDATrunk(nn.Module):
         return attention_mask.bool()[:, None, None, :]
 
 
-class LLaDAForMaskedDiffusion(PreTrainedModel):
+class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
     """LLaDA with the whole forward contract: trunk, row selection, head and log-softmax inside ``forward``."""
 
     config_class = LLaDAConfig
@@ -242,7 +244,7 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
 
         Args:
             input_ids: ``[B, L]`` int64 (or ``inputs_embeds [B, L, d]``).
-            attention_mask: ``[B, L]``, 1 = real token. Padding keys are never attended in ``attn_mask_mode="bool"``
+            attention_mask: ``[B, L]`` bool or whole numbers, 1 = real token. Padding keys are never attended in ``attn_mask_mode="bool"``
                 and attended like text in ``"none"``; no value turns the model causal.
             position_ids: ``[B, L]`` int64; default 0..L-1 from the left edge, left padding included.
             select: ``[B, L]`` bool, the n rows to run the head on, row-major; None = all.
@@ -262,8 +264,12 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
             ``logps [n]`` when a ``draw`` is.
 
         Raises:
-            ValueError: arguments that do not go together, or a selected row outside the cache's span.
+            ValueError: arguments that do not go together, a mask that is none, or a selected row outside the cache's span.
+            TypeError: an argument that it does not take.
         """
+        if kwargs:
+            refuse_arguments(kwargs, TAKEN)
+        check_attention_mask(attention_mask)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if (targets is not None or draw is not None) and select is None:
@@ -280,6 +286,10 @@ class LLaDAForMaskedDiffusion(PreTrainedModel):
         if targets is None:
             return MaskedDiffusionOutput(logits=scores, hidden_states=states)
         return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl, hidden_states=states)
+
+
+TAKEN = tuple(list(inspect.signature(LLaDAForMaskedDiffusion.forward).parameters)[1:-1])
+"""The names of what ``forward`` takes."""
 
 
 def _within(cache: KeyValueCache, counts: list[int] | None, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from ...config.arguments import UniGRPOConfig
 from ...data.rows import task_of
 from ...rollout.pipeline import Pipeline
+from ...terminal import console, say
 from ...training.checkpoints.files import write_json
 from ..build import build_accuracy, build_config
 from ..recipe import Recipe
@@ -79,7 +79,7 @@ def agreement(
     write_json(out / "agreement.json", result)
     show(result)
     drawn = draw_scatter(result, out / "agreement.png")
-    Console().print(f"wrote agreement.json{' and agreement.png' if drawn else ''} to {out}", soft_wrap=True)
+    say(f"wrote agreement.json{' and agreement.png' if drawn else ''} to {out}")
     return result
 
 
@@ -106,7 +106,7 @@ def measure_tasks(
     pipe: Pipeline, recipe: Recipe, rows: dict[str, list[dict[str, Any]]], variants: dict[str, list[Variant]]
 ) -> dict[str, Any]:
     """The measurements of all tasks, with progress on stderr."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=console(error=True), transient=True) as bar:
         measured = {}
         judges = build_accuracy(recipe)
         for task, own in rows.items():

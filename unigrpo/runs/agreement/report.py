@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from ...terminal import console, say
 from ..plots import pyplot_for
 
 
@@ -23,21 +23,21 @@ COLUMNS = 110
 
 def show(result: dict[str, Any]) -> None:
     """Prints two tables a task: ways of decoding, and likelihoods of merged steps."""
-    console = Console()
-    console.width = max(console.width, COLUMNS)
+    tables = console()
+    tables.width = max(tables.width, COLUMNS)
     where = result["machine"]
     for task, measured in result["tasks"].items():
-        console.print(decoding_table(task, measured, result["temperature"]))
+        tables.print(decoding_table(task, measured, result["temperature"]))
         if measured["merged_steps"]:
-            console.print(merged_table(measured["merged_steps"]))
+            tables.print(merged_table(measured["merged_steps"]))
         if any(line["of_recipe"] for line in measured["decoding"][1:]):
-            console.print("* as the recipe decodes", highlight=False)
-    console.print(
+            say("* as the recipe decodes")
+    say(
         f"{result['model']}: {where['parameters'] / 1e6:,.1f} M parameters in {where['dtype']} on {where['device']}, "
         f"{where['threads']} CPU threads"
     )
     for note in result["notes"]:
-        console.print(f"note: {note}", markup=False)
+        say(f"note: {note}")
 
 
 def decoding_table(task: str, measured: dict[str, Any], temperature: float) -> Table:

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from ...terminal import say
 from .cells import Cell, cells_of, header_of, load_record, run_cell, save_record
 from .curves import draw_curves
 from .pool import Job, run_jobs
@@ -45,7 +44,7 @@ def benchmark(
     records = {cell: load_record(cell, chosen[cell.task], out) for cell in cells}
     stale = sum(record is None and cell.path(out).exists() for cell, record in records.items())
     if stale:
-        _say(f"{stale} of {len(records)} cells were measured with other settings and are left out")
+        say(f"{stale} of {len(records)} cells were measured with other settings and are left out")
     out.mkdir(parents=True, exist_ok=True)
     try:
         if not table_only:
@@ -61,7 +60,7 @@ def run_missing(records: Records, tasks: dict[str, Task], out: Path, jobs: int) 
     todo = [cell for cell, record in records.items() if record is None or "error" in record]
     kept = len(records) - len(todo)
     if kept:
-        _say(f"{kept} of {len(records)} cells were measured before")
+        say(f"{kept} of {len(records)} cells were measured before")
     if not todo:
         return
     began, finished = time.monotonic(), 0
@@ -73,7 +72,7 @@ def run_missing(records: Records, tasks: dict[str, Task], out: Path, jobs: int) 
             save_record(cell, out, {**header_of(cell, tasks[cell.task]), "error": problem})
         records[cell] = load_record(cell, tasks[cell.task], out)
         left = (time.monotonic() - began) / finished * (len(todo) - finished)
-        _say(f"[{kept + finished}/{len(records)}] {describe(cell, records[cell])}; about {_duration(left)} left")
+        say(f"[{kept + finished}/{len(records)}] {describe(cell, records[cell])}; about {_duration(left)} left")
 
     work = [Job(cell, run_cell, (cell, tasks[cell.task], out), out / "logs" / f"{cell.name}.log") for cell in todo]
     run_jobs(work, jobs, max(task.seconds for task in tasks.values()) + ALLOWANCE, done)
@@ -98,12 +97,8 @@ def report(
     table = markdown(results)
     (out / "table.md").write_text(table)
     drawn = draw_curves(results, out / "curves.png")
-    _say(f"\n{table}\nwrote table.md, results.json{' and curves.png' if drawn else ''} to {out}")
+    say(f"\n{table}\nwrote table.md, results.json{' and curves.png' if drawn else ''} to {out}")
     return results
-
-
-def _say(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

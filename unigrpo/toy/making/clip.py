@@ -10,14 +10,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from ...models.magvit import MagvitV2
+from ...terminal import say, tracked
 from ..shapes import FORMS, SIDE, SPECS, WORDS, caption
 from .image_tokenizer import CHECKPOINT as TOKENIZER_CHECKPOINT
 from .image_tokenizer import (
@@ -155,7 +154,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     model.train()
-    for _ in track(range(steps), description="CLIP"):
+    for _ in tracked(range(steps), "CLIP"):
         rows = torch.randint(len(members), (batch_size,), generator=generator)
         forms = torch.randint(len(FORMS), (batch_size,), generator=generator)
         kinds = torch.arange(batch_size) % len(pictures)
@@ -217,10 +216,9 @@ def main() -> None:
         part.save_pretrained(args.output)
     model = CLIPModel.from_pretrained(args.output, dtype=torch.float32).eval()
     _, pixels = gallery(4, HELD_OUT_SEED)
-    console = Console()
     for name, shown in (("real pictures", pixels), ("reconstructions", reconstruct(magvit, pixels))):
-        console.print(f"own caption nearest, {name:16} {100 * retrieval_accuracy(model, tokenizer, shown):5.1f} %")
-    console.print(f"{directory_size(args.output) / 1e6:5.2f} MB in {args.output}")
+        say(f"own caption nearest, {name:16} {100 * retrieval_accuracy(model, tokenizer, shown):5.1f} %")
+    say(f"{directory_size(args.output) / 1e6:5.2f} MB in {args.output}")
 
 
 if __name__ == "__main__":

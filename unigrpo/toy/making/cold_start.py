@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from ...models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
 from ...rollout.generate import LoadedPolicy
 from ...runs.accuracy import integer_match
+from ...terminal import say, tracked
 from ...types import Canvas
 from ..arithmetic import problems, trace
 from .tokenizer import build_tokenizer, special_token_ids
@@ -141,7 +140,7 @@ def train(
         optimizer, lambda step: min((step + 1) / (warm_up + 1), 1.0, max((steps - step) / decay, 0.0))
     )
     model.train()
-    for _ in track(range(steps), description="cold start"):
+    for _ in tracked(range(steps), "cold start"):
         masked_loss(model, policy, draw(batch_size), generator=generator).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -192,7 +191,7 @@ def arguments(name: str, description: str, words: list[str] | None = None) -> ar
 def report(figures: dict[str, float]) -> None:
     """Prints shares."""
     for name, value in figures.items():
-        Console().print(f"{name:20} {100 * value:5.1f} %")
+        say(f"{name:20} {100 * value:5.1f} %")
 
 
 def save(loaded: LoadedPolicy, output: Path, *, half: bool = False) -> None:
@@ -203,7 +202,7 @@ def save(loaded: LoadedPolicy, output: Path, *, half: bool = False) -> None:
     model.config.save_pretrained(output)
     loaded.policy.processor.save_pretrained(output)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    Console().print(f"{'checkpoint':20} {size / 1e6:5.2f} MB in {output}")
+    say(f"{'checkpoint':20} {size / 1e6:5.2f} MB in {output}")
 
 
 def main() -> None:

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from ...data.pictures import to_images, to_pixels
 from ...models.magvit import MagvitV2, MagvitV2Config
+from ...terminal import say, tracked
 from ..pixel_check import inspect
 from ..shapes import SPECS, Spec, render
 
@@ -111,7 +110,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     model.train()
-    for step in track(range(steps), description="image tokenizer"):
+    for step in tracked(range(steps), "image tokenizer"):
         rows = torch.randint(len(pixels), (batch_size,), generator=generator)
         weight = EARLY_ENTROPY if step < steps // 4 else ENTROPY
         loss = autoencoder_loss(model, pixels[rows], entropy_weight=weight)
@@ -159,9 +158,8 @@ def main() -> None:
     train(model, **{**TRAINING, "steps": args.steps}, generator=generator)
     model.half().save_pretrained(args.output)
     model = MagvitV2.from_pretrained(args.output)
-    console = Console()
-    console.print(f"reconstructions read right  {100 * reconstruction_accuracy(model):5.1f} %")
-    console.print(f"{directory_size(args.output) / 1e6:5.2f} MB in {args.output}")
+    say(f"reconstructions read right  {100 * reconstruction_accuracy(model):5.1f} %")
+    say(f"{directory_size(args.output) / 1e6:5.2f} MB in {args.output}")
 
 
 def directory_size(folder: Path) -> int:

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from ...data.image_codes import ImageCodec, load_tokenizer
 from ...models import MMaDAPolicy, MMaDAProcessor
 from ...rollout.generate import LoadedPolicy
 from ...runs.accuracy import integer_match
+from ...terminal import say, tracked
 from ...types import Canvas
 from .. import arithmetic
 from ..pixel_check import inspect
@@ -139,7 +138,7 @@ def train(model, teacher: Teacher, *, steps: int, learning_rate: float, generato
         optimizer, lambda step: min((step + 1) / warm_up, max(1 - step / steps, 0.05))
     )
     model.train()
-    for _ in track(range(steps), description="cold start"):
+    for _ in tracked(range(steps), "cold start"):
         for task, rows in ROWS.items():
             loss = masked_loss(model, teacher.policy, teacher.batch(task, rows), generator=generator)
             (WEIGHTS[task] * loss).backward()
@@ -201,15 +200,14 @@ def main() -> None:
     teacher = Teacher(policy, specs, image_tokenizer.encode(pixels), random.Random(args.seed))
     train(model, teacher, **{**TRAINING, "steps": args.steps}, generator=generator)
     loaded = LoadedPolicy(model=model.eval(), policy=policy, codec=ImageCodec(image_tokenizer, policy))
-    console = Console()
     for name, value in start_figures(loaded).items():
-        console.print(f"{name:20} {100 * value:5.1f} %")
+        say(f"{name:20} {100 * value:5.1f} %")
     model.half().save_pretrained(args.output)
     # Half the bytes on disk; loaded in float32 unless told otherwise, because float16 weights do not train.
     model.config.dtype = torch.float32
     model.config.save_pretrained(args.output)
     policy.processor.save_pretrained(args.output)
-    console.print(f"{'checkpoint':20} {directory_size(args.output) / 1e6:5.2f} MB in {args.output}")
+    say(f"{'checkpoint':20} {directory_size(args.output) / 1e6:5.2f} MB in {args.output}")
 
 
 if __name__ == "__main__":

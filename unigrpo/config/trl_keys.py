@@ -1,0 +1,73 @@
+"""Keys that scripts for TRL have and this trainer has not: what to write in their place.
+
+Beside them any unknown key is answered with the nearest one that there is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+OF_MODEL = "it belongs to the model: model_init_kwargs={{{name!r}: ...}}"
+NO_AUTOREGRESSION = "a masked-diffusion policy draws positions, not next tokens; leave it out"
+NO_ENTROPY = "no term of the loss rewards entropy; leave it out (entropy is logged)"
+
+INSTEAD = {
+    **dict.fromkeys(
+        ("trust_remote_code", "attn_implementation", "dtype", "quantization_config", "device_map"), OF_MODEL
+    ),
+    "model_name_or_path": "give it to the trainer: UniGRPOTrainer(model=...)",
+    "model_revision": "model_init_kwargs={{'revision': ...}}",
+    "max_length": "max_prompt_length and max_completion_length bound the two parts",
+    "vllm_importance_sampling_correction": "old log-probabilities are the training model's own; leave it out",
+    "mask_truncated_completions": "answers fill their canvas, and one without a stop token is scored as it is; leave it out",
+    "top_p": "answers are drawn from the whole token space; lower temperature",
+    "top_k": "answers are drawn from the whole token space; lower temperature",
+    "min_p": "answers are drawn from the whole token space; lower temperature",
+    "repetition_penalty": "answers are drawn from the whole token space; lower temperature",
+    "generation_kwargs": "what a sampler reads are keys of their own: `unigrpo keys sampler`",
+    "cache_implementation": "kv_cache is the key of the text sampler",
+    "chat_template_kwargs": "a prompt of messages is written by the processor's template; give it one that needs none",
+    **dict.fromkeys(("entropy_coef", "use_adaptive_entropy", "top_entropy_quantile"), NO_ENTROPY),
+    "router_aux_loss_coef": "the models have no experts; leave it out",
+    "cast_lm_head_to_fp32": "the head computes in float32 by itself; leave it out",
+    "ds3_gather_for_generation": "rollouts go through the engine's own forward; leave it out",
+    "pad_to_multiple_of": "rows of equal length share a forward; leave it out",
+    "off_policy_mask_threshold": "num_iterations bounds how far off-policy an update is; delta clips its ratios",
+    "use_bias_correction_kl": "kl_estimator chooses the estimate",
+    "max_tool_calling_iterations": "answers are written in one piece, without tools; leave it out",
+    "log_unique_prompts": "log_completions shows groups; num_completions_to_print bounds them",
+    "log_multimodal": "log_completions saves pictures too",
+    "log_completions_hub_repo": "completions lie in output_dir/completions as parquet; upload that folder",
+}
+"""Key -> the cure."""
+
+FAMILIES = {
+    "vllm_": "vLLM decodes autoregressively and cannot roll out a masked-diffusion policy; leave it out",
+    "transformers_": NO_AUTOREGRESSION,
+    "use_transformers_": NO_AUTOREGRESSION,
+    "entropy_": NO_ENTROPY,
+    "sapo_": "there is no such surrogate: `unigrpo keys surrogate` has those there are",
+    "vespo_": "there is no such surrogate: `unigrpo keys surrogate` has those there are",
+    "lora_": "adapters are a peft config: UniGRPOTrainer(peft_config=LoraConfig(...)), in a recipe lora: {{r: 16}}",
+    "load_in_": "model_init_kwargs={{'quantization_config': BitsAndBytesConfig(...)}}, in a recipe model: {{{name}: true}}",
+}
+"""First letters of keys -> the cure."""
+
+
+def cure_of(name: str) -> str | None:
+    """What to do in place of a key that only TRL has; None for others."""
+    found = INSTEAD.get(name) or next((cure for first, cure in FAMILIES.items() if name.startswith(first)), None)
+    return None if found is None else found.format(name=name)
+
+
+def check_known(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ``TypeError``, as Python does, for a name that is not ``known``, with the cure or the nearest that is."""
+    known = tuple(known)
+    for name in names:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`unigrpo keys` lists those there are"
+        raise TypeError(f"{name} is no key of UniGRPOConfig: {cure_of(name) or hint}")

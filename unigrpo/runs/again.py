@@ -1,0 +1,22 @@
+"""The command that goes on with a run."""
+
+from __future__ import annotations
+
+import shlex
+
+from .recipe import Recipe
+
+
+STARTING = ("resume_from_checkpoint=", "overwrite=")
+"""Words of a command line that say how a run starts."""
+
+
+def command_again(recipe: Recipe, output_dir: str, processes: int) -> str:
+    """What to type to go on with a run of ``recipe`` that has written into ``output_dir``."""
+    words = [word for word in recipe.overrides if not word.startswith(STARTING)]
+    if str(recipe.config.get("output_dir")) != output_dir:
+        words = [*(word for word in words if not word.startswith("output_dir=")), f"output_dir={output_dir}"]
+    words.append("resume_from_checkpoint=true")
+    if processes > 1:
+        return f"the launch command again, with {shlex.join(words[-1:])}"
+    return shlex.join(["unigrpo", "train", recipe.source, *words])
