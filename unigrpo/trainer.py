@@ -49,6 +49,7 @@ from .training.setup import (
     trainable,
     warn_of_waits,
 )
+from .training.start import check_start
 from .types import Experience, keyed_generator
 
 
@@ -116,7 +117,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         self._tasks: set[str] = set()
         train_dataset, eval_dataset = self._checked(train_dataset, eval_dataset)
         self.sft_dataset = self._checked_demonstrations(sft_dataset)
-        model = trainable(model, peft_config, args, self._with_reference)
+        model = trainable(model, peft_config, args, self._with_reference, optimizers[0])
         args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
         self._twin = reference_copy(model) if self._with_reference and not isinstance(model, PeftModel) else None
         compile_blocks(args, model, self._twin)
@@ -131,7 +132,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             optimizers=optimizers,
         )
         self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
-        self._guard = FiniteGuard()
+        self._guard, self._starts = FiniteGuard(), True
         self._fitted: dict[str, int] = {}
         check_same_graph(self.accelerator, self.algorithms, self._tasks)
         if self._twin is not None:
@@ -215,6 +216,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         if position == 0:
             unscored = 0 if self._window is None else self._window.unscored
             self._window = make_experience(self.pipeline(), inputs, number, self._metrics, unscored)
+            self._check_start()
             self._show_window()
         k, step = divmod(position, steps)
         units = self._current.micro_batches[step]
@@ -233,6 +235,12 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             self._stop_if_applied(model)
         self._micro_step += 1
         return total
+
+    def _check_start(self) -> None:
+        """Once a run, before its first step."""
+        if self._starts and self.state.global_step == 0:
+            check_start(self.pipeline(), self.accelerator.unwrap_model(self.model), self._current)
+        self._starts = False
 
     def _backward(self, model: nn.Module, part: Callable[[], Tensor], last: bool) -> Tensor:
         with self.compute_loss_context_manager():
