@@ -84,14 +84,17 @@ def load_adapter(model: Any, path: str, allow_missing: Sequence[str] | str = ())
     return adapted
 
 
+UNLIKE = re.compile(r"size mismatch for (\S+): [^\[]*\[([\d, ]*)\][^\[]*\[([\d, ]*)\]")
+"""What torch says of tensors of another shape: name, stored shape, shape in the model."""
+
 OTHER_BASE = "Check that it was trained on this base model, with this adapter_config.json"
 
 
 def _unfit(error: Exception, what: str) -> Exception:
     """The error of a library about names or shapes, with the names; others stay as they are."""
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError) and "." in str(error):
         return CheckpointError(f"{what} does not fit the model: missing [{first_line(error)}]. {OTHER_BASE}.")
-    unlike = [line.strip() for line in str(error).splitlines() if "size mismatch for" in line]
+    unlike = [f"{name} is ({own}) and must be ({wanted})" for name, own, wanted in UNLIKE.findall(str(error))]
     if not unlike:
         return error
     try:

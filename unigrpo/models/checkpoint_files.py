@@ -173,6 +173,18 @@ def check_complete(
     raise CheckpointError(f"{source} does not fit the model: {said}. {cure}.{only}")
 
 
+def check_loaded(source: str, found: Mapping[str, Any], allow_missing: Sequence[str] | str = ()) -> None:
+    """``check_complete`` of what ``from_pretrained(..., output_loading_info=True)`` says.
+
+    Raises:
+        CheckpointError: the files lack parameters, or have others.
+    """
+    shapes = [
+        f"{name} is {tuple(stored)} and must be {tuple(wanted)}" for name, stored, wanted in found["mismatched_keys"]
+    ]
+    check_complete(source, found["missing_keys"], found["unexpected_keys"], shapes, allow_missing)
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{names[:NAMED]}{more}"

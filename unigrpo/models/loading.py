@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from ..errors import CheckpointError
-from .checkpoint_files import check_complete, check_declared, hub_file, reading
+from .checkpoint_files import check_declared, check_loaded, hub_file, reading
 from .hub import finding
 
 
@@ -68,10 +68,7 @@ def _complete(load: Callable, path: str, what: str, allow_missing: Sequence[str]
     """What ``load`` makes of ``path``, once all of it is known to come from the files."""
     kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, found = load(path, **kwargs)
-    shapes = [
-        f"{name} is {tuple(stored)} and must be {tuple(wanted)}" for name, stored, wanted in found["mismatched_keys"]
-    ]
-    check_complete(what, found["missing_keys"], found["unexpected_keys"], shapes, allow_missing)
+    check_loaded(what, found, allow_missing)
     return model
 
 
