@@ -17,16 +17,21 @@ from unigrpo.rollout.generate import load_policy
 from ..support.adapters import CASES, Case, options_of, table
 from ..support.hostile import policy_folder
 from ..support.runs import logs_of
-from ..support.tiny import TRAINING, low_ids, prompts, tiny_processor
+from ..support.tiny import TRAINING, low_ids, prompts, tiny_processor, wide_model
 
 
 README = Path(__file__).parents[2] / "unigrpo" / "models" / "README.md"
 IDS = torch.tensor([[1, 2, 7, 9, 184, 30, 184, 5], [40, 41, 184, 184, 2, 1, 77, 3]])
 
 
-@pytest.fixture(scope="module", name="base")
-def base_folder(tmp_path_factory) -> str:
-    return str(policy_folder(tmp_path_factory.mktemp("base")))
+@pytest.fixture(scope="module", name="bases")
+def base_folders(tmp_path_factory) -> dict[bool, str]:
+    """The base to train on, and the one whose weights can be held in 4 bits."""
+    plain, wide = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("wide")
+    policy_folder(plain)
+    wide_model().save_pretrained(wide)
+    tiny_processor().save_pretrained(wide)
+    return {False: str(plain), True: str(wide)}
 
 
 def trainer_of(model, config, out: Path, max_steps: int) -> UniGRPOTrainer:
@@ -58,11 +63,13 @@ def cases(common: bool) -> list:
 @pytest.mark.parametrize(
     "name", [*cases(common=True), *(pytest.param(name, marks=pytest.mark.slow) for name in cases(common=False))]
 )
-def test_an_adapter_trains_reopens_merges_and_goes_on_or_is_refused(base, tmp_path, name):
+def test_an_adapter_trains_reopens_merges_and_goes_on_or_is_refused(bases, tmp_path, name):
     case = CASES[name]
+    base = bases[case.quantised]
     if case.missing:
         pytest.skip(case.missing)
     model, config = load_policy(base, device="cpu", **options_of(case)).model, case.config()
+    # On some CPUs 4-bit layers have another kernel in eval mode, of other rounding; a trainer turns it off.
     prepare_quantised(model, adapters=True)
     if case.refused is not None:
         with pytest.raises(ValueError, match=case.refused):
@@ -85,6 +92,7 @@ def test_an_adapter_trains_reopens_merges_and_goes_on_or_is_refused(base, tmp_pa
 def reopens_merges_and_goes_on(case: Case, base: str, folder: Path, after: torch.Tensor) -> None:
     saved = str(folder / "run")
     opened = load_policy(saved, device="cpu", **options_of(case)).model
+    prepare_quantised(opened, adapters=True)
     torch.testing.assert_close(logits(opened), after, rtol=1e-5, atol=1e-4)
     if not case.merges:
         with pytest.raises(ValueError, match="cannot be merged"):

@@ -133,7 +133,7 @@ CASES: dict[str, Case] = {
     "Arrow": Case(options=lambda: {"r": 4, "arrow_config": peft.ArrowConfig()}, refused="arrow_config"),
     "LoRA, layers repeated": Case(**lora(layer_replication=[[0, 2], [1, 3]]), refused="layer_replication"),
     "AdaLoRA": Case(kind="AdaLoraConfig", options={**ON, "total_step": 10}, refused="schedule"),
-    "AdaMSS": Case(kind="AdamssConfig", options=ON, needs="sklearn"),
+    "AdaMSS": Case(kind="AdamssConfig", options={**ON, "r": 8}, needs="sklearn"),
     "Adaption prompt": Case(
         kind="AdaptionPromptConfig", options={"adapter_len": 2, "adapter_layers": 1}, refused="causal attention"
     ),

@@ -18,6 +18,9 @@ ADAPTER_FILE = "adapter_config.json"
 LARGEST_SETTING = 2**20
 """A whole number in an adapter's configuration is a rank, a scale or a count of layers."""
 
+FEW_RANKS = 1024
+"""A rank up to this costs little, whatever the weights are: some kinds store them in parts, or cut the rank by themselves."""
+
 WHOLE_MODEL = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 """Names of the files of a whole model's weights."""
 
@@ -125,5 +128,5 @@ def _check_adapter(settings: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{where} has a setting of {large[0]:,}, which is no rank and no count")
     found = stored_shapes(folder)
     longest = max((max(shape, default=0) for shape in found.values()), default=LARGEST_SETTING)
-    if ranks and max(ranks) > longest:
+    if ranks and max(ranks) > max(longest, FEW_RANKS):
         raise ValueError(f"{where} has rank {max(ranks)}, and no side of its weights is longer than {longest}")
