@@ -10,6 +10,7 @@ from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.models import reference
 from unigrpo.training import setup
 
+from ..support.adapters import two_adapters
 from ..support.runs import adapted, logs_of
 from ..support.tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
 
@@ -185,3 +186,27 @@ def test_looking_at_the_start_stops_no_healthy_run_and_changes_no_number(tmp_pat
         runs.append((logs, torch.get_rng_state().tolist()))
         assert len(logs) == 2 and trainer._starts is False
     assert runs[0] == runs[1]
+
+
+# ---- several adapters in a checkpoint ----
+
+
+def fresh_pissa():
+    return tiny_model(), LoraConfig(r=4, init_lora_weights="pissa")
+
+
+def second_of_two():
+    return two_adapters(tiny_model(), LoraConfig(r=4, init_lora_weights="gaussian", target_modules=["q_proj"])), None
+
+
+@pytest.mark.parametrize("make", [fresh_pissa, second_of_two])
+def test_a_run_with_several_adapters_resumes_as_it_was(tmp_path, make):
+    def trained(resume: bool) -> list[tuple]:
+        torch.manual_seed(0)
+        trainer = trainer_of(tmp_path, *make(), max_steps=3, save_strategy="steps", save_steps=1)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1") if resume else None)
+        return [(log["step"], log["loss"], log["kl"], log["grad_norm"]) for log in logs_of(trainer)]
+
+    whole = trained(resume=False)
+    assert len(whole) == 3 and whole[1][2] > 0
+    assert trained(resume=True) == whole
