@@ -41,6 +41,10 @@ def with_more(weights: dict) -> dict:
     return {**weights, "elsewhere.weight": torch.zeros(2)}
 
 
+def with_a_base_weight(weights: dict) -> dict:
+    return {**weights, "base_model.model.model.transformer.ln_f.weight": torch.zeros(64)}
+
+
 def reshaped(weights: dict) -> dict:
     name = next(name for name, value in weights.items() if value.ndim == 2)
     return {**weights, name: weights[name][:-1].contiguous()}
@@ -117,7 +121,9 @@ def adapter_folder(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", [own for own in CHANGES if own is not prefixed], ids=lambda how: how.__name__)
+@pytest.mark.parametrize(
+    "how", [*(own for own in CHANGES if own is not prefixed), with_a_base_weight], ids=lambda how: how.__name__
+)
 def test_an_adapter_that_does_not_fit_is_neither_opened_nor_merged_as_its_base(adapter, how, capsys):
     change(adapter / "adapter_model.safetensors", how)
     with pytest.raises(CheckpointError, match=r"adapter .* does not fit"):

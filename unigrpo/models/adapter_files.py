@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..errors import CheckpointError
 from .checkpoint_files import check_complete, check_numbers, first_line, read_weights, reading, shapes
 from .patterns import check_patterns
@@ -75,16 +77,23 @@ def load_adapter(model: Any, path: str, allow_missing: Sequence[str] | str = ())
         settings = json.loads((Path(path) / ADAPTER_FILE).read_text(encoding="utf-8"))
         check_patterns(settings, [name for name, _ in model.named_modules()], f"{path}/{ADAPTER_FILE}")
         found = stored_shapes(Path(path))
-        own = {name for name, _ in model.named_parameters()}
+        vocabulary = {
+            id(own) for part in (model.get_input_embeddings(), model.get_output_embeddings()) for own in _weights(part)
+        }
+        own = {name for name, parameter in model.named_parameters() if id(parameter) in vocabulary}
         try:
             adapted = PeftModel.from_pretrained(model, path)
         except (RuntimeError, KeyError) as error:
             raise _unfit(error, what) from error
         wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        # An adapter may bring whole embeddings of the base along, under their own names.
+        # An adapter may bring the vocabulary's matrices of the base along, under their own names.
         extra = {name for name in found.keys() - wanted.keys() if name.removeprefix("base_model.model.") not in own}
         check_complete(what, wanted.keys() - found.keys(), extra, (), allow_missing, OTHER_BASE)
     return adapted
+
+
+def _weights(part: nn.Module | None) -> list[nn.Parameter]:
+    return [] if part is None else list(part.parameters())
 
 
 UNLIKE = re.compile(r"size mismatch for (\S+): [^\[]*\[([\d, ]*)\][^\[]*\[([\d, ]*)\]")
