@@ -1,4 +1,4 @@
-"""Every kind of adapter: it trains from where it stands, reopens as it was trained, merges, and goes on; or it is refused by name."""
+"""Every kind of adapter: it trains from where it stands, reopens as it was trained, merges and goes on, or is refused by name."""
 
 from __future__ import annotations
 

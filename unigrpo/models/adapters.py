@@ -127,8 +127,8 @@ def keep_start(model: PeftModel, fresh: bool) -> None:
     stray = [name for name, own in model.named_parameters() if own.requires_grad and not belongs_to(active, name)]
     if stray:
         raise ValueError(
-            f"{len(stray)} trained parameters lie outside the adapter {active!r} ({', '.join(stray[:3])}), and the reference of the KL "
-            "would move with them: freeze them (bias='none' in peft_config), or set beta=0"
+            f"{len(stray)} trained parameters lie outside the adapter {active!r} ({', '.join(stray[:3])}), and the "
+            "reference of the KL would move with them: freeze them (bias='none' in peft_config), or set beta=0"
         )
     if ADAPTER in model.peft_config:
         raise ValueError(
@@ -183,7 +183,8 @@ def merged(model: PeftModel) -> nn.Module:
         return model.merge_and_unload()
     except (NotImplementedError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{describe(config)} cannot be merged: {str(error).rstrip('.')}; keep the folder of the adapter, which load_policy opens too"
+            f"{describe(config)} cannot be merged: {str(error).rstrip('.')}; keep the folder of the adapter, "
+            "which load_policy opens too"
         ) from error
 
 

@@ -62,8 +62,8 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) 
         return result_of(in_thread(render), seconds=PATIENCE)
     except Overdue:
         raise ValueError(
-            f"the chat template takes more than {PATIENCE:g} s for one chat, so it loops without an end in sight: replace chat_template "
-            "in processor_config.json, or in the tokenizer's files"
+            f"the chat template takes more than {PATIENCE:g} s for one chat, so it loops without an end in sight: replace "
+            "chat_template in processor_config.json, or in the tokenizer's files"
         ) from None
 
 

@@ -58,7 +58,7 @@ def freeze_adapter_copy(model: nn.Module) -> None:
 
 
 def reload_adapters(model: nn.Module, folder: str) -> None:
-    """The weights of all adapters from a ``folder`` that ``adapters.trained_at_the_top`` has arranged; what is trained stays so."""
+    """The weights of all adapters from a ``folder`` that ``trained_at_the_top`` has arranged; what is trained stays so."""
     active = model.active_adapter
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for name in model.peft_config:

@@ -24,8 +24,8 @@ EXACT, ROUNDED = 1e-3, 0.2
 """Mean differences of log-probabilities, in nats, that rounding explains: of fp32, and of anything coarser or compiled.
 
 The two sides run the same kernels on the same numbers, so that they differ by 0 as a rule, and by another order of sums where
-train mode has kernels of its own. fp32 holds a logit of 50 to 3e-6 and loses a digit or two over all layers; bf16, fp16 and 8 bits
-hold it to 0.4 %, and the published models answer by 0.01 to 0.1 nats otherwise from one kernel to another. An adapter that is
+train mode has kernels of its own. fp32 holds a logit of 50 to 3e-6 and loses a digit or two over all layers; bf16, fp16 and
+8 bits hold it to 0.4 %, and the published models answer by 0.01 to 0.1 nats otherwise from one kernel to another. An adapter that is
 not the identity at the start, or noise in train mode, is off by 0.3 to 3.
 """
 
@@ -89,8 +89,8 @@ def _judge(moved: float, away: float, model: nn.Module, pipe: Pipeline) -> None:
         )
     if not away <= limit:
         raise ValueError(
-            f"{name}: the reference is not the policy that the run starts from, their log-probabilities differ by {away:.2g} nats "
-            f"{rounding}, so the KL would pull towards another model. Train LoRA with init_lora_weights=True, or merge the "
+            f"{name}: the reference is not the policy that the run starts from, their log-probabilities differ by "
+            f"{away:.2g} nats {rounding}, so the KL would pull towards another model. Train LoRA with init_lora_weights=True, or merge the "
             "adapter into the model and start from that, or set beta=0"
         )
 
