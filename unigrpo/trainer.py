@@ -216,7 +216,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
         if position == 0:
             unscored = 0 if self._window is None else self._window.unscored
             self._window = make_experience(self.pipeline(), inputs, number, self._metrics, unscored)
-            self._check_start()
+            if self._starts and self.state.global_step == 0:
+                check_start(self.pipeline(), self.accelerator.unwrap_model(self.model), self._window)
+            self._starts = False
             self._show_window()
         k, step = divmod(position, steps)
         units = self._current.micro_batches[step]
@@ -235,12 +237,6 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, Trainer):
             self._stop_if_applied(model)
         self._micro_step += 1
         return total
-
-    def _check_start(self) -> None:
-        """Once a run, before its first step."""
-        if self._starts and self.state.global_step == 0:
-            check_start(self.pipeline(), self.accelerator.unwrap_model(self.model), self._current)
-        self._starts = False
 
     def _backward(self, model: nn.Module, part: Callable[[], Tensor], last: bool) -> Tensor:
         with self.compute_loss_context_manager():
