@@ -25,7 +25,7 @@ from .models.lockstep import forwards_meet
 from .models.reference import reference_context
 from .rollout.pipeline import Pipeline
 from .rollout.rewards import ModelReward
-from .training import evaluation
+from .training import evaluation, setup
 from .training.batches import Batch, Unit, collate, score_batch
 from .training.callbacks import add_callbacks, reference_update, save_completions, show_completions
 from .training.check_datasets import CheckedDatasets
@@ -41,14 +41,7 @@ from .training.loader import WindowLoader, WindowSampler
 from .training.metrics import Metrics
 from .training.old_and_reference import exact_reference
 from .training.old_policy import compared, without_moved_sampler
-from .training.setup import (
-    check_arguments,
-    default_learning_rate,
-    load_trainable,
-    reward_set,
-    trainable,
-    warn_of_waits,
-)
+from .training.start import check_start
 from .training.stopping import StoppableRun
 from .types import Experience, keyed_generator
 
@@ -97,17 +90,17 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
         sft_dataset: Any = None,
     ) -> None:
         args = UniGRPOConfig("unigrpo-output") if args is None else copy.copy(args)
-        check_arguments(args)
+        setup.check_arguments(args)
         if isinstance(model, str):
-            model = load_trainable(model, policy, args.model_init_kwargs, args, peft_config is not None)
+            model = setup.load_trainable(model, policy, args.model_init_kwargs, args, peft_config is not None)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if args.attn_mask_mode is not None:
             base.config.attn_mask_mode = args.attn_mask_mode
         self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
         self.algorithms = build_algorithms(args)
         of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models)
-        self.rewards = reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *of_rewards)
-        warn_of_waits(args, self.rewards)
+        self.rewards = setup.reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *of_rewards)
+        setup.warn_of_waits(args, self.rewards)
         self.codec: ImageCodec | None = None
         self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
         if isinstance(self._image_tokenizer, str) and hasattr(base.config, "image_tokenizer"):
@@ -118,8 +111,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
         train_dataset, eval_dataset = self._checked(train_dataset, eval_dataset)
         self.sft_dataset = self._checked_demonstrations(sft_dataset)
         self.starts_from(model)
-        model = trainable(model, peft_config, args, self._with_reference)
-        args.learning_rate = default_learning_rate(args, isinstance(model, PeftModel))
+        model = setup.trainable(model, peft_config, args, self._with_reference, optimizers[0])
+        args.learning_rate = setup.default_learning_rate(args, isinstance(model, PeftModel))
         self._twin = reference_copy(model) if self._with_reference and not isinstance(model, PeftModel) else None
         compile_blocks(args, model, self._twin)
         super().__init__(
@@ -133,7 +126,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
             optimizers=optimizers,
         )
         self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
-        self._guard = FiniteGuard()
+        self._guard, self._starts = FiniteGuard(), True
         self._fitted: dict[str, int] = {}
         check_same_graph(self.accelerator, self.algorithms, self._tasks)
         if self._twin is not None:
@@ -208,6 +201,9 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
         if position == 0:
             unscored = 0 if self._window is None else self._window.unscored
             self._window = make_experience(self.pipeline(), inputs, number, self._metrics, unscored)
+            if self._starts and self.state.global_step == 0:
+                check_start(self.pipeline(), self.accelerator.unwrap_model(self.model), self._window)
+            self._starts = False
             self._show_window()
         k, step = divmod(position, steps)
         units = self._current.micro_batches[step]

@@ -99,10 +99,10 @@ def test_saving_and_loading(tmp_path):
     weights = load_file(file)
     bias = weights.pop("encoder.conv_in.bias")
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"missing keys, such as \['encoder.conv_in.bias'\]"):
+    with pytest.raises(ValueError, match=r"missing \['encoder.conv_in.bias'\]"):
         MagvitV2.from_pretrained(tmp_path)
     save_file({**weights, "encoder.conv_in.bias": bias, "extra": bias.clone()}, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"unexpected keys, such as \['extra'\]"):
+    with pytest.raises(ValueError, match=r"unknown \['extra'\]"):
         MagvitV2.from_pretrained(tmp_path)
 
 

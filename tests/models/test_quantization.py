@@ -10,14 +10,13 @@ from transformers.utils import is_bitsandbytes_available
 
 from unigrpo import UniGRPOConfig, UniGRPOTrainer, load_policy
 from unigrpo.errors import RecipeError
-from unigrpo.models import MMaDAForMaskedDiffusion
 from unigrpo.models.quantization import check_quantization, prepare_quantised, quantization_config
 from unigrpo.runs.check import check_recipe
 from unigrpo.runs.recipe import parse_recipe
 from unigrpo.runs.train import build_trainer
 
 from ..support.runs import logs_of
-from ..support.tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
+from ..support.tiny import TRAINING, low_ids, prompts, tiny_processor, wide_model
 
 
 INSTALLED = is_bitsandbytes_available()
@@ -29,13 +28,6 @@ WIDTHS = {
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
 }
 STORED = {"load_in_8bit": torch.int8, "load_in_4bit": torch.uint8}
-
-
-def wide_model() -> MMaDAForMaskedDiffusion:
-    config = tiny_model().config
-    config.mlp_hidden_size = 128
-    torch.manual_seed(0)
-    return MMaDAForMaskedDiffusion(config).eval()
 
 
 @pytest.fixture

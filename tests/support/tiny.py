@@ -77,6 +77,14 @@ def tiny_model(dtype: torch.dtype = torch.float32) -> MMaDAForMaskedDiffusion:
     return MMaDAForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", dtype=dtype, **tiny_config_fields()).eval()
 
 
+def wide_model() -> MMaDAForMaskedDiffusion:
+    """A random model like it, all of whose sizes are multiples of 64, the length of a block of 4-bit weights."""
+    config = tiny_model().config
+    config.mlp_hidden_size = 128
+    torch.manual_seed(0)
+    return MMaDAForMaskedDiffusion(config).eval()
+
+
 def tiny_processor() -> MMaDAProcessor:
     return MMaDAProcessor(golden_tokenizer())
 

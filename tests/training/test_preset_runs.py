@@ -14,7 +14,7 @@ from unigrpo.training.old_and_reference import add_old_and_reference
 from unigrpo.training.window import rebuild_window
 
 from ..support.images import options
-from ..support.laws import Calls, aligned, difference, first_window, weights
+from ..support.laws import aligned, calls_of, difference, first_window, weights
 from ..support.presets import losses_of, preset, total_and_gradient
 from ..support.runs import history
 from ..support.tiny import prompts
@@ -95,7 +95,7 @@ def test_the_first_update_on_images_has_ratio_one_and_kl_zero(make_trainer, name
 def test_a_preset_without_a_ratio_runs_no_old_pass(make_trainer, name):
     """Its updates after the first would need one, if anything read it."""
     trainer = make_trainer(**preset(name, max_steps=4))
-    calls = Calls(trainer.model)
+    calls = calls_of(trainer)
     trainer.train()
     assert calls.count("update") > 0
     assert calls.count("score") == calls.count("reference") == 0
@@ -105,7 +105,7 @@ def test_a_preset_without_a_ratio_runs_no_old_pass(make_trainer, name):
 def test_a_preset_with_a_ratio_or_a_kl_to_the_old_policy_runs_one(make_trainer, name):
     """None of them loads a reference model."""
     trainer = make_trainer(**preset(name, max_steps=4))
-    calls = Calls(trainer.model)
+    calls = calls_of(trainer)
     trainer.train()
     assert calls.count("score") > 0
     assert trainer._twin is None

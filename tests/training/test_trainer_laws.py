@@ -18,6 +18,7 @@ from ..support.laws import (
     Calls,
     Gradients,
     aligned,
+    calls_of,
     difference,
     first_window,
     losses_of,
@@ -280,7 +281,7 @@ def test_every_inner_update_has_its_own_noise_under_any_accumulation(make_traine
 @pytest.mark.parametrize("lora", LORA)
 def test_new_old_and_reference_policy_see_the_same_noise(make_trainer, lora):
     trainer = make_trainer(lora=lora, rows=prompts(8, MIXED), max_steps=4)
-    policy = Calls(trainer.model)
+    policy = calls_of(trainer)
     reference = policy if lora else Calls(trainer._twin)
     trainer.train()
     updates = policy.ids("update")
@@ -300,7 +301,7 @@ def test_rollouts_run_in_eval_mode(make_trainer, disable_dropout):
     trainer = make_trainer(lora=True, dropout=0.5, disable_dropout=disable_dropout)
     rates = {module.p for module in trainer.model.modules() if isinstance(module, nn.Dropout)}
     assert rates == ({0.0} if disable_dropout else {0.5})
-    calls = Calls(trainer.model)
+    calls = calls_of(trainer)
     trainer.train()
     assert {r["training"] for r in calls.records if r["kind"] == "update"} == {True}
     others = [record for record in calls.records if record["kind"] != "update"]
@@ -319,7 +320,7 @@ def test_dropout_does_not_reach_rollouts(make_trainer):
 def test_beta_zero_and_one_update_score_nothing_beforehand(make_trainer, lora):
     trainer = make_trainer(lora=lora, beta=0.0, num_iterations=1, steps_per_generation=2, max_steps=3)
     assert trainer._twin is None
-    calls = Calls(trainer.model)
+    calls = calls_of(trainer)
     trainer.train()
     assert calls.count("score") == calls.count("reference") == 0
     assert calls.count("update") == 3 * sum(units_of(trainer))
@@ -329,7 +330,7 @@ def test_beta_zero_and_one_update_score_nothing_beforehand(make_trainer, lora):
 @pytest.mark.parametrize("lora", LORA)
 def test_beta_zero_scores_the_old_policy_only_after_it_moved(make_trainer, lora):
     trainer = make_trainer(lora=lora, beta=0.0, num_iterations=2, max_steps=4)
-    calls = Calls(trainer.model)
+    calls = calls_of(trainer)
     trainer.train()
     counts = units_of(trainer)
     assert calls.count("score") == sum(counts) + sum(counts[2:])
@@ -424,7 +425,7 @@ def constant(completions, **_):
 
 def test_equal_groups_without_kl_run_no_forward(make_trainer):
     trainer = make_trainer(rewards=constant, beta=0.0)
-    start, calls = weights(trainer.model), Calls(trainer.model)
+    start, calls = weights(trainer.model), calls_of(trainer)
     trainer.train()
     assert calls.count("score") == calls.count("update") == 0
     assert calls.count("sample") > 0

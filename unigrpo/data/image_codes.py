@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import SourceError
+from ..errors import CheckpointError, SourceError
 from ..models.base import DiffusionPolicy
 from ..models.hub import finding
 from ..models.loading import load_module, reading
@@ -134,6 +134,8 @@ def load_tokenizer(tokenizer: Any) -> Any:
         return tokenizer
     try:
         return load_module(MagvitV2, tokenizer)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise SourceError(
             f"image_tokenizer={tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}); give a hub id, a folder with "

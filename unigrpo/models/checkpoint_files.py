@@ -6,8 +6,9 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ..errors import CheckpointError
 
 
 FULL_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
@@ -35,6 +38,9 @@ MANY_LAYERS = 10_000
 LARGEST = 2**53
 """A configuration's whole numbers beyond this are no sizes, and no float holds them."""
 
+
+NAMED = 5
+"""Names of one kind that a message lists."""
 
 _MACHINE = [(torch, "OutOfMemoryError"), (torch, "AcceleratorError"), (torch.distributed, "DistError")]
 MACHINE = tuple(getattr(module, name) for module, name in _MACHINE if hasattr(module, name))
@@ -122,7 +128,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str)
     """Copies ``weights`` into ``module``.
 
     Raises:
-        ValueError: a missing or unknown name, or another shape; the message lists all of them.
+        CheckpointError: a missing or unknown name, or another shape; the message lists them.
     """
     check_fit(module, weights, source)
     module.load_state_dict(dict(weights), strict=True)
@@ -132,21 +138,60 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
     """Are these the weights of ``module``, which may be on the meta device?
 
     Raises:
-        ValueError: a missing or unknown name, or another shape; the message lists all of them.
+        CheckpointError: a missing or unknown name, or another shape; the message lists them.
     """
     expected = module.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    unknown = sorted(weights.keys() - expected.keys())
     shapes = [
         f"{name} is {tuple(weights[name].shape)} and must be {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    if missing or unknown or shapes:
-        raise ValueError(
-            f"{source} does not fit the model: missing {missing}; unknown {unknown}; shapes {shapes}. "
-            "Check that the configuration beside the weights is the one they were trained with."
-        )
+    check_complete(source, expected.keys() - weights.keys(), weights.keys() - expected.keys(), shapes)
+
+
+def check_complete(
+    source: str,
+    missing: Iterable[str],
+    unknown: Iterable[str],
+    shapes: Iterable[str] = (),
+    allow_missing: Sequence[str] | str = (),
+    cure: str = "Check that the configuration beside the weights is the one they were trained with",
+) -> None:
+    """Every parameter comes from the file, and every tensor of the file goes somewhere.
+
+    Args:
+        shapes: what is said of each tensor of another shape.
+        allow_missing: names, or patterns with ``*``, of parameters that keep their first, random values.
+
+    Raises:
+        CheckpointError: they do not; the message lists the names, of many the first.
+    """
+    allowed = [allow_missing] if isinstance(allow_missing, str) else list(allow_missing)
+    missing = sorted(name for name in missing if not any(fnmatchcase(name, pattern) for pattern in allowed))
+    unknown, shapes = sorted(unknown), sorted(shapes)
+    if not (missing or unknown or shapes):
+        return
+    found = {"missing": missing, "unknown": unknown, "shapes": shapes}
+    said = "; ".join(f"{kind} {_listed(names)}" for kind, names in found.items() if names)
+    only = " For parts that shall start from random values give allow_missing=[...]." if missing else ""
+    raise CheckpointError(f"{source} does not fit the model: {said}. {cure}.{only}")
+
+
+def check_loaded(source: str, found: Mapping[str, Any], allow_missing: Sequence[str] | str = ()) -> None:
+    """``check_complete`` of what ``from_pretrained(..., output_loading_info=True)`` says.
+
+    Raises:
+        CheckpointError: the files lack parameters, or have others.
+    """
+    shapes = [
+        f"{name} is {tuple(stored)} and must be {tuple(wanted)}" for name, stored, wanted in found["mismatched_keys"]
+    ]
+    check_complete(source, found["missing_keys"], found["unexpected_keys"], shapes, allow_missing)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{names[:NAMED]}{more}"
 
 
 def check_declared(
@@ -161,8 +206,13 @@ def check_declared(
         options: those of ``from_pretrained``; of them count the ones that say which files are read, and whence.
 
     Raises:
-        ValueError: more layers or far more numbers than the files can hold.
+        ValueError: more layers or far more numbers than the files can hold, or a padding id outside the vocabulary.
     """
+    pad, vocabulary = (getattr(config, name, None) for name in ("pad_token_id", "vocab_size"))
+    if isinstance(pad, int) and isinstance(vocabulary, int) and not -vocabulary <= pad < vocabulary:
+        raise ValueError(
+            f"{what}: pad_token_id={pad} lies outside the vocabulary of {vocabulary}; set it to a token's id"
+        )
     tensors, size = stored(weight_files(config, path, **options))
     check_numbers(config.to_dict(), what, max(tensors, FEW_LAYERS) if tensors is not None else MANY_LAYERS)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):

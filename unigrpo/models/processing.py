@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from transformers import AutoTokenizer
 from transformers.processing_utils import ProcessorMixin
+
+from ..errors import Overdue
+from ..threads import in_thread, result_of
 
 
 CHAT_TEMPLATE = (
@@ -39,6 +43,28 @@ def content_text(content: str | list[dict[str, Any]]) -> str:
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content if part.get("type") == "text")
+
+
+PATIENCE = 10.0
+"""Seconds for one chat in a template from elsewhere; honest ones take well under a millisecond."""
+
+
+def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> str:
+    """``tokenizer.apply_chat_template`` as text. A template can come from anywhere, and loop.
+
+    Raises:
+        ValueError: it takes longer than ``PATIENCE``.
+    """
+    render = partial(tokenizer.apply_chat_template, messages, tokenize=False, **options)
+    if options.get("chat_template") == CHAT_TEMPLATE:
+        return render()
+    try:
+        return result_of(in_thread(render), seconds=PATIENCE)
+    except Overdue:
+        raise ValueError(
+            f"the chat template takes more than {PATIENCE:g} s for one chat, so it loops without an end in sight: replace "
+            "chat_template in processor_config.json, or in the tokenizer's files"
+        ) from None
 
 
 class MMaDAProcessor(ProcessorMixin):
@@ -95,9 +121,7 @@ class MMaDAProcessor(ProcessorMixin):
                     f"think_prompt needs a user message, the prompt has roles {[m['role'] for m in messages]}"
                 )
             messages[last]["content"] = self.think_prompt + messages[last]["content"]
-        return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
-        )
+        return render_chat(self.tokenizer, messages, chat_template=self.chat_template, add_generation_prompt=True)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of ``chat_text``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -22,23 +23,51 @@ def is_peft(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
+def belongs_to(adapter: str, parameter: str) -> bool:
+    """Whether a parameter of this name is the adapter's. Of a ParameterDict the name ends in the adapter's."""
+    return adapter in parameter.split(".")
+
+
 def freeze_adapter_copy(model: nn.Module) -> None:
-    """Adds a frozen copy of the trained adapter, the reference of a run that goes on from an existing adapter."""
+    """Adds a frozen copy of the trained adapter: the reference where the adapter turned off is not the start.
+
+    It is filled as PEFT fills an adapter from a file, which also knows what is not a parameter: indices, projections.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     active = model.active_adapter
-    model.add_adapter(ADAPTER, model.peft_config[active])
-    parameters = dict(model.named_parameters())
+    config = copy.deepcopy(model.peft_config[active])
+    if getattr(config, "init_lora_weights", True) is not True:
+        # PiSSA and its like would take a second part out of the base.
+        config.init_lora_weights = True
+    if hasattr(config, "bias"):
+        # Biases of the base are nobody's copy; PEFT lets one adapter have them.
+        config.bias = "none"
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.add_adapter(ADAPTER, config)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
-        if f".{ADAPTER}." in name:
-            parameter.data.copy_(parameters[name.replace(f".{ADAPTER}.", f".{active}.")].data)
-            parameter.requires_grad_(False)
+        twin = ".".join(active if part == ADAPTER else part for part in name.split("."))
+        if name not in trained and twin in parameters:
+            parameter.data = parameter.data.to(parameters[twin].dtype)
+    state = get_peft_model_state_dict(model, adapter_name=active, save_embedding_layers=False)
+    set_peft_model_state_dict(model, state, adapter_name=ADAPTER)
     model.set_adapter(active)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained.get(name, False))
 
 
-def reload_trained_adapter(model: nn.Module, folder: str) -> None:
-    """The active adapter's weights from ``folder``, trainable, with the frozen copy left as it is."""
+def reload_adapters(model: nn.Module, folder: str) -> None:
+    """The weights of all adapters from a ``folder`` that ``trained_at_the_top`` has arranged; what is trained stays so."""
     active = model.active_adapter
-    model.load_adapter(folder, active, is_trainable=True)
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for name in model.peft_config:
+        place = Path(folder) if name == active else Path(folder, name)
+        if place.is_dir():
+            model.load_adapter(str(place), name, is_trainable=name == active)
     model.set_adapter(active)
+    for parameter, requires_grad in trained:
+        parameter.requires_grad_(requires_grad)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -63,17 +92,14 @@ def reference_context(model: nn.Module, wrapped: Callable[[], Any], twin: nn.Mod
             yield twin
         elif ADAPTER in model.peft_config:
             active = model.active_adapter
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
             model.set_adapter(ADAPTER)
             try:
                 yield wrapped()
             finally:
                 model.set_adapter(active)
-                for parameter in trained:
-                    parameter.requires_grad_(True)
-                for name, parameter in model.named_parameters():
-                    if f".{ADAPTER}." in name:
-                        parameter.requires_grad_(False)
+                for parameter, requires_grad in trained:
+                    parameter.requires_grad_(requires_grad)
         else:
             with model.disable_adapter():
                 yield wrapped()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from ..data.image_codes import ImageCodec, load_tokenizer
 from ..data.pictures import load_image
 from ..errors import check_choice
 from ..models import DiffusionPolicy, resolve_policy
+from ..models.adapter_files import ADAPTER_FILE, adapter_base, load_adapter
 from ..models.builtin import model_path
-from ..models.loading import ADAPTER_FILE, adapter_base, load_adapter, load_config, load_processor
+from ..models.loading import load_config, load_processor
 from ..parts import Choice, choose
 from ..samplers import samplers_for
 from ..types import TASKS, keyed_generator
@@ -146,13 +147,17 @@ def load_policy(
     device: str | None = None,
     processing_class: Any = None,
     image_tokenizer: Any = None,
+    allow_missing: Sequence[str] = (),
     **model_kwargs: Any,
 ) -> LoadedPolicy:
     """A policy from a hub id, a path, ``builtin:NAME`` or an adapter folder (its base model is loaded beneath it).
 
-    ``image_tokenizer`` (id, path or module) replaces the one that the model's config names.
+    ``image_tokenizer`` (id, path or module) replaces the one that the model's config names. ``allow_missing`` names
+    parameters, with ``*`` for any letters, that may start from random values because the files lack them.
 
     Raises:
+        CheckpointError: parameters that do not come from the files, another family's checkpoint, or a folder with an adapter
+            and a whole model.
         ValueError: an unknown policy or shipped checkpoint, damaged files, or files that need code without
             ``trust_remote_code=True``.
         SourceError: there is nothing at ``path``, or no way to it.
@@ -163,13 +168,15 @@ def load_policy(
     trusted = bool(model_kwargs.get("trust_remote_code"))
     name = policy or load_config(base, trust_remote_code=trusted).model_type
     family = resolve_policy(name)
+    if allow_missing:
+        model_kwargs["allow_missing"] = allow_missing
     model = family.load_model(base, dtype=dtype, **model_kwargs)
     if processing_class is None and (Path(path) / "processor_config.json").exists():
         # Saved beside an adapter, it holds the prompt options the adapter was trained with.
         processing_class = load_processor(family.processor_class, path)
     described = family.from_model(model, processing_class)
     if adapter.exists():
-        model = load_adapter(model, path)
+        model = load_adapter(model, path, allow_missing)
     if device is None and "device_map" not in model_kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device) if device is not None else model

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ..models.loading import load_classifier, load_config, load_processor
+from ..models.processing import render_chat
 from ..rewards import get_reward
 from ..types import Sample
 from .bounded_call import outcome_of, outcomes_together
@@ -97,7 +98,7 @@ class ModelReward:
     def _text(self, prompt: Any, completion: Any) -> str:
         if isinstance(prompt, str):
             return prompt + completion
-        return self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+        return render_chat(self.tokenizer, [*prompt, *completion])
 
     @torch.no_grad()
     def __call__(self, prompts: list, completions: list, **_: Any) -> list[float | None]:

@@ -185,14 +185,16 @@ def run_agreement(arguments: argparse.Namespace) -> int:
 
 def run_merge(arguments: argparse.Namespace) -> int:
     """``unigrpo merge ADAPTER OUTPUT``."""
+    from ..models.adapter_files import check_no_checkpoint
+    from ..models.adapters import merged
     from ..models.reference import is_peft
     from ..rollout.generate import load_policy
 
+    check_no_checkpoint(arguments.output)
     loaded = load_policy(arguments.adapter, dtype=arguments.dtype, device="cpu")
     if not is_peft(loaded.model):
         raise ValueError(f"{arguments.adapter!r} holds no adapter (no adapter_config.json); nothing to merge")
-    merged = loaded.model.merge_and_unload()
-    merged.save_pretrained(arguments.output)
+    merged(loaded.model).save_pretrained(arguments.output)
     loaded.policy.processor.save_pretrained(arguments.output)
     say(f"wrote {arguments.output}")
     return 0

@@ -33,7 +33,7 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
     """
     for own in window.experiences:
         forget_old(own, kept=always_old or pipe.algorithms[own.task].needs_old)
-    with _in_step(pipe.model, pipe.policy, pipe.device) as model:
+    with in_step(pipe.model, pipe.policy, pipe.device) as model:
         for k, step, unit, task in _units(window, pipe.args.num_iterations):
             if always_old or needs_old_pass(pipe.args, pipe.algorithms[task], k, step):
                 for own, draws, logps in _logps_of(pipe, model, window, unit, k):
@@ -47,7 +47,7 @@ def add_old_and_reference(pipe: Pipeline, window: Window, always_old: bool = Fal
     }
     if not with_reference:
         return
-    with pipe.reference() as reference, _in_step(reference, pipe.policy, pipe.device) as model:
+    with pipe.reference() as reference, in_step(reference, pipe.policy, pipe.device) as model:
         for own in window.experiences:
             own.ref_logps = torch.zeros_like(own.weight) if own.task in with_reference else None
         for k, _, unit, task in _units(window, pipe.args.num_iterations):
@@ -83,7 +83,7 @@ def _logps_of(
 
 
 @contextmanager
-def _in_step(model: Any, policy: DiffusionPolicy, device: torch.device | str) -> Iterator[Any]:
+def in_step(model: Any, policy: DiffusionPolicy, device: torch.device | str) -> Iterator[Any]:
     """What to call for ``model``, in eval mode; ranks that need other passes make equally many forwards."""
     meet = lockstep(model, policy, device) if forwards_meet(model) else nullcontext(model)
     with evaluating(model), meet as together:

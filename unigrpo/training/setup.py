@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 from ..config.arguments import UniGRPOConfig
 from ..data.image_codes import ImageCodec, load_tokenizer
 from ..models import DiffusionPolicy, resolve_policy
-from ..models.adapters import add_adapter
+from ..models.adapters import add_adapter, check_adapter, check_trains, keep_start
 from ..models.builtin import model_path
 from ..models.loading import load_config
 from ..models.quantization import check_quantization, prepare_quantised
-from ..models.reference import freeze_adapter_copy
 from ..rollout.rewards import RewardSet, offload, resolve_reward
 from ..terminal import masked
 from .checkpoints.files import check_writable
@@ -128,23 +127,30 @@ def named_sets(dataset: Any) -> list[tuple[str, Any]]:
 
 
 def trainable(
-    model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None, args: UniGRPOConfig, with_reference: bool
+    model: PreTrainedModel | PeftModel,
+    peft_config: PeftConfig | None,
+    args: UniGRPOConfig,
+    with_reference: bool,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """The module that is trained: with its adapter, with a frozen copy of one it came with, without dropout.
+    """The module that is trained: with its adapter, with a frozen copy where its start is not the adapter turned off,
+    without dropout.
 
     Raises:
-        ValueError: a ``PeftModel`` without anything to train, or quantised weights without an adapter.
+        ValueError: a module of which nothing is trained or reaches the given ``optimizer``, an adapter that cannot be trained,
+            or quantised weights without an adapter.
     """
     was_adapted = isinstance(model, PeftModel)
-    if was_adapted and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("the PeftModel has nothing to train: load it with from_pretrained(..., is_trainable=True)")
     prepare_quantised(model, adapters=was_adapted or peft_config is not None)
     # A new adapter's weights are random: they are the run's seed's, whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(args.seed)
         model = add_adapter(model, peft_config)
-    if was_adapted and with_reference:
-        freeze_adapter_copy(model)
+        check_trains(model, optimizer)
+        if isinstance(model, PeftModel):
+            check_adapter(model.peft_config[model.active_adapter])
+            if with_reference:
+                keep_start(model, fresh=not was_adapted)
     if not isinstance(model, PeftModel):
         warn_of_half_precision(model)
     elif args.gradient_checkpointing:

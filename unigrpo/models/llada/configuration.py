@@ -139,6 +139,12 @@ class LLaDAConfig(PretrainedConfig):
                 f"d_model={self.d_model} must be a multiple of n_heads={self.n_heads}, and that of "
                 f"n_kv_heads={self.n_kv_heads}"
             )
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            own = getattr(self, name)
+            if isinstance(own, int) and not 0 <= own < self.vocab_size:
+                raise ValueError(
+                    f"{name}={own} lies outside the vocabulary of {self.vocab_size}; set it to a token's id"
+                )
         if self.embedding_size != self.vocab_size:
             raise ValueError(f"embedding_size={self.embedding_size} differs from vocab_size={self.vocab_size}")
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..checkpoint_files import check_loaded
 from .configuration import MagvitV2Config
 from .layers import Decoder, Encoder, LookupFreeQuantizer
 
@@ -44,18 +45,13 @@ class MagvitV2(PreTrainedModel):
         """As in transformers, in fp32 unless ``dtype`` says otherwise.
 
         Raises:
-            ValueError: the checkpoint lacks weights, or has others.
+            CheckpointError: the checkpoint lacks weights, or has others.
         """
         wanted_info = kwargs.pop("output_loading_info", False)
         kwargs = {"dtype": torch.float32, **kwargs}
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if info[kind]:
-                names = sorted(map(str, info[kind]))
-                raise ValueError(
-                    f"{pretrained_model_name_or_path!r} is not a MAGVIT-v2 of this shape: {len(names)} "
-                    f"{kind.replace('_', ' ')}, such as {names[:3]}"
-                )
+        if not wanted_info:
+            check_loaded(f"image tokenizer {str(pretrained_model_name_or_path)!r}", info)
         model.eval()
         return (model, info) if wanted_info else model
 

@@ -14,8 +14,9 @@ from transformers import TrainerCallback
 
 from ...config.arguments import UniGRPOConfig
 from ...errors import CheckpointError, NonFiniteError
+from ...models.adapters import trained_at_the_top
 from ...models.checkpoint_files import reading
-from ...models.reference import ADAPTER, is_peft, reload_trained_adapter
+from ...models.reference import is_peft, reload_adapters
 from ..window import Window, rebuild_window
 from .given_schedule import as_given
 from .run_folder import checkpoint_folder
@@ -152,12 +153,19 @@ class WindowCheckpoints(AtomicCheckpoints):
         with reading(f"the random state in {checkpoint!r}"):
             super()._load_rng_state(checkpoint)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As in transformers, and of several adapters the trained one is what whoever opens the folder finds."""
+        super()._save(output_dir, state_dict)
+        if is_peft(self.model) and self.args.should_save:
+            trained_at_the_top(self.model, output_dir or str(self.args.output_dir))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Also loads the trained adapter where a frozen copy of it lies beside: transformers 5.17 reads only that one."""
+        """Several adapters are read here: transformers looks for the trained one in another place, or only for its frozen copy."""
         with reading(f"checkpoint {resume_from_checkpoint!r}"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if is_peft(self.model) and ADAPTER in self.model.peft_config:
-            reload_trained_adapter(self.model, resume_from_checkpoint)
+            if is_peft(self.model) and len(self.model.peft_config) > 1 and not self.is_fsdp_enabled:
+                reload_adapters(self.model, resume_from_checkpoint)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _check_same_window(self, sizes: dict[str, int], checkpoint: str) -> None:
         own = self._window_sizes()
