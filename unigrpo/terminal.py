@@ -100,9 +100,9 @@ def console(error: bool = False, **options: Any) -> Console:
     return PlainConsole(stderr=error, **options)
 
 
-def tracked(rows: Sequence[Any], what: str) -> Iterable[Any]:
-    """``rows``, with progress where there is a terminal."""
-    return track(rows, escape(visible(what)), transient=True, console=console())
+def tracked(rows: Sequence[Any], what: str, *, error: bool = False) -> Iterable[Any]:
+    """``rows``, with progress where there is a terminal; ``error`` as in ``console``."""
+    return track(rows, escape(visible(what)), transient=True, console=console(error))
 
 
 @contextmanager

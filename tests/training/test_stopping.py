@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,13 @@ def signalled(trainer, where: str, step: int, number: int):
     around("evaluate", "evaluation")
     trainer.add_callback(Watching())
     scored = trainer.rewards.functions[0]
-    trainer.rewards.functions[0] = lambda **columns: (at("rollout"), scored(**columns))[1]
+
+    @wraps(scored)
+    def reward(**columns):
+        at("rollout")
+        return scored(**columns)
+
+    trainer.rewards.functions[0] = reward
     return trainer
 
 

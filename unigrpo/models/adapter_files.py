@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import CheckpointError
-from .checkpoint_files import check_complete, check_numbers, first_line, read_weights, reading, shapes
+from .checkpoint_files import FULL_WEIGHTS, check_complete, check_numbers, first_line, read_weights, reading, shapes
 from .patterns import check_patterns
 
 
@@ -22,9 +22,6 @@ LARGEST_SETTING = 2**20
 
 FEW_RANKS = 1024
 """A rank up to this costs little, whatever the weights are: some kinds store them in parts, or cut the rank by themselves."""
-
-WHOLE_MODEL = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-"""Names of the files of a whole model's weights."""
 
 
 def check_no_checkpoint(folder: str | Path) -> None:
@@ -38,7 +35,7 @@ def check_no_checkpoint(folder: str | Path) -> None:
 def whole_model(folder: str | Path) -> list[str]:
     """Names of the files of a whole model's weights in a folder, which need not be there."""
     names = sorted(own.name for own in Path(folder).iterdir()) if Path(folder).is_dir() else []
-    return [name for name in names if WHOLE_MODEL.fullmatch(name)]
+    return [name for name in names if FULL_WEIGHTS.fullmatch(name)]
 
 
 def adapter_base(path: str) -> str:

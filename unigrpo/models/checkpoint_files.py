@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 
 
-FULL_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)")
+FULL_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 ADAPTER_WEIGHTS = re.compile(r"adapter_model\.(safetensors|bin)")
 """Names of the files in which a folder keeps weights."""
 
@@ -245,27 +245,6 @@ def weights_in(folder: str | Path) -> list[str]:
     """Names of the files of weights in a folder: those of a whole model first, then those of an adapter."""
     names = sorted(path.name for path in Path(folder).glob("*model*") if path.is_file())
     return [name for kind in (FULL_WEIGHTS, ADAPTER_WEIGHTS) for name in names if kind.fullmatch(name)]
-
-
-def check_one_kind(folder: str | Path) -> None:
-    """Raises ``ValueError`` for a folder in which two runs left weights: of a whole model, and of an adapter to another one.
-
-    An adapter beside its own base is one policy.
-    """
-    found, config = weights_in(folder), Path(folder) / "adapter_config.json"
-    full = [name for name in found if FULL_WEIGHTS.fullmatch(name)]
-    if not full or not config.is_file():
-        return
-    try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
-    if isinstance(base, str) and base and os.path.realpath(base) == os.path.realpath(folder):
-        return
-    raise ValueError(
-        f"{str(folder)!r} holds two policies: the whole model {full[0]!r} and an adapter to {base!r} ({config.name!r}). Move the "
-        "files of one of them to a folder of its own"
-    )
 
 
 def weight_files(config: Any, path: str | Path, **options: Any) -> list[Path]:

@@ -10,14 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from rich.console import Console
-from rich.progress import track
-
 from ..data.pictures import load_image
 from ..data.rows import image_of, task_of
 from ..errors import RewardError
 from ..rollout.reward_values import shortened
 from ..rollout.rewards import RewardSet, resolve_reward
+from ..terminal import tracked
 from ..types import TASKS, Sample
 from .build import build_rewards
 from .recipe import Recipe
@@ -57,11 +55,7 @@ def score_file(recipe: Recipe, data: str, output: str | None = None) -> Iterator
         own.know_columns(*(sample.row for sample in samples))
     with _created(output) as file:
         starts = range(0, len(samples), BATCH)
-        console = Console(stderr=True)
-        shown = (
-            track(starts, f"scoring {data}", console=console, transient=True) if len(samples) >= MANY_ROWS else starts
-        )
-        for start in shown:
+        for start in tracked(starts, f"scoring {data}", error=True) if len(samples) >= MANY_ROWS else starts:
             _score(samples[start : start + BATCH], sets, columns, data)
             for place in range(start, min(start + BATCH, len(samples))) if file else ():
                 scores = {column.name: column.scores[place] for column in columns}
