@@ -64,8 +64,10 @@ def test_a_policy_that_moves_is_seen(monkeypatch):
 
 
 def test_another_run_is_no_resumed_one(monkeypatch):
-    real, betas = laws_training.trainer_on, iter((0.04, 0.05))
-    monkeypatch.setattr(laws_training, "trainer_on", lambda *own, **more: real(*own, **more, beta=next(betas)))
+    real, rates = laws_training.trainer_on, iter((1e-3, 2e-3))
+    monkeypatch.setattr(
+        laws_training, "trainer_on", lambda *own, **more: real(*own, **more, learning_rate=next(rates))
+    )
     found = laws_training.resumed("cpu")
     assert not found.passed and found.measured > 0 and "logs differ" in found.name
 

@@ -140,6 +140,8 @@ def test_errors(policy):
     with pytest.raises(ValueError, match="an image of 16 tokens leaves no room"):
         row = {"prompt": "w1", "image_codes": torch.arange(16)}
         policy.encode([row], "mmu", max_completion_length=4, max_prompt_length=19)
-    llada = LLaDAPolicy(LLaDAConfig(vocab_size=197), tiny_processor())
+    llada = LLaDAPolicy(
+        LLaDAConfig(vocab_size=197, mask_token_id=184, eos_token_id=1, pad_token_id=0), tiny_processor()
+    )
     with pytest.raises(ValueError, match="task='t2i' is not supported: LLaDA"):
         llada.encode([long], "t2i", image_tokens=4)

@@ -178,6 +178,7 @@ def test_merged_steps_save_forwards_and_differ_a_little(trained):
     assert all(0 < merged[shrink]["logp_difference"] < 0.05 for shrink in (2, 4, 8))
 
 
+@pytest.mark.slow
 def test_agreement_tells_a_cache_from_a_stale_one(sums, tmp_path_factory, monkeypatch):
     for name in ("prefix", "dual", "threshold 0.9"):
         assert lines(sums)[name]["agreement"] >= 0.95, name

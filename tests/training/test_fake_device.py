@@ -97,7 +97,6 @@ class Scene:
 
 KINDS = {
     "text": {},
-    "text, lora": {"lora": True},
     "text, checkpointed": {"lora": True, "gradient_checkpointing": True},
     "coupled": {"algorithm": "coupled_grpo"},
     "sequence": {"algorithm": "espo"},

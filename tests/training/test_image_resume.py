@@ -41,7 +41,7 @@ def metrics(trainer) -> dict[int, dict]:
     }
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_resuming_a_mixed_run_changes_nothing(make_trainer, tmp_path, lora):
     whole = run(make_trainer, lora)
     expected, everything = history(whole), metrics(whole)

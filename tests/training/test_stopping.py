@@ -167,6 +167,7 @@ def stopped_rank(rank: int, folder: str) -> dict:
     return {"code": code, "step": trainer.state.global_step, "checkpoints": steps_of(f"{folder}/run")}
 
 
+@pytest.mark.processes
 def test_several_processes_stop_together_at_the_next_step(tmp_path):
     [results] = played(2, tmp_path, __name__, ("stopped_rank", {"folder": str(tmp_path)}))
     assert results == [{"code": 143, "step": 3, "checkpoints": [3]}] * 2
