@@ -16,9 +16,9 @@ from unigrpo.training.batches import Unit, collate
 from unigrpo.training.window import Window, cut_window, rebuild_window
 from unigrpo.types import Experience, keyed_generator
 
+from .bench import Bench, UpdateBatch, update_batch
 from .cases_update import LOSS, vocabulary
 from .measure import EXACT, Result, interleave, relative_error
-from .mid import Bench, UpdateBatch, update_batch
 
 
 MICRO_BATCHES = 4

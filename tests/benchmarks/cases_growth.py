@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from .bench import Bench, text_canvas, update_batch
 from .cases_text import fill
 from .cases_update import update, vocabulary
 from .measure import EXACT, Result, Timed, interleave, linear_fit
-from .mid import Bench, text_canvas, update_batch
 
 
 def growth(bench: Bench) -> list[Result]:

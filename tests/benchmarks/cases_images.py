@@ -10,9 +10,9 @@ from unigrpo.samplers import MaskGIT
 from unigrpo.samplers.parity import PublicImageSampler
 from unigrpo.types import Canvas, TokenSpace
 
+from .bench import Bench, image_canvas, plain_stream, streams
 from .expected import parts_of
 from .measure import EXACT, EXACT_LAW, Result, interleave
-from .mid import Bench, image_canvas, streams
 from .plain import Clock, image_rollout
 
 
@@ -26,7 +26,7 @@ def draw(bench: Bench, canvas: Canvas, sampler: type[MaskGIT]):
         guidance_scale=GUIDANCE,
         remask_noise_decay="compound",
     )
-    return fill(bench.model, bench.policy, canvas, generators=streams(1))
+    return fill(bench.model, bench.policy, canvas, generators=streams(len(canvas.ids)))
 
 
 def plain_draw(bench: Bench, canvas: Canvas, clock: Clock) -> torch.Tensor:
@@ -41,7 +41,7 @@ def plain_draw(bench: Bench, canvas: Canvas, clock: Clock) -> torch.Tensor:
         steps=bench.sizes.image_steps,
         guidance_scale=GUIDANCE,
         clock=clock,
-        generator=streams(1)[0],
+        generator=plain_stream(bench),
     )
 
 

@@ -10,9 +10,9 @@ import torch
 from unigrpo.samplers import SemiAutoregressive
 from unigrpo.types import Canvas
 
+from .bench import Bench, plain_stream, streams, text_canvas
 from .expected import parts_of
 from .measure import APPROXIMATE, EXACT, EXACT_LAW, Result, chi_square, interleave, same_law
-from .mid import Bench, streams, text_canvas
 from .plain import Clock, text_rollout
 
 
@@ -43,7 +43,7 @@ def plain_fill(bench: Bench, canvas: Canvas, temperature: float, clock: Clock) -
         block_length=sizes.block_length,
         temperature=temperature,
         clock=clock,
-        generator=streams(1)[0],
+        generator=plain_stream(bench),
     )
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.algorithm.loss import LossBatch, PolicyLoss
 
+from .bench import FULL, Bench, UpdateBatch, update_batch
 from .expected import parts_of
 from .measure import EXACT, Result, interleave
-from .mid import FULL, Bench, UpdateBatch, update_batch
 from .plain import Clock
 from .plain import update as plain_update
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..benchmarks.readme import table
+from ..benchmarks.report import table
 
 
 SPEED_COLUMNS = ("what", "ours", "plain", "ratio", "ms a step", "peak GB", "of the limit", "steps measured")
