@@ -77,16 +77,8 @@ def _compare(load: str, size: str) -> Result:
     if not Path("/proc/self/clear_refs").exists():
         return Result(name=load, kind=kind, unit="MB", skipped="peaks are read from /proc, which is Linux's")
     peaks = {side: _child(side, load, size) for side in SIDES}
-    return Result(
-        name=load,
-        kind=kind,
-        unit="MB",
-        ours=peaks["ours"],
-        plain=peaks["plain"],
-        goal=goal,
-        floor=floor,
-        note="separate processes, default allocator",
-    )
+    note = "separate processes, default allocator"
+    return Result(name=load, kind=kind, unit="MB", goal=goal, floor=floor, note=note, **peaks)
 
 
 def _child(side: str, load: str, size: str) -> float:
