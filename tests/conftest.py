@@ -80,3 +80,11 @@ def installed(tmp_path_factory):
     from .support.wheel import install_wheel
 
     return install_wheel(tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """A path that exists once hostile code has run; no test leaves it."""
+    path = tmp_path / "marked"
+    yield path
+    assert not path.exists()

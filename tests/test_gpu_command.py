@@ -126,7 +126,7 @@ def test_speed_has_its_figures(found):
     own = found["stages"]["speed"]["found"]
     lines = {line["name"]: line for line in own["lines"]}
     beside = {"rollout T=0", "rollout T=1", "t2i, guidance", "update, LoRA, old pass", "update, LoRA, no old pass"}
-    alone = {"rollout T=1, LoRA, autocast", "rollout T=1, LoRA, no autocast"}
+    alone = {"rollout T=1, LoRA, autocast", "rollout T=1, LoRA, no autocast", "update, full, old pass"}
     assert lines.keys() == beside | alone | {"rollout T=0, dual cache", "rollout T=0, threshold 0.9"}
     for name, line in lines.items():
         assert line["rate"] > 0 and line["seconds_a_step"] > 0 and line["peak_gb"] > 0, name

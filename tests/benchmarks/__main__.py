@@ -16,12 +16,10 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from .bench import FULL, QUICK, random_bench
 from .cases import CASES
-from .device import DEVICE_SIZES, LARGE, PEAK_TFLOPS, SMALL, device_report
 from .measure import THREADS, WARM_ALLOCATOR, environment, touch_heap
-from .mid import FULL, QUICK, mid_bench
-from .readme import write_readme
-from .report import plot_growth, show
+from .report import markdown, plot_growth, write_readme
 
 
 HEAP_GB = 6.0
@@ -37,45 +35,33 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="draw time against completions and scored tokens, as a picture")
     parser.add_argument("--readme", action="store_true", help="put the tables into the README beside this file")
     parser.add_argument("--from", dest="source", type=saved, help="measure nothing, show this JSON of an earlier run")
-    parser.add_argument("--size", default="cases", choices=("cases", *DEVICE_SIZES, "tiny"), help="'8b': ours alone")
-    parser.add_argument("--device", default="cpu", help="where --size runs: cpu or cuda")
-    parser.add_argument("--peak-tflops", type=float, default=PEAK_TFLOPS, help="the device's arithmetic limit")
     options = parser.parse_args(arguments)
     options.only = options.only.split(",")
     unknown = sorted(set(options.only) - CASES.keys())
     if unknown:
         parser.error(f"--only {unknown} is unknown: choose from {', '.join(CASES)}")
-    if options.size == "cases" and options.device != "cpu":
-        parser.error("--device is for --size 8b; the cases compare on the CPU")
-    if options.plot is not None:
-        check_plot(parser, options)
+    report = options.source
+    names = options.only if report is None else [result["case"] for result in report["results"]]
+    if options.plot is not None and "growth" not in names:
+        cure = "add it to --only" if report is None else "--from lacks it"
+        parser.error(f"--plot draws the case 'growth': {cure}")
     return options
 
 
 def saved(path: str) -> dict:
     """The report in the JSON file ``path``."""
     try:
-        return json.loads(Path(path).read_text())
+        report = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{path} cannot be read: {error}") from None
-
-
-def check_plot(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """An error where the report will have nothing to draw."""
-    report = options.source
-    of_device = options.size != "cases" if report is None else "device" in report
-    if of_device:
-        parser.error("--plot draws the case 'growth', which a report of a device (--size) does not have")
-    names = options.only if report is None else [result["case"] for result in report["results"]]
-    if "growth" not in names:
-        parser.error(
-            "--plot draws the case 'growth': " + ("add it to --only" if report is None else "--from lacks it")
-        )
+    if "results" not in report:
+        raise argparse.ArgumentTypeError(f"{path} holds no results of this command's cases")
+    return report
 
 
 def run_cases(names: list[str], quick: bool) -> dict:
     """The report of the named cases on the mid-size model."""
-    bench = mid_bench(QUICK if quick else FULL)
+    bench = random_bench("mid", QUICK if quick else FULL)
     touch_heap(HEAP_GB)
     results = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -105,21 +91,18 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.source is not None:
         report = options.source
-    elif options.size != "cases":
-        loads = SMALL if options.size == "tiny" else LARGE
-        report = device_report(options.size, options.device, loads, options.peak_tflops)
     else:
         restart_warm(arguments)
         torch.set_num_threads(1)
         report = run_cases(options.only, options.quick)
-    show(report)
+    print(markdown(report))
     if options.output is not None:
         options.output.write_text(json.dumps(report, indent=1))
     if options.plot is not None:
         plot_growth(report, options.plot)
     if options.readme:
         write_readme(report)
-    return 0 if all(result["ok"] for result in report.get("results", [])) else 1
+    return 0 if all(result["ok"] for result in report["results"]) else 1
 
 
 if __name__ == "__main__":

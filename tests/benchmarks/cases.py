@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import cases_buckets, cases_growth, cases_images, cases_text, cases_update, memory
+from .bench import Bench
 from .measure import Result
-from .mid import Bench
 
 
 CASES: dict[str, Callable[[Bench], list[Result]]] = {

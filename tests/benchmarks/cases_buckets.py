@@ -16,9 +16,9 @@ from unigrpo.training.batches import Unit, collate
 from unigrpo.training.window import Window, cut_window, rebuild_window
 from unigrpo.types import Experience, keyed_generator
 
+from .bench import Bench, UpdateBatch, update_batch
 from .cases_update import LOSS, vocabulary
-from .measure import EXACT, Result, interleave, relative_error
-from .mid import Bench, UpdateBatch, update_batch
+from .measure import EXACT, Result, compared, interleave, relative_error
 
 
 MICRO_BATCHES = 4
@@ -36,19 +36,12 @@ def buckets(bench: Bench) -> list[Result]:
     units = {side: [unit for own in window.micro_batches for unit in own] for side, window in windows.items()}
     with vocabulary(model, trainable=False):
         timed = interleave({side: partial(gradients, bench, own) for side, own in windows.items()}, sizes.rounds)
-    ours, plain = timed["ours"], timed["plain"]
-    same = all(relative_error(ours.value[name], grad) < CLOSE for name, grad in plain.value.items())
-    return [
-        Result(
-            name="mixed lengths",
-            kind=EXACT,
-            ours=ours.median,
-            plain=plain.median,
-            checks={"gradients equal": same and ours.value.keys() == plain.value.keys()},
-            note=f"plain: our update in the order of chance; {len(units['plain'])} against {len(units['ours'])} units",
-            extra={"units": {side: len(own) for side, own in units.items()}},
-        )
-    ]
+    ours, plain = timed["ours"].value, timed["plain"].value
+    same = ours.keys() == plain.keys() and all(relative_error(ours[name], plain[name]) < CLOSE for name in plain)
+    counts = {side: len(own) for side, own in units.items()}
+    note = f"plain: our update in the order of chance; {counts['plain']} against {counts['ours']} units"
+    checks, extra = {"gradients equal": same}, {"units": counts}
+    return [compared("mixed lengths", EXACT, timed, checks=checks, note=note, extra=extra)]
 
 
 def row_of(bench: Bench, length: int, index: int) -> Experience:

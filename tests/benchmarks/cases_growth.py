@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from .bench import Bench, text_canvas, update_batch
 from .cases_text import fill
 from .cases_update import update, vocabulary
 from .measure import EXACT, Result, Timed, interleave, linear_fit
-from .mid import Bench, text_canvas, update_batch
 
 
 def growth(bench: Bench) -> list[Result]:
@@ -42,12 +42,6 @@ def _scored_tokens(bench: Bench) -> Result:
 def _result(name: str, axis: str, timed: dict[str, Timed]) -> Result:
     x, seconds = [float(key) for key in timed], [min(side.seconds) for side in timed.values()]
     fit = linear_fit(x, seconds)
-    return Result(
-        name=name,
-        kind=EXACT,
-        value=fit["r2"],
-        goal=0.99,
-        floor=0.95,
-        note=f"R^2 of a line; {1000 * fit['slope']:.3g} ms each, {1000 * fit['intercept']:.3g} ms fixed",
-        extra={"axis": axis, "x": x, "seconds": seconds, **fit},
-    )
+    note = f"R^2 of a line; {1000 * fit['slope']:.3g} ms each, {1000 * fit['intercept']:.3g} ms fixed"
+    extra = {"axis": axis, "x": x, "seconds": seconds, **fit}
+    return Result(name=name, kind=EXACT, value=fit["r2"], goal=0.99, floor=0.95, note=note, extra=extra)

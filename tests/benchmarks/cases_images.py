@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from unigrpo.samplers import MaskGIT
 from unigrpo.samplers.parity import PublicImageSampler
 from unigrpo.types import Canvas, TokenSpace
 
+from .bench import Bench, image_canvas, plain_stream, streams
 from .expected import parts_of
-from .measure import EXACT, EXACT_LAW, Result, interleave
-from .mid import Bench, image_canvas, streams
+from .measure import EXACT, EXACT_LAW, Result, compared, interleave
 from .plain import Clock, image_rollout
 
 
@@ -21,12 +19,8 @@ GUIDANCE = 3.5
 
 def draw(bench: Bench, canvas: Canvas, sampler: type[MaskGIT]):
     """The image of ``canvas``."""
-    fill = sampler(
-        steps=bench.sizes.image_steps,
-        guidance_scale=GUIDANCE,
-        remask_noise_decay="compound",
-    )
-    return fill(bench.model, bench.policy, canvas, generators=streams(1))
+    fill = sampler(steps=bench.sizes.image_steps, guidance_scale=GUIDANCE, remask_noise_decay="compound")
+    return fill(bench.model, bench.policy, canvas, generators=streams(len(canvas.ids)))
 
 
 def plain_draw(bench: Bench, canvas: Canvas, clock: Clock) -> torch.Tensor:
@@ -41,7 +35,7 @@ def plain_draw(bench: Bench, canvas: Canvas, clock: Clock) -> torch.Tensor:
         steps=bench.sizes.image_steps,
         guidance_scale=GUIDANCE,
         clock=clock,
-        generator=streams(1)[0],
+        generator=plain_stream(bench),
     )
 
 
@@ -62,27 +56,15 @@ def text_to_image(bench: Bench) -> list[Result]:
     space = bench.policy.token_space("t2i")
     inside = space.contains(timed["production"].value.canvas.ids[canvas.fill_mask])
     parts = parts_of("t2i", clock, sum(plain.seconds), 1000 * plain.median / sizes.image_steps)
-    reference = Result(
-        name="t2i",
-        kind=EXACT,
-        ours=timed["reference"].median,
-        plain=plain.median,
-        goal=5.0,
-        floor=3.5,
-        checks={"tokens equal": same},
-        note="ours: PublicImageSampler, the plain sampler's random numbers",
-        extra={"plain_parts": parts},
-    )
-    production = replace(
+    limits = {"goal": 5.0, "floor": 3.5}
+    note, checks = "ours: PublicImageSampler, the plain sampler's random numbers", {"tokens equal": same}
+    extra = {"plain_parts": parts}
+    reference = compared("t2i", EXACT, timed, "reference", checks=checks, note=note, extra=extra, **limits)
+    note, checks = "ours: MaskGIT, draws for hidden positions alone", {"all codes": bool(inside.all())}
+    return [
         reference,
-        name="t2i, production",
-        kind=EXACT_LAW,
-        ours=timed["production"].median,
-        checks={"all codes": bool(inside.all())},
-        note="ours: MaskGIT, draws for hidden positions alone",
-        extra={},
-    )
-    return [reference, production]
+        compared("t2i, production", EXACT_LAW, timed, "production", checks=checks, note=note, **limits),
+    ]
 
 
 def trimmed_padding(bench: Bench) -> list[Result]:
@@ -108,16 +90,9 @@ def trimmed_padding(bench: Bench) -> list[Result]:
     hidden = ours(output_hidden_states=True).hidden_states[-1]
     worst = float((hidden[short.fill_mask] - timed["plain"].value[full.fill_mask]).abs().max())
     lengths = {"plain": full.ids.shape[1], "ours": short.ids.shape[1]}
-    return [
-        Result(
-            name="t2i trunk, padding trimmed",
-            kind=EXACT,
-            ours=timed["ours"].median,
-            plain=timed["plain"].median,
-            goal=1.8,
-            floor=1.4,
-            checks={"hidden states within 3e-4": worst < 3e-4},
-            note=f"{lengths['plain']} against {lengths['ours']} positions, a dense mask against none",
-            extra={"positions": lengths, "largest_difference": worst},
-        )
-    ]
+    found = {
+        "checks": {"hidden states within 3e-4": worst < 3e-4},
+        "note": f"{lengths['plain']} against {lengths['ours']} positions, a dense mask against none",
+        "extra": {"positions": lengths, "largest_difference": worst},
+    }
+    return [compared("t2i trunk, padding trimmed", EXACT, timed, goal=1.8, floor=1.4, **found)]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from unigrpo.samplers import SemiAutoregressive
 from unigrpo.types import Canvas
 
+from .bench import Bench, plain_stream, streams, text_canvas
 from .expected import parts_of
-from .measure import APPROXIMATE, EXACT, EXACT_LAW, Result, chi_square, interleave, same_law
-from .mid import Bench, streams, text_canvas
+from .measure import APPROXIMATE, EXACT, EXACT_LAW, Result, chi_square, compared, interleave, same_law
 from .plain import Clock, text_rollout
 
 
@@ -43,7 +44,7 @@ def plain_fill(bench: Bench, canvas: Canvas, temperature: float, clock: Clock) -
         block_length=sizes.block_length,
         temperature=temperature,
         clock=clock,
-        generator=streams(1)[0],
+        generator=plain_stream(bench),
     )
 
 
@@ -93,16 +94,8 @@ def law_statistic(bench: Bench) -> float:
 def _text_result(bench, name, kind, timed, clock, goal, floor, checks, **extra) -> Result:
     steps, plain = bench.sizes.steps, timed["plain"]
     parts = parts_of(name, clock, sum(plain.seconds), 1000 * plain.median / steps)
-    return Result(
-        name=name,
-        kind=kind,
-        ours=timed["ours"].median,
-        plain=plain.median,
-        goal=goal,
-        floor=floor,
-        checks=checks,
-        extra={"plain_parts": parts, "ours_ms_per_step": 1000 * timed["ours"].median / steps, **extra},
-    )
+    extra |= {"plain_parts": parts, "ours_ms_per_step": 1000 * timed["ours"].median / steps}
+    return compared(name, kind, timed, goal=goal, floor=floor, checks=checks, extra=extra)
 
 
 @contextmanager
@@ -149,22 +142,15 @@ def finished_rows(bench: Bench) -> list[Result]:
         alone = fill(bench, canvas.take(torch.tensor([2])), stop="first", **settings)
     ours = timed["ours"].value
     work = 4 * rows / sum(BLOCKS_OF_ROWS)
-    return [
-        Result(
-            name="finished rows",
-            kind=EXACT,
-            ours=timed["ours"].median,
-            plain=timed["plain"].median,
-            goal=work,
-            floor=0.85 * work,
-            checks={
-                "lengths": ours.completion_mask.sum(dim=1).tolist() == lengths,
-                "a row alone equals it in the batch": torch.equal(ours.canvas.ids[2], alone.canvas.ids[0]),
-            },
-            note="plain: our sampler with stop='never'",
-            extra={"work_ratio": work},
-        )
-    ]
+    found = {
+        "checks": {
+            "lengths": ours.completion_mask.sum(dim=1).tolist() == lengths,
+            "a row alone equals it in the batch": torch.equal(ours.canvas.ids[2], alone.canvas.ids[0]),
+        },
+        "note": "plain: our sampler with stop='never'",
+        "extra": {"work_ratio": work},
+    }
+    return [compared("finished rows", EXACT, timed, goal=work, floor=0.85 * work, **found)]
 
 
 def empty_steps(bench: Bench) -> list[Result]:
@@ -178,20 +164,13 @@ def empty_steps(bench: Bench) -> list[Result]:
         },
         bench.sizes.rounds,
     )
-    same = torch.equal(timed["half"].value.canvas.ids, timed["ours"].value.canvas.ids)
-    return [
-        Result(
-            name="empty steps",
-            kind=EXACT,
-            ours=timed["ours"].median,
-            plain=2 * timed["half"].median,
-            goal=2.0,
-            floor=1.7,
-            checks={"tokens equal": same},
-            note="plain: twice our time for steps = tokens, which is what running the empty steps would cost",
-            extra={"work_ratio": 2.0},
-        )
-    ]
+    found = {
+        "checks": {"tokens equal": torch.equal(timed["half"].value.canvas.ids, timed["ours"].value.canvas.ids)},
+        "note": "plain: twice our time for steps = tokens, which is what running the empty steps would cost",
+        "extra": {"work_ratio": 2.0},
+    }
+    once = compared("empty steps", EXACT, timed, plain="half", goal=2.0, floor=1.7, **found)
+    return [replace(once, plain=2 * once.plain)]
 
 
 def caches(bench: Bench) -> list[Result]:
@@ -213,13 +192,5 @@ def _cache_result(canvas: Canvas, kind: str, goal: float | None, floor: float | 
         "first step equal": torch.equal(cached.step_map == 0, first)
         and torch.equal(cached.canvas.ids[first], exact.canvas.ids[first]),
     }
-    return Result(
-        name=f"{kind} cache",
-        kind=APPROXIMATE,
-        ours=timed[kind].median,
-        plain=timed["plain"].median,
-        goal=goal,
-        floor=floor,
-        checks=checks,
-        note=f"x{timed['none'].median / timed[kind].median:.2f} over our exact decoding",
-    )
+    note = f"x{timed['none'].median / timed[kind].median:.2f} over our exact decoding"
+    return compared(f"{kind} cache", APPROXIMATE, timed, kind, goal=goal, floor=floor, checks=checks, note=note)

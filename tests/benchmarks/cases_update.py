@@ -11,9 +11,9 @@ from torch import Tensor
 from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.algorithm.loss import LossBatch, PolicyLoss
 
+from .bench import FULL, Bench, UpdateBatch, update_batch
 from .expected import parts_of
-from .measure import EXACT, Result, interleave
-from .mid import FULL, Bench, UpdateBatch, update_batch
+from .measure import EXACT, Result, compared, interleave
 from .plain import Clock
 from .plain import update as plain_update
 
@@ -100,17 +100,12 @@ def _updates(bench: Bench, trainable: bool) -> list[Result]:
     parts = parts_of("update", clock, sum(plain.seconds), 1000 * plain.median, comparable=full_size and trainable)
 
     def result(label: str, side: str, goal: float, floor: float, note: str, **extra) -> Result:
-        return Result(
-            name=f"{label}, {name}",
-            kind=EXACT,
-            ours=timed[side].median,
-            plain=plain.median,
-            goal=goal,
-            floor=floor,
-            checks=agree(timed[side].value, plain.value),
-            note=note,
-            extra={"scored_share": float(batch.hidden.float().mean()), **extra},
+        checks, extra = (
+            agree(timed[side].value, plain.value),
+            {"scored_share": batch.hidden.float().mean().item(), **extra},
         )
+        limits = {"goal": goal, "floor": floor}
+        return compared(f"{label}, {name}", EXACT, timed, side, checks=checks, note=note, extra=extra, **limits)
 
     once, twice = ((1.6, 1.35), (1.6, 1.35)) if trainable else ((2.0, 1.6), (2.7, 2.1))
     return [

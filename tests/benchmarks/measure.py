@@ -81,6 +81,13 @@ class Timed:
         return statistics.median(self.seconds)
 
 
+def compared(
+    name: str, kind: str, timed: dict[str, Timed], ours: str = "ours", plain: str = "plain", **more: Any
+) -> Result:
+    """The result of two of the sides that ``interleave`` timed."""
+    return Result(name=name, kind=kind, ours=timed[ours].median, plain=timed[plain].median, **more)
+
+
 def interleave(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Timed]:
     """Every side once a round, so that a slow moment of the machine meets all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}

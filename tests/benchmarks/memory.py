@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from .bench import QUICK, TINY, Bench, random_bench, update_batch
 from .cases_text import fill, plain_fill, workload
 from .cases_update import measured, update
 from .measure import EXACT, EXACT_LAW, THREADS, WARM_ALLOCATOR, Result
-from .mid import QUICK, TINY, Bench, mid_bench, tiny_bench, update_batch
 from .plain import Clock
 from .plain import update as plain_update
 
@@ -77,16 +77,8 @@ def _compare(load: str, size: str) -> Result:
     if not Path("/proc/self/clear_refs").exists():
         return Result(name=load, kind=kind, unit="MB", skipped="peaks are read from /proc, which is Linux's")
     peaks = {side: _child(side, load, size) for side in SIDES}
-    return Result(
-        name=load,
-        kind=kind,
-        unit="MB",
-        ours=peaks["ours"],
-        plain=peaks["plain"],
-        goal=goal,
-        floor=floor,
-        note="separate processes, default allocator",
-    )
+    note = "separate processes, default allocator"
+    return Result(name=load, kind=kind, unit="MB", goal=goal, floor=floor, note=note, **peaks)
 
 
 def _child(side: str, load: str, size: str) -> float:
@@ -101,7 +93,7 @@ def _child(side: str, load: str, size: str) -> float:
 def main(side: str, load: str, size: str) -> None:
     """Print the peak of one side as JSON."""
     torch.set_num_threads(1)
-    bench = mid_bench(SIZES) if size == "mid" else tiny_bench(TINY)
+    bench = random_bench(size, SIZES if size == "mid" else TINY)
     print(json.dumps({"mb": peak_above_start(bench, side, load)}))
 
 

@@ -18,10 +18,12 @@ from torch import Tensor
 
 
 class Clock:
-    """Seconds spent in named parts."""
+    """Seconds spent in named parts; ``tick`` is called at the beginning of each forward."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+
+    def tick(self) -> None: ...
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -31,14 +33,20 @@ class Clock:
 
 
 class PlainModel:
-    """LLaDA's forward over a model's own parameters; gradients reach them."""
+    """LLaDA's forward over a model's own parameters, a LoRA's among them; gradients reach them."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.config, self.weights = model.config, dict(model.named_parameters())
+        self.config = model.config
+        self.weights = {
+            name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
+            for name, weight in model.named_parameters()
+        }
+        self.scale = next((own.lora_alpha / own.r for own in getattr(model, "peft_config", {}).values()), 1.0)
 
     def logits(self, ids: Tensor, bias: Tensor | None = None, clock: Clock | None = None) -> Tensor:
         """``[B, L, V]`` of ``ids [B, L]``; ``bias [B, 1, L, L]`` bool, True = attended."""
         clock = clock or Clock()
+        clock.tick()
         hidden = self.hidden(ids, bias, clock)
         with clock("LM head"):
             return F.linear(hidden, self.weights["model.transformer.ff_out.weight"])
@@ -60,7 +68,11 @@ class PlainModel:
         return self.weights[name] * (hidden.float() * scale).to(hidden.dtype)
 
     def _linear(self, hidden: Tensor, name: str) -> Tensor:
-        return F.linear(hidden, self.weights[f"{name}.weight"])
+        out, down = F.linear(hidden, self.weights[f"{name}.weight"]), self.weights.get(f"{name}.lora_A.default.weight")
+        if down is None:
+            return out
+        up = self.weights[f"{name}.lora_B.default.weight"]
+        return out + self.scale * F.linear(F.linear(hidden.to(down.dtype), down), up).to(out.dtype)
 
     def _attention(self, hidden: Tensor, block: str, bias: Tensor | None) -> Tensor:
         normed = self._norm(hidden, f"{block}attn_norm.weight")
@@ -73,8 +85,8 @@ class PlainModel:
 
     def _rotate(self, states: Tensor) -> Tensor:
         length, size = states.shape[-2:]
-        frequencies = 1.0 / self.config.rope_theta ** (torch.arange(0, size, 2).float() / size)
-        angles = torch.outer(torch.arange(length).float(), frequencies).repeat(1, 2)
+        frequencies = 1.0 / self.config.rope_theta ** (torch.arange(0, size, 2, device=states.device).float() / size)
+        angles = torch.outer(torch.arange(length, device=states.device).float(), frequencies).repeat(1, 2)
         first, second = states.float().chunk(2, dim=-1)
         return (states.float() * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()).to(states.dtype)
 
@@ -87,7 +99,7 @@ class PlainModel:
 def with_gumbel_noise(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     """Scores whose argmax is a draw from softmax(logits / temperature); one float64 uniform an entry."""
     logits = logits.to(torch.float64)
-    noise = torch.rand(logits.shape, dtype=torch.float64, generator=generator)
+    noise = torch.rand(logits.shape, dtype=torch.float64, device=logits.device, generator=generator)
     return logits.exp() / (-torch.log(noise)) ** temperature
 
 
@@ -150,7 +162,9 @@ def image_rollout(
     image, mask_id = slice(-image_tokens - 1, -1), model.config.mask_token_id
     conditional, unconditional = (ids.clone() for ids in prompts)
     mask = torch.cat(masks)
-    bias = mask[:, None, :, None] & mask[:, None, None, :] | torch.eye(mask.shape[1], dtype=torch.bool)
+    bias = mask[:, None, :, None] & mask[:, None, None, :] | torch.eye(
+        mask.shape[1], dtype=torch.bool, device=mask.device
+    )
     scale = 1.0
     for step in range(steps):
         unconditional[:, image] = conditional[:, image]
@@ -169,7 +183,7 @@ def image_rollout(
         done = (step + 1) / steps
         scale *= 1 - done
         hide = max(1, min(math.floor(image_tokens * math.cos(math.pi / 2 * done)), int(unknown[0].sum()) - 1))
-        noise = torch.zeros(drawn.shape).uniform_(0, 1, generator=generator)
+        noise = torch.zeros(drawn.shape, device=drawn.device).uniform_(0, 1, generator=generator)
         gumbel = -_log(-_log(noise))
         confidence = _log(picked) + scale * gumbel
         again = confidence < confidence.sort(dim=1).values[:, hide : hide + 1]

@@ -1,18 +1,20 @@
-"""Results as a table and as a picture."""
+"""Results as text, in the README beside this file, and as a picture."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from .expected import off
 
 
 COLUMNS = ("case", "kind", "plain", "ours", "ratio", "goal", "floor", "ok")
-DEVICE_COLUMNS = ("workload", "seconds", "rate", "peak GB", "TFLOP/s", "of the limit", "hottest part")
+PART_COLUMNS = ("plain side", "ms a step", "expected", "shares (expected)", "verdict")
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+"""Around what is replaced."""
 
 
 def cells(result: dict[str, Any]) -> list[str]:
@@ -46,19 +48,6 @@ def _amount(value: float | None, unit: str) -> str:
     return f"{value:.0f} MB" if unit == "MB" else f"{value:.3f} s"
 
 
-def part_lines(results: list[dict[str, Any]]) -> list[str]:
-    """Where the plain implementation spends its time, beside what is expected (in brackets), and what is not as expected."""
-    return [
-        f"plain side of {name}: {ms} ms ({expected or 'nothing expected'}); {shares}" + (f"; {found}" if found else "")
-        for name, ms, expected, shares, found in map(part_cells, with_parts(results))
-    ]
-
-
-def with_parts(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those whose plain side was timed part by part."""
-    return [result for result in results if result["extra"].get("plain_parts")]
-
-
 def part_cells(result: dict[str, Any]) -> tuple[str, str, str, str, str]:
     """Name, ms a step, expected ms, shares in per cent with the expected ones in brackets, and a verdict."""
     parts = result["extra"]["plain_parts"]
@@ -84,47 +73,15 @@ def _share(part: str, share: float, usual: float | None) -> str:
     return f"{part} {100 * share:.0f}{beside} %"
 
 
-def notes(results: list[dict[str, Any]]) -> list[str]:
-    """What a reader of a line has to know."""
-    return [f"{result['name']}: {result['note']}" for result in results if result["note"]]
-
-
-def show(report: dict[str, Any], console: Console | None = None) -> None:
-    """Print a report: the table of cases, or of workloads on a device."""
-    console = console or wide_console()
-    console.print(described(report["environment"]))
-    if "device" in report:
-        table = Table(*DEVICE_COLUMNS)
-        for line in report["device"]:
-            table.add_row(*device_cells(line))
-        console.print(table)
-        return
-    table = Table(*COLUMNS)
-    for result in report["results"]:
-        table.add_row(*cells(result))
-    console.print(table)
-    for line in part_lines(report["results"]) + notes(report["results"]):
-        console.print(line, highlight=False)
-
-
-def wide_console() -> Console:
-    """The terminal, or lines long enough for the table where the output is a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
-
-
-def device_cells(line: dict[str, Any]) -> list[str]:
-    """One line of the table of a device, in the order of ``DEVICE_COLUMNS``."""
-    hottest = line["hottest"][0]
-    return [
-        line["name"],
-        f"{line['seconds']:.3f}",
-        f"{line['rate']:.2f} {line['unit']}",
-        f"{line['peak_gb']:.1f}",
-        f"{line['tflops']:.1f}",
-        f"{100 * line['share_of_limit']:.1f} %",
-        f"{hottest['part'][:48]} {100 * hottest['share']:.0f} %",
-    ]
+def markdown(report: dict[str, Any]) -> str:
+    """The environment in a line, the table and its notes, and where the plain side spends its time."""
+    results = report["results"]
+    sections = [described(report["environment"]), table(COLUMNS, map(cells, results))]
+    if notes := [f"- {result['name']}: {result['note']}" for result in results if result["note"]]:
+        sections.append("\n".join(notes))
+    if parts := [result for result in results if result["extra"].get("plain_parts")]:
+        sections += ["Where the plain side spends its time:", table(PART_COLUMNS, map(part_cells, parts))]
+    return "\n\n".join(sections)
 
 
 def described(environment: dict[str, Any]) -> str:
@@ -135,13 +92,31 @@ def described(environment: dict[str, Any]) -> str:
     ).format(**environment) + ("; quick sizes" if environment.get("quick") else "")
 
 
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown; names of kernels hold what it would take for tags and columns."""
+    lines = [[cell.replace("<", "&lt;").replace("|", "\\|") for cell in row] for row in (columns, *rows)]
+    lines.insert(1, ["---"] * len(columns))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_readme(report: dict[str, Any], path: Path = README) -> None:
+    """Replace what stands between the comments.
+
+    Raises:
+        ValueError: the comments are missing.
+    """
+    text = path.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{path} lacks the comments {BEGIN} and {END}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n{markdown(report)}\n{END}{after}")
+
+
 def plot_growth(report: dict[str, Any], path: Path) -> None:
     """Seconds against completions and against scored tokens, each with its fitted line."""
     from matplotlib.figure import Figure
 
     lines = [result for result in report["results"] if "axis" in result["extra"]]
-    if not lines:
-        raise ValueError("--plot needs the case 'growth': add it to --only")
     figure = Figure(figsize=(4.5 * len(lines), 3.5), layout="constrained")
     for place, result in enumerate(lines, start=1):
         axes, extra = figure.add_subplot(1, len(lines), place), result["extra"]

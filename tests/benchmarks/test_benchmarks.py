@@ -12,22 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from unigrpo.types import TokenSpace, keyed_generator
+from unigrpo.types import keyed_generator
 
 from ..support import ROOT
 from . import report
+from .bench import FULL, QUICK, Bench, text_canvas, tiny_bench, update_batch
 from .cases import CASES
 from .cases_buckets import buckets
 from .cases_text import caches
-from .cases_update import update, vocabulary
-from .device import SMALL, adapted, device_report
-from .flops import FlopMeter
+from .cases_update import update
 from .measure import EXACT, Result, chi_square, interleave, linear_fit, same_law
 from .memory import job, peak_above_start
-from .mid import FULL, QUICK, Bench, text_canvas, tiny_bench, update_batch
 from .plain import Clock, even_shares
 from .plain import update as plain_update
 
@@ -142,75 +138,6 @@ def test_clock_and_even_shares():
         time.sleep(0.01)
     assert clock.seconds["part"] >= 0.01
     assert even_shares(11, 3) == [4, 4, 3]
-
-
-# ---- the large size, on the tiny model ----
-
-
-def test_the_device_report_on_a_cpu():
-    found = device_report("tiny", "cpu", SMALL, peak_tflops=1.0)
-    lines = {line["name"]: line for line in json.loads(json.dumps(found))["device"]}
-    rollouts = ["rollout T=0", "rollout T=1", "t2i"]
-    assert list(lines) == [*rollouts, "update, full", "update, LoRA", "update, LoRA, 1 iteration"]
-    for line in lines.values():
-        assert line["rate"] > 0 and line["tflops"] > 0 and line["share_of_limit"] == line["tflops"]
-        assert line["peak_gb"] > 0
-        assert line["hottest"] and 0 < line["hottest"][0]["share"] <= 1
-    assert lines["update, full"]["trained"] == found["environment"]["parameters"]
-    adapter = sum(weight.numel() for weight in adapted(tiny_bench()).model.parameters() if weight.requires_grad)
-    assert {line["trained"] for name, line in lines.items() if "LoRA" in name} == {adapter}
-    report.show(found)
-
-
-def test_the_adapter_of_a_device_trains_alone_with_the_head_frozen():
-    bench = adapted(tiny_bench())
-    update(bench, update_batch(bench, 2, 24), old_pass=True)
-    touched = {name for name, weight in bench.model.named_parameters() if weight.grad is not None}
-    linear = sum(isinstance(module, torch.nn.Linear) for module in tiny_bench().model.modules()) - 1
-    assert len(touched) == 2 * linear and all("lora_" in name for name in touched)
-    assert not bench.model.get_output_embeddings().weight.requires_grad
-
-
-def needed(bench: Bench, rows: int, length: int, selected: int, width: int) -> tuple[int, int, int]:
-    """FLOP of a forward by hand: all layers but the last and its keys and values, the rest of the last, the head."""
-    config = bench.model.config
-    d, mlp = config.d_model, config.mlp_hidden_size
-    keys, others = 2 * 2 * d * config.n_kv_heads * d // config.n_heads, 2 * (2 * d * d + 3 * d * mlp)
-    attention = 4 * length * d
-    whole = (config.n_layers - 1) * (keys + others + attention) + keys
-    return rows * length * whole, selected * (others + attention), selected * 2 * d * width
-
-
-def test_the_meter_counts_what_a_forward_computes(bench):
-    canvas = text_canvas(bench, 2, 6, 4)
-    meter = FlopMeter(model=bench.model)
-    with meter.counting(), torch.no_grad():
-        bench.model(**bench.policy.inputs(canvas), select=canvas.fill_mask, token_space=TokenSpace(start=3, stop=20))
-    assert meter.total() == sum(needed(bench, 2, 10, 8, 17))
-    meter = FlopMeter(model=bench.model)
-    with meter.counting(), torch.no_grad():
-        bench.model(**bench.policy.inputs(canvas))
-    assert meter.total() == sum(needed(bench, 2, 10, 20, bench.model.config.vocab_size))
-
-
-def test_the_meter_agrees_with_torch_on_the_products(bench):
-    canvas = text_canvas(bench, 2, 30, 10)
-    meter, counter = FlopMeter(model=bench.model), FlopCounterMode(display=False)
-    # Of the fused kernels on a CPU, torch counts none.
-    with meter.counting(), counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        bench.model(**bench.policy.inputs(canvas), select=canvas.fill_mask)
-    assert abs(meter.total() / counter.get_total_flops() - 1) < 1e-6
-
-
-def test_the_meter_counts_gradients_of_what_is_trained(bench):
-    batch, meters = update_batch(bench, 2, 24), []
-    every, chosen, head = needed(bench, 2, 24, int(batch.hidden.sum()), bench.model.config.vocab_size)
-    for trainable in (True, False):
-        meters.append(FlopMeter(model=bench.model))
-        with vocabulary(bench.model, trainable), meters[-1].counting():
-            update(bench, batch, old_pass=True)
-    assert meters[0].total() == 4 * (every + chosen + head)
-    assert meters[1].total() == 4 * (every + chosen) + 3 * head
 
 
 # ---- floors ----

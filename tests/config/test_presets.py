@@ -212,9 +212,9 @@ def leave_one_out() -> list[float]:
     return [own - mean(REWARDS[:i] + REWARDS[i + 1 :]) for i, own in enumerate(REWARDS)]
 
 
-def softmax_weights() -> list[float]:
-    """w+ = softmax(A / psi), w- = softmax(-A / psi) with psi = 1; G (w+ - w-), for a loss that is a mean over G rows."""
-    up, down = [math.exp(a) for a in centred()], [math.exp(-a) for a in centred()]
+def softmax_weights(temperature: float = 1.0) -> list[float]:
+    """w+ = softmax(A / psi), w- = softmax(-A / psi); G (w+ - w-), for a loss that is a mean over G rows."""
+    up, down = [math.exp(a / temperature) for a in centred()], [math.exp(-a / temperature) for a in centred()]
     return [4 * (u / sum(up) - d / sum(down)) for u, d in zip(up, down, strict=True)]
 
 
@@ -436,7 +436,8 @@ def test_the_table_clips_on_both_sides():
 
 
 def own_loss(**changes) -> tuple[float, Table]:
-    table = Table(config(noising="full", num_iterations=1, beta=0.0, scale_rewards="none", **changes))
+    usual = {"noising": "full", "num_iterations": 1, "beta": 0.0, "scale_rewards": "none"}
+    table = Table(config(**{**usual, **changes}))
     return table.loss(), table
 
 
@@ -447,50 +448,48 @@ def tokens(table, formula) -> list[list[float]]:
     ]
 
 
-def test_cispo():
-    """sg(min(rho, 1 + high)) A log p: only the upper bound acts."""
-    value, table = own_loss(surrogate="cispo", epsilon_high=0.4)
-    rows = tokens(table, lambda d, a, logp: min(math.exp(d), 1.4) * a * logp)
-    assert value == pytest.approx(-mean(mean(row) for row in rows), abs=1e-6)
+TOKEN_LOSSES = {
+    # sg(min(rho, 1 + high)) A log p: only the upper bound acts.
+    "cispo": ({"surrogate": "cispo", "epsilon_high": 0.4}, lambda d, a, logp: min(math.exp(d), 1.4) * a * logp),
+    # A < 0: max(min(rho A, clip(rho) A), delta A), which is the ratio cut at delta first.
+    "delta": ({"delta": 1.5}, lambda d, a, _: clipped(d, a, 0.2) if a >= 0 else max(clipped(d, a, 0.2), 1.5 * a)),
+    # Log-ratios within +-0.3 before anything else; the wide clip range lets it show above and below.
+    "log-ratio": (
+        {"log_ratio_clip": 0.3, "epsilon": 0.9},
+        lambda d, a, _: math.exp(max(-0.3, min(d, 0.3))) * a,
+    ),
+    # beta k3(log p_old - log p) beside the surrogate.
+    "KL to old": ({"kl_reference": "old", "beta": 0.5}, lambda d, a, _: clipped(d, a, 0.2) - 0.5 * k3(-d)),
+}
 
 
-def test_dual_clip():
-    """A < 0: max(min(rho A, clip(rho) A), delta A), which is the ratio cut at delta first."""
-    value, table = own_loss(delta=1.5)
-    rows = tokens(table, lambda d, a, _: clipped(d, a, 0.2) if a >= 0 else max(clipped(d, a, 0.2), 1.5 * a))
-    assert value == pytest.approx(-mean(mean(row) for row in rows), abs=1e-6)
+@pytest.mark.parametrize("name", TOKEN_LOSSES)
+def test_a_loss_of_tokens_is_minus_the_mean_over_each_rows_tokens(name):
+    options, formula = TOKEN_LOSSES[name]
+    value, table = own_loss(**options)
+    assert value == pytest.approx(-mean(mean(row) for row in tokens(table, formula)), abs=1e-6)
     assert value != pytest.approx(own_loss()[0], abs=1e-3)
+    settings = table.algorithm.settings
+    assert table.algorithm.needs_old and not settings.needs_reference
 
 
-def test_log_ratio_clip():
-    """Log-ratios within +-0.3 before anything else; the wide clip range lets it show above and below."""
-    value, table = own_loss(log_ratio_clip=0.3, epsilon=0.9)
-    rows = tokens(table, lambda d, a, _: math.exp(max(-0.3, min(d, 0.3))) * a)
-    assert value == pytest.approx(-mean(mean(row) for row in rows), abs=1e-6)
+BATCH_MEAN = {"num_generations": 2, "advantage_estimator": "batch_mean", "scale_rewards": "none"}
+SOFTMAX = {"advantage_estimator": "softmax", "advantage_temperature": 0.5, "scale_rewards": "none"}
 
 
-def test_advantage_clip():
-    values = Table(config(advantage_clip=0.5)).A
-    assert values == pytest.approx([max(-0.5, min(a, 0.5)) for a in standardised(1)], abs=1e-6)
-    assert values.count(0.5) == 1 and values.count(-0.5) == 1
-
-
-def test_batch_mean():
-    """The baseline is the mean over both groups of two: (1 + 0 + .25 + .5) / 4 = .4375; no group has one of its own."""
-    values = Table(config(num_generations=2, advantage_estimator="batch_mean", scale_rewards="none")).A
-    assert values == pytest.approx([0.5625, -0.4375, -0.1875, 0.0625])
-    options = {"num_generations": 2, "advantage_estimator": "batch_mean", "scale_rewards": "none"}
-    equal = Table(config(**options), rewards=(1, 1, 0, 0)).A
-    assert equal == pytest.approx([0.5, 0.5, -0.5, -0.5])
-
-
-def test_softmax_temperature():
-    """psi = 1/2: G (softmax(2 A) - softmax(-2 A))."""
-    values = Table(config(advantage_estimator="softmax", advantage_temperature=0.5, scale_rewards="none")).A
-    up, down = [math.exp(2 * a) for a in REWARDS], [math.exp(-2 * a) for a in REWARDS]
-    assert values == pytest.approx(
-        [4 * (u / sum(up) - d / sum(down)) for u, d in zip(up, down, strict=True)], abs=1e-6
-    )
+@pytest.mark.parametrize(
+    ("options", "rewards", "expected"),
+    [
+        # Its first and its second answer lie outside, the others inside.
+        ({"advantage_clip": 0.5}, REWARDS, [0.5, -0.5, *standardised(1)[2:]]),
+        # The baseline is the mean over both groups of two: (1 + 0 + .25 + .5) / 4 = .4375; no group has one of its own.
+        (BATCH_MEAN, REWARDS, [0.5625, -0.4375, -0.1875, 0.0625]),
+        (BATCH_MEAN, (1, 1, 0, 0), [0.5, 0.5, -0.5, -0.5]),
+        (SOFTMAX, REWARDS, softmax_weights(0.5)),
+    ],
+)
+def test_advantages_by_hand(options, rewards, expected):
+    assert pytest.approx(expected, abs=1e-6) == Table(config(**options), rewards=rewards).A
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo"])
@@ -537,15 +536,6 @@ def test_a_plain_mixture_is_the_mean_over_the_draws_that_score_a_token():
         return mean(clipped(d, table.A[b], 0.2) for d in ratios)
 
     assert table.loss() == pytest.approx(-mean(row(b) for b in range(4)), abs=1e-6)
-
-
-def test_kl_to_the_old_policy_needs_no_reference():
-    """beta k3(log p_old - log p) beside the surrogate, a mean over the row's tokens."""
-    table = Table(config(noising="full", num_iterations=1, beta=0.5, kl_reference="old", scale_rewards="none"))
-    rows = tokens(table, lambda d, a, _: clipped(d, a, 0.2) - 0.5 * k3(-d))
-    assert table.loss() == pytest.approx(-mean(mean(row) for row in rows), abs=1e-6)
-    assert not table.algorithm.settings.needs_reference
-    assert table.algorithm.needs_old
 
 
 def test_loss_weight_multiplies_the_loss_of_its_task():
@@ -748,27 +738,6 @@ def test_presets_alone_are_read_whole(recwarn):
     assert [str(own.message) for own in recwarn] == []
 
 
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        ({"advantage_temperature": "x"}, "advantage_temperature='x' must be a number"),
-        ({"advantage_clip": "one"}, "advantage_clip='one' must be a number"),
-        ({"sft_weight": "x"}, "sft_weight='x' must be a number"),
-        ({"refill_rounds": None}, "refill_rounds=None must be a whole number"),
-        ({"sft_batch_size": 2.5}, "sft_batch_size=2.5 must be a whole number"),
-        ({"delta": 1.05}, "delta=1.05 must be greater than 1.2"),
-        (
-            {"advantage_estimator": "softmax", "multi_objective_aggregation": "normalize_then_sum"},
-            "advantage_estimator='softmax' with .* use 'sum_then_normalize'",
-        ),
-        ({"advantage_estimator": "batch_mean", "refill_rounds": 1}, "refill_rounds=1 with .* set refill_rounds=0"),
-    ],
-)
-def test_values_that_cannot_train_are_refused(values, told):
-    with pytest.raises(ValueError, match=told):
-        config(**values)
-
-
 def test_clip_ranges_follow_the_level_unless_given():
     """The default range of a mean over many tokens is narrow; a preset's own range belongs to its own level."""
     assert config(algorithm="unigrpo").for_task("text").epsilon == 0.2
@@ -812,6 +781,20 @@ ERRORS = {
     "bound share": ({"bound_mixture": 1.5}, ["bound_mixture=1.5", "[0, 1]"]),
     "bound exponent": ({"bound_exponent": 0.5}, ["bound_exponent=0.5", "at least 1"]),
     "delta": ({"delta": 1.0}, ["delta=1.0", "greater than 1"]),
+    "delta inside the clip range": ({"delta": 1.05}, ["delta=1.05 must be greater than 1.2"]),
+    "text temperature": ({"advantage_temperature": "x"}, ["advantage_temperature='x' must be a number"]),
+    "text advantage clip": ({"advantage_clip": "one"}, ["advantage_clip='one' must be a number"]),
+    "text weight": ({"sft_weight": "x"}, ["sft_weight='x' must be a number"]),
+    "no refill rounds": ({"refill_rounds": None}, ["refill_rounds=None must be a whole number"]),
+    "half a row": ({"sft_batch_size": 2.5}, ["sft_batch_size=2.5 must be a whole number"]),
+    "softmax of several": (
+        {"advantage_estimator": "softmax", "multi_objective_aggregation": "normalize_then_sum"},
+        ["advantage_estimator='softmax' with", "use 'sum_then_normalize'"],
+    ),
+    "refill of a batch": (
+        {"advantage_estimator": "batch_mean", "refill_rounds": 1},
+        ["refill_rounds=1 with", "set refill_rounds=0"],
+    ),
     "log-ratio cut": ({"log_ratio_clip": 0.0}, ["log_ratio_clip=0.0", "positive"]),
     "shrink": ({"trajectory_shrink": 0}, ["trajectory_shrink=0", "at least 1"]),
     "temperature": ({"advantage_temperature": 0.0}, ["advantage_temperature=0.0", "positive"]),
@@ -838,7 +821,7 @@ ERRORS = {
 def test_parts_that_do_not_fit_name_field_value_and_cure(case):
     values, parts = ERRORS[case]
     with pytest.raises(ValueError, match=r".") as caught:
-        build_algorithms(config(**values))
+        config(**values)
     for part in parts:
         assert part in str(caught.value)
 

@@ -9,11 +9,9 @@ from typing import Any
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ..benchmarks.device import update_work, workloads
-from .deadline import Deadline
-from .device import autocast, synchronize
+from .cases import learner, text
 from .job import Job
-from .steps import repeat, run_steps
+from .steps import Deadline, repeat, run_steps, synchronize
 
 
 COUNT = 10
@@ -61,15 +59,13 @@ def table(work: Callable[[], Any], times: int, job: Job) -> dict[str, Any]:
 def hot(job: Job) -> None:
     """Two steps of a rollout at T = 1 and one update with its old pass, through a LoRA, as ``bf16: true`` has them."""
     bench = job.adapted()
-    rollout = workloads(bench, job.loads, job.device)["rollout T=1"][0]
-    learn, _, _ = update_work(bench, job.loads, job.device, old_pass=True)
+    rollout = text(bench, "rollout", temperature=1.0, cast=True).work
     job.found["left_out"] = []
 
     def steps() -> None:
-        with autocast(job.device):
-            run_steps(bench.model, lambda: rollout(1), STEPS, Deadline(math.inf), job.device)
+        run_steps(bench.model, rollout, STEPS, Deadline(math.inf), job.device)
 
-    for name, work, times in (("rollout step", steps, STEPS), ("update", lambda: learn(1), 1)):
+    for name, work, times in (("rollout step", steps, STEPS), ("update", learner(bench, "old pass"), 1)):
         if job.deadline.left <= 0:
             job.found["left_out"].append(name)
             continue

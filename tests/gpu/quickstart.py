@@ -12,33 +12,16 @@ from transformers.trainer_callback import PrinterCallback
 
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.runs.accuracy import integer_match
+from unigrpo.runs.recipe import load_recipe
 from unigrpo.toy.arithmetic import problems
 
-from .deadline import Deadline
+from ..support import RECIPES
 from .job import Job
+from .steps import Deadline
 
 
-RECIPE = {
-    "num_generations": 8,
-    "per_device_train_batch_size": 128,
-    "num_iterations": 3,
-    "max_completion_length": 16,
-    "steps": 16,
-    "block_length": 4,
-    "temperature": 1.0,
-    "learning_rate": 1.5e-4,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 10,
-    "max_grad_norm": 1.0,
-    "adam_beta2": 0.99,
-    "max_steps": 330,
-    "seed": 0,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-}
-"""``recipes/quickstart.yaml`` without its formula reward."""
+RECIPE = RECIPES / "quickstart.yaml"
+"""Its settings; its formula reward needs packages that may be missing."""
 
 SMALL = {"per_device_train_batch_size": 32, "max_steps": 9, "warmup_steps": 0}
 """What a walk without a GPU changes."""
@@ -81,8 +64,8 @@ def quickstart(job: Job) -> None:
     changes = SMALL if job.device == "cpu" else {}
     watch = Watch(job.deadline)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = {**RECIPE, **changes, "output_dir": folder, "use_cpu": job.device == "cpu"}
-        args = UniGRPOConfig(**arguments)
+        silent = {"output_dir": folder, "report_to": "none", "disable_tqdm": True, "use_cpu": job.device == "cpu"}
+        args = UniGRPOConfig(**{**load_recipe(RECIPE).config, **changes, **silent})
         trainer = UniGRPOTrainer("builtin:arithmetic", [right], args, problems("train", ROWS), callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -90,8 +73,8 @@ def quickstart(job: Job) -> None:
     ends = max(min(ENDS, len(rewards) // 2), 1)
     job.found |= {
         "steps": trainer.state.global_step,
-        "of_steps": arguments["max_steps"],
-        "answers_a_window": arguments["per_device_train_batch_size"],
+        "of_steps": args.max_steps,
+        "answers_a_window": args.per_device_train_batch_size,
         "windows": len(rewards),
         "reward_first": statistics.fmean(rewards[:ends]),
         "reward_last": statistics.fmean(rewards[-ends:]),

@@ -6,17 +6,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from ..benchmarks.device import Loads, update_work
-from ..benchmarks.flops import FlopMeter
+from ..benchmarks.bench import Bench
 from ..benchmarks.measure import environment
-from ..benchmarks.mid import Bench
-from .cases import Rollout, adapted_rollouts, rollouts
-from .deadline import Deadline
-from .device import forget, peak_gb
+from .cases import Rollout, adapted_rollouts, learner, rollouts
+from .flops import FlopMeter
 from .job import Job, short_error
 from .memory import memory_lines
-from .plain_side import plain_update
-from .steps import StepClock, Steps, repeat, run_steps
+from .steps import Deadline, StepClock, Steps, forget, peak_gb, repeat, run_steps
 
 
 WARM = 2
@@ -58,7 +54,7 @@ def plain(case: Rollout, most: int, deadline: Deadline, job: Job) -> dict[str, A
     """The plain side in up to ``most`` steps."""
     forget(job.device)
     clock = StepClock(most, deadline, job.device)
-    steps = clock.run(lambda: case.plain(clock.tick))
+    steps = clock.run(lambda: case.plain(clock=clock))
     return {**described(steps, case), "peak_gb": peak_gb(job.device)}
 
 
@@ -95,9 +91,9 @@ def attempt(job: Job, name: str, deadline: Deadline, work: Callable[[], None]) -
     forget(job.device)
 
 
-def rollout_lines(bench: Bench, loads: Loads, deadline: Deadline, job: Job) -> None:
+def rollout_lines(bench: Bench, deadline: Deadline, job: Job) -> None:
     """A few steps of every rollout, then whole ones while they fit."""
-    cases, lines = rollouts(bench, loads, job.device), job.found["lines"]
+    cases, lines = rollouts(bench), job.found["lines"]
     for number, case in enumerate(cases):
         own = deadline.within(deadline.left / (len(cases) - number))
 
@@ -105,8 +101,7 @@ def rollout_lines(bench: Bench, loads: Loads, deadline: Deadline, job: Job) -> N
             line = first_look(bench, case, own, job)
             if case.plain is None and lines and "plain" in lines[0]:
                 with_ratio(line, lines[0]["plain"])
-            lines.append(line)
-            job.tell(told(line))
+            add(job, line)
 
         attempt(job, case.name, own, look)
     for line in list(lines):
@@ -122,70 +117,57 @@ def rollout_lines(bench: Bench, loads: Loads, deadline: Deadline, job: Job) -> N
         attempt(job, f"{case.name}, whole", deadline, whole)
 
 
-def update_line(bench: Bench, loads: Loads, old_pass: bool, deadline: Deadline, job: Job) -> dict[str, Any]:
-    """An update of the adapter: seconds each, operations, memory."""
-    learn, amount, unit = update_work(bench, loads, job.device, old_pass)
-    learn(1)
+def repeated(bench: Bench, kind: str, deadline: Deadline, job: Job) -> dict[str, Any]:
+    """Figures of an update of what is trained, and its operations where it is ours."""
+    learn = learner(bench, kind)
+    learn()
     forget(job.device)
     meter = FlopMeter(model=bench.model)
     with meter.counting():
-        timed = repeat(lambda: learn(1), UPDATES, deadline, job.device)
-    tflops = meter.total() / timed.seconds / 1e12
-    return {
-        "name": "update, LoRA, old pass" if old_pass else "update, LoRA, no old pass",
-        "unit": unit,
-        "steps": 1,
-        "note": "",
-        "seconds_a_step": timed.each,
-        "steps_measured": timed.count,
-        "seconds": timed.each,
-        "rate": amount / timed.each,
-        "extrapolated": False,
-        "peak_gb": peak_gb(job.device),
-        "tflops": tflops,
-        "share": tflops / job.peak_tflops,
-        "ratio": None,
-    }
+        timed = repeat(learn, UPDATES, deadline.within(deadline.left / 4), job.device)
+    found = {"seconds_a_step": timed.each, "steps_measured": timed.count, "seconds": timed.each}
+    found |= {"rate": bench.sizes.update_rows * bench.sizes.update_length / timed.each, "extrapolated": False}
+    found |= {"peak_gb": peak_gb(job.device)}
+    if kind != "plain":
+        found["tflops"] = meter.total() / timed.seconds / 1e12
+        found["share"] = found["tflops"] / job.peak_tflops
+    return found
 
 
-def update_lines(bench: Bench, loads: Loads, deadline: Deadline, job: Job) -> None:
-    """Updates of a LoRA with the old pass and without, beside the plain one, which always makes it."""
-    lines, own, amount = job.found["lines"], [], loads.rows * loads.update_length
-    for name, old_pass in {"update, LoRA, old pass": True, "update, LoRA, no old pass": False}.items():
+def update_lines(bench: Bench, kinds: dict[str, str], deadline: Deadline, job: Job) -> None:
+    """Updates by name, beside the plain one where it is among them; that one always makes an old pass."""
+    own: list[dict[str, Any]] = []
+    for name, kind in kinds.items():
 
-        def learn(old_pass: bool = old_pass) -> None:
-            line = update_line(bench, loads, old_pass, deadline.within(deadline.left / 4), job)
-            own.append(line)
-            lines.append(line)
-            job.tell(told(line))
+        def learn(name: str = name, kind: str = kind) -> None:
+            found = repeated(bench, kind, deadline, job)
+            if kind != "plain":
+                own.append({"name": name, "unit": "tokens/s", "steps": 1, "note": "", **found, "ratio": None})
+                add(job, own[-1])
+                return
+            for line in own:
+                line["plain"] = found
+                with_ratio(line, found)
+            job.tell(f"{name}: {found['seconds']:.3f} s")
 
         attempt(job, name, deadline, learn)
-
-    def beside() -> None:
-        work = plain_update(bench, loads, job.device)
-        work()
-        forget(job.device)
-        timed = repeat(work, UPDATES, deadline.within(deadline.left / 4), job.device)
-        found = {"seconds_a_step": timed.each, "steps_measured": timed.count, "seconds": timed.each}
-        found |= {"rate": amount / timed.each, "extrapolated": False, "peak_gb": peak_gb(job.device)}
-        for line in own:
-            line["plain"] = found
-            with_ratio(line, found)
-        job.tell(f"update, plain: {timed.each:.3f} s")
-
-    attempt(job, "update, plain", deadline, beside)
+    bench.model.zero_grad(set_to_none=True)
 
 
-def adapter_lines(bench: Bench, loads: Loads, deadline: Deadline, job: Job) -> None:
+def adapter_lines(bench: Bench, deadline: Deadline, job: Job) -> None:
     """A few steps of a rollout through the adapter, which is what a run with LoRA does."""
-    for case in adapted_rollouts(bench, loads, job.device):
+    for case in adapted_rollouts(bench):
 
         def look(case: Rollout = case) -> None:
-            line = first_look(bench, case, deadline.within(deadline.left / 4), job)
-            job.found["lines"].append(line)
-            job.tell(told(line))
+            add(job, first_look(bench, case, deadline.within(deadline.left / 4), job))
 
         attempt(job, case.name, deadline, look)
+
+
+def add(job: Job, line: dict[str, Any]) -> None:
+    """A line of the table, and of progress."""
+    job.found["lines"].append(line)
+    job.tell(told(line))
 
 
 def told(line: dict[str, Any]) -> str:
@@ -195,19 +177,21 @@ def told(line: dict[str, Any]) -> str:
 
 
 def speed(job: Job) -> None:
-    """Rollouts of the whole model, then updates, memory and an adapter."""
+    """Rollouts and an update of the whole model, then updates, memory and rollouts of an adapter."""
     job.found |= {"lines": [], "memory": [], "left_out": [], "failed": [], "peak_tflops": job.peak_tflops}
     bench = job.bench()
     job.found["environment"] = environment(bench.model, bench.size)
     job.tell(f"{bench.size} model: {job.found['environment']['parameters']:,} parameters on the device")
-    rollout_lines(bench, job.loads, job.deadline.within(ROLLOUT_SHARE * job.deadline.left), job)
+    rollout_lines(bench, job.deadline.within(ROLLOUT_SHARE * job.deadline.left), job)
+    update_lines(bench, {"update, full, old pass": "old pass"}, job.deadline, job)
     bench = job.adapted()
-    update_lines(bench, job.loads, job.deadline, job)
-    adapter_lines(bench, job.loads, job.deadline, job)
+    kinds = {"update, LoRA, old pass": "old pass", "update, LoRA, no old pass": "old = new", "update, plain": "plain"}
+    update_lines(bench, kinds, job.deadline, job)
+    adapter_lines(bench, job.deadline, job)
 
-    def add(line: dict[str, Any]) -> None:
+    def add_memory(line: dict[str, Any]) -> None:
         job.found["memory"].append(line)
         job.tell(f"memory, {line['what']}: {line.get('peak_gb', float('nan')):.1f} GB")
 
-    attempt(job, "memory", job.deadline, lambda: memory_lines(bench, job.loads, job.device, job.deadline, add))
+    attempt(job, "memory", job.deadline, lambda: memory_lines(bench, job.deadline, add_memory))
     bench.model.zero_grad(set_to_none=True)

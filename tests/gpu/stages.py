@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import logging as transformers_logging
 
-from .deadline import Deadline
 from .hot import hot
 from .job import Job, short_error
-from .laws import AGREEMENT, Law
+from .laws import AGREEMENT
 from .laws_training import TRAINING_LAWS
 from .quickstart import quickstart
 from .report import Report
 from .speed import speed
+from .steps import Deadline
 
 
 CLOSING = 5.0
@@ -33,18 +33,18 @@ CUT = 2.0
 def laws(job: Job) -> None:
     """Every law once, as long as there is time; one that raises does not hold."""
     job.found |= {"laws": [], "left_out": []}
-    for check in (*AGREEMENT, *TRAINING_LAWS):
+    for name, law in {**AGREEMENT, **TRAINING_LAWS}.items():
         if job.deadline.left <= 0:
-            job.found["left_out"].append(check.__name__)
+            job.found["left_out"].append(name)
             continue
         started, error = time.perf_counter(), None
         try:
-            law = check(job.device)
+            measured, bound = law(job.device)
         except Exception as raised:
-            law, error = Law(check.__name__, False, float("nan"), float("nan")), short_error(raised)
-        seconds = time.perf_counter() - started
-        job.found["laws"].append({**law._asdict(), "seconds": seconds, "error": error})
-        job.tell(f"{'holds' if law.passed else 'FAILS'}: {law.name} {law.measured:.3g} (at most {law.bound:.3g})")
+            measured, bound, error = float("nan"), float("nan"), short_error(raised)
+        found = {"name": name, "passed": measured <= bound, "measured": measured, "bound": bound}
+        job.found["laws"].append({**found, "seconds": time.perf_counter() - started, "error": error})
+        job.tell(f"{'holds' if found['passed'] else 'FAILS'}: {name} {measured:.3g} (at most {bound:.3g})")
 
 
 @dataclass(frozen=True, slots=True)

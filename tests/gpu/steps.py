@@ -1,17 +1,62 @@
-"""Timing a few steps of work that would take too long as a whole."""
+"""How much time is left, what differs between a GPU and a CPU, and timing a few steps of work that is too long as a whole."""
 
 from __future__ import annotations
 
+import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from .deadline import Deadline
-from .device import synchronize
+from ..benchmarks.plain import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment ``at`` of ``time.monotonic()``, seconds."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """So many ``seconds`` from now."""
+        return cls(time.monotonic() + seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, negative afterwards."""
+        return self.at - time.monotonic()
+
+    def fits(self, seconds: float) -> bool:
+        """Whether work of so many ``seconds`` ends before it."""
+        return seconds < self.left
+
+    def within(self, seconds: float) -> Deadline:
+        """The earlier one of this and ``seconds`` from now."""
+        return Deadline(min(self.at, time.monotonic() + seconds))
+
+
+def synchronize(device: str) -> None:
+    """Waits until everything that was launched is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def forget(device: str) -> None:
+    """Gives cached memory back, so that what comes next meets no fragments and its peak is its own."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gb(device: str) -> float:
+    """GB of 10^9 bytes at most: allocated since ``forget`` on a GPU, resident since the process began elsewhere."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 class Enough(Exception):
@@ -32,13 +77,14 @@ class Steps:
         return self.seconds / max(self.count, 1)
 
 
-class StepClock:
+class StepClock(Clock):
     """Counts steps and stops the work at the beginning of one too many, or of one after ``deadline``.
 
     The first step is always made.
     """
 
     def __init__(self, most: int, deadline: Deadline, device: str) -> None:
+        super().__init__()
         self.most, self.deadline, self.device = most, deadline, device
         self.count, self.start = 0, 0.0
 
@@ -62,21 +108,14 @@ class StepClock:
         return Steps(count=self.count, seconds=time.perf_counter() - self.start, whole=whole)
 
 
-@contextmanager
-def ticking(model: nn.Module, tick: Callable[[], None]) -> Iterator[None]:
-    """``tick`` before every forward of ``model``."""
-    hook = model.register_forward_pre_hook(lambda module, inputs: tick())
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def run_steps(model: nn.Module, work: Callable[[], Any], most: int, deadline: Deadline, device: str) -> Steps:
     """Up to ``most`` steps of ``work``; every forward of ``model`` begins one."""
     clock = StepClock(most, deadline, device)
-    with ticking(model, clock.tick):
+    hook = model.register_forward_pre_hook(lambda module, inputs: clock.tick())
+    try:
         return clock.run(work)
+    finally:
+        hook.remove()
 
 
 def repeat(work: Callable[[], Any], most: int, deadline: Deadline, device: str) -> Steps:

@@ -12,17 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion
+from unigrpo.runs.check import model_family
+from unigrpo.runs.recipe import load_recipe
 
-from ..benchmarks.device import SMALL, adapted, update_work
-from ..benchmarks.mid import tiny_bench
+from ..benchmarks.bench import tiny_bench
 from ..support.laws import difference, gradients
-from ..support.tiny import golden_tokenizer
 from . import laws, laws_training, memory, speed, stages
-from .deadline import Deadline
-from .job import Job
-from .plain_side import plain_update
-from .steps import repeat, run_steps
+from .cases import learner
+from .job import LARGE, RECIPE, Job, adapted
+from .steps import Deadline, repeat, run_steps
 
 
 # ---- laws can fail ----
@@ -41,15 +40,13 @@ def another_model(monkeypatch):
         return bench
 
     monkeypatch.setattr(laws, "tiny_on", tiny_on)
-    monkeypatch.setattr(laws, "moved", lambda batch, device: batch)
-    monkeypatch.setattr(laws.Canvas, "to", lambda canvas, device: canvas)
     return calls
 
 
-@pytest.mark.parametrize("law", laws.AGREEMENT[:9], ids=lambda law: law.__name__)
-def test_another_model_is_seen(another_model, law):
-    found = law("other")
-    assert not found.passed and found.measured > found.bound
+@pytest.mark.parametrize("name", laws.SEEN_BY_WEIGHTS)
+def test_another_model_is_seen(another_model, name):
+    measured, bound = laws.AGREEMENT[name]("other")
+    assert measured > bound
     assert set(another_model) == {"cpu", "other"}
 
 
@@ -58,53 +55,52 @@ def test_a_policy_that_moves_is_seen(monkeypatch):
     monkeypatch.setattr(
         laws_training, "trainer_on", lambda *own, **more: real(*own, **{**more, "learning_rate": 1e-3})
     )
-    for law in (laws_training.full_stays, laws_training.lora_stays):
-        found = law("cpu")
-        assert not found.passed and 0 < found.measured < math.inf
+    for lora in (False, True):
+        assert 0 < laws_training.unmoved("cpu", lora=lora) < math.inf
 
 
-def test_another_run_is_no_resumed_one(monkeypatch):
+@pytest.mark.parametrize("same_logs", [False, True])
+def test_another_run_is_no_resumed_one(monkeypatch, same_logs):
+    """Its logs tell, and without them its weights."""
     real, rates = laws_training.trainer_on, iter((1e-3, 2e-3))
     monkeypatch.setattr(
         laws_training, "trainer_on", lambda *own, **more: real(*own, **more, learning_rate=next(rates))
     )
-    found = laws_training.resumed("cpu")
-    assert not found.passed and found.measured > 0 and "logs differ" in found.name
+    if same_logs:
+        monkeypatch.setattr(laws_training, "history", lambda trainer: {3: {}, 4: {}})
+    measured = laws_training.resumed("cpu")
+    assert 0 < measured < math.inf if same_logs else measured == math.inf
 
 
 # ---- what speed and memory are compared with ----
 
 
-def test_the_plain_update_of_an_adapter_is_ours():
-    bench = adapted(tiny_bench())
+def test_the_adapter_trains_alone_and_its_plain_update_is_ours():
+    bench, sides = adapted(tiny_bench()), []
     for name, weight in bench.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05, generator=torch.Generator().manual_seed(0))
-    sides = []
-    for work in (plain_update(bench, SMALL, "cpu"), lambda: update_work(bench, SMALL, "cpu", True)[0](1)):
-        sides.append((float(work()), gradients(bench.model)))
+    for kind in ("plain", "old pass"):
+        sides.append((float(learner(bench, kind)()), gradients(bench.model)))
     assert sides[0][0] == pytest.approx(sides[1][0], rel=1e-5)
     assert difference(sides[0][1], sides[1][1]) < 1e-4
-    assert all("lora_" in name for name in sides[0][1])
+    linear = sum(isinstance(module, torch.nn.Linear) for module in tiny_bench().model.modules()) - 1
+    assert len(sides[0][1]) == 2 * linear and all("lora_" in name for name in sides[0][1])
+    assert not bench.model.get_output_embeddings().weight.requires_grad
 
 
-def test_the_arithmetic_is_that_of_the_recipes_header():
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("meta"):
-            model = MMaDAForMaskedDiffusion(MMaDAConfig())
-    finally:
-        torch.set_default_dtype(default)
-    bench = replace(
-        tiny_bench(), model=model, policy=MMaDAPolicy(model.config, MMaDAProcessor(golden_tokenizer("real")))
-    )
-    bench, window = adapted(bench), memory.recipe_window("8b", "cuda", SMALL)
-    update, rollout = memory.update_arithmetic(bench, window.loads), memory.rollout_arithmetic(bench, window)
-    header = {"base weights": 16.2, "checkpointed activations": 2.7, "one block recomputed": 2.0, "head": 0.6}
-    assert update == pytest.approx({**update, **header}, rel=0.1)
-    assert sum(own for name, own in update.items() if name.startswith("adapter")) == pytest.approx(2.7, rel=0.02)
-    assert sum(update.values()) == pytest.approx(24, abs=0.5) and sum(rollout.values()) == pytest.approx(29, abs=0.5)
+def test_the_arithmetic_is_of_the_recipe_and_of_the_model_that_is_measured(monkeypatch, tmp_path):
+    """A model without memory that says it is on a GPU."""
+    with torch.device("meta"):
+        model = MMaDAForMaskedDiffusion(MMaDAConfig()).to(torch.bfloat16)
+    monkeypatch.setattr(memory.Bench, "device", torch.device("cuda"))
+    found = memory.recipe_of(adapted(replace(tiny_bench(LARGE), size="8b", model=model)), str(tmp_path))
+    published = load_recipe(RECIPE, [f"model.path={tmp_path}"])
+    assert found == replace(published, rewards=[], eval_datasets=[])
+    (kind, config, dtype, note), theirs = model_family(found), model_family(load_recipe(RECIPE))
+    assert (kind, dtype, note) == (*theirs[:3:2], "") and dtype == torch.bfloat16
+    sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "image_token_offset")
+    assert [getattr(config, name) for name in sizes] == [getattr(theirs[1], name) for name in sizes]
 
 
 def test_a_few_steps_stand_for_all():
@@ -185,10 +181,15 @@ def test_a_measurement_that_fails_is_left_out_alone(monkeypatch):
     def fails(*_):
         raise MemoryError("too large")
 
-    monkeypatch.setattr(speed, "plain_update", fails)
+    real, arithmetic, held = speed.learner, memory.held, []
+    monkeypatch.setattr(memory, "held", lambda bench: held.append(arithmetic(bench)) or held[0])
+    monkeypatch.setattr(speed, "learner", lambda bench, kind: (fails if kind == "plain" else real)(bench, kind))
     speed.speed(job)
     assert [line["name"] for line in job.found["failed"]] == ["update, plain"]
-    assert len(job.found["lines"]) == 9 and len(job.found["memory"]) == 2
+    assert len(job.found["lines"]) == 10 and len(job.found["memory"]) == 2
+    phases = held[0][1].phases
+    for line, phase in zip(job.found["memory"], ("update", "rollout"), strict=True):
+        assert line["what"].startswith(phase) and line["arithmetic_gb"] == pytest.approx(phases[phase] / 1e9)
     job.deadline = Deadline.after(0)
     speed.speed(job)
-    assert not job.found["lines"] and len(job.found["left_out"]) == 11
+    assert not job.found["lines"] and len(job.found["left_out"]) == 12

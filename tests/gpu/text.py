@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..benchmarks.readme import table
+from ..benchmarks.report import table
 
 
 SPEED_COLUMNS = ("what", "ours", "plain", "ratio", "ms a step", "peak GB", "of the limit", "steps measured")
@@ -126,13 +126,12 @@ def speed_lines(found: dict[str, Any]) -> list[str]:
 
 def plain_words(lines: list[dict[str, Any]]) -> list[str]:
     """How the plain side was measured."""
-    words = [
+    return [
         f"- {line['name']}, plain: {1000 * line['plain']['seconds_a_step']:.1f} ms a step over "
         f"{line['plain']['steps_measured']}, peak {line['plain']['peak_gb']:.1f} GB"
         for line in lines
         if "plain" in line
     ]
-    return words
 
 
 def memory_words(lines: list[dict[str, Any]]) -> list[str]:

@@ -18,36 +18,25 @@ from unigrpo.training.old_and_reference import add_old_and_reference
 from unigrpo.types import TokenSpace, keyed_generator
 
 from ..support.laws import first_window, losses_of
-from ..support.tiny import low_ids
+from ..support.tiny import TRAINING, low_ids
 from ..support.tiny_policies import BLOCK, ROWS, UniformNoisePolicy, block_causal, uniform_noise
 
 
 KINDS = [block_causal, uniform_noise]
 
-TRAINING = {
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "steps_per_generation": 4,
-    "num_generations": 4,
+SETTINGS = {
+    **TRAINING,
     "max_completion_length": 2 * BLOCK,
     "steps": 2 * BLOCK,
     "block_length": BLOCK,
-    "num_iterations": 2,
-    "max_steps": 4,
-    "beta": 0.04,
     "learning_rate": 2e-3,
-    "logging_steps": 1,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "disable_tqdm": True,
 }
 
 
 def make(build, folder, **settings) -> UniGRPOTrainer:
     """A trainer of a tiny policy; its adapter-free reference is a frozen copy."""
     model, policy, rows = build()
-    args = UniGRPOConfig(str(folder), **{**TRAINING, **settings})
+    args = UniGRPOConfig(str(folder), **{**SETTINGS, **settings})
     return UniGRPOTrainer(model, low_ids, args, rows * 2, processing_class=policy.processor)
 
 

@@ -28,14 +28,6 @@ from ..support import hostile
 from ..support.tiny import tiny_model
 
 
-@pytest.fixture
-def mark(tmp_path):
-    """A path that exists once hostile code has run; no test leaves it, and nothing may ask on standard input."""
-    path = tmp_path / "marked"
-    yield path
-    assert not path.exists()
-
-
 def scored(name: str, folder: Path) -> None:
     options = {"tokenizer": str(Path(folder, "bert")), "vision_heads": 3} if name == "image_reward" else {}
     get_reward(name, model=str(folder), **options)(prompts=["a"], completions=[Image.new("RGB", (20, 20))])

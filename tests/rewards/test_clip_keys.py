@@ -12,6 +12,7 @@ from transformers import CLIPModel
 
 from unigrpo.rewards.clip import OpenClipConfig, load_open_clip_as_clip
 
+from ..support.hostile import Payload
 from ..support.tiny_scorers import CLIP, clip_inputs, clip_weights
 
 
@@ -96,13 +97,6 @@ def test_a_checkpoint_file(tmp_path, name):
     model = load_open_clip_as_clip(tmp_path / "config.json", tmp_path / name)
     assert isinstance(model, CLIPModel) and not model.training
     assert (cosines(model) - torch.tensor(CLIP["gelu"]["cosine"])).abs().max() <= 1e-6
-
-
-class Payload:
-    """Leaves a trace when it is unpickled."""
-
-    def __reduce__(self):
-        return exec, ("raise SystemExit('code from a checkpoint ran')",)
 
 
 @pytest.mark.parametrize("content", [{"weight": Payload()}, Payload(), [1, 2], {"weight": 3}])

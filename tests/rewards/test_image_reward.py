@@ -16,6 +16,7 @@ from unigrpo.rewards import get_reward, image_reward
 from unigrpo.rewards._imagereward_model import ImageRewardModel, rename, text_config, vision_config
 from unigrpo.rewards.imagereward import ImageReward, preprocess
 
+from ..support.hostile import Payload
 from ..support.tiny_scorers import (
     IMAGE_REWARD,
     MED_CONFIG,
@@ -270,13 +271,6 @@ def renamed(old, new):
 
 def without(mapping, name):
     return {key: value for key, value in mapping.items() if key != name}
-
-
-class Payload:
-    """Ends the test run when it is unpickled."""
-
-    def __reduce__(self):
-        return exec, ("raise SystemExit('code from a checkpoint ran')",)
 
 
 @pytest.mark.parametrize(

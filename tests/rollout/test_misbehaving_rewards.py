@@ -37,7 +37,8 @@ from unigrpo.types import Sample
 
 from ..support import ROOT
 from ..support.processes import played
-from ..support.tiny import low_ids, prompts, tiny_model, tiny_processor
+from ..support.runs import logs_of
+from ..support.tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
 from ..support.tolerances import FP32
 
 
@@ -292,33 +293,25 @@ def test_who_asks_to_stop_is_heard(stop, timeout):
             RewardSet(functions=[reward], on_error="none", timeout=timeout).score(answers())
 
 
-def test_ctrl_c_does_not_wait_for_an_async_reward():
-    cancelled = threading.Event()
+def test_ctrl_c_waits_neither_for_an_async_reward_nor_for_a_bounded_one():
+    cancelled, free = threading.Event(), threading.Event()
 
-    async def waits(**_):
+    async def waits_later(**_):
         os.kill(os.getpid(), signal.SIGINT)
         try:
             await asyncio.sleep(60)
         finally:
             cancelled.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        RewardSet(functions=[waits]).score(answers())
-    assert cancelled.wait(5)
-
-
-def test_ctrl_c_does_not_wait_for_a_bounded_reward():
-    free = threading.Event()
-
     def waits(**_):
         os.kill(os.getpid(), signal.SIGINT)
         free.wait(60)
 
-    try:
+    for reward, timeout in ((waits_later, None), (waits, 60.0)):
         with pytest.raises(KeyboardInterrupt):
-            RewardSet(functions=[waits], timeout=60.0).score(answers())
-    finally:
-        free.set()
+            RewardSet(functions=[reward], timeout=timeout).score(answers())
+    free.set()
+    assert cancelled.wait(5)
 
 
 @pytest.mark.processes
@@ -571,10 +564,6 @@ def half_nan(scores):
     return [math.nan if i % 2 else score for i, score in enumerate(scores)]
 
 
-def logs_of(trainer) -> list[dict]:
-    return [log for log in trainer.state.log_history if "loss" in log]
-
-
 RUN = {"num_iterations": 1, "max_steps": 6, "beta": 0.0}
 """Three windows of two steps each."""
 
@@ -714,24 +703,7 @@ def test_held_out_answers_follow_the_same_policy(make_trainer):
 # ---- several processes ----
 
 
-SHARED_RUN = {
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "steps_per_generation": 4,
-    "num_generations": 8,
-    "max_completion_length": 12,
-    "steps": 6,
-    "block_length": 6,
-    "learning_rate": 1e-3,
-    "logging_steps": 1,
-    "max_steps": 6,
-    "num_iterations": 1,
-    "beta": 0.0,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "disable_tqdm": True,
-}
+SHARED_RUN = {**TRAINING, **RUN, "per_device_train_batch_size": 2, "num_generations": 8}
 """Three windows of two prompts, whose groups of eight lie on both of two processes."""
 
 

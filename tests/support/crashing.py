@@ -28,30 +28,12 @@ from unigrpo.training.checkpoints.files import INCOMPLETE, MANIFEST, REMOVED, fa
 from unigrpo.training.checkpoints.run_folder import checkpoint_folder, steps_of
 from unigrpo.training.checkpoints.run_record import RECORD
 
-from .tiny import low_ids, prompts, tiny_model, tiny_processor
+from .tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
 
 
 KEPT = 3
 """``save_total_limit``."""
-SETTINGS = {
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "steps_per_generation": 4,
-    "num_generations": 4,
-    "num_iterations": 2,
-    "max_completion_length": 12,
-    "steps": 6,
-    "block_length": 6,
-    "learning_rate": 1e-3,
-    "beta": 0.04,
-    "logging_steps": 1,
-    "save_strategy": "steps",
-    "save_steps": 1,
-    "save_total_limit": KEPT,
-    "report_to": "none",
-    "use_cpu": True,
-    "disable_tqdm": True,
-}
+SETTINGS = {**TRAINING, "save_strategy": "steps", "save_steps": 1, "save_total_limit": KEPT}
 """Windows of four optimizer steps, three an epoch: two inner updates of two steps."""
 STAGES = ("start", "rollout", "reward", "update", "log", "write", "manifest", "publish", "rotate")
 """Where a child can be; the last four are a checkpoint: its files, manifest and name, the deletion of older ones."""
@@ -137,7 +119,7 @@ def train(out: Path, kind: str, steps: int, board: Board) -> None:
     trainer = Watched(
         tiny_model(),
         reward,
-        UniGRPOConfig(str(out), max_steps=steps, **{**SETTINGS, **KINDS[kind]}),
+        UniGRPOConfig(str(out), **{**SETTINGS, **KINDS[kind], "max_steps": steps}),
         prompts(12),
         processing_class=tiny_processor(),
         peft_config=LoraConfig(r=4, lora_dropout=0.2) if kind == "lora" else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -21,14 +23,23 @@ def first_window(trainer, number: int = 0):
     return make_experience(trainer.pipeline(), batch, number, Metrics())
 
 
+def outputs_of(trainer, window, k: int = 0):
+    """``(batch, loss, outputs)`` of every unit of inner update ``k``, collated as the algorithm asks."""
+    trainer.model.train()
+    for step, units in enumerate(window.micro_batches):
+        for unit in units:
+            task = window.experiences[unit.indices[0]].task
+            algorithm = trainer.algorithms[task]
+            batch = collate(window.experiences, unit, k, trainer.policy, "cpu", algorithm.mixes_draws)
+            counted = window.tokens_per_row(algorithm.loss.loss_type, step, k, task)
+            batch = replace(batch, tokens_per_row=counted)
+            loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+            yield batch, loss, outputs
+
+
 def losses_of(trainer, window, k: int = 0):
     """``(batch, loss, terms)`` of every unit of inner update ``k``."""
-    trainer.model.train()
-    for units in window.micro_batches:
-        for unit in units:
-            batch = collate(window.experiences, unit, k, trainer.policy, "cpu")
-            loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-            yield batch, loss, outputs["terms"]
+    return ((batch, loss, outputs["terms"]) for batch, loss, outputs in outputs_of(trainer, window, k))
 
 
 def total_and_gradient(trainer, window, k: int = 0):

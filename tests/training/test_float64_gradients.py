@@ -133,12 +133,12 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 class Case:
     """A run's settings, and the loss they stand for."""
 
-    loss: Callable[[list[Row], Case], Tensor]
-    advantages: Callable[[Tensor], Tensor]
-    epsilon: float
-    beta: float
+    loss: Callable[[list[Row], Case], Tensor] = unigrpo
+    advantages: Callable[[Tensor], Tensor] = standardised
+    epsilon: float = 0.05
+    beta: float = 0.3
     settings: dict
-    learning_rate: float
+    learning_rate: float = 5e-4
     kind: str = "text"
     temperature: float = 0.9
     guidance: float = 1.5
@@ -148,44 +148,13 @@ class Case:
         return self.image_weight if task == "t2i" else 1.0
 
 
+ESPO = {"algorithm": "espo", "num_noise_samples": 2}
 CASES = {
-    "unigrpo": Case(
-        loss=unigrpo,
-        advantages=standardised,
-        epsilon=0.05,
-        beta=0.3,
-        settings={"num_noise_samples": 2},
-        learning_rate=5e-4,
-    ),
-    "unigrpo, dapo": Case(
-        loss=dapo, advantages=standardised, epsilon=0.05, beta=0.3, settings={"loss_type": "dapo"}, learning_rate=5e-4
-    ),
-    "coupled_grpo": Case(
-        loss=coupled_grpo,
-        advantages=leave_one_out,
-        epsilon=0.05,
-        beta=0.3,
-        settings={"algorithm": "coupled_grpo"},
-        learning_rate=5e-4,
-    ),
-    "espo": Case(
-        loss=espo,
-        advantages=leave_one_out,
-        epsilon=0.02,
-        beta=0.3,
-        settings={"algorithm": "espo", "num_noise_samples": 2},
-        learning_rate=5e-4,
-    ),
-    "all tasks": Case(
-        loss=unigrpo,
-        advantages=standardised,
-        epsilon=0.05,
-        beta=0.3,
-        settings={},
-        learning_rate=1e-4,
-        kind="mixed",
-        image_weight=0.7,
-    ),
+    "unigrpo": Case(settings={"num_noise_samples": 2}),
+    "unigrpo, dapo": Case(loss=dapo, settings={"loss_type": "dapo"}),
+    "coupled_grpo": Case(loss=coupled_grpo, advantages=leave_one_out, settings={"algorithm": "coupled_grpo"}),
+    "espo": Case(loss=espo, advantages=leave_one_out, epsilon=0.02, settings=ESPO),
+    "all tasks": Case(settings={}, learning_rate=1e-4, kind="mixed", image_weight=0.7),
 }
 
 

@@ -19,8 +19,8 @@ from unigrpo.training.experience import draw_noise
 from unigrpo.training.old_and_reference import add_old_and_reference
 from unigrpo.training.window import rebuild_window
 
-from ..support.laws import aligned, difference, first_window, gradients, weights
-from ..support.presets import losses_of, preset, total_and_gradient
+from ..support.laws import aligned, difference, first_window, gradients, outputs_of, total_and_gradient, weights
+from ..support.presets import preset
 from ..support.records import terms_of
 from ..support.tiny import prompts
 from ..support.tolerances import FP32, assert_rounding
@@ -88,7 +88,7 @@ def test_every_update_has_masks_of_its_own_under_any_accumulation(make_trainer, 
         noise.append({row.index: row.hidden for row in window.experiences})
         used = []
         for k in range(4):
-            used += [batch.hidden for batch, _, _ in losses_of(trainer, window, k)]
+            used += [batch.hidden for batch, _, _ in outputs_of(trainer, window, k)]
         assert len({tuple(own.flatten().tolist()) for own in used}) == len(used)
     assert all(torch.equal(noise[0][index], noise[1][index]) for index in noise[0])
 
@@ -99,7 +99,7 @@ def test_a_loss_reads_scored_positions_alone(make_trainer, name):
     trainer = make_trainer(**preset(name, **SMALL))
     window = first_window(trainer)
     loss = trainer.algorithms["text"].loss
-    for batch, _, outputs in losses_of(trainer, window):
+    for batch, _, outputs in outputs_of(trainer, window):
         assert not bool((batch.target & ~batch.hidden).any())
         assert not bool((batch.target & ~batch.canvas.fill_mask).any())
 
@@ -141,7 +141,7 @@ def test_padding_changes_nothing(make_trainer):
 
 
 def ratios(trainer, window) -> torch.Tensor:
-    return torch.cat([outputs["terms"].ratio for _, _, outputs in losses_of(trainer, window)])
+    return torch.cat([outputs["terms"].ratio for _, _, outputs in outputs_of(trainer, window)])
 
 
 def test_ratios_on_matched_masks_show_the_policy_and_not_the_masks(make_trainer):
@@ -168,9 +168,9 @@ def test_the_gradient_flows_through_the_ratio_of_stored_log_probabilities(make_t
     trainer = make_trainer(**preset("unigrpo", beta=0.0, **SMALL), model=aligned())
     window = first_window(trainer)
     total, gradient = total_and_gradient(trainer, window)
-    assert all(batch.old_logps is None for batch, _, _ in losses_of(trainer, window))
+    assert all(batch.old_logps is None for batch, _, _ in outputs_of(trainer, window))
     add_old_and_reference(trainer.pipeline(), window, always_old=True)
-    assert all(batch.old_logps is not None for batch, _, _ in losses_of(trainer, window))
+    assert all(batch.old_logps is not None for batch, _, _ in outputs_of(trainer, window))
     stored, stored_gradient = total_and_gradient(trainer, window)
     assert max(value.abs().max().item() for value in gradient.values()) > 0
     assert stored == total
@@ -236,17 +236,17 @@ def test_the_kl_is_taken_to_the_policy_that_is_named(make_trainer, target):
     moved(trainer, 0.02, seed=1)
     window = first_window(trainer)
     add_old_and_reference(trainer.pipeline(), window, always_old=True)
-    for _, _, outputs in losses_of(trainer, window):
+    for _, _, outputs in outputs_of(trainer, window):
         assert bool((outputs["terms"].kl == 0.0).all()) == (target == "old")
         assert bool((outputs["terms"].ratio == 1.0).all())
-    old = [[outputs["scores"].logps.detach() for _, _, outputs in losses_of(trainer, window)]]
+    old = [[outputs["scores"].logps.detach() for _, _, outputs in outputs_of(trainer, window)]]
     moved(trainer, 0.02, seed=2)
     now = weights(trainer.model)
-    new = [(batch, outputs) for batch, _, outputs in losses_of(trainer, window)]
+    new = [(batch, outputs) for batch, _, outputs in outputs_of(trainer, window)]
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             parameter.copy_(start[name])
-    initial = [outputs["scores"].logps.detach() for _, _, outputs in losses_of(trainer, window)]
+    initial = [outputs["scores"].logps.detach() for _, _, outputs in outputs_of(trainer, window)]
     assert any(not torch.equal(start[name], now[name]) for name in now)
     compared = {"initial": initial, "old": old[0]}
     for place, (batch, outputs) in enumerate(new):

@@ -14,8 +14,8 @@ from unigrpo.training.old_and_reference import add_old_and_reference
 from unigrpo.training.window import rebuild_window
 
 from ..support.images import options
-from ..support.laws import aligned, calls_of, difference, first_window, weights
-from ..support.presets import losses_of, preset, total_and_gradient
+from ..support.laws import aligned, calls_of, difference, first_window, outputs_of, total_and_gradient, weights
+from ..support.presets import preset
 from ..support.runs import history
 from ..support.tiny import prompts
 from ..support.tolerances import assert_rounding
@@ -71,7 +71,7 @@ def assert_on_policy(trainer) -> None:
     add_old_and_reference(trainer.pipeline(), window, always_old=True)
     seen = 0
     for k in range(trainer.args.num_iterations):
-        for batch, loss, outputs in losses_of(trainer, window, k):
+        for batch, loss, outputs in outputs_of(trainer, window, k):
             assert batch.old_logps is not None
             assert bool((outputs["terms"].ratio == 1.0).all())
             assert bool((outputs["terms"].kl == 0.0).all())

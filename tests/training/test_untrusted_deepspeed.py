@@ -25,14 +25,6 @@ NEEDS_DEEPSPEED = pytest.mark.skipif(
 
 
 @pytest.fixture
-def mark(tmp_path):
-    """A path that exists once hostile code has run; no test leaves it."""
-    path = tmp_path / "marked"
-    yield path
-    assert not path.exists()
-
-
-@pytest.fixture
 def step(tmp_path) -> Path:
     """DeepSpeed's folder in a checkpoint that names it."""
     folder = tmp_path / "checkpoint-1" / "global_step1"

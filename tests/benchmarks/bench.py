@@ -1,7 +1,4 @@
-"""The model that is measured, and the canvases that are put before it.
-
-``mid`` has MMaDA's real vocabulary of 134,656 tokens over a small trunk, so that a CPU shows what the vocabulary costs.
-"""
+"""The model that is measured, and the canvases that are put before it, on whatever device it is."""
 
 from __future__ import annotations
 
@@ -17,7 +14,14 @@ from ..support.tiny import golden_tokenizer, tiny_model, tiny_processor
 from .plain import PlainModel
 
 
-MID = {"d_model": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 768}
+MODELS: dict[str, dict[str, int]] = {
+    "8b": {},
+    "mid": {"d_model": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 768},
+}
+"""Fields of ``MMaDAConfig`` beside its defaults, which are MMaDA-8B's. ``mid`` has its vocabulary of 134,656 tokens over a
+small trunk, so that a CPU shows what the vocabulary costs. ``tiny`` is the goldens' model.
+"""
+
 WORDS = 100
 """Prompts are made of ids below this one, which are ordinary words in every vocabulary used here."""
 
@@ -111,18 +115,30 @@ class Bench:
     sizes: Sizes
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
     def plain(self) -> PlainModel:
         """The same weights behind the plain forward."""
         return PlainModel(self.model)
 
 
-def mid_bench(sizes: Sizes, seed: int = 0) -> Bench:
-    """The mid-size random model in fp32."""
-    processor = MMaDAProcessor(golden_tokenizer("real"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MMaDAForMaskedDiffusion(MMaDAConfig(**MID)).eval()
-    return Bench(size="mid", model=model, policy=MMaDAPolicy(model.config, processor), sizes=sizes)
+def random_bench(size: str, sizes: Sizes, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bench:
+    """A model with random weights, made on ``device``, so that nothing is loaded; ``tiny`` is the goldens'."""
+    if size == "tiny":
+        return replace(tiny_bench(sizes), model=tiny_model(dtype).to(device))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.manual_seed(0)
+            model = MMaDAForMaskedDiffusion(MMaDAConfig(**MODELS[size])).eval()
+    finally:
+        torch.set_default_dtype(before)
+    policy = MMaDAPolicy(model.config, MMaDAProcessor(golden_tokenizer("real")))
+    return Bench(size=size, model=model, policy=policy, sizes=sizes)
 
 
 def tiny_bench(sizes: Sizes = TINY) -> Bench:
@@ -141,6 +157,11 @@ def streams(count: int, seed: int = 0) -> list[torch.Generator]:
     return [keyed_generator("benchmark", seed, row) for row in range(count)]
 
 
+def plain_stream(bench: Bench) -> torch.Generator:
+    """The plain side's only generator, on the model's device; on a CPU it is the first of ``streams``."""
+    return torch.Generator(bench.device).manual_seed(streams(1)[0].initial_seed())
+
+
 def text_canvas(bench: Bench, batch: int, prompt: int, answer: int, whole_vocabulary: bool = True) -> Canvas:
     """``batch`` rows of random words before ``answer`` masks.
 
@@ -157,15 +178,15 @@ def text_canvas(bench: Bench, batch: int, prompt: int, answer: int, whole_vocabu
         attention_mask=torch.ones_like(ids, dtype=torch.bool),
         task="text",
         token_space=space,
-    )
+    ).to(bench.device)
 
 
-def image_canvas(bench: Bench, caption: int, slots: int, image_tokens: int, trim: bool) -> Canvas:
-    """One image to draw from ``caption`` words; untrimmed, the text takes ``slots + 1`` positions."""
+def image_canvas(bench: Bench, caption: int, slots: int, image_tokens: int, trim: bool, rows: int = 1) -> Canvas:
+    """``rows`` images to draw from the same ``caption`` words; untrimmed, the text takes ``slots + 1`` positions."""
     text = " ".join(f"w{word}" for word in words(caption, seed=2).tolist())
     return bench.policy.encode(
-        [{"prompt": text}], "t2i", image_tokens=image_tokens, max_prompt_length=slots, trim_padding=trim
-    )
+        [{"prompt": text}] * rows, "t2i", image_tokens=image_tokens, max_prompt_length=slots, trim_padding=trim
+    ).to(bench.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,13 +210,13 @@ def update_batch(bench: Bench, rows: int, length: int, hidden: int | None = None
     """Rows of which a quarter is prompt; ``hidden`` answer positions a row are scored, by default a third of the row."""
     generator = keyed_generator("benchmark", "update")
     prompt, count = length // 4, length // 3 if hidden is None else hidden
-    canvas = text_canvas(bench, rows, prompt, length - prompt)
-    canvas = replace(canvas, ids=torch.where(canvas.fill_mask, words(rows, length, seed=3), canvas.ids))
-    chance = torch.rand(rows, length, generator=generator).masked_fill(~canvas.fill_mask, 2.0)
-    advantages = torch.randn(rows, generator=generator)
+    canvas, written = text_canvas(bench, rows, prompt, length - prompt), words(rows, length, seed=3)
+    chance, advantages = torch.rand(rows, length, generator=generator), torch.randn(rows, generator=generator)
+    old_shift = 0.3 * torch.randn(rows, length, generator=generator)
+    chance = chance.to(bench.device).masked_fill(~canvas.fill_mask, 2.0)
     return UpdateBatch(
-        canvas=canvas,
+        canvas=replace(canvas, ids=torch.where(canvas.fill_mask, written.to(bench.device), canvas.ids)),
         hidden=chance.argsort(dim=1).argsort(dim=1) < count,
-        advantages=advantages,
-        old_shift=0.3 * torch.randn(rows, length, generator=generator),
+        advantages=advantages.to(bench.device),
+        old_shift=old_shift.to(bench.device),
     )
