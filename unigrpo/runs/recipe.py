@@ -103,7 +103,7 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     allow_hosts: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = field(default=(), compare=False)
 
 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
