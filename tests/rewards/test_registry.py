@@ -22,6 +22,8 @@ NEED_ARGUMENTS = {"judge": "model", "length": "max_completion_length", "remote":
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", sorted(REWARDS.keys() - NEED_ARGUMENTS))
 def test_every_registered_name_leads_to_the_function_of_that_name(name):
+    if name == "reasoning_gym":
+        pytest.importorskip("reasoning_gym", reason='needs `pip install "unigrpo[reasoning-gym]"`')
     reward = get_reward(name)
     assert reward.__name__ == name
     assert getattr(rewards, name) is reward
