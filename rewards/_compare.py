@@ -33,7 +33,9 @@ _BASED = re.compile(r"(-?[0-9A-Fa-f.]{1,60})_(?:\{([0-9]{1,2})\}|([0-9]{1,2}))")
 _VERBATIM = re.compile(
     r"\\ldots|\\begin\{(?:cases|array)|^[A-Z][a-z]{2,} [0-9]+$|^[0-9]+ ?(?:\\text\{ ?)?R ?\}? ?[0-9]+$"
 )
-_REMARK = re.compile(r"\s?\((?:[a-z]{2,20}[ ,]?){1,2}[^()=]{0,40}\)$")
+_REMARK = re.compile(
+    r"\s?\((?:not [^()=]{1,40}|(?![^()]{0,80}\b(?:or|and|maybe|wrong|else)\b)(?:[a-z]{2,20}[ ,]?){1,2}[^()=0-9^]{0,40})\)$"
+)
 _RELATION = re.compile(r"[<>]|\\(?:leq|geq|neq|in|cup|cap|setminus|mathbb)(?![A-Za-z])")
 _FUNCTION = re.compile(
     r"\\(?:frac|sqrt|ln|log|lg|exp|sin|cos|tan|arc[a-z]+|int|sum|prod|lim|binom|infty|pi|operatorname)"

@@ -111,6 +111,8 @@ def _same_value(left, right, *_) -> bool:
         return (nsimplify(left, rational=True) - nsimplify(right, rational=True)).expand() == 0
     tolerance = 1e-9 if left.has(Float) or right.has(Float) else 1e-40
     left, right = N(left, 60), N(right, 60)
+    if not (left.is_finite and right.is_finite):
+        return False
     return bool(abs(left - right) <= tolerance * max(abs(left), abs(right)))
 
 

@@ -36,8 +36,10 @@ _RUN = re.compile(
 )
 _HAS_NUMBER = re.compile(r"(?<![\^_{A-Za-z])[0-9]|\\(?:[dtc]?frac|sqrt|d?binom|pi|infty)")
 _LEFT_OVER = re.compile(r"(?:[\^√_/*]|[\w)\]}]\s?[-+]|\\[A-Za-z]*)\s?$")
+_DENIED = re.compile(r"(?:\bnot|n['’]t|\bcannot(?: be)?)\s{0,3}(?:be\s{1,3})?$", re.IGNORECASE)
+_HEDGED = re.compile(r"\s{0,2}\(\s?or\b", re.IGNORECASE)
 _OR = re.compile(r"\b(?:or)\b")
-_LIST = re.compile(r"\s?,?\s?\b(?:and|or)\b\s?|\s?[,;]\s?")
+_LIST = re.compile(r"\s?,?\s?\b(?:and|or)\b\s?|\s?(?:[,;]|\\?&)\s?")
 
 
 def is_prose(answer: str) -> bool:
@@ -118,6 +120,8 @@ def _expression(text: str, first: bool) -> str | None:
         return spans[-1][2].strip() if spans else None
     left = right = 0 if first else len(runs) - 1
     start, end = runs[left]
+    if _DENIED.search(text[max(0, start - 20) : start]) or _HEDGED.match(text, end):
+        return None
     for opened, closed, content in spans:
         if opened <= start < closed:
             return content.strip()

@@ -18,8 +18,9 @@ _LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
 _LED = re.compile(r"[(\[]([A-Z])[)\]]|([A-Z])[).:](?=\s)")
 _NAMED = re.compile(r"\b(?i:answer|option|choice)(?i:\s+is)?\s{0,3}:?\s{0,3}\*{0,2}[(\[]?([A-Z])\b(?!['’])")
 _ALTERNATIVE = re.compile(
-    r"[)\].*]{0,3}\s?(?:(?:or|and)\b|[/&]|,(?=\W{0,3}[A-Z]\W*(?:$|[,/]|or\b|and\b)))\W{0,3}[A-Z]\b(?!['’])"
+    r"[)\].*]{0,3}\s?[,;(]?\s?(?:(?:or|and)\b|[/&]|[,;-](?=\W{0,3}[A-Z]\W*(?:$|[,;/]|or\b|and\b)))\W{0,3}[A-Z]\b(?!['’])"
 )
+_LETTERS = re.compile(r"(?:\W{0,5}[A-Z]\b){1,26}\W{0,5}")
 
 
 class ExactMatch:
@@ -145,7 +146,10 @@ def _chosen(said: str, options: dict[str, str]) -> str | None:
         last = answer.rpartition("\n")[2].strip(" \t*_$`")
         matches = [match for match in (_LED.match(answer), _LETTER.fullmatch(last)) if match]
         match = matches[0] if matches else next(iter([*_NAMED.finditer(answer)][-1:]), None)
-        if match is None or (match.string is answer and _ALTERNATIVE.match(answer, match.end())):
+        if match is None or (
+            match.string is answer
+            and (_ALTERNATIVE.match(answer, match.end()) or _LETTERS.fullmatch(answer, match.end()))
+        ):
             return None
         letter = next(group for group in match.groups() if group).upper()
     return letter if not options or letter in options else None

@@ -274,3 +274,20 @@ def test_bad_columns_are_named(name, columns, words):
     with pytest.raises(ValueError) as refused:
         score(name, "B", **columns)
     assert str(refused.value).startswith(name) and words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "hedge",
+    [
+        "The answer is B, or C",
+        "Answer: B (or C)",
+        "The answer is B; C",
+        "The answer is B (or C, or A)",
+        "B. C. A.",
+        "(B) (C)",
+        "B. C",
+    ],
+)
+def test_a_choice_of_several_options_is_none(hedge):
+    assert score("multiple_choice", hedge, solution="B", choices=CHOICES) == 0
+    assert score("multiple_choice", "The answer is B - a red cube, or so", solution="B") == 1

@@ -207,7 +207,7 @@ def test_a_used_folder_is_an_error_with_the_choices_before_a_rollout(make_traine
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     before = contents(stored)
     choices = "another output_dir, or resume_from_checkpoint=True .* or overwrite=True"
-    with pytest.raises(CheckpointError, match=rf"{stored} holds {kept} of another run.*{choices}"):
+    with pytest.raises(CheckpointError, match=rf"{stored} holds {kept} of an earlier run.*{choices}"):
         again(make_trainer, stored, rewards=never).train()
     assert contents(stored) == before
 

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from ..errors import CheckpointError
+from .adapter_files import ADAPTER_FILE
 from .checkpoint_files import check_declared, check_loaded, hub_file, reading
 from .hub import finding
 
@@ -30,8 +31,18 @@ def load_config(path: str, **kwargs: Any) -> Any:
         ValueError: it cannot be read, or needs code of its own and ``trust_remote_code`` is not True.
         SourceError: there is nothing at ``path``, or no way to it.
     """
+    _check_whole(path)
     with reading(f"config.json of {path!r}"), finding(path, f"model {str(path)!r}"):
         return _own_kernels(AutoConfig.from_pretrained(path, **{"trust_remote_code": False, **kwargs}), kwargs)
+
+
+def _check_whole(path: str) -> None:
+    """Raises ``ValueError`` for an adapter in place of a model."""
+    if Path(path, ADAPTER_FILE).is_file() and not Path(path, "config.json").is_file():
+        raise ValueError(
+            f"{path!r} is an adapter, not a model: `unigrpo merge {path} FOLDER` first, or pass "
+            "PeftModel.from_pretrained(base, adapter, is_trainable=True) from Python"
+        )
 
 
 def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
@@ -47,6 +58,7 @@ def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
     """
     if not kwargs.get("weights_only", True):
         raise ValueError("weights_only=False would unpickle the checkpoint, which can run code; leave it out")
+    _check_whole(path)
     kwargs.setdefault("trust_remote_code", False)
     allow_missing, what = kwargs.pop("allow_missing", ()), f"model {str(path)!r}"
     with reading(what), finding(path, what):

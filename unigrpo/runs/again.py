@@ -16,7 +16,9 @@ def command_again(recipe: Recipe, output_dir: str, processes: int) -> str:
     words = [word for word in recipe.overrides if not word.startswith(STARTING)]
     if str(recipe.config.get("output_dir")) != output_dir:
         words = [*(word for word in words if not word.startswith("output_dir=")), f"output_dir={output_dir}"]
-    words.append("resume_from_checkpoint=true")
+    start = ["resume_from_checkpoint=true"]
+    if recipe.config.get("overwrite") and not any(word.startswith("overwrite=") for word in recipe.overrides):
+        start.append("overwrite=false")
     if processes > 1:
-        return f"the launch command again, with {shlex.join(words[-1:])}"
-    return shlex.join(["unigrpo", "train", recipe.source, *words])
+        return f"the launch command again, with {shlex.join(start)}"
+    return shlex.join(["unigrpo", "train", recipe.source, *words, *start])

@@ -276,7 +276,7 @@ class StartMeasured(TrainerCallback):
             return
         if state.global_step > 0:
             if state.is_world_process_zero:
-                say("before.json is gone: the summary will compare with nothing")
+                say(f"there is no before.json in {args.output_dir}: the summary will compare with nothing")
             return
         started = time.perf_counter()
         self.before = held_out(self.trainer, self.recipe, "before")

@@ -22,6 +22,9 @@ from .identity import adapter_keys, dataset_digest, described, weights_digest
 from .run_record import RECORD, RunRecord, read_record, write_record
 
 
+CARD = "README.md"
+
+
 class OneRun:
     """A mixin before ``transformers.Trainer``: its run has an identity, and its folder no weights of another.
 
@@ -73,7 +76,9 @@ class OneRun:
         self._on_writers(lambda: self._check_kind(folder))
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and self.run is not None:
-            _name_in_card(folder, self.run)
+            # A whole model is saved without a card: the one that is there is somebody's own.
+            if is_peft(self.model) and _stamps(folder).get(CARD) != before.get(CARD):
+                _name_in_card(folder, self.run)
             if folder.resolve() == Path(self.args.output_dir).resolve():
                 self._list_files(folder, before)
 
@@ -138,7 +143,7 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 def _name_in_card(folder: Path, run: RunRecord) -> None:
     """The run's identity among the metadata of the model card that was saved with an adapter."""
-    card = folder / "README.md"
+    card = folder / CARD
     if not card.is_file():
         return
     try:

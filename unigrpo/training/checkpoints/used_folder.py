@@ -41,7 +41,7 @@ def _completions(folder: Path) -> list[Path]:
 def used(folder: Path, left: list[str]) -> str:
     """What is said of a folder that another run may not write into, and the choices."""
     return (
-        f"{folder} holds {_listed(left)} of another run, which this one would overwrite or mix with its own. Set another "
+        f"{folder} holds {_listed(left)} of an earlier run, which this one would overwrite or mix with its own. Set another "
         "output_dir, or resume_from_checkpoint=True to go on with that run, or overwrite=True to replace it"
     )
 
