@@ -59,9 +59,16 @@ def trained_both_ways(make_trainer, backend: str, **arguments):
     return plain, own
 
 
-@pytest.mark.parametrize(("lora", "checkpointing"), [pytest.param(False, False, marks=pytest.mark.slow), (True, True)])
-def test_training_is_the_same(make_trainer, lora, checkpointing):
-    plain, own = trained_both_ways(make_trainer, "aot_eager", lora=lora, gradient_checkpointing=checkpointing)
+@pytest.mark.parametrize(
+    ("backend", "lora", "checkpointing"),
+    [
+        ("eager", True, True),
+        pytest.param("aot_eager", True, True, marks=pytest.mark.slow),
+        pytest.param("aot_eager", False, False, marks=pytest.mark.slow),
+    ],
+)
+def test_training_is_the_same(make_trainer, backend, lora, checkpointing):
+    plain, own = trained_both_ways(make_trainer, backend, lora=lora, gradient_checkpointing=checkpointing)
     prefix = "base_model.model." if lora else ""
     assert compiled_modules(own.model) == [f"{prefix}model.transformer.blocks.{n}" for n in range(3)]
     assert compiled_modules(plain.model) == []
