@@ -87,9 +87,14 @@ def is_unit(rest: str) -> bool:
 
 
 def unit_name(text: str) -> str | None:
-    """One name for each common unit and currency; None for others and for none."""
+    """One name for each common unit and currency, with its power: ``m^2``; None for others and for none."""
     text = _GROUP.sub(r"\1", text).replace("\\$", "$").strip(" .")
-    return _NAMES.get(text) or _NAMES.get(text.casefold())
+    base = _POWER.sub("", text)
+    name = _NAMES.get(base) or _NAMES.get(base.casefold())
+    if name is None or base == text:
+        return name
+    power = text[len(base) :].translate(str.maketrans("²³", "23", " ^{}"))
+    return f"{name}^{power}"
 
 
 def smaller(unit: str | None, other: str | None) -> int | None:
