@@ -107,6 +107,7 @@ class _Reader:
         return value
 
     def product(self) -> Value:
+        """Factors with a sign between them, or side by side: ``2 \\cdot 3``, ``2\\pi``."""
         value, literal = self.signed()
         while self.next in _PRODUCTS | _QUOTIENTS | _ATOMS:
             operator = self.take() if self.next in _PRODUCTS | _QUOTIENTS else ""
@@ -141,6 +142,7 @@ class _Reader:
         return value
 
     def atom(self) -> Value:
+        """What has no parts: a bracket, a number, a root, a fraction or a constant."""
         token = self.take()
         if token in _OPENERS:
             return self._bracket(token)

@@ -43,6 +43,7 @@ from .training.old_and_reference import exact_reference
 from .training.old_policy import compared, without_moved_sampler
 from .training.start import check_start
 from .training.stopping import StoppableRun
+from .training.window import Window
 from .types import Experience, keyed_generator
 
 
@@ -199,12 +200,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
         updates, steps = self._window_shape
         number, position = divmod(self._micro_step, updates * steps)
         if position == 0:
-            unscored = 0 if self._window is None else self._window.unscored
-            self._window = make_experience(self.pipeline(), inputs, number, self._metrics, unscored)
-            if self._starts and self.state.global_step == 0:
-                check_start(self.pipeline(), self.accelerator.unwrap_model(self.model), self._window)
-            self._starts = False
-            self._show_window()
+            self._window = self._new_window(inputs, number)
         k, step = divmod(position, steps)
         units = self._current.micro_batches[step]
         parts: list[Callable[[], Tensor]] = [partial(self._policy_loss, model, unit, k, step) for unit in units]
@@ -222,6 +218,16 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
             self._stop_if_applied(model)
         self._micro_step += 1
         return total
+
+    def _new_window(self, prompts: list[dict], number: int) -> Window:
+        """Samples and scores window ``number``, and shows it; the first one must be where the run says that it starts."""
+        pipe, unscored = self.pipeline(), 0 if self._window is None else self._window.unscored
+        window = make_experience(pipe, prompts, number, self._metrics, unscored)
+        if self._starts and self.state.global_step == 0:
+            check_start(pipe, self.accelerator.unwrap_model(self.model), window)
+        self._starts = False
+        self._show_window(window)
+        return window
 
     def _backward(self, model: nn.Module, part: Callable[[], Tensor], last: bool) -> Tensor:
         with self.compute_loss_context_manager():
@@ -284,13 +290,13 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
 
     # ---- logs ----
 
-    def _show_window(self) -> None:
+    def _show_window(self, window: Window) -> None:
         """The completions of a fresh window, as a table, as a parquet file and, of pictures, as a contact sheet."""
         if not self.args.log_completions or not self.is_world_process_zero():
             return
         step = self.state.global_step
-        show_completions(self._current.table, step, self.args.num_completions_to_print)
-        save_completions(self._current.table, Path(str(self.args.output_dir)) / "completions", step)
+        show_completions(window.table, step, self.args.num_completions_to_print)
+        save_completions(window.table, Path(str(self.args.output_dir)) / "completions", step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics collected since the last training log, averaged over ranks."""

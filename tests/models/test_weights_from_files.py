@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from unigrpo.data.image_codes import load_tokenizer
 from unigrpo.errors import CheckpointError
 from unigrpo.models import LLaDAForMaskedDiffusion, patterns, processing
-from unigrpo.models.loading import load_classifier, load_module
+from unigrpo.models.loading import load_classifier, load_config, load_module
 from unigrpo.rollout.generate import load_policy
 from unigrpo.runs.cli import main
 
@@ -222,3 +222,10 @@ def test_a_chat_template_cannot_hang(monkeypatch):
     loops = "{% for a in range(600) %}{% for b in range(9999) %}{% if a < 9 and b < 99 %}{% endif %}{% endfor %}{% endfor %}"
     with pytest.raises(ValueError, match="loops without an end"):
         processing.MMaDAProcessor(golden_tokenizer(), chat_template=loops).chat_text("w1")
+
+
+def test_an_adapter_is_no_model_to_train(tmp_path):
+    get_peft_model(tiny_model(), LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+    for load in (load_config, partial(load_module, LLaDAForMaskedDiffusion)):
+        with pytest.raises(ValueError, match="adapter' is an adapter, not a model: `unigrpo merge"):
+            load(str(tmp_path / "adapter"))

@@ -151,3 +151,11 @@ def test_ctrl_c_is_status_130_and_no_traceback(error, said, monkeypatch, capsys)
 def test_the_command_that_goes_on_is_one_to_be_typed(overrides, output_dir, command, tmp_path):
     given = recipe(tmp_path, MINIMAL, *overrides)
     assert command_again(given, output_dir, 1) == command.replace("SOURCE", given.source)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_file_that_says_overwrite_does_not_delete_what_goes_on(processes, tmp_path):
+    given = recipe(tmp_path, MINIMAL + "overwrite: true\n")
+    assert command_again(given, "out", processes).endswith("resume_from_checkpoint=true overwrite=false")
+    on_the_line = recipe(tmp_path, MINIMAL, "overwrite=true")
+    assert command_again(on_the_line, "out", processes).endswith("resume_from_checkpoint=true")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from unigrpo.training.callbacks import JsonLines
+from unigrpo.training.checkpoints.files import MANIFEST, seal
+from unigrpo.training.checkpoints.run_record import RECORD
 
 from .crashing import metrics
 
@@ -37,3 +39,10 @@ def finished_run(make_trainer, whole_folder):
 def logged(out: Path) -> list[dict]:
     """The lines of every step, without the totals at the end."""
     return [line for line in metrics(out) if "loss" in line]
+
+
+def without_identity(checkpoint: Path) -> None:
+    """Leaves a checkpoint as earlier versions wrote it: whole, and of no run that it knows."""
+    for name in (RECORD, MANIFEST):
+        (checkpoint / name).unlink()
+    seal(checkpoint)

@@ -20,7 +20,7 @@ from unigrpo.training.checkpoints.run_folder import steps_of
 from unigrpo.training.checkpoints.run_record import RECORD, read_record, write_record
 
 from ..support.runs import adapted, history
-from ..support.saving import recorded
+from ..support.saving import recorded, without_identity
 from ..support.tiny import low_ids, prompts, tiny_model
 
 
@@ -139,10 +139,8 @@ def test_a_checkpoint_of_another_run_is_never_taken(make_trainer, stored, tmp_pa
 
 def test_a_checkpoint_without_an_identity_resumes_with_a_warning(make_trainer, stored):
     as_another_run(stored / "checkpoint-3")
-    for folder in (stored, stored / "checkpoint-3"):
-        (folder / RECORD).unlink()
-    (stored / "checkpoint-3" / MANIFEST).unlink()
-    seal(stored / "checkpoint-3")
+    (stored / RECORD).unlink()
+    without_identity(stored / "checkpoint-3")
     with pytest.warns(UserWarning, match=r"checkpoint-3 does not say of which run it is"):
         again(make_trainer, stored, seed=3).train(resume_from_checkpoint=True)
 
@@ -229,6 +227,16 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_that_a_user_put_there(ma
     assert read_record(stored).run_id != old and "run_id" in json.loads(
         (stored / "metrics.jsonl").read_text().splitlines()[0]
     )
+
+
+def test_a_readme_of_the_users_own_is_left_as_it_is(make_trainer, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "README.md").write_text("# my notes\n")
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    assert (out / "model.safetensors").exists() and (out / "README.md").read_text() == "# my notes\n"
 
 
 @pytest.mark.parametrize("damage", ["weights changed", "no record"])
