@@ -584,7 +584,7 @@ def test_a_run_goes_on_without_the_bad_rows(make_trainer, fault, lost):
     trainer = make_trainer(rewards=Sometimes(fault), reward_error="none", **RUN)
     windows = []
     show = trainer._show_window
-    trainer._show_window = lambda: windows.append(trainer._window) or show()
+    trainer._show_window = lambda window: windows.append(window) or show(window)
     with pytest.warns(UserWarning, match=r"reward 'sometimes' .* the prompt 'w\d"):
         trainer.train()
     logs = logs_of(trainer)
@@ -722,7 +722,7 @@ def faulty_rank(rank: int, folder: str, on_error: str) -> dict:
     trainer = UniGRPOTrainer(tiny_model(), [moody, low_ids], args, prompts(16), processing_class=tiny_processor())
     tables = []
     show = trainer._show_window
-    trainer._show_window = lambda: tables.append(trainer._window.table) or show()
+    trainer._show_window = lambda window: tables.append(window.table) or show(window)
     message = ""
     try:
         trainer.train()

@@ -27,6 +27,7 @@ from unigrpo.errors import NonFiniteError, RewardError
 from unigrpo.rollout.rewards import RewardSet
 from unigrpo.training.engines import FSDP2_NEEDS, engine_of
 from unigrpo.training.evaluation import held_out_answers
+from unigrpo.training.window import Window
 
 from .images import options, picture
 from .runs import adapted as trained_adapter
@@ -86,8 +87,8 @@ class Watched(UniGRPOTrainer):
         self.idle_rows = 0
         super().__init__(*args, **kwargs)
 
-    def _show_window(self) -> None:
-        rows = self._window.experiences
+    def _show_window(self, window: Window) -> None:
+        rows = window.experiences
         self.rollouts.append({row.index: row.ids.tolist() for row in rows})
         self.tasks.append(sorted({row.task for row in rows}))
         self.lengths |= {row.index: int(row.completion_mask.sum()) for row in rows}
