@@ -40,7 +40,7 @@ def held_out_loss(
 
     Returns:
         ``TASK_loss``, the objective without its coefficient; ``TASK_nats_per_token``, the bound on -log p of what is trained
-        over its tokens, with ``TASK_nats_per_token_se``, its standard error over rows; ``loss``, the sum of the losses times
+        over its tokens, with ``TASK_nats_per_token_se``, its standard error over rows where there are two; ``loss``, the sum of the losses times
         coefficients.
     """
     share = -(-len(dataset) // place.ranks)
@@ -93,9 +93,10 @@ def summary(writer: Writer, table: Tensor) -> dict[str, float]:
         if not len(sums):
             continue
         loss, nats = float(sums.sum() / shares.sum().clamp(min=1)), float(bounds.sum() / tokens.sum())
-        rest, count = bounds - nats * tokens, len(sums)
-        error = math.sqrt(float(rest.square().sum()) * count / max(count - 1, 1)) / float(tokens.sum())
         found |= {f"{task}_loss": loss, f"{task}_nats_per_token": nats}
-        found[f"{task}_nats_per_token_se"] = error if count > 1 else math.nan
+        count = len(sums)
+        if count > 1:
+            spread = (bounds - nats * tokens).square().sum() * count / (count - 1)
+            found[f"{task}_nats_per_token_se"] = math.sqrt(float(spread)) / float(tokens.sum())
         total += objective.coefficient * loss
     return {"loss": total, **found}
