@@ -258,9 +258,18 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
         found = self.eval_dataset if eval_dataset is None else self._checked(eval_dataset, "eval_dataset")
         if not found:
             raise ValueError("evaluate needs eval_dataset: give it to the trainer or to evaluate()")
-        start, metrics = time.perf_counter(), {}
-        for name, rows in found.items():
-            prefix = metric_key_prefix if name == "eval_dataset" else f"{metric_key_prefix}_{name}"
+        start = time.perf_counter()
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in self.measure(found).items()}
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measure(self, sets: Mapping[str, Any]) -> dict[str, float]:
+        """``held_out_loss`` of checked ``sets``, under their names unless there is one; not logged."""
+        found = {}
+        for name, rows in sets.items():
+            prefix = "" if name == "eval_dataset" else f"{name}_"
             numbers = held_out_loss(
                 self.writer,
                 self.model_wrapped,
@@ -270,11 +279,8 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
                 draws=self.args.num_eval_draws,
                 batch_size=self.args.per_device_eval_batch_size,
             )
-            metrics |= {f"{prefix}_{key}": value for key, value in numbers.items()}
-        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+            found |= {f"{prefix}{key}": value for key, value in numbers.items()}
+        return found
 
     # ---- checkpoints ----
 

@@ -19,6 +19,7 @@ from .commands import (
     run_recipes,
     run_rewards,
     run_sample,
+    run_sft,
     run_train,
 )
 
@@ -78,6 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = _command(commands, "train", run_train, "train a policy as a recipe says")
     _recipe_arguments(train)
+
+    sft = _command(commands, "sft", run_sft, "train a policy on given answers as a recipe says")
+    _recipe_arguments(sft)
 
     check = _command(commands, "check", run_check, "check recipes without training")
     _check_arguments(check)
