@@ -23,7 +23,10 @@ PICTURES = [
     else {"prompt": f"w{i} w9", "image": picture(i), "task": "t2i"}
     for i in range(6)
 ]
-MIXED = {"chats": TEXT, "pictures": PICTURES}
+THOUGHTS = [
+    {"prompt": f"w{i}", "completion": f"w{70 + i} w{80 + i}", "image": picture(i), "task": "r2i"} for i in range(2)
+]
+MIXED = {"chats": TEXT, "pictures": PICTURES, "thoughts": THOUGHTS}
 
 SMALL = {
     "per_device_train_batch_size": 8,

@@ -19,7 +19,7 @@ from unigrpo.training.given_step import noised, unit_sums
 from unigrpo.training.held_out_loss import bound_draw
 
 from ..support.divisions import distance
-from ..support.given_runs import MIXED, PICTURES, TEXT, divided_run, given_trainer, numbers
+from ..support.given_runs import MIXED, PICTURES, TEXT, THOUGHTS, divided_run, given_trainer, numbers
 from ..support.laws import gradients, weights
 from ..support.processes import played
 from ..support.tiny import tiny_config_fields, tiny_model
@@ -49,7 +49,8 @@ def test_a_steps_loss_and_gradient_are_the_formula_with_full_logits(tmp_path, ac
     total.backward()
     own = gradients(trainer.model)
     trainer.model.zero_grad()
-    sums, counts, rows = {"text": 0.0, "mmu": 0.0, "t2i": 0.0}, {"text": 0, "mmu": 0, "t2i": 0}, given.experiences
+    tasks, rows = ("text", "mmu", "t2i", "r2i"), given.experiences
+    sums, counts = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
     for row in rows:
         costs, hidden, target = full_logits(trainer, row), row.hidden[0, 0], row.target[0, 0]
         if row.task == "t2i":
@@ -59,7 +60,7 @@ def test_a_steps_loss_and_gradient_are_the_formula_with_full_logits(tmp_path, ac
         p = 1 / (float(row.weight.max()) * int(row.completion_mask.sum())) if bool(hidden.any()) else 1.0
         sums[row.task] = sums[row.task] + costs[hidden].sum() / (p * int(row.completion_mask.sum()))
         counts[row.task] += 1
-    expected = sum({"text": 0.5, "mmu": 0.5, "t2i": 1.0}[task] * sums[task] / counts[task] for task in sums)
+    expected = sum({"text": 0.5, "mmu": 0.5}.get(task, 1.0) * sums[task] / counts[task] for task in sums)
     assert min(counts.values()) > 0
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     expected.backward()
@@ -177,12 +178,14 @@ def test_a_uniform_model_needs_the_logarithm_of_the_vocabulary(tmp_path):
     model = tiny_model()
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
-    found = given_trainer(tmp_path, MIXED, model=model, eval_rows=[*TEXT, *PICTURES]).evaluate()
-    for task in ("text", "mmu", "t2i"):
+    found = given_trainer(tmp_path, MIXED, model=model, eval_rows=[*TEXT, *PICTURES, *THOUGHTS]).evaluate()
+    for task in ("text", "mmu", "t2i", "r2i"):
         assert found[f"eval_{task}_nats_per_token"] == pytest.approx(math.log(272), abs=1e-4)
         assert found[f"eval_{task}_nats_per_token_se"] == pytest.approx(0, abs=1e-4)
     assert found["eval_t2i_loss"] == pytest.approx(math.log(272), abs=1e-4)
-    total = 0.5 * found["eval_text_loss"] + 0.5 * found["eval_mmu_loss"] + found["eval_t2i_loss"]
+    total = (
+        0.5 * found["eval_text_loss"] + 0.5 * found["eval_mmu_loss"] + found["eval_t2i_loss"] + found["eval_r2i_loss"]
+    )
     assert found["eval_loss"] == pytest.approx(total)
 
 

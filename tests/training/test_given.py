@@ -9,6 +9,7 @@ import torch
 
 from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.models import MMaDAPolicy
+from unigrpo.models.mmada import layouts
 from unigrpo.training.given import Writer
 from unigrpo.training.mixture import Mixture
 from unigrpo.types import TokenSpace
@@ -94,6 +95,24 @@ def test_a_picture_to_draw_has_its_codes_trained_its_marks_beside_them_and_a_cap
     assert read == [special[name] for name in ("t2i", "bos", "eos", "soi", "eoi")]
 
 
+def test_a_thought_and_then_the_picture_are_one_row_in_the_public_layout(policy):
+    """Where the thought ends in eos, as the public rows do, the row is theirs; their newline after the header is prompt here."""
+    special = IDS["tiny"]
+    row = {"prompt": "w1 w2", "completion": "w5 w6", "image": picture(), "task": "r2i"}
+    written = writer(policy).write(row, "row")
+    codes = [special["n_tok"] + code for code in range(4)]
+    prompt = policy.processor.encode_prompt("w1 w2")
+    rest = 24 - len(prompt) - 3
+    assert trained_of(written) == [5, 6, EOT, *[EOS] * rest, *codes] and rest > 2
+    assert trained_of(writer(policy, given={"train_padding": "none"}).write(row, "row")) == [5, 6, EOT, *codes]
+    marks = {name: special[name] for name in ("r2i", "soi", "eoi", "bos", "eos", "end_header")}
+    ids, context = layouts.r2i([[*prompt, 5, 6]], torch.tensor([codes]), **marks, max_length=24)
+    canvas = policy.encode_thought({**row, "image_codes": torch.arange(4)}, [5, 6, EOS], 24)
+    assert torch.equal(canvas.ids, ids)
+    ours, theirs = ~canvas.fill_mask[0], context[0].bool()
+    assert bool((theirs <= ours).all()) and (ours & ~theirs).nonzero().flatten().tolist() in ([], [len(prompt)])
+
+
 def test_plain_text_is_trained_whole(policy):
     written = writer(policy, max_length=6).write({"text": "w3 w4"}, "row")
     assert written.canvas.ids[0].tolist() == [IDS["tiny"]["bos"], 3, 4, EOT, EOS, EOS] and bool(written.trained.all())
@@ -121,6 +140,8 @@ def picture():
             {"conversations": [{"from": "bot", "value": "w1"}]},
             r"rows\[3\]\['conversations'\]\[0\]=.* must have a role",
         ),
+        ({"prompt": "w1", "completion": "w5", "task": "r2i"}, r"rows\[3\] is a caption without the picture"),
+        ({"prompt": "w1", "completion": "w5", "task": "t2t"}, r"rows\[3\]\['task'\]='t2t' is not valid"),
         ({"prompt": "w1", "task": "t2i"}, r"rows\[3\] is a caption without the picture to draw"),
     ],
 )

@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..algorithm.denoising import MaskedDenoising
+from ..data.given import SFT_TASKS
 from ..errors import check_choice
 from ..parts import import_part, keys_of
 
 
 Objectives = dict[str, dict[str, Any]]
-
-SFT_TASKS = ("text", "mmu", "t2i", "r2i")
-"""Tasks that have a loss: those of a policy, and a thought followed by the picture (MMaDA's r2i)."""
 
 
 def _mmada(t2i: float, text: float, mmu: float, row: str = "answer") -> Objectives:

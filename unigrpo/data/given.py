@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import check_choice
+from ..types import TASKS
 from .rows import image_of, task_of
+
+
+SFT_TASKS = (*TASKS, "r2i")
+"""Tasks that a given answer may have: those of a policy, and a thought followed by the picture (MMaDA's r2i)."""
 
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -21,7 +27,7 @@ class Given:
 
     Attributes:
         row: the dataset row, with its ``prompt`` in the form that ``policy.encode`` reads.
-        task: ``text``, ``mmu`` or ``t2i``.
+        task: one of ``SFT_TASKS``.
         answer: the text that is trained; None for a picture to draw.
         plain: a text without a prompt: all of it is trained.
     """
@@ -36,8 +42,8 @@ def given_of(row: dict[str, Any], where: str) -> Given:
     """What a row asks and answers.
 
     A row has ``messages`` (a chat that ends with the assistant) or LLaVA's ``conversations``; or ``prompt`` and
-    ``completion``; or ``text`` alone; with ``task="t2i"`` a ``prompt`` and the ``image`` to draw. An ``image`` beside a text is
-    what the text is about.
+    ``completion``; or ``text`` alone; with ``task="t2i"`` a ``prompt`` and the ``image`` to draw. With ``task="r2i"`` the answer is
+    the thought and ``image`` what is drawn after it; else an ``image`` beside a text is what the text is about.
 
     Raises:
         ValueError: no answer, an empty one, or a chat that ends with somebody else; ``where`` names the row.
@@ -52,19 +58,18 @@ def given_of(row: dict[str, Any], where: str) -> Given:
             )
         row = {**row, "prompt": asked, "completion": last["content"]}
     task = task_of(row)
+    check_choice(f"{where}['task']", task, SFT_TASKS)
     if task == "t2i":
         _asked(row, where)
-        if row.get("image") is None and not row.get("images"):
-            raise ValueError(
-                f"{where} is a caption without the picture to draw; give an 'image' column (column_map in a recipe)"
-            )
-        image_of(row, where)
+        _picture(row, where)
         return Given(row=row, task=task, answer=None)
     if "text" in row and "prompt" not in row and row.get("completion") is None:
         return Given(row=row, task=task, answer=_text(row["text"], f"{where}['text']"), plain=True)
     _asked(row, where)
     if task == "mmu":
         image_of(row, where)
+    if task == "r2i":
+        _picture(row, where)
     completion = row.get("completion")
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
         completion = completion[0].get("content")
@@ -77,6 +82,14 @@ def _asked(row: dict[str, Any], where: str) -> None:
             f"{where} has no 'prompt', only {sorted(name for name in row if row[name] is not None)}: give prompt and completion, "
             "messages, conversations or text (column_map in a recipe)"
         )
+
+
+def _picture(row: dict[str, Any], where: str) -> None:
+    if row.get("image") is None and not row.get("images"):
+        raise ValueError(
+            f"{where} is a caption without the picture to draw; give an 'image' column (column_map in a recipe)"
+        )
+    image_of(row, where)
 
 
 def _text(value: Any, where: str) -> str:

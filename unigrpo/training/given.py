@@ -77,7 +77,8 @@ class Writer:
         if given.task != "text" and self.codec is None:
             raise ValueError(f"{where}: task {given.task!r} needs image_tokenizer")
         try:
-            written = self._picture(given, where, codes) if given.task == "t2i" else self._text(given, where, codes)
+            ways = {"t2i": self._picture, "r2i": self._thought}
+            written = ways.get(given.task, self._text)(given, where, codes)
         except ValueError as error:
             raise error if str(error).startswith(where) else ValueError(f"{where}: {error}") from error
         return replace(written, canvas=replace(written.canvas, token_space=self.vocabulary))
@@ -101,9 +102,7 @@ class Writer:
         return Written(canvas=canvas, trained=trained, marks=marks)
 
     def _text(self, given: Given, where: str, codes: bool) -> Written:
-        assert given.answer is not None, "text is answered with text"
-        padding = self.objectives[given.task].train_padding
-        answer = [*self.policy.answer_ids(given.answer), *self.policy.stop_token_ids[-1:]]
+        answer = self._answer(given)
         row, room = given.row, self.max_length
         if given.task == "mmu":
             found = self._codes(given, where, codes)
@@ -112,14 +111,8 @@ class Writer:
             start = getattr(getattr(self.policy.processor, "tokenizer", self.policy.processor), "bos_token_id", None)
             answer, used = [*([] if start is None else [start]), *answer], 0
         else:
-            used = self._prompt_length(row, given.task, len(answer), where)
-        spare = room - used - len(answer)
-        if spare < 0:
-            raise ValueError(
-                f"{where}: {used} tokens before the answer and {len(answer)} of the answer need {used + len(answer)} positions, "
-                f"and there are {room}: part of the answer would be cut away. Raise max_length={self.max_length}, or shorten the row"
-            )
-        length = len(answer) + (spare if padding == "all" else min(spare, int(padding == "first")))
+            used = self._prompt_length(row, given.task, len(answer))
+        length = len(answer) + self._padding(given.task, room, used, len(answer), where)
         canvas = self._blank(length) if given.plain else self._encode(row, given.task, length)
         canvas = fill(canvas, torch.tensor(answer), self.policy.pad_token_id).canvas
         trained = canvas.fill_mask[0].clone()
@@ -127,10 +120,34 @@ class Writer:
             trained |= self._earlier_answers(canvas, row, given.task, where)
         return Written(canvas=canvas, trained=trained, marks=torch.zeros_like(trained))
 
+    def _thought(self, given: Given, where: str, codes: bool) -> Written:
+        """A thought, its padding and the picture."""
+        answer, row = self._answer(given), {**given.row, "image_codes": self._codes(given, where, codes)}
+        used = self._prompt_length(given.row, "text", len(answer))
+        padding = self._padding(given.task, self.max_length, used, len(answer), where)
+        canvas = self.policy.encode_thought(row, answer, used + len(answer) + padding)
+        trained = canvas.fill_mask[0].clone()
+        return Written(canvas=canvas, trained=trained, marks=torch.zeros_like(trained))
+
+    def _answer(self, given: Given) -> list[int]:
+        """Ids of a text with the stop token that ends it."""
+        assert given.answer is not None, "text is answered with text"
+        return [*self.policy.answer_ids(given.answer), *self.policy.stop_token_ids[-1:]]
+
+    def _padding(self, task: str, room: int, used: int, count: int, where: str) -> int:
+        """Padding behind an answer of ``count`` tokens after ``used`` others in ``room`` positions."""
+        spare, kind = room - used - count, self.objectives[task].train_padding
+        if spare < 0:
+            raise ValueError(
+                f"{where}: {used} tokens before the answer and {count} of the answer need {used + count} positions, "
+                f"and there are {room}: part of the answer would be cut away. Raise max_length={self.max_length}, or shorten the row"
+            )
+        return spare if kind == "all" else min(spare, int(kind == "first"))
+
     def _encode(self, row: dict[str, Any], task: str, length: int) -> Canvas:
         return self.policy.encode([row], task, max_completion_length=length)
 
-    def _prompt_length(self, row: dict[str, Any], task: str, length: int, where: str) -> int:
+    def _prompt_length(self, row: dict[str, Any], task: str, length: int) -> int:
         canvas = self._encode(row, task, length)
         return int((canvas.attention_mask & ~canvas.fill_mask).sum())
 

@@ -38,21 +38,25 @@ class Mixture:
         self.names, self.sizes, self.rows, self.seed, self.shuffle = list(sizes), dict(sizes), rows, seed, shuffle
         shares = torch.tensor([weights[name] for name in self.names], dtype=torch.float64)
         self._ends = (shares / shares.sum()).cumsum(0)
-        self._before = [torch.zeros(len(self.names), dtype=torch.int64)]
+        self._used = 0, torch.zeros(len(self.names), dtype=torch.int64)
         self._orders: dict[str, tuple[int, torch.Tensor]] = {}
 
     def step(self, number: int) -> list[tuple[str, int]]:
         """Source and index of each of the R rows of step ``number``, from 0."""
-        while len(self._before) <= number:
-            self._before.append(
-                self._before[-1] + self._sources(len(self._before) - 1).bincount(minlength=len(self.names))
-            )
-        sources, used = self._sources(number).tolist(), self._before[number].tolist()
+        sources, used = self._sources(number).tolist(), self._before(number).tolist()
         rows = []
         for source in sources:
             rows.append((self.names[source], self._index(self.names[source], used[source])))
             used[source] += 1
         return rows
+
+    def _before(self, number: int) -> torch.Tensor:
+        """Rows of each source in the steps before ``number``; quick where steps are asked for in order."""
+        start, used = self._used if self._used[0] <= number else (0, torch.zeros_like(self._used[1]))
+        for earlier in range(start, number):
+            used = used + self._sources(earlier).bincount(minlength=len(self.names))
+        self._used = number, used
+        return used
 
     def _sources(self, number: int) -> torch.Tensor:
         """The source of each row, ``[R]`` int64."""
