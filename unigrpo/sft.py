@@ -106,13 +106,14 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
             args=args,
             data_collator=list,  # type: ignore[arg-type]  # numbers of micro-steps
             train_dataset=sources or None,
-            eval_dataset=self._checked(eval_dataset, "eval_dataset") if eval_dataset is not None else None,  # type: ignore[arg-type]
+            eval_dataset=self._checked(eval_dataset, "eval_dataset") if eval_dataset is not None else None,
             processing_class=self.policy.processor,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         self._micro_step, self._window, self._metrics = 0, None, Metrics()
-        self._guard, self._fitted = FiniteGuard(), {}
+        self._guard = FiniteGuard()
+        self._fitted: dict[str, int] = {}
         self._step: tuple[int, GivenStep] | None = None
         self._mixture: Mixture | None = None
         if sources:
@@ -267,7 +268,7 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
 
     def measure(self, sets: Mapping[str, Any]) -> dict[str, float]:
         """``held_out_loss`` of checked ``sets``, under their names unless there is one; not logged."""
-        found = {}
+        found: dict[str, float] = {}
         for name, rows in sets.items():
             prefix = "" if name == "eval_dataset" else f"{name}_"
             numbers = held_out_loss(

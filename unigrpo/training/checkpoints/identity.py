@@ -37,7 +37,7 @@ SILENT = (
     *("logging_steps", "log_completions", "num_completions_to_print", "log_exact_kl", "overwrite", "use_vllm"),
     *("rollout_batch_size", "offload_image_tokenizer", "offload_reward_models", "reward_timeout", "trim_padding"),
     *("remove_unused_columns", "ddp_find_unused_parameters", "model_init_kwargs", "given_keys", "filled_keys"),
-    *("generation_batch_size", "reward_weights", "num_eval_draws"),
+    *("generation_batch_size", "reward_weights"),
 )
 """Keys of our own that no result depends on, or that others say: weights stand with their rewards, options of the model (which may
 hold a token) in its weights."""
@@ -82,8 +82,9 @@ def described_denoising(args: MaskedDenoisingConfig, policy: str) -> tuple[dict[
     own = {name: getattr(args, name, None) for name in (*DENOISING_KEYS, *KEPT, *TOLD)}
     own["image_tokenizer"] = tokenizer_name(args.image_tokenizer)
     own["optim"] = str(getattr(args.optim, "value", args.optim)).removesuffix("_fused")
-    # The objectives hold what these say.
-    kept = {name: value for name, value in own.items() if name not in (*TOLD, *SILENT, "objective", "task_overrides")}
+    # The objectives hold what the first two say; no weight depends on the third.
+    unread = (*TOLD, *SILENT, "objective", "task_overrides", "num_eval_draws")
+    kept = {name: value for name, value in own.items() if name not in unread}
     kept |= {f"objective.{task}": asdict(objective) for task, objective in args.objectives.items()}
     told = {name: own[name] for name in TOLD if own[name] is not None}
     return _as_json({**kept, "policy": policy}), _as_json(told)
