@@ -14,6 +14,7 @@ CHECKED = [
     "unigrpo.algorithm.advantages",
     "unigrpo.algorithm.noising",
     "unigrpo.algorithm.likelihood",
+    "unigrpo.algorithm.denoising",
     "unigrpo.algorithm.mixing",
 ]
 loaded = [name for name in CHECKED if name in sys.modules]

@@ -11,19 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config.arguments import UniGRPOConfig
+    from .config.denoising_arguments import MaskedDenoisingConfig
     from .rollout.generate import load_policy
+    from .sft import MaskedDenoisingTrainer
     from .trainer import UniGRPOTrainer
 
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "MaskedDenoisingConfig": "unigrpo.config.denoising_arguments",
+    "MaskedDenoisingTrainer": "unigrpo.sft",
     "UniGRPOConfig": "unigrpo.config.arguments",
     "UniGRPOTrainer": "unigrpo.trainer",
     "load_policy": "unigrpo.rollout.generate",
 }
 
-__all__ = ["UniGRPOConfig", "UniGRPOTrainer", "__version__", "load_policy"]
+__all__ = [
+    "MaskedDenoisingConfig",
+    "MaskedDenoisingTrainer",
+    "UniGRPOConfig",
+    "UniGRPOTrainer",
+    "__version__",
+    "load_policy",
+]
 
 
 def __getattr__(name: str) -> Any:

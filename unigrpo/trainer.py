@@ -27,7 +27,7 @@ from .rollout.pipeline import Pipeline
 from .rollout.rewards import ModelReward
 from .training import evaluation, setup
 from .training.batches import Batch, Unit, collate, score_batch
-from .training.callbacks import add_callbacks, reference_update, save_completions, show_completions
+from .training.callbacks import ReadGolds, add_callbacks, reference_update, save_completions, show_completions
 from .training.check_datasets import CheckedDatasets
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
@@ -138,6 +138,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
         self._reference = reference_context(model, lambda: self.model_wrapped, self._twin)
         if args.sync_ref_model:
             self.add_callback(reference_update(self._twin, self._with_reference, self.accelerator))
+        self.add_callback(ReadGolds(self.rewards))
         self._progress = add_callbacks(self)
         if hasattr(model, "add_model_tags"):
             model.add_model_tags(self._tag_names)

@@ -82,6 +82,14 @@ class DiffusionPolicy(ABC):
         ``image_tokens`` and ``trim_padding``.
         """
 
+    def encode_thought(self, row: dict[str, Any], thought: list[int], max_length: int) -> Canvas:
+        """The canvas of a thought and then a picture (task ``r2i``); see ``MMaDAPolicy.encode_thought``.
+
+        Raises:
+            ValueError: the family has no such layout.
+        """
+        raise ValueError(f"{type(self).__name__} has no layout for a thought and then a picture (task 'r2i')")
+
     @abstractmethod
     def decode(self, canvas: Canvas, completion_mask: Tensor) -> list[Any]:
         """One completion a row from a filled canvas: text, or the codes ``[N]`` of an image.

@@ -11,8 +11,8 @@ STARTING = ("resume_from_checkpoint=", "overwrite=")
 """Words of a command line that say how a run starts."""
 
 
-def command_again(recipe: Recipe, output_dir: str, processes: int) -> str:
-    """What to type to go on with a run of ``recipe`` that has written into ``output_dir``."""
+def command_again(recipe: Recipe, output_dir: str, processes: int, command: str = "train") -> str:
+    """What to type to go on with a run of ``recipe`` under ``unigrpo COMMAND`` that has written into ``output_dir``."""
     words = [word for word in recipe.overrides if not word.startswith(STARTING)]
     if str(recipe.config.get("output_dir")) != output_dir:
         words = [*(word for word in words if not word.startswith("output_dir=")), f"output_dir={output_dir}"]
@@ -21,4 +21,4 @@ def command_again(recipe: Recipe, output_dir: str, processes: int) -> str:
         start.append("overwrite=false")
     if processes > 1:
         return f"the launch command again, with {shlex.join(start)}"
-    return shlex.join(["unigrpo", "train", recipe.source, *words, *start])
+    return shlex.join(["unigrpo", command, recipe.source, *words, *start])

@@ -41,14 +41,23 @@ def build_config(recipe: Recipe) -> UniGRPOConfig:
         raise RecipeError(f"{recipe.source}: reward_weights belongs to the rewards: give each a 'weight'")
     values["reward_weights"] = [float(reward.weight) for reward in recipe.rewards]
     try:
-        for where, path in part_paths(recipe):
-            try:
-                import_part(path, [recipe.folder])
-            except (ImportError, ValueError) as error:
-                raise ValueError(f"{where}={path!r} cannot be imported: {error}") from error
+        import_parts(recipe)
         return UniGRPOConfig(**values)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{recipe.source}: {error}") from error
+
+
+def import_parts(recipe: Recipe) -> None:
+    """Imports the recipe's own code, which is looked for beside it first.
+
+    Raises:
+        ValueError: a path that leads nowhere.
+    """
+    for where, path in part_paths(recipe):
+        try:
+            import_part(path, [recipe.folder])
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"{where}={path!r} cannot be imported: {error}") from error
 
 
 def build_lora(recipe: Recipe) -> LoraConfig | None:

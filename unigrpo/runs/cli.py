@@ -19,6 +19,7 @@ from .commands import (
     run_recipes,
     run_rewards,
     run_sample,
+    run_sft,
     run_train,
 )
 
@@ -27,6 +28,7 @@ EPILOG = """examples:
   unigrpo train quickstart                              train the shipped toy policy, in three minutes on two cores
   unigrpo train quickstart lora.r=16 lora.lora_alpha=32 learning_rate=1e-3     the same with LoRA
   unigrpo train quickstart seed=1 output_dir=runs/seed1
+  unigrpo sft chats.yaml                                fine-tune on given answers, before RL or after it
   unigrpo recipes                                       what else ships; `unigrpo recipes copy NAME` to change one
   accelerate launch -m unigrpo train RECIPE             several GPUs
   unigrpo check quickstart quickstart_image             find mistakes before any GPU time
@@ -78,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = _command(commands, "train", run_train, "train a policy as a recipe says")
     _recipe_arguments(train)
+
+    sft = _command(commands, "sft", run_sft, "train a policy on given answers as a recipe says")
+    _recipe_arguments(sft)
 
     check = _command(commands, "check", run_check, "check recipes without training")
     _check_arguments(check)

@@ -34,6 +34,20 @@ def run_train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_sft(arguments: argparse.Namespace) -> int:
+    """``unigrpo sft RECIPE [key=value ...]``."""
+    from .reach import told_before
+    from .sft import load_sft_recipe, run_sft_recipe
+
+    recipe = load_sft_recipe(arguments.recipe, arguments.overrides)
+    if os.environ.get("RANK", "0") == "0":
+        say("\n".join(told_before(recipe)))
+    if not sys.stderr.isatty():
+        quiet_bars()
+    run_sft_recipe(recipe)
+    return 0
+
+
 def quiet_bars() -> None:
     """No bars of others': in a file each of their redraws is a line."""
     import datasets

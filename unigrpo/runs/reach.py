@@ -36,7 +36,7 @@ def part_paths(recipe: Recipe) -> list[tuple[str, str]]:
         ("", recipe.config),
         *((f"task_overrides.{task}.", own) for task, own in overrides.items()),
     ]:
-        for key in PART_KEYS if isinstance(values, dict) else ():
+        for key in (*PART_KEYS, "objective") if isinstance(values, dict) else ():
             own = values.get(key)
             with suppress(ValueError):
                 own = plain(key, own)

@@ -144,6 +144,16 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: a file that is missing, no text or not YAML, an unknown key, a wrong type.
     """
+    data, source, folder = read_recipe(path, overrides)
+    return replace(parse_recipe(data, source, folder), overrides=tuple(overrides or ()))
+
+
+def read_recipe(path: str | Path, overrides: list[str] | None = None) -> tuple[dict[str, Any], str, Path]:
+    """A recipe's mapping with its overrides, what it is called, and the folder that it is read in.
+
+    Raises:
+        RecipeError: a file that is missing, no text or not YAML.
+    """
     file, source = find_recipe(str(path))
     data = parse_yaml(_text(file), source)
     if not isinstance(data, dict):
@@ -152,7 +162,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     _look_beside(data, file.parent)
     for override in overrides or []:
         _override(data, override)
-    return replace(parse_recipe(data, source, file.parent), overrides=tuple(overrides or ()))
+    return data, source, file.parent
 
 
 def find_recipe(path: str) -> tuple[Path, str]:
@@ -194,35 +204,24 @@ def _text(file: Path) -> str:
 def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) -> Recipe:
     """A recipe from its mapping, read in ``folder``."""
     for key in data:
-        _known(key, (*SECTIONS, *CONFIG_KEYS), source)
+        known(key, (*SECTIONS, *CONFIG_KEYS), source)
     for key in ("model", "datasets", "rewards"):
         if not data.get(key):
             raise RecipeError(f"{source}: '{key}' is missing; every recipe needs model, datasets and rewards")
     recipe = Recipe(
         source=source,
-        model=_section(ModelSpec, data["model"], f"{source}: model"),
-        policy=_policy(data.get("policy"), source),
-        datasets=_sections(DatasetSpec, data["datasets"], f"{source}: datasets"),
-        eval_datasets=_sections(DatasetSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
-        sft_datasets=_sections(DatasetSpec, data.get("sft_datasets") or [], f"{source}: sft_datasets"),
-        rewards=_sections(RewardSpec, data["rewards"], f"{source}: rewards"),
+        model=section(ModelSpec, data["model"], f"{source}: model"),
+        policy=parse_policy(data.get("policy"), source),
+        datasets=sections(DatasetSpec, data["datasets"], f"{source}: datasets"),
+        eval_datasets=sections(DatasetSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
+        sft_datasets=sections(DatasetSpec, data.get("sft_datasets") or [], f"{source}: sft_datasets"),
+        rewards=sections(RewardSpec, data["rewards"], f"{source}: rewards"),
         accuracy=_accuracy(data.get("accuracy"), source),
-        lora=data.get("lora") or None,
+        lora=parse_lora(data, source),
         config={key: value for key, value in data.items() if key not in SECTIONS},
         folder=folder or Path(),
         allow_hosts=read_hosts(data.get("allow_hosts") or []),
     )
-    if recipe.lora is not None:
-        if not isinstance(recipe.lora, dict):
-            raise RecipeError(
-                f"{source}: lora must be a mapping of LoraConfig keys, or null, got {quoted(recipe.lora)}"
-            )
-        for key in recipe.lora:
-            _known(key, LORA_KEYS, f"{source}: lora")
-        try:
-            recipe.lora = settle_fields(LoraConfig, recipe.lora, "lora.")
-        except ValueError as error:
-            raise RecipeError(f"{source}: {error}") from error
     for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
         if spec.image_transform is not None and spec.image_transform not in TRANSFORMS:
             raise RecipeError(
@@ -232,6 +231,21 @@ def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) 
         if spec.task is not None and spec.task not in TASKS:
             raise RecipeError(f"{source}: task={quoted(spec.task)}: choose one of {list(TASKS)}")
     return recipe
+
+
+def parse_lora(data: dict[str, Any], source: str) -> dict[str, Any] | None:
+    """The recipe's ``lora``, typed; None for a whole model."""
+    lora = data.get("lora") or None
+    if lora is None:
+        return None
+    if not isinstance(lora, dict):
+        raise RecipeError(f"{source}: lora must be a mapping of LoraConfig keys, or null, got {quoted(lora)}")
+    for key in lora:
+        known(key, LORA_KEYS, f"{source}: lora")
+    try:
+        return settle_fields(LoraConfig, lora, "lora.")
+    except ValueError as error:
+        raise RecipeError(f"{source}: {error}") from error
 
 
 FILE_KEYS = ("image_tokenizer", "deepspeed", "fsdp_config", "accelerator_config")
@@ -265,7 +279,7 @@ def _beside(path: Any, folder: Path) -> Any:
         return path
 
 
-def _policy(given: Any, source: str) -> str | None:
+def parse_policy(given: Any, source: str) -> str | None:
     if given is None or isinstance(given, str):
         return given
     raise RecipeError(f"{source}: policy={quoted(given)} must be a name or a 'pkg.mod:attr' path")
@@ -278,7 +292,7 @@ def _accuracy(given: Any, source: str) -> dict[str, Any]:
     if not isinstance(given or {}, dict):
         raise RecipeError(f"{source}: accuracy={quoted(given)} must be a 'pkg.mod:attr' path, or one for each task")
     for task, path in (given or {}).items():
-        _known(task, TASKS, f"{source}: accuracy")
+        known(task, TASKS, f"{source}: accuracy")
         if not isinstance(path.get("name") if isinstance(path, dict) else path, str):
             raise RecipeError(
                 f"{source}: accuracy.{task}={quoted(path)} must be a 'pkg.mod:attr' path, or a mapping with a 'name' and keys"
@@ -286,7 +300,7 @@ def _accuracy(given: Any, source: str) -> dict[str, Any]:
     return {**ACCURACY, **(given or {})}
 
 
-def _known(key: str, valid: tuple[str, ...], where: str) -> None:
+def known(key: str, valid: tuple[str, ...], where: str) -> None:
     if key in valid:
         return
     near = difflib.get_close_matches(str(key)[:100], valid, n=1)
@@ -294,11 +308,11 @@ def _known(key: str, valid: tuple[str, ...], where: str) -> None:
     raise RecipeError(f"{where}: unknown key {quoted(key)}; {cure_of(str(key)) or hint}")
 
 
-def _section(kind: type, value: Any, where: str) -> Any:
+def section(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise RecipeError(f"{where} must be a mapping with keys {[f.name for f in fields(kind)]}, got {quoted(value)}")
     for key in value:
-        _known(key, tuple(item.name for item in fields(kind)), where)
+        known(key, tuple(item.name for item in fields(kind)), where)
     for key, item in value.items():
         types = FIELD_TYPES.get(key, (str, type(None)))
         if not isinstance(item, types) or (isinstance(item, bool) and bool not in types):
@@ -319,10 +333,10 @@ def _check_words(mapping: dict, values_too: bool, where: str) -> None:
         raise RecipeError(f"{where}: {quoted(wrong[0])} must be text")
 
 
-def _sections(kind: type, values: Any, where: str) -> list[Any]:
+def sections(kind: type, values: Any, where: str) -> list[Any]:
     if not isinstance(values, list):
         raise RecipeError(f"{where} must be a list, got {quoted(values)}")
-    return [_section(kind, value, f"{where}[{index}]") for index, value in enumerate(values)]
+    return [section(kind, value, f"{where}[{index}]") for index, value in enumerate(values)]
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -102,11 +102,10 @@ class LastLog(TrainerCallback):
 
 
 def add_callbacks(trainer: Any) -> UniGRPOProgress | None:
-    """The trainer's own callbacks: golds that none can read, the last log, and a bar, or lines where there is no terminal.
+    """The callbacks of both trainers: the last log, and a bar, or lines where there is no terminal.
 
     Returns the bar.
     """
-    trainer.add_callback(ReadGolds(trainer.rewards))
     trainer.add_callback(LastLog())
     if trainer.args.disable_tqdm:
         return None

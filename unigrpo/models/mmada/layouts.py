@@ -98,3 +98,34 @@ def around(ids: Tensor, before: list[int], after: list[int]) -> Tensor:
     rows = len(ids)
     first, last = (torch.tensor(tokens, dtype=ids.dtype).expand(rows, -1) for tokens in (before, after))
     return torch.cat([first, ids, last], dim=1)
+
+
+def r2i(
+    texts: list[list[int]],
+    image_ids: Tensor,
+    *,
+    r2i: int,
+    soi: int,
+    eoi: int,
+    bos: int,
+    eos: int,
+    end_header: int,
+    max_length: int,
+) -> tuple[Tensor, Tensor]:
+    """Think, then draw: ``r2i``, ``lm_chat`` of ``max_length``, ``soi image eoi``; a text that is cut still ends in eos.
+
+    Args:
+        texts: token ids of the chat, the thought its last answer.
+        image_ids: ``[B, N]`` int64 vocabulary ids.
+
+    Returns:
+        ids and prompt mask ``[B, max_length + N + 3]`` int64. The thought, its padding and the codes are the answer. A text
+        without a header is all prompt.
+    """
+    cut = [tokens[: max_length - 1 - (tokens[:1] != [bos])] for tokens in texts]
+    ids, prompt = lm_chat(cut, bos=bos, eos=eos, end_header=end_header, max_length=max_length)
+    prompt[prompt.sum(dim=1) == 0] = 1
+    prompt = around(prompt, [1], [1])
+    picture = torch.zeros_like(image_ids)
+    ids = torch.cat([around(ids, [r2i], [soi]), image_ids, torch.full((len(ids), 1), eoi)], dim=1)
+    return ids, torch.cat([prompt, picture, torch.ones(len(ids), 1, dtype=torch.int64)], dim=1)

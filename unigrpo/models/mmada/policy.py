@@ -150,6 +150,40 @@ class MMaDAPolicy(TextCanvasPolicy):
             token_space=self.token_space("t2i"),
         )
 
+    def encode_thought(self, row: dict[str, Any], thought: list[int], max_length: int) -> Canvas:
+        """``<|r2i|> chat-prompt thought eos* <|soi|> codes <|eoi|>`` with everything in place: a row to train on.
+
+        Args:
+            row: with its ``prompt`` and the ``image_codes [N]`` of its picture.
+            thought: its ids.
+            max_length: positions of prompt, thought and padding.
+
+        Returns:
+            a canvas of one row, whose ``fill_mask`` has the thought, its padding and the codes.
+
+        Raises:
+            ValueError: prompt and thought do not fit.
+        """
+        prompt, special = self.processor.encode_prompt(row["prompt"]), self.config.special_token_ids
+        if len(prompt) + len(thought) > max_length:
+            raise ValueError(
+                f"a prompt of {len(prompt)} and a thought of {len(thought)} tokens do not fit {max_length} positions"
+            )
+        rest = [self.pad_token_id] * (max_length - len(prompt) - len(thought))
+        codes = (row["image_codes"] + self.config.image_token_offset).tolist()
+        marks = [special[name] for name in ("r2i", "soi", "eoi")]
+        ids = torch.tensor([[marks[0], *prompt, *thought, *rest, marks[1], *codes, marks[2]]])
+        place = torch.arange(ids.shape[1])
+        text = (place > len(prompt)) & (place <= max_length)
+        picture = (place > max_length + 1) & (place < ids.shape[1] - 1)
+        return Canvas(
+            ids=ids,
+            fill_mask=(text | picture)[None],
+            attention_mask=torch.ones_like(ids, dtype=torch.bool),
+            task="r2i",
+            token_space=self.token_space("text"),
+        )
+
     def guidance_canvas(self, canvas: Canvas) -> Canvas:
         """``t2i``: the same canvas with an empty caption, ``[iPAD]* <|t2i|> bos eos <|soi|>``. Else every prompt token
         hidden, the image included.

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from ...config.arguments import OWN_KEYS, UniGRPOConfig
+from ...config.denoising_arguments import DENOISING_KEYS, MaskedDenoisingConfig
 from ...config.run_keys import RUN_KEYS
 from ...data.image_codes import tokenizer_name
 from ...models.reference import is_peft
@@ -74,6 +75,19 @@ def described(
     if reward_args is not None:
         kept["reward_args"] = reward_args
     return _as_json({**kept, "policy": policy}), _as_json({**told, "tasks": sorted(tasks)})
+
+
+def described_denoising(args: MaskedDenoisingConfig, policy: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``described`` of a run on given answers: it keeps its objectives and how rows are written and mixed."""
+    own = {name: getattr(args, name, None) for name in (*DENOISING_KEYS, *KEPT, *TOLD)}
+    own["image_tokenizer"] = tokenizer_name(args.image_tokenizer)
+    own["optim"] = str(getattr(args.optim, "value", args.optim)).removesuffix("_fused")
+    # The objectives hold what the first two say; no weight depends on the third.
+    unread = (*TOLD, *SILENT, "objective", "task_overrides", "num_eval_draws")
+    kept = {name: value for name, value in own.items() if name not in unread}
+    kept |= {f"objective.{task}": asdict(objective) for task, objective in args.objectives.items()}
+    told = {name: own[name] for name in TOLD if own[name] is not None}
+    return _as_json({**kept, "policy": policy}), _as_json(told)
 
 
 def _name_of(reward: Callable) -> str:

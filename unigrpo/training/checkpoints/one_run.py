@@ -39,6 +39,7 @@ class OneRun:
     reward_args: list[str] | None = None
     start: dict[str, str] = {}
     run: RunRecord | None = None
+    _datasets: tuple[str, ...] = ("train_dataset", "eval_dataset", "sft_dataset")
     _new_id = ""
     """What the run is called if it is a new one, the same on all processes."""
     _aside: Path | None = None
@@ -50,13 +51,16 @@ class OneRun:
         if is_peft(model):
             self.start["adapter"] = weights_digest(model, trained=True)
 
+    def _settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the run's arguments keep, and what of them may change."""
+        return described(self.args, self._tasks, type(self.policy).__name__, self.rewards, self.reward_args)
+
     def _described(self) -> RunRecord:
         """The run as it is now, with a new id."""
-        args = self.args
-        kept, told = described(args, self._tasks, type(self.policy).__name__, self.rewards, self.reward_args)
+        kept, told = self._settings()
         kept |= {"model": self.start["model"], **adapter_keys(self.model)}
         told |= {name: value for name, value in self.start.items() if name != "model"}
-        for name in ("train_dataset", "eval_dataset", "sft_dataset"):
+        for name in self._datasets:
             told[name] = dataset_digest(getattr(self, name))
         about = {"model": getattr(self.model.config, "name_or_path", None), **self.about}
         about["started"] = datetime.now(UTC).isoformat(timespec="seconds")

@@ -75,6 +75,15 @@ class WindowCheckpoints(AtomicCheckpoints):
         assert self._window is not None, "the first micro-step samples a window"
         return self._window
 
+    @property
+    def _moving_reference(self) -> nn.Module | None:
+        """The reference, where it is mixed with the policy now and then."""
+        return self.accelerator.unwrap_model(self._twin) if self.args.sync_ref_model else None
+
+    def _check_norm(self, norm: Any) -> None:
+        """The norm of the finished step's gradient; a fault names the step's rows."""
+        self._guard.check_norm(norm, self._window.experiences, self._window.table)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._resumed: dict[str, Any] = {}
         self._step_failed = False
@@ -89,8 +98,8 @@ class WindowCheckpoints(AtomicCheckpoints):
         experiences, order = (self._window.experiences, self._window.order) if inside else ([], [])
         path = window_file(folder, self.accelerator.process_index)
         save_window(path, experiences, order, self._micro_step, self._window_sizes(), self._pending())
-        if self.args.sync_ref_model and self.args.should_save:
-            twin = self.accelerator.unwrap_model(self._twin)
+        twin = self._moving_reference
+        if twin is not None and self.args.should_save:
             save_file({name: value.contiguous() for name, value in twin.state_dict().items()}, folder / REFERENCE_FILE)
         return [WINDOW_FILE]
 
@@ -123,10 +132,10 @@ class WindowCheckpoints(AtomicCheckpoints):
         self._restore(pending)
         if experiences:
             self._window = rebuild_window(self.pipeline(), experiences, order)
-        reference = Path(checkpoint) / REFERENCE_FILE
-        if self.args.sync_ref_model and reference.exists():
+        reference, twin = Path(checkpoint) / REFERENCE_FILE, self._moving_reference
+        if twin is not None and reference.exists():
             with reading(str(reference)):
-                self.accelerator.unwrap_model(self._twin).load_state_dict(load_file(reference))
+                twin.load_state_dict(load_file(reference))
 
     def _settings_kept(self, checkpoint: str | None) -> AbstractContextManager:
         """``as_given``; DeepSpeed's engine has loaded its own by now."""
@@ -193,7 +202,7 @@ class WindowCheckpoints(AtomicCheckpoints):
             norm: of the step's gradient, where it is known.
         """
         if self.accelerator.scaler is None and norm is not None:
-            self._guard.check_norm(norm, self._window.experiences, self._window.table)
+            self._check_norm(norm)
         found = self._guard.flush()
         bad = torch.tensor([bool(found)], device=self.accelerator.device)
         if not bool(self.accelerator.gather(bad).any()):

@@ -1,0 +1,57 @@
+"""Presets of masked-denoising training: their loss in plain arithmetic on one row, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unigrpo.config.denoising_presets import OBJECTIVES, objectives_of
+
+
+# Of a row of 8 with marks at 2 and 7, 4 trained tokens of which 2 are hidden at p = 0.25, a nat each:
+# by the answer 2 * 4 / 4 = 2, by the row 2 * 4 / 8 = 1, the mean of what is scored 1.
+EXPECTED = {
+    "mmada_stage1": {"t2i": 1.0 * 1, "text": 0.1 * 1, "mmu": 1.0 * 2, "r2i": 1.0 * 2},
+    "mmada_stage2": {"t2i": 1.0 * 1, "text": 0.1 * 1, "mmu": 0.5 * 2, "r2i": 1.0 * 2},
+    "mmada_stage3": {"t2i": 1.0 * 1, "text": 0.4 * 1, "mmu": 0.5 * 2, "r2i": 1.0 * 2},
+    "mmada_cot": {"t2i": 1.0 * 1, "text": 0.5 * 2, "mmu": 0.5 * 2, "r2i": 1.0 * 2},
+    "mmada_stage4": {"t2i": 0.05 * 1, "text": 0.6 * 2, "mmu": 0.4 * 2, "r2i": 0.05 * 2},
+    "llada": {"text": 2.0, "mmu": 2.0},
+    "dllm": {"text": 1.0, "mmu": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_row_costs_what_the_paper_says(name):
+    hidden, trained, marks = torch.zeros(3, 8, dtype=torch.bool)
+    hidden[3], hidden[5], trained[3:7], marks[2], marks[7] = True, True, True, True, True
+    found = {}
+    for task, objective in objectives_of(name).items():
+        drawn = objective.weigh(hidden, trained, 0.25, marks)
+        assert int(drawn.target.sum()) == (4 if task == "t2i" else 2)
+        found[task] = objective.coefficient * float(drawn.weight.sum()) / drawn.share
+    assert found == pytest.approx(EXPECTED[name])
+    assert set(EXPECTED) == set(OBJECTIVES)
+
+
+def test_given_keys_go_over_a_preset_and_a_tasks_own_over_both():
+    found = objectives_of("mmada_cot", {"coefficient": 3.0}, {"t2i": {"coefficient": "0.5", "train_marks": False}})
+    assert {task: own.coefficient for task, own in found.items()} == {"text": 3.0, "mmu": 3.0, "t2i": 0.5, "r2i": 3.0}
+    assert found["t2i"].law == "cosine" and not found["t2i"].train_marks
+    assert "t2i" not in objectives_of("llada") and "t2i" in objectives_of("llada", None, {"t2i": {"law": "cosine"}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("mmada_stage5",), "objective='mmada_stage5' is not valid"),
+        (("llada", {"laws": "linear"}), "key='laws' is not valid"),
+        (("llada", None, {"draw": {"law": "cosine"}}), "task_overrides key='draw' is not valid"),
+        (("llada", None, {"text": {"law": "sine"}}), "task_overrides.text.law='sine' is not valid"),
+        (("llada", {"coefficient": -1}), "coefficient=-1.0 must not be negative"),
+        (("nowhere.at:all",), "objective='nowhere.at:all' cannot be imported"),
+    ],
+)
+def test_what_is_no_preset_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        objectives_of(*arguments)

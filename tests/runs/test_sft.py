@@ -1,0 +1,106 @@
+"""``unigrpo sft``: from a recipe to weights that reinforcement learning starts from, and what of a recipe is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from unigrpo import UniGRPOConfig, UniGRPOTrainer, load_policy
+from unigrpo.errors import RecipeError
+from unigrpo.runs.cli import main
+from unigrpo.runs.sft import build_sft_config, build_sft_trainer, parse_sft_recipe
+
+
+ARITHMETIC = {"path": "builtin:arithmetic", "split": "train", "limit": 64}
+RECIPE = {
+    "model": {"path": "builtin:arithmetic", "dtype": "float32"},
+    "datasets": [ARITHMETIC],
+    "eval_datasets": [{**ARITHMETIC, "split": "test", "limit": 16}],
+    "max_length": 48,
+    "max_steps": 3,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-4,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "save_steps": 2,
+}
+
+
+def recipe(**changes):
+    return parse_sft_recipe({**RECIPE, **changes}, "here")
+
+
+def written(folder, **changes):
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(folder / "run"), **changes}))
+    return str(path)
+
+
+@pytest.mark.smoke
+def test_a_recipe_leaves_weights_that_answer_and_that_rl_starts_from(tmp_path, capsys):
+    assert main(["sft", written(tmp_path), "max_steps=2"]) == 0
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    before, after = summary["held_out_before"], summary["held_out_after"]
+    assert after["text_nats_per_token"] < before["text_nats_per_token"]
+    assert json.loads((folder / "before.json").read_text()) == before
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert {line["run_id"] for line in lines} == {summary["run_id"]}
+    assert "held-out text_nats_per_token" in capsys.readouterr().out
+    assert isinstance(load_policy(str(folder), device="cpu").generate(["Tom has 127 cups and gets 4. Total?"])[0], str)
+    settings = {"max_completion_length": 16, "steps": 4, "block_length": 4, "num_generations": 4, "max_steps": 1}
+    args = UniGRPOConfig(
+        str(tmp_path / "rl"), **settings, per_device_train_batch_size=8, use_cpu=True, report_to="none", beta=0.01
+    )
+    rows = [{"prompt": f"Tom has {n} cups and gets 4. Total?", "solution": str(n + 4)} for n in range(100, 108)]
+    trainer = UniGRPOTrainer(str(folder), ["think_format"], args, rows)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_the_same_command_goes_on(tmp_path):
+    path = written(tmp_path)
+    assert main(["sft", path, "max_steps=2"]) == 0
+    first = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert main(["sft", path, "resume_from_checkpoint=true"]) == 0
+    again = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert again["optimizer_steps"] == 3 and again["run_id"] == first["run_id"]
+    assert again["held_out_before"] == first["held_out_before"]
+    # Another start is another run, in the next free folder.
+    assert main(["sft", path, "max_steps=1"]) == 0
+    assert json.loads((tmp_path / "run-2" / "summary.json").read_text())["run_id"] != first["run_id"]
+
+
+def test_datasets_are_sources_with_their_weights_and_adapters_are_named_by_the_recipe(tmp_path):
+    own = recipe(
+        datasets=[{**ARITHMETIC, "weight": 3}, {**ARITHMETIC, "weight": 1}], lora={"r": 2}, output_dir=str(tmp_path)
+    )
+    trainer = build_sft_trainer(own)
+    assert trainer.args.sampling_weights == {"datasets[0]": 3, "datasets[1]": 1}
+    sources = [source for number in range(4) for source, _ in trainer._mixture.step(number)]
+    assert sources.count("datasets[0]") == 24 and sources.count("datasets[1]") == 8
+    assert trainer.model.peft_config["default"].base_model_name_or_path == "builtin:arithmetic"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"datasets": []}, "'datasets' is missing"),
+        ({"objectiv": "llada"}, "unknown key 'objectiv'; did you mean 'objective'"),
+        ({"rewards": [{"name": "x"}]}, "unknown key 'rewards'"),
+        ({"datasets": [{**ARITHMETIC, "weight": 1}, ARITHMETIC]}, r"datasets have weights \[1, None\]"),
+        ({"datasets": [{**ARITHMETIC, "weight": "much"}]}, r"datasets\[0\].weight"),
+        ({"lora": 3}, "lora must be a mapping"),
+        ({"objective": "mmada_stage9"}, "here: objective='mmada_stage9' is not valid"),
+        ({"objective": "nowhere.at:all"}, "here: objective='nowhere.at:all' cannot be imported"),
+        ({"datasets": [{"path": "builtin:sudoku"}]}, "'builtin:sudoku' ships without answers"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path, changes, said):
+    with pytest.raises(RecipeError, match=said):
+        own = recipe(output_dir=str(tmp_path), **changes)
+        build_sft_trainer(own, build_sft_config(own))

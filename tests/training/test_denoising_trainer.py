@@ -1,0 +1,279 @@
+"""Fine-tuning on given answers: the formula, the laws of division and resume, held-out numbers, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from unigrpo import MaskedDenoisingConfig
+from unigrpo.errors import CheckpointError, Interrupted, NonFiniteError
+from unigrpo.models import MMaDAForMaskedDiffusion
+from unigrpo.training.batches import Unit
+from unigrpo.training.given_step import noised, unit_sums
+from unigrpo.training.held_out_loss import bound_draw
+
+from ..support.divisions import distance
+from ..support.given_runs import MIXED, PICTURES, TEXT, THOUGHTS, divided_run, given_trainer, numbers
+from ..support.laws import gradients, weights
+from ..support.processes import played
+from ..support.tiny import tiny_config_fields, tiny_model
+
+
+# ---- the formula ----
+
+
+def full_logits(trainer, row):
+    """-log p of every token of a noised row from all of its logits, over the whole vocabulary."""
+    mask = trainer.policy.mask_token_id
+    ids = row.ids.masked_fill(row.hidden[0, 0], mask)[None]
+    logits = trainer.model(input_ids=ids, attention_mask=row.attention_mask[None]).logits
+    return -logits[0].float().log_softmax(-1).gather(1, row.ids[:, None]).squeeze(1)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_steps_loss_and_gradient_are_the_formula_with_full_logits(tmp_path, accumulation):
+    """MMaDA's Mixed-CoT losses written out: each task over its own rows, then the coefficients."""
+    trainer = given_trainer(
+        tmp_path, MIXED, per_device_train_batch_size=16 // accumulation, gradient_accumulation_steps=accumulation
+    )
+    trainer.model.eval()
+    given = trainer._given(0)
+    total = sum(trainer._unit_loss(trainer.model, given, unit) for units in given.micro_batches for unit in units)
+    total.backward()
+    own = gradients(trainer.model)
+    trainer.model.zero_grad()
+    tasks, rows = ("text", "mmu", "t2i", "r2i"), given.experiences
+    sums, counts = dict.fromkeys(tasks, 0.0), dict.fromkeys(tasks, 0)
+    for row in rows:
+        costs, hidden, target = full_logits(trainer, row), row.hidden[0, 0], row.target[0, 0]
+        if row.task == "t2i":
+            assert int(target.sum()) == int(hidden.sum()) + 2
+            sums["t2i"], counts["t2i"] = sums["t2i"] + costs[target].sum(), counts["t2i"] + int(target.sum())
+            continue
+        p = 1 / (float(row.weight.max()) * int(row.completion_mask.sum())) if bool(hidden.any()) else 1.0
+        sums[row.task] = sums[row.task] + costs[hidden].sum() / (p * int(row.completion_mask.sum()))
+        counts[row.task] += 1
+    expected = sum({"text": 0.5, "mmu": 0.5}.get(task, 1.0) * sums[task] / counts[task] for task in sums)
+    assert min(counts.values()) > 0
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    assert distance(own, gradients(trainer.model)) < 1e-4
+
+
+def test_the_chance_of_a_token_is_in_its_weight(tmp_path):
+    """p of the linear law is read from the weight 1 / (p n), and hidden shares follow it."""
+    trainer = given_trainer(tmp_path)
+    written = trainer.writer.write(TEXT[0], "row")
+    n, hidden, expected = int(written.trained.sum()), 0, 0.0
+    for key in range(300):
+        row, drawn = noised(trainer.writer, written, ("test", key), 0)
+        assert 1e-3 <= drawn.ratio < 1
+        hidden, expected = hidden + int(drawn.hidden.sum()), expected + n * drawn.ratio
+        if bool(drawn.hidden.any()):
+            assert float(row.weight.max()) == pytest.approx(1 / (drawn.ratio * n))
+    assert hidden == pytest.approx(expected, abs=4 * math.sqrt(300 * n / 6))
+
+
+def test_captions_are_dropped_with_their_chance_and_only_captions(tmp_path):
+    trainer = given_trainer(tmp_path, MIXED, caption_dropout=0.3)
+    special = trainer.policy.config.special_token_ids
+    written = trainer.writer.write(PICTURES[0], "row")
+    lengths = [len(noised(trainer.writer, written, ("test", key), 0)[0].ids) for key in range(300)]
+    dropped = sum(length < max(lengths) for length in lengths)
+    assert dropped == pytest.approx(90, abs=4 * math.sqrt(300 * 0.21))
+    assert min(lengths) == max(lengths) - 2
+    question = trainer.writer.write(PICTURES[1], "row")
+    assert {len(noised(trainer.writer, question, ("test", key), 0)[0].ids) for key in range(40)} == {24 + 16}
+    assert int(written.canvas.ids[0, written.marks][0]) == special["soi"]
+
+
+# ---- division, resume ----
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (1, 8)])
+def test_micro_batches_change_nothing(tmp_path, batch, accumulation):
+    whole = divided_run(0, str(tmp_path / "whole"), 8, 1)
+    parts = divided_run(0, str(tmp_path / "parts"), batch, accumulation)
+    assert distance(parts["weights"], whole["weights"]) < 1e-4
+    assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+    assert distance(whole["weights"], weights(tiny_model())) > 1e-3
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("processes", "batch", "accumulation"), [(2, 4, 1), (2, 2, 2)])
+def test_processes_change_nothing(tmp_path, processes, batch, accumulation):
+    whole = divided_run(0, str(tmp_path / "whole"), 8, 1)
+    folder = str(tmp_path / "run")
+    scene = ("divided_run", {"folder": folder, "batch": batch, "accumulation": accumulation})
+    for own in played(processes, tmp_path / "scenes", "tests.support.given_runs", scene)[0]:
+        assert distance(own["weights"], whole["weights"]) < 1e-4
+        assert own["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+        assert own["held_out"] == pytest.approx(whole["held_out"], rel=1e-4)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_resume_inside_an_epoch_is_the_uninterrupted_run(tmp_path, lora):
+    settings = {"lora": lora, "max_steps": 5, "per_device_train_batch_size": 4, "lr_scheduler_type": "linear"}
+    whole = given_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    first = given_trainer(tmp_path / "run", **settings, save_strategy="steps", save_steps=2)
+    first.train()
+    resumed = given_trainer(tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert all(torch.equal(own, weights(whole.model)[name]) for name, own in weights(resumed.model).items())
+    assert torch.equal(numbers(resumed), numbers(whole))
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C during step 2."""
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_saves_the_last_whole_step_and_the_run_goes_on(tmp_path):
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 4}
+    whole = given_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    stopped = given_trainer(tmp_path / "run", callbacks=[Interrupt()], **settings)
+    with pytest.raises(Interrupted, match="SIGINT after step 1"):
+        stopped.train()
+    resumed = given_trainer(tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert all(torch.equal(own, weights(whole.model)[name]) for name, own in weights(resumed.model).items())
+    assert torch.equal(numbers(resumed), numbers(whole))
+
+
+def test_another_objective_is_another_run(tmp_path):
+    given_trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    with pytest.raises(CheckpointError, match="holds checkpoint-1 of an earlier run"):
+        given_trainer(tmp_path, max_steps=2).train()
+    with pytest.raises(CheckpointError, match=r'objective\.text\.denominator was "answer" and is "row"'):
+        given_trainer(tmp_path, max_steps=2, denominator="row").train(resume_from_checkpoint=True)
+    given_trainer(tmp_path, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path):
+    model = tiny_model()
+    trainer = given_trainer(tmp_path, model=model, max_steps=2)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[51] = math.inf
+    with pytest.raises(NonFiniteError, match=r"sft loss .* of the given answer"):
+        trainer.train()
+
+
+# ---- held-out numbers ----
+
+
+def test_a_uniform_model_needs_the_logarithm_of_the_vocabulary(tmp_path):
+    """The bound is exact for it at every draw, so its error over rows is 0."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    found = given_trainer(tmp_path, MIXED, model=model, eval_rows=[*TEXT, *PICTURES, *THOUGHTS]).evaluate()
+    for task in ("text", "mmu", "t2i", "r2i"):
+        assert found[f"eval_{task}_nats_per_token"] == pytest.approx(math.log(272), abs=1e-4)
+        assert found[f"eval_{task}_nats_per_token_se"] == pytest.approx(0, abs=1e-4)
+    assert found["eval_t2i_loss"] == pytest.approx(math.log(272), abs=1e-4)
+    total = (
+        0.5 * found["eval_text_loss"] + 0.5 * found["eval_mmu_loss"] + found["eval_t2i_loss"] + found["eval_r2i_loss"]
+    )
+    assert found["eval_loss"] == pytest.approx(total)
+
+
+def test_the_bound_is_the_mean_over_all_masks(tmp_path):
+    """Enumeration: sum over l of 1/n times the mean over masks of l tokens of (n / l) sum -log p; four standard errors."""
+    trainer = given_trainer(tmp_path, train_padding="none")
+    written, model, policy = trainer.writer.write(TEXT[1], "row"), trainer.model.eval(), trainer.policy
+    places = written.trained.nonzero().squeeze(1)
+    n, exact, values = len(places), 0.0, []
+    assert n == 3
+
+    def cost(hidden, weight):
+        row, _ = noised(trainer.writer, written, ("test",), 0)
+        row.hidden, row.target, row.weight = hidden[None, None], hidden[None, None], weight[None, None].float()
+        with torch.no_grad():
+            return float(unit_sums(model, policy, [row], Unit((0,), 0), "cpu"))
+
+    for count in range(1, n + 1):
+        masks = list(itertools.combinations(places.tolist(), count))
+        for chosen in masks:
+            hidden = torch.zeros_like(written.trained)
+            hidden[list(chosen)] = True
+            exact += cost(hidden, hidden * (n / count)) / len(masks) / n
+    for key in range(60):
+        drawn = [bound_draw(written, draw, 3, ("test", key, draw)) for draw in range(3)]
+        assert sorted(int(own.hidden.sum()) for own in drawn) == [1, 2, 3]
+        values.append(sum(cost(own.hidden, own.weight) for own in drawn) / 3)
+    spread = torch.tensor(values)
+    assert abs(float(spread.mean()) - exact) < 4 * float(spread.std()) / math.sqrt(60)
+
+
+def test_held_out_numbers_depend_on_nothing_but_rows_and_weights(tmp_path):
+    rows = [*TEXT[:5], *PICTURES[:4]]
+    trainer = given_trainer(tmp_path, MIXED, eval_rows=rows, per_device_eval_batch_size=7)
+    another = given_trainer(tmp_path, MIXED, eval_rows=rows, per_device_eval_batch_size=2, seed=9)
+    state = torch.get_rng_state()
+    one, other = trainer.evaluate(), another.evaluate()
+    for found in (one, other):
+        found.pop("eval_runtime"), found.pop("epoch", None)
+    assert one == pytest.approx(other, rel=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_training_lowers_the_bound_of_what_it_sees_and_the_weights_are_read_back(tmp_path, lora):
+    trainer = given_trainer(tmp_path, eval_rows=TEXT, lora=lora, max_steps=30, learning_rate=3e-3)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    gained = before["eval_text_nats_per_token"] - after["eval_text_nats_per_token"]
+    assert gained > 5 * max(before["eval_text_nats_per_token_se"], after["eval_text_nats_per_token_se"])
+    if not lora:
+        trainer.save_model()
+        again = MMaDAForMaskedDiffusion.from_pretrained(tmp_path, dtype=torch.float32, **tiny_config_fields())
+        assert all(torch.equal(own, weights(trainer.model)[name]) for name, own in weights(again).items())
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"objective": "mmada_stage9"}, "objective='mmada_stage9' is not valid"),
+        ({"law": "sine"}, "law='sine' is not valid"),
+        ({"task_overrides": {"text": {"lawn": 1}}}, "task_overrides.text.key='lawn' is not valid"),
+        ({"task_overrides": "{"}, "task_overrides='{' is not JSON"),
+        ({"sampling_weights": "3"}, "sampling_weights=3 must be a mapping"),
+        ({"train_turns": "first"}, "train_turns='first' is not valid"),
+        ({"max_length": 1}, "max_length=1 must be at least 2"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
+    ],
+)
+def test_arguments_that_cannot_train_are_refused(tmp_path, keys, said):
+    with pytest.raises(ValueError, match=said):
+        MaskedDenoisingConfig(str(tmp_path), use_cpu=True, report_to="none", **keys)
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "said"),
+    [
+        ([*TEXT, {"prompt": "w1", "completion": "w5 " * 40}], {}, r"train_dataset\[12\]: .* cut away"),
+        ({"chats": TEXT, "more": [{"prompt": "w1"}]}, {}, r"more\[0\]\['completion'\]"),
+        ([], {}, "train_dataset has no rows"),
+        (MIXED, {"sampling_weights": {"chats": 1.0}}, r"sampling_weights names \['chats'\], the sources are"),
+        (MIXED, {"objective": "llada"}, "the objective has no loss for task 't2i'"),
+    ],
+)
+def test_rows_that_cannot_be_trained_are_refused_before_anything_runs(tmp_path, rows, keys, said):
+    with pytest.raises(ValueError, match=said):
+        given_trainer(tmp_path, rows, **keys)

@@ -1,0 +1,139 @@
+"""The masked-denoising objective of pre-training and fine-tuning: which tokens of a given row are hidden, what each costs.
+
+Over the rows of one task in an optimizer step, on all processes and micro-batches together,
+
+    loss = coefficient * sum_rows sum_t weight_t * (-log p(token_t | the row with its hidden tokens masked)) / sum_rows share
+
+``MaskedDenoising`` says what ``weight`` and ``share`` are. LLaDA (arXiv 2502.09992, Eq. 5), MMaDA (arXiv 2505.15809, Eq. 3) and
+the codes around them differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..parts import check_keys, key
+from .noising.base import independent_subset, random_subset
+from .noising.random import check_range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hidden:
+    """One corruption of one row, all ``[L]``.
+
+    Attributes:
+        hidden: bool, read as masks.
+        target: bool, scored: what is hidden, and marks that are scored although they are visible.
+        weight: fp32, coefficient of each scored -log p; 0 elsewhere.
+        share: what the row adds to the step's divisor.
+        ratio: the chance of a token to be hidden; of a fixed number of hidden tokens, their part.
+    """
+
+    hidden: Bool[Tensor, " L"]
+    target: Bool[Tensor, " L"]
+    weight: Float[Tensor, " L"]
+    share: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedDenoising:
+    """The objective of one task. n are the tokens of a row that may be hidden, l those that are, L is the row's length.
+
+    Raises:
+        ValueError: a key out of range.
+    """
+
+    law: str = key(
+        "linear",
+        """how much of a row is hidden, u ~ U(0, 1): "linear" hides every token with the chance p = min + (max - min) u,
+        "cosine" exactly round(p n) of them, at least one, p = min + (max - min) cos(pi/2 u)""",
+        choices=("linear", "cosine"),
+    )
+    mask_ratio_min: float = key(1e-3, "min, the smallest p; LLaDA's 0.001 bounds the weight 1/p", at_least=0, below=1)
+    mask_ratio_max: float = key(1.0, "max, the largest p", above=0, at_most=1)
+    weight: str = key(
+        "1/p",
+        """of a hidden token: "1/p", with which the linear law bounds the likelihood, or "mean" (1)""",
+        choices=("1/p", "mean"),
+    )
+    denominator: str = key(
+        "answer",
+        """what a row's sum is divided by before rows are averaged: "answer" (n), "row" (L) or "masked" (l); or "tokens": the
+        sum of all rows over the scored tokens of all rows""",
+        choices=("answer", "row", "masked", "tokens"),
+    )
+    train_padding: str = key(
+        "all",
+        """which padding after an answer is hidden and trained: "all" (it teaches when to stop, and short answers are mostly
+        padding), "first" (one token) or "none". Padding that is not trained is no part of the row. The auxiliary term of an
+        RL run, sft_weight, trains none""",
+        choices=("all", "first", "none"),
+    )
+    train_marks: bool = key(False, "the two marks around a picture to draw are scored too, although they are visible")
+    caption_dropout: float = key(
+        0.0,
+        "chance of a caption to be replaced by the empty one, for guidance without a classifier",
+        at_least=0,
+        below=1,
+    )
+    coefficient: float = key(
+        1.0, "of the task's loss in the sum over tasks; how often its rows come is another matter", at_least=0
+    )
+
+    def __post_init__(self) -> None:
+        check_keys(self)
+        check_range(float(self.mask_ratio_min), float(self.mask_ratio_max))
+        if self.law == "linear" and self.weight == "1/p" and not self.mask_ratio_min:
+            raise ValueError(
+                f"mask_ratio_min={self.mask_ratio_min} with law='linear' and weight='1/p': a weight has no bound; give at least 0.0001, or weight='mean'"
+            )
+
+    def ratio(self, u: float) -> float:
+        """p for ``u`` in [0, 1)."""
+        part = u if self.law == "linear" else math.cos(math.pi / 2 * u)
+        return self.mask_ratio_min + (self.mask_ratio_max - self.mask_ratio_min) * part
+
+    def hide(
+        self, trained: Bool[Tensor, " L"], marks: Bool[Tensor, " L"] | None = None, *, generator: torch.Generator
+    ) -> Hidden:
+        """A random corruption of a row. The linear law may hide nothing of a short one: its loss is then 0.
+
+        Args:
+            trained: the n tokens that may be hidden.
+            marks: scored beside them where ``train_marks``.
+        """
+        ratio = self.ratio(float(torch.rand((), dtype=torch.float64, generator=generator)))
+        if self.law == "linear":
+            hidden = independent_subset(trained, ratio, generator=generator)
+        else:
+            n = int(trained.sum())
+            count = min(max(round(ratio * n), 1), n)
+            hidden, ratio = random_subset(trained, count, generator=generator), count / max(n, 1)
+        return self.weigh(hidden, trained, ratio, marks)
+
+    def weigh(
+        self,
+        hidden: Bool[Tensor, " L"],
+        trained: Bool[Tensor, " L"],
+        ratio: float,
+        marks: Bool[Tensor, " L"] | None = None,
+    ) -> Hidden:
+        """What the row costs with ``hidden`` of its ``trained`` tokens hidden, each with the chance ``ratio``."""
+        target = hidden | marks if self.train_marks and marks is not None else hidden
+        scored = int(target.sum())
+        parts = {"answer": int(trained.sum()), "row": len(hidden), "masked": scored, "tokens": 1}
+        each = torch.where(hidden, 1 / ratio, 1.0) if self.weight == "1/p" else torch.ones(len(hidden))
+        weight = each * target / max(parts[self.denominator], 1)
+        share = float(scored) if self.denominator == "tokens" else 1.0
+        return Hidden(hidden=hidden, target=target, weight=weight.float(), share=share, ratio=ratio)
+
+
+def denoising_sum(logps: Float[Tensor, "b L"], weight: Float[Tensor, "b L"]) -> Float[Tensor, " b"]:
+    """Each row's sum of weighted -log p (nats), before the step's divisor; a weight of 0 asks for no finite log p."""
+    return -torch.where(weight > 0, weight * logps, 0.0).sum(dim=1)

@@ -1,0 +1,174 @@
+"""Published recipes of masked-denoising training as plain data: for each task the keys of ``MaskedDenoising`` that differ.
+
+A preset says what a loss is. What rows a run sees, and how often, is said by its datasets and their sampling weights; the
+optimizer is the user's. Each docstring has the source, the numbers that the authors trained with, and where their code does
+something else. Every key can be set over a preset. One of your own is a function named ``pkg.mod:attr``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..algorithm.denoising import MaskedDenoising
+from ..data.given import SFT_TASKS
+from ..errors import check_choice
+from ..parts import import_part, keys_of
+
+
+Objectives = dict[str, dict[str, Any]]
+
+
+def _mmada(t2i: float, text: float, mmu: float, row: str = "answer") -> Objectives:
+    """MMaDA's losses under the coefficients of one stage; ``row`` divides those of its text."""
+    picture = {
+        "law": "cosine",
+        "mask_ratio_min": 0.0,
+        "weight": "mean",
+        "denominator": "tokens",
+        "train_marks": True,
+        "caption_dropout": 0.1,
+        "coefficient": t2i,
+    }
+    return {
+        "t2i": picture,
+        "text": {"denominator": row, "coefficient": text},
+        "mmu": {"coefficient": mmu},
+        "r2i": {"coefficient": t2i},
+    }
+
+
+def mmada_stage1() -> Objectives:
+    """MMaDA, arXiv 2505.15809, stage 1 (code: configs of ``train_mmada.py``): ImageNet, captions, RefinedWeb.
+
+    Pictures: the plain mean over hidden codes, cos(pi/2 u) of them, coefficient 1. Captions to write: sum -log p / (p n), mean
+    over rows, coefficient 1. Text: sum -log p / (p L), coefficient 0.1. Every empty place behind a text is trained as eos.
+    Authors: learning rate 1e-4, 5000 warm-up steps, rows of t2i/text/mmu 7/2/6 a GPU and 2 accumulated, 128 text places,
+    256 pixels.
+
+    Where the code differs: it feeds the mask of t2i's padding as numbers 0 and 1 that are added to the scores, so that padding is
+    read almost like text; here it is masked (0.03 and 0.35 nats on two recorded batches). Its mean over codes also has the two marks around the
+    picture, which are visible: ``train_marks``, kept. Its means are of a micro-batch, here of an optimizer step; the two are one
+    where nothing is accumulated. The weight decay that it means to keep from norms and embeddings hits them.
+    """
+    return _mmada(1.0, 0.1, 1.0, "row")
+
+
+def mmada_stage2() -> Objectives:
+    """MMaDA, stage 2 (``train_mmada_stage2.py``): SA-1B, CC12M, LAION in place of ImageNet; otherwise ``mmada_stage1``.
+
+    Coefficients of t2i/text/mmu 1/0.1/0.5, rows 7/2/3 a GPU. Authors: learning rate 5e-5, 256 text places, 256 pixels. The
+    paper counts this as the second half of its stage 1.
+    """
+    return _mmada(1.0, 0.1, 0.5, "row")
+
+
+def mmada_stage3() -> Objectives:
+    """MMaDA, stage 3 (``train_mmada_stage3.py``): 512 pixels and instructions in place of plain text.
+
+    Coefficients 1/0.4/0.5, rows 4/1/1 a GPU and 4 accumulated, 512 text places. Text is divided by the row's length still, its
+    prompt included. The authors' YAML names 256 codes for 512 pixels, which are 1024.
+    """
+    return _mmada(1.0, 0.4, 0.5, "row")
+
+
+def mmada_cot() -> Objectives:
+    """MMaDA's Mixed Long-CoT fine-tuning (``train_mmada_cot_sft.py``; the README calls it ``stage_cot_sft``).
+
+    Chats: everything through the last header is context, the rest and its padding are trained, sum -log p / (p n), mean over
+    rows. Coefficients 1/0.5/0.5, rows 1/2/1 a GPU and 4 accumulated. Authors: learning rate 5e-5, 512 text places, of chats
+    1536, 1024 codes.
+
+    Where the code differs: the newline after the assistant's header is trained there, and is prompt here, as in sampling. With
+    LLaDA's stored template, whose header ends in two newlines, it trains padding alone on questions about pictures; here the
+    library's template is used, and an answer that is cut away is an error. Chat rows of 1536 tokens and more are skipped there,
+    here refused. 4 of 1004 shard draws of its picture questions have thoughts; here ``sampling_weights`` says. Think-then-draw
+    (r2i) is in its files and in no script: law and coefficient (the pictures') are a reading of them.
+    """
+    return _mmada(1.0, 0.5, 0.5)
+
+
+def mmada_stage4() -> Objectives:
+    """MMaDA, stage 4 (``train_mmada_stage4.py``), from the Mixed-CoT checkpoint: coefficients 0.05/0.6/0.4, else ``mmada_cot``.
+
+    Authors: rows 1/2/1 a GPU and 4 accumulated. The "coefficients" inside a task are sampling weights there: text 0.02 plain,
+    0.98 instructions; questions about pictures 3.5 thoughts, 5.5 VQA, 0.5 CLEVR, 0.5 Geo170K: ``sampling_weights``.
+    """
+    return _mmada(0.05, 0.6, 0.4)
+
+
+def llada() -> Objectives:
+    """LLaDA's fine-tuning, arXiv 2502.09992, Algorithm 2 and GUIDELINES.md: sum -log p / (p n), mean over rows.
+
+    p = 0.999 u + 0.001, n = the answer with its padding of eos. Pre-training divides by L, all tokens trained: rows with a
+    ``text`` alone, ``denominator: row``. There one row in a hundred is cut to a random length, here none. Authors: learning
+    rate 2.5e-5, 3 epochs, batch 256.
+    """
+    return {"text": {}, "mmu": {}}
+
+
+def dllm() -> Objectives:
+    """The fine-tuning of dLLM-RL (``sft_mmada.py``, arXiv 2509.06949), method random_masking.
+
+    p ~ U(0.1, 0.9), the mean over a row's hidden tokens, mean over rows, no 1/p: not a bound of the likelihood. Padding is never
+    trained. Its code hides padding together with the answer and noises a row twice a step (``mask_times_per_sample``); here it is
+    no part of the row, and a row is noised once. Authors: learning rate 1e-5, no weight decay.
+    """
+    keys = {"mask_ratio_min": 0.1, "mask_ratio_max": 0.9, "weight": "mean", "denominator": "masked"}
+    return {"text": {**keys, "train_padding": "none"}, "mmu": {**keys, "train_padding": "none"}}
+
+
+OBJECTIVES: dict[str, Callable[[], Objectives]] = {
+    "mmada_stage1": mmada_stage1,
+    "mmada_stage2": mmada_stage2,
+    "mmada_stage3": mmada_stage3,
+    "mmada_cot": mmada_cot,
+    "mmada_stage4": mmada_stage4,
+    "llada": llada,
+    "dllm": dllm,
+}
+
+
+def objectives_of(
+    name: str, given: Mapping[str, Any] | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, MaskedDenoising]:
+    """The objective of each task that preset ``name`` has one for.
+
+    Args:
+        given: keys for every task, over the preset's.
+        overrides: keys for one task, over both; they may add a task.
+
+    Raises:
+        ValueError: an unknown preset, task or key, or a value out of range; the message names it.
+    """
+    found = _preset(name)
+    for where, tasks in ((f"objective={name!r} task", found), ("task_overrides key", overrides or {})):
+        for task in tasks:
+            check_choice(where, task, SFT_TASKS)
+    result = {}
+    for task in SFT_TASKS:
+        own = dict((overrides or {}).get(task, {}))
+        if task not in found and not own:
+            continue
+        keys = {**found.get(task, {}), **(given or {}), **own}
+        result[task] = MaskedDenoising(
+            **_read(keys, "" if task not in (overrides or {}) else f"task_overrides.{task}.")
+        )
+    return result
+
+
+def _preset(name: str) -> Objectives:
+    if ":" not in name:
+        check_choice("objective", name, tuple(OBJECTIVES))
+        return OBJECTIVES[name]()
+    try:
+        return import_part(name)()
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"objective={name!r} cannot be imported: {error}") from error
+
+
+def _read(keys: Mapping[str, Any], where: str) -> dict[str, Any]:
+    known = keys_of(MaskedDenoising)
+    for key in keys:
+        check_choice(f"{where}key", key, tuple(known))
+    return {key: known[key].read(value, where) for key, value in keys.items()}

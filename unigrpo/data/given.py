@@ -1,0 +1,122 @@
+"""Rows with a given answer as people have them, brought to one form: a prompt, what is to be answered, and the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import check_choice
+from ..types import TASKS
+from .rows import image_of, task_of
+
+
+SFT_TASKS = (*TASKS, "r2i")
+"""Tasks that a given answer may have: those of a policy, and a thought followed by the picture (MMaDA's r2i)."""
+
+
+ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+"""Who speaks in ``conversations`` (LLaVA's JSON), and the role of a chat."""
+
+PLACEHOLDERS = ("<image>\n", "\n<image>", "<image>")
+"""What stands for the picture in LLaVA's texts; the picture stands before the chat."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """One row of fine-tuning.
+
+    Attributes:
+        row: the dataset row, with its ``prompt`` in the form that ``policy.encode`` reads.
+        task: one of ``SFT_TASKS``.
+        answer: the text that is trained; None for a picture to draw.
+        plain: a text without a prompt: all of it is trained.
+    """
+
+    row: dict[str, Any]
+    task: str
+    answer: str | None
+    plain: bool = False
+
+
+def given_of(row: dict[str, Any], where: str) -> Given:
+    """What a row asks and answers.
+
+    A row has ``messages`` (a chat that ends with the assistant) or LLaVA's ``conversations``; or ``prompt`` and
+    ``completion``; or ``text`` alone; with ``task="t2i"`` a ``prompt`` and the ``image`` to draw. With ``task="r2i"`` the answer is
+    the thought and ``image`` what is drawn after it; else an ``image`` beside a text is what the text is about.
+
+    Raises:
+        ValueError: no answer, an empty one, or a chat that ends with somebody else; ``where`` names the row.
+    """
+    chat = _chat_of(row, where)
+    if chat is not None:
+        *asked, last = chat
+        if last["role"] != "assistant" or not asked:
+            raise ValueError(
+                f"{where}: the chat has roles {[own['role'] for own in chat]}; it must ask and end with the assistant, "
+                "whose last message is trained"
+            )
+        row = {**row, "prompt": asked, "completion": last["content"]}
+    task = task_of(row)
+    check_choice(f"{where}['task']", task, SFT_TASKS)
+    if task == "t2i":
+        _asked(row, where)
+        _picture(row, where)
+        return Given(row=row, task=task, answer=None)
+    if "text" in row and "prompt" not in row and row.get("completion") is None:
+        return Given(row=row, task=task, answer=_text(row["text"], f"{where}['text']"), plain=True)
+    _asked(row, where)
+    if task == "mmu":
+        image_of(row, where)
+    if task == "r2i":
+        _picture(row, where)
+    completion = row.get("completion")
+    if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
+        completion = completion[0].get("content")
+    return Given(row=row, task=task, answer=_text(completion, f"{where}['completion']"))
+
+
+def _asked(row: dict[str, Any], where: str) -> None:
+    if not row.get("prompt"):
+        raise ValueError(
+            f"{where} has no 'prompt', only {sorted(name for name in row if row[name] is not None)}: give prompt and completion, "
+            "messages, conversations or text (column_map in a recipe)"
+        )
+
+
+def _picture(row: dict[str, Any], where: str) -> None:
+    if row.get("image") is None and not row.get("images"):
+        raise ValueError(
+            f"{where} is a caption without the picture to draw; give an 'image' column (column_map in a recipe)"
+        )
+    image_of(row, where)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(
+            f"{where}={value!r} must be the text that is trained; rename your column (column_map in a recipe)"
+        )
+    return value.strip()
+
+
+def _chat_of(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
+    """The row's chat with roles of ours; None where it has none."""
+    name = next((own for own in ("messages", "conversations") if row.get(own) is not None), None)
+    if name is None:
+        return None
+    chat = []
+    for number, turn in enumerate(row[name]):
+        spoken = isinstance(turn, dict) and (turn.get("role") or turn.get("from"))
+        content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+        if spoken not in ROLES or not isinstance(content, str | list):
+            raise ValueError(
+                f"{where}[{name!r}][{number}]={turn!r} must have a role among {sorted(ROLES)} and a content (or from and value)"
+            )
+        if name == "conversations" and isinstance(content, str) and not number:
+            for mark in PLACEHOLDERS:
+                content = content.replace(mark, "")
+        chat.append({"role": ROLES[spoken], "content": content})
+    if not chat:
+        raise ValueError(f"{where}[{name!r}] is empty")
+    return chat

@@ -1,0 +1,217 @@
+"""``unigrpo sft``: a recipe of given answers from start to finish."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
+
+from ..config.denoising_arguments import MaskedDenoisingConfig
+from ..errors import RecipeError, import_named
+from ..models.builtin import BUILTIN
+from ..sft import MaskedDenoisingTrainer
+from ..terminal import say
+from ..training.callbacks import JsonLines
+from ..training.checkpoints.files import check_writable, named, write_json
+from ..training.engines import engine_of
+from ..training.setup import load_trainable
+from .again import command_again
+from .build import build_lora, build_policy, import_parts, load_rows
+from .recipe import DatasetSpec, ModelSpec, Recipe, known, parse_lora, parse_policy, read_recipe, section, sections
+from .train import build_processor, model_options, settle_folder, versions
+
+
+@dataclass(slots=True, kw_only=True)
+class GivenSpec(DatasetSpec):
+    """A dataset with given answers; ``weight`` is how often its rows come (``sampling_weights``), of all datasets or of none."""
+
+    weight: float | None = None
+
+
+SECTIONS = ("model", "policy", "datasets", "eval_datasets", "lora")
+CONFIG_KEYS = tuple(item.name for item in fields(MaskedDenoisingConfig) if item.init)
+
+ANSWERS = {"arithmetic": "unigrpo.toy.arithmetic:trace"}
+"""Shipped sets -> the function that writes the answer to a row."""
+
+
+def load_sft_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """A recipe of ``unigrpo sft`` with ``key=value`` overrides; ``path`` as in ``load_recipe``.
+
+    Raises:
+        RecipeError: a file that is missing, no text or not YAML, an unknown key, a wrong type.
+    """
+    data, source, folder = read_recipe(path, overrides)
+    return replace(parse_sft_recipe(data, source, folder), overrides=tuple(overrides or ()))
+
+
+def parse_sft_recipe(data: dict[str, Any], source: str, folder: Path | None = None) -> Recipe:
+    """A recipe of ``unigrpo sft`` from its mapping; it has no rewards."""
+    for key in data:
+        known(key, (*SECTIONS, *CONFIG_KEYS), source)
+    for key in ("model", "datasets"):
+        if not data.get(key):
+            raise RecipeError(f"{source}: '{key}' is missing; every recipe of `unigrpo sft` needs model and datasets")
+    recipe = Recipe(
+        source=source,
+        model=section(ModelSpec, data["model"], f"{source}: model"),
+        policy=parse_policy(data.get("policy"), source),
+        datasets=sections(GivenSpec, data["datasets"], f"{source}: datasets"),
+        eval_datasets=sections(GivenSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
+        rewards=[],
+        lora=parse_lora(data, source),
+        config={key: value for key, value in data.items() if key not in SECTIONS},
+        folder=folder or Path(),
+    )
+    weights = [spec.weight for spec in recipe.datasets if isinstance(spec, GivenSpec)]
+    if len({weight is None for weight in weights}) > 1 or (weights[0] is not None and "sampling_weights" in data):
+        raise RecipeError(
+            f"{source}: datasets have weights {weights}: give one to every dataset or to none, and not sampling_weights too"
+        )
+    return recipe
+
+
+def build_sft_config(recipe: Recipe) -> MaskedDenoisingConfig:
+    """The run's arguments; sampling weights come from the datasets.
+
+    Raises:
+        RecipeError: what ``MaskedDenoisingConfig`` refuses, with the recipe's name.
+    """
+    values = {"report_to": "none", "output_dir": "unigrpo-output", **recipe.config}
+    weights = {f"datasets[{number}]": getattr(spec, "weight", None) for number, spec in enumerate(recipe.datasets)}
+    if all(weight is not None for weight in weights.values()):
+        values["sampling_weights"] = weights
+    try:
+        import_parts(recipe)
+        return MaskedDenoisingConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{recipe.source}: {error}") from error
+
+
+def given_rows(spec: DatasetSpec) -> Any:
+    """The rows of a dataset; shipped ones get the answers that belong to them."""
+    rows, name = load_rows(spec), spec.path.removeprefix(BUILTIN)
+    if not spec.path.startswith(BUILTIN) or "completion" in rows.column_names:
+        return rows
+    if name not in ANSWERS:
+        raise RecipeError(
+            f"dataset {spec.path!r} ships without answers to train; with answers: {[BUILTIN + n for n in ANSWERS]}"
+        )
+    answer = import_named(ANSWERS[name])
+    return rows.add_column("completion", [answer(row) for row in rows])
+
+
+def build_sft_trainer(recipe: Recipe, args: MaskedDenoisingConfig | None = None) -> MaskedDenoisingTrainer:
+    """The trainer that a recipe describes; ``args`` are the recipe's own, where they are made already."""
+    args = build_sft_config(recipe) if args is None else args
+    if args.should_save:
+        check_writable(args.output_dir)
+    spec, policy, shared = recipe.model, build_policy(recipe), _as_any(args)
+    data = {f"datasets[{number}]": given_rows(own) for number, own in enumerate(recipe.datasets)}
+    held_out = {f"eval_datasets[{number}]": given_rows(own) for number, own in enumerate(recipe.eval_datasets)}
+    if len(held_out) == 1:
+        held_out = {"eval_dataset": held_out["eval_datasets[0]"]}
+    model = load_trainable(spec.path, policy, model_options(recipe, shared), shared, recipe.lora is not None)
+    trainer = MaskedDenoisingTrainer(
+        model=model,
+        args=args,
+        train_dataset=data,
+        eval_dataset=held_out or None,
+        processing_class=build_processor(recipe),
+        peft_config=build_lora(recipe),
+        policy=policy,
+    )
+    trainer.about = {"recipe": recipe.source, "model": spec.path}
+    if recipe.lora is not None:
+        for config in trainer.model.peft_config.values():
+            config.base_model_name_or_path = spec.path
+    return trainer
+
+
+def _as_any(args: Any) -> Any:
+    """What both kinds of arguments have is all that is read of them."""
+    return args
+
+
+def run_sft_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Train and leave ``metrics.jsonl``, ``summary.json`` and the model in ``output_dir``, which ``unigrpo train`` can start from.
+
+    Folders, resuming and signals as in ``run_recipe``. With ``eval_datasets`` the summary has the held-out numbers before and
+    after.
+
+    Raises:
+        CheckpointError, Interrupted: as in ``run_recipe``.
+    """
+    args = build_sft_config(recipe)
+    with ExitStack() as lock:
+        args.output_dir = settle_folder(_as_any(args), lock)
+        return _run(build_sft_trainer(recipe, args), recipe)
+
+
+def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe) -> dict[str, Any]:
+    started = time.perf_counter()
+    out = Path(str(trainer.args.output_dir))
+    out.mkdir(parents=True, exist_ok=True)
+    trainer.go_on = command_again(recipe, str(out), trainer.accelerator.num_processes, "sft")
+    trainer.add_callback(JsonLines(out / "metrics.jsonl"))
+    resume = trainer.args.resume_from_checkpoint
+    start = LossBefore(trainer, broadcast_object_list([_stored(out) if resume else None])[0])
+    trainer.add_callback(start)
+    trainer.train(resume_from_checkpoint=resume)
+    with named(out):
+        trainer.save_model()
+    after = trainer.measure(trainer.eval_dataset) if trainer.eval_dataset else None
+    summary = {
+        **(trainer.run.identity if trainer.run is not None else {}),
+        "recipe": recipe.source,
+        "model": recipe.model.path,
+        "lora": recipe.lora is not None,
+        "seed": trainer.args.seed,
+        "optimizer_steps": trainer.state.global_step,
+        "wall_seconds": round(time.perf_counter() - started, 1),
+        "versions": versions(),
+        "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
+        **({} if after is None else {"held_out_before": start.before, "held_out_after": after}),
+    }
+    if trainer.is_world_process_zero():
+        with named(out / "summary.json"):
+            write_json(out / "summary.json", summary)
+        for name, value in (after or {}).items():
+            say(f"held-out {name}: {(start.before or {}).get(name, float('nan')):.4g} -> {value:.4g}")
+        say(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
+    return summary
+
+
+def _stored(out: Path) -> dict[str, float] | None:
+    """What an interrupted run measured before its first step."""
+    try:
+        return json.loads((out / "before.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+class LossBefore(TrainerCallback):
+    """Held-out numbers before the first step, by the model as its engine holds it.
+
+    Args:
+        before: what an interrupted run measured; it is not measured again.
+    """
+
+    def __init__(self, trainer: MaskedDenoisingTrainer, before: dict[str, float] | None) -> None:
+        self.trainer, self.before = trainer, before
+
+    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        """Measures, and leaves ``before.json``; not in the middle of a run, whose first weights are gone."""
+        if self.before is not None or not self.trainer.eval_dataset or state.global_step:
+            return
+        self.before = self.trainer.measure(self.trainer.eval_dataset)
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / "before.json"
+            with named(path):
+                write_json(path, self.before)

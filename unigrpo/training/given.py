@@ -1,0 +1,214 @@
+"""Given answers on their canvas: which tokens of a row are context, which are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algorithm.denoising import Hidden, MaskedDenoising
+from ..data.given import Given, given_of
+from ..data.image_codes import ImageCodec
+from ..data.rows import image_of
+from ..models.base import DiffusionPolicy
+from ..types import Canvas, Experience, TokenSpace
+from .demonstrations import fill
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A row on its canvas (B = 1).
+
+    Attributes:
+        trained: ``[L]`` bool, what may be hidden.
+        marks: ``[L]`` bool, the two tokens around a picture to draw.
+    """
+
+    canvas: Canvas
+    trained: Tensor
+    marks: Tensor
+
+
+class Writer:
+    """Writes rows for one run.
+
+    Args:
+        max_length: positions of a row with text, the codes of its picture not counted.
+        train_turns: ``"last"`` or ``"all"`` answers of a chat.
+        image_size, image_transform: of pictures; None = the policy's size.
+        vocabulary: what every log-probability is normalised over.
+    """
+
+    def __init__(
+        self,
+        policy: DiffusionPolicy,
+        objectives: Mapping[str, MaskedDenoising],
+        codec: ImageCodec | None,
+        *,
+        max_length: int,
+        train_turns: str = "last",
+        image_size: int | list[int] | None = None,
+        image_transform: str = "crop",
+        vocabulary: TokenSpace,
+    ) -> None:
+        self.policy, self.objectives, self.codec, self.vocabulary = policy, objectives, codec, vocabulary
+        self.max_length, self.train_turns = max_length, train_turns
+        self.image_size, self.image_transform = image_size or policy.image_size, image_transform
+
+    def write(self, row: dict[str, Any], where: str, codes: bool = True) -> Written:
+        """The row on its canvas.
+
+        Args:
+            where: names the row in errors.
+            codes: False leaves pictures uncoded, zeros in their place: for checks.
+
+        Raises:
+            ValueError: an answer that does not fit or would be cut away, or a task that has no loss.
+        """
+        given = given_of(row, where)
+        if given.task not in self.objectives:
+            raise ValueError(
+                f"{where}: the objective has no loss for task {given.task!r}, only for {sorted(self.objectives)}; choose another "
+                "objective, or give one in task_overrides"
+            )
+        if given.task != "text" and self.codec is None:
+            raise ValueError(f"{where}: task {given.task!r} needs image_tokenizer")
+        try:
+            ways = {"t2i": self._picture, "r2i": self._thought}
+            written = ways.get(given.task, self._text)(given, where, codes)
+        except ValueError as error:
+            raise error if str(error).startswith(where) else ValueError(f"{where}: {error}") from error
+        return replace(written, canvas=replace(written.canvas, token_space=self.vocabulary))
+
+    def _codes(self, given: Given, where: str, codes: bool) -> Tensor:
+        """Codes ``[N]`` of the row's picture."""
+        assert self.codec is not None and self.image_size is not None, "a policy of pictures has a size"
+        if not codes:
+            return torch.zeros(self.codec.count(self.image_size), dtype=torch.int64)
+        transform = given.row.get("image_transform") or self.image_transform
+        return self.codec.encode([image_of(given.row, where)], self.image_size, [transform])[0]
+
+    def _picture(self, given: Given, where: str, codes: bool) -> Written:
+        found = self._codes(given, where, codes) + self.policy.token_space("t2i").start
+        canvas = self.policy.encode([given.row], "t2i", image_tokens=len(found))
+        canvas = fill(canvas, found, self.policy.pad_token_id).canvas
+        trained = canvas.fill_mask[0]
+        places, marks = trained.nonzero().squeeze(1), torch.zeros_like(trained)
+        around = torch.stack([places.min() - 1, places.max() + 1])
+        marks[around[(around >= 0) & (around < len(marks))]] = True
+        return Written(canvas=canvas, trained=trained, marks=marks)
+
+    def _text(self, given: Given, where: str, codes: bool) -> Written:
+        answer = self._answer(given)
+        row, room = given.row, self.max_length
+        if given.task == "mmu":
+            found = self._codes(given, where, codes)
+            row, room = {**row, "image_codes": found}, room + len(found)
+        if given.plain:
+            start = getattr(getattr(self.policy.processor, "tokenizer", self.policy.processor), "bos_token_id", None)
+            answer, used = [*([] if start is None else [start]), *answer], 0
+        else:
+            used = self._prompt_length(row, given.task, len(answer))
+        length = len(answer) + self._padding(given.task, room, used, len(answer), where)
+        canvas = self._blank(length) if given.plain else self._encode(row, given.task, length)
+        canvas = fill(canvas, torch.tensor(answer), self.policy.pad_token_id).canvas
+        trained = canvas.fill_mask[0].clone()
+        if self.train_turns == "all" and not given.plain:
+            trained |= self._earlier_answers(canvas, row, given.task, where)
+        return Written(canvas=canvas, trained=trained, marks=torch.zeros_like(trained))
+
+    def _thought(self, given: Given, where: str, codes: bool) -> Written:
+        """A thought, its padding and the picture."""
+        answer, row = self._answer(given), {**given.row, "image_codes": self._codes(given, where, codes)}
+        used = self._prompt_length(given.row, "text", len(answer))
+        padding = self._padding(given.task, self.max_length, used, len(answer), where)
+        canvas = self.policy.encode_thought(row, answer, used + len(answer) + padding)
+        trained = canvas.fill_mask[0].clone()
+        return Written(canvas=canvas, trained=trained, marks=torch.zeros_like(trained))
+
+    def _answer(self, given: Given) -> list[int]:
+        """Ids of a text with the stop token that ends it."""
+        assert given.answer is not None, "text is answered with text"
+        return [*self.policy.answer_ids(given.answer), *self.policy.stop_token_ids[-1:]]
+
+    def _padding(self, task: str, room: int, used: int, count: int, where: str) -> int:
+        """Padding behind an answer of ``count`` tokens after ``used`` others in ``room`` positions."""
+        spare, kind = room - used - count, self.objectives[task].train_padding
+        if spare < 0:
+            raise ValueError(
+                f"{where}: {used} tokens before the answer and {count} of the answer need {used + count} positions, "
+                f"and there are {room}: part of the answer would be cut away. Raise max_length={self.max_length}, or shorten the row"
+            )
+        return spare if kind == "all" else min(spare, int(kind == "first"))
+
+    def _encode(self, row: dict[str, Any], task: str, length: int) -> Canvas:
+        return self.policy.encode([row], task, max_completion_length=length)
+
+    def _prompt_length(self, row: dict[str, Any], task: str, length: int) -> int:
+        canvas = self._encode(row, task, length)
+        return int((canvas.attention_mask & ~canvas.fill_mask).sum())
+
+    def _blank(self, length: int) -> Canvas:
+        """A canvas of answer alone."""
+        everywhere = torch.ones(1, length, dtype=torch.bool)
+        ids = torch.full((1, length), self.policy.pad_token_id)
+        space = self.policy.token_space("text")
+        return Canvas(ids=ids, fill_mask=everywhere, attention_mask=everywhere, task="text", token_space=space)
+
+    def _earlier_answers(self, canvas: Canvas, row: dict[str, Any], task: str, where: str) -> Tensor:
+        """``[L]`` bool, what the assistant has said before its last message, each with the token that ends it."""
+        found = torch.zeros_like(canvas.fill_mask[0])
+        prompt = row["prompt"] if isinstance(row["prompt"], list) else []
+        for turn, message in enumerate(prompt):
+            if message["role"] != "assistant":
+                continue
+            before = self._encode({**row, "prompt": prompt[:turn]}, task, 1)
+            start = before.ids[0, ~before.fill_mask[0]]
+            ends = torch.isin(canvas.ids[0], torch.tensor(self.policy.stop_token_ids)) & ~canvas.fill_mask[0]
+            ends[: len(start)] = False
+            if not torch.equal(canvas.ids[0, : len(start)], start) or not bool(ends.any()):
+                raise ValueError(
+                    f"{where}: train_turns='all' cannot find message {turn} in the chat that the template writes: it changes "
+                    "what was said before. Set train_turns='last', or use a template that only adds to it"
+                )
+            found[len(start) : int(ends.nonzero()[0]) + 1] = True
+        return found
+
+    def without_caption(self, written: Written) -> Written:
+        """The same picture under the empty caption."""
+        return replace(written, canvas=self.policy.guidance_canvas(written.canvas))
+
+
+def experience_of(
+    written: Written, hidden: Hidden, index: int, noisy: Tensor | None, attends_padding: bool
+) -> Experience:
+    """A noised row as the record that units are collated from, without masked padding; ``noisy [L]`` where there is no mask id."""
+    canvas = written.canvas
+    keep = slice(None) if attends_padding else canvas.attention_mask[0].nonzero().squeeze(1)
+
+    def drawn(value: Tensor) -> Tensor:
+        return value[keep][None, None].clone()
+
+    trained = written.trained[keep].clone()
+    return Experience(
+        ids=canvas.ids[0, keep].clone(),
+        attention_mask=canvas.attention_mask[0, keep].clone(),
+        fill_mask=canvas.fill_mask[0, keep].clone(),
+        completion_mask=trained,
+        hidden=drawn(hidden.hidden),
+        target=drawn(hidden.target),
+        weight=drawn(hidden.weight),
+        input_ids=None if noisy is None else drawn(noisy),
+        sampling_logps=torch.zeros(len(trained)),
+        step_map=torch.full((len(trained),), -1),
+        position_ids=None if canvas.position_ids is None else canvas.position_ids[0, keep].clone(),
+        extra=canvas.extra,
+        advantage=1.0,
+        active=True,
+        task=canvas.task,
+        token_space=canvas.token_space,
+        index=index,
+    )
