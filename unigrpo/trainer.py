@@ -44,7 +44,7 @@ from .training.old_policy import compared, without_moved_sampler
 from .training.start import check_start
 from .training.stopping import StoppableRun
 from .training.window import Window
-from .types import Experience, keyed_generator
+from .types import Experience, canvas_tasks, keyed_generator
 
 
 class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMethods, Trainer):
@@ -126,10 +126,14 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
+        self._micro_step, self._window, self._metrics = (
+            0,
+            None,
+            Metrics(by_task=len(canvas_tasks(self._tasks)) > 1),
+        )
         self._guard, self._starts = FiniteGuard(), True
         self._fitted: dict[str, int] = {}
-        check_same_graph(self.accelerator, self.algorithms, self._tasks)
+        check_same_graph(self.accelerator, self.algorithms, canvas_tasks(self._tasks))
         if self._twin is not None:
             self._twin = prepare_reference(self.accelerator, self._twin, args.sync_ref_model)
         for reward in (getattr(own, "reward", own) for own in self.rewards.functions):

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from ..data.image_codes import tokenizer_name
 from ..errors import check_choice
 from ..parts import key, keys_of, plain
-from ..types import TASKS
+from ..types import CANVAS_TASKS, SPANS
 from .accepted import ImageSize, ImageTokenizer, Part, RewardScale
 from .inherited import settle_inherited
 from .presets import preset_of
@@ -140,6 +140,8 @@ class UniGRPOConfig(TrainingArguments):
     # ---- keys of the parts, where they are described; None = not given ----
     advantage_temperature: float | None = None
     num_iterations: int | None = None
+    pictures_per_thought: int | None = None
+    r2i_noise: str | None = None
     advantage_estimator: Part = None
     advantage_clip: float | None = None
     scale_rewards: RewardScale = None
@@ -236,7 +238,11 @@ class UniGRPOConfig(TrainingArguments):
         if not isinstance(overrides, dict):
             raise ValueError(f"task_overrides={overrides!r} must be a mapping of tasks")
         for task, values in overrides.items():
-            check_choice("task_overrides key", task, TASKS)
+            if task in SPANS:
+                raise ValueError(
+                    f"task_overrides.{task}: its spans have settings of their own, {list(SPANS[task])}; set those"
+                )
+            check_choice("task_overrides key", task, CANVAS_TASKS)
             if not isinstance(values, dict):
                 raise ValueError(f"task_overrides.{task}={values!r} must be a mapping of keys")
         self.task_overrides = {
@@ -278,7 +284,7 @@ class UniGRPOConfig(TrainingArguments):
     def _agreed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The values of keys that are not ``given``, None where tasks differ."""
         preset = preset_of(self.algorithm, ALGORITHM_KEYS)
-        every = [task_settings(given, preset, task, {}) for task in TASKS]
+        every = [task_settings(given, preset, task, {}) for task in CANVAS_TASKS]
         values = run_settings(given, preset, RUN_KEYS)
         for name in TASK_KEYS:
             first, *others = (getattr(own, name) for own in every)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..algorithm.denoising import MaskedDenoising
-from ..data.given import SFT_TASKS
 from ..errors import check_choice
 from ..parts import import_part, keys_of
+from ..types import TASKS
 
 
 Objectives = dict[str, dict[str, Any]]
@@ -144,9 +144,9 @@ def objectives_of(
     found = _preset(name)
     for where, tasks in ((f"objective={name!r} task", found), ("task_overrides key", overrides or {})):
         for task in tasks:
-            check_choice(where, task, SFT_TASKS)
+            check_choice(where, task, TASKS)
     result = {}
-    for task in SFT_TASKS:
+    for task in TASKS:
         own = dict((overrides or {}).get(task, {}))
         if task not in found and not own:
             continue

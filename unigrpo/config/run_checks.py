@@ -12,7 +12,7 @@ import torch
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS, compares_groups
 from ..errors import check_choice
 from ..parts import Key, choose
-from ..types import TASKS
+from ..types import CANVAS_TASKS
 from .checks import check_bound, check_task
 from .run_keys import ESTIMATOR_KEYS
 from .sorted_keys import check_inherited
@@ -160,10 +160,20 @@ def check_values(args: Any, keys: Mapping[str, Key]) -> None:
             f"refill_rounds={args.refill_rounds} with advantage_estimator={estimator.name!r} would throw away groups that it "
             "learns from; set refill_rounds=0"
         )
-    for task in TASKS:
+    for task in CANVAS_TASKS:
         check_task("", args.settings_of(task, {}))
+    check_spans(args)
     if args.sync_ref_model and args.beta == 0:
         raise ValueError("sync_ref_model=True with beta=0 updates a reference that is never used; set beta > 0")
+
+
+def check_spans(args: Any) -> None:
+    """Raises ``ValueError`` for a number of pictures that does not divide a group."""
+    if args.num_generations % args.pictures_per_thought:
+        raise ValueError(
+            f"pictures_per_thought={args.pictures_per_thought} must divide num_generations={args.num_generations}: a group is so "
+            "many pictures of each of its thoughts"
+        )
 
 
 def check_overrides(args: Any) -> None:
@@ -183,7 +193,7 @@ def check_graphs(args: Any) -> None:
     """Raises ``ValueError`` for kept keys and values that CUDA graphs would write over: a replay reuses the memory of the one
     before.
     """
-    for task in ("text", "mmu"):
+    for task in ("text", "mmu", *({"thought"} & set(args.task_overrides))):
         kept = args.for_task(task).kv_cache
         if args.torch_compile_mode in GRAPH_MODES and kept != "none":
             where = f"task_overrides.{task}." if "kv_cache" in args.task_overrides.get(task, {}) else ""
@@ -197,7 +207,7 @@ def check_graphs(args: Any) -> None:
 def check_summed_ratios(args: Any) -> None:
     """Raises ``ValueError`` for summed ratios of more than one update."""
     updates = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
-    settings = [args.for_task(task) for task in TASKS]
+    settings = [args.for_task(task) for task in CANVAS_TASKS]
     summed = [own for own in settings if own.importance_sampling_level == "sequence_sum"]
     if any(own.uses_ratio for own in summed) and updates > 1:
         raise ValueError(

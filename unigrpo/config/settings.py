@@ -9,6 +9,7 @@ from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
 from ..algorithm.loss import PolicyLoss
 from ..algorithm.noising import Noising
 from ..parts import Choice, Key, choose, keys_of, merged
+from ..types import KINDS
 from .presets import SEQUENCE_EPSILON, TASK_DEFAULTS
 from .task import PARTS, SHARED_KEYS, TASK_KEYS, TaskKeys, TaskSettings
 
@@ -27,7 +28,7 @@ def task_settings(
         ValueError: an unknown part, or a key that it does not have; ``where`` prefixes its name.
     """
     usual = {key: value for key, value in preset.items() if key in TASK_KEYS}
-    usual |= {**TASK_DEFAULTS[task], **preset.get(task, {})}
+    usual |= {**TASK_DEFAULTS[task], **preset.get(KINDS.get(task, task), {}), **preset.get(task, {})}
     parts = {}
     for kind, table in PARTS.items():
         named = merged(override.get(kind), given.get(kind), usual.get(kind), TASK_KEYS[kind].default)

@@ -10,10 +10,6 @@ from ..types import TASKS
 from .rows import image_of, task_of
 
 
-SFT_TASKS = (*TASKS, "r2i")
-"""Tasks that a given answer may have: those of a policy, and a thought followed by the picture (MMaDA's r2i)."""
-
-
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 """Who speaks in ``conversations`` (LLaVA's JSON), and the role of a chat."""
 
@@ -27,7 +23,7 @@ class Given:
 
     Attributes:
         row: the dataset row, with its ``prompt`` in the form that ``policy.encode`` reads.
-        task: one of ``SFT_TASKS``.
+        task: one of ``TASKS``.
         answer: the text that is trained; None for a picture to draw.
         plain: a text without a prompt: all of it is trained.
     """
@@ -58,7 +54,7 @@ def given_of(row: dict[str, Any], where: str) -> Given:
             )
         row = {**row, "prompt": asked, "completion": last["content"]}
     task = task_of(row)
-    check_choice(f"{where}['task']", task, SFT_TASKS)
+    check_choice(f"{where}['task']", task, TASKS)
     if task == "t2i":
         _asked(row, where)
         _picture(row, where)

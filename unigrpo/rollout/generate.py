@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -20,7 +20,15 @@ from ..models.builtin import model_path
 from ..models.loading import load_config, load_processor
 from ..parts import Choice, choose
 from ..samplers import samplers_for
-from ..types import TASKS, keyed_generator
+from ..types import TASKS, is_picture, keyed_generator, spans_of
+from .sample import with_thoughts
+
+
+class ThoughtAndPicture(NamedTuple):
+    """An answer to a prompt of task ``r2i``."""
+
+    thought: str
+    picture: Image.Image
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,12 +58,14 @@ class LoadedPolicy:
         on_step: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> list[Any]:
-        """One answer a prompt: text, or with ``task="t2i"`` an RGB ``PIL.Image``.
+        """One answer a prompt: text, with ``task="t2i"`` an RGB ``PIL.Image``, or with ``task="r2i"`` a ``ThoughtAndPicture``.
 
         Args:
             prompts: a string, one chat (a list of messages), or a list of strings or chats.
             images: the picture that each prompt asks about (PIL image, path or bytes), one a prompt or one for all.
-            task: ``"text"``, ``"mmu"`` or ``"t2i"``; default mmu with ``images``, else text.
+            task: ``"text"``, ``"mmu"``, ``"t2i"`` or ``"r2i"`` (a thought, and then the picture); default mmu with ``images``, else
+                text. What is set for text holds for thoughts, and what is set for pictures for theirs; ``options`` go to the sampler
+                of the picture.
             max_completion_length: positions of a text answer; default 256.
             steps: denoising steps; default one a position of text, 16 for a picture.
             block_length: of text, default 32, or the whole answer if that is shorter.
@@ -76,31 +86,46 @@ class LoadedPolicy:
         check_choice("task", task, TASKS)
         usual = getattr(self.model.config, "sampling_defaults", None) or {}
         length = max_completion_length or usual.get("max_completion_length", 256)
-        settings: dict[str, Any] = {"steps": steps or 16, "temperature": 1.0 if temperature is None else temperature}
-        if task != "t2i":
-            settings = {
-                "steps": steps or usual.get("steps", length),
-                "block_length": block_length or usual.get("block_length", min(32, length)),
-                "temperature": temperature or 0.0,
-            }
+        of_pictures: dict[str, Any] = {
+            "steps": steps or 16,
+            "temperature": 1.0 if temperature is None else temperature,
+        }
+        of_text: dict[str, Any] = {
+            "steps": steps or usual.get("steps", length),
+            "block_length": block_length or usual.get("block_length", min(32, length)),
+            "temperature": temperature or 0.0,
+        }
+        settings = of_pictures if is_picture(spans_of(task)[-1]) else of_text
         name = sampler or TASK_SAMPLERS[task]
-        fill = _sampler(choose("sampler", name, samplers_for(task)), settings, options)
+        fill = _sampler(choose("sampler", name, samplers_for(spans_of(task)[-1])), settings, options)
+        think = _sampler(choose("sampler", TASK_SAMPLERS["text"], samplers_for("text")), of_text, {})
         rows = [{"prompt": prompt} for prompt in prompts]
         if task == "mmu":
             transforms = [image_transform] * len(prompts)
             codes = self._codec().encode(_pictures(images, len(prompts)), self._size(image_size), transforms)
             rows = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
-        lengths = {"max_completion_length": length}
-        if task == "t2i":
-            lengths = {"image_tokens": self._codec().count(self._size(image_size))}
+        lengths = {} if task == "t2i" else {"max_completion_length": length}
+        if task in ("t2i", "r2i"):
+            lengths["image_tokens"] = self._codec().count(self._size(image_size))
         answers: list[Any] = []
         self.model.eval()
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
-            canvas = self.policy.encode(part, task, **lengths).to(self.model.device)
-            streams = [keyed_generator("generate", seed, start + row) for row in range(len(part))]
-            filled = fill(self.model, self.policy, canvas, on_step=on_step, generators=streams).completions
-            answers += self._codec().decode(filled, self._size(image_size)) if task == "t2i" else filled
+            thoughts: list[Any] = []
+            for span in spans_of(task):
+                canvas = self.policy.encode(part, span, **lengths).to(self.model.device)
+                streams = [
+                    keyed_generator("generate", *[span] * (span == "thought"), seed, start + i)
+                    for i in range(len(part))
+                ]
+                sampler_of_span = think if span == "thought" else fill
+                filled = sampler_of_span(self.model, self.policy, canvas, on_step=on_step, generators=streams)
+                if span == "thought":
+                    thoughts, part = filled.completions, with_thoughts(part, filled)
+            written = filled.completions
+            if is_picture(filled.canvas.task):
+                written = self._codec().decode(written, self._size(image_size))
+            answers += map(ThoughtAndPicture, thoughts, written) if thoughts else written
         return answers
 
     def _size(self, given: int | list[int] | None) -> int | list[int]:
@@ -129,7 +154,7 @@ def _sampler(choice: Choice, settings: dict[str, Any], options: dict[str, Any]) 
     return choice.part(**{key: value for key, value in settings.items() if key in known}, **options)
 
 
-TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit"}
+TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit", "r2i": "maskgit"}
 
 
 def _pictures(images: Any, count: int) -> list[Image.Image]:

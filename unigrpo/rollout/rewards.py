@@ -275,6 +275,8 @@ class RewardSet:
             "completion_ids": [sample.completion_ids for sample in samples],
             "task": [sample.task for sample in samples],
         }
+        if any(sample.earlier for sample in samples):
+            arguments["thoughts"] = [sample.thought for sample in samples]
         return {
             **{key: own_copy(values, seen) for key, values in arguments.items()},
             "trainer_state": state_copy(trainer_state),

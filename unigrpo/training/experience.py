@@ -33,7 +33,7 @@ def make_experience(
     """
     args, rewards = pipe.args, pipe.rewards
     with metrics.timed("time/rollout"):
-        samples = sample_answers(pipe, rows, window)
+        samples = sample_answers(pipe, rows, window, pictures_per_thought=args.pictures_per_thought)
     with metrics.timed("time/reward"):
         scores = score_answers(pipe, samples, metrics)
     first = samples[0].row["prompt"]
@@ -46,9 +46,9 @@ def make_experience(
         advantages = compare(args, rewards.weights, scores.values)
     unscored = count_unscored(rewards, args.num_generations, first, scores.values, unscored, metrics)
     tasks = log_answers(pipe, samples, scores.values, advantages, metrics)
-    noises = [draw_noise(pipe, sample, window) for sample in samples]
+    noises = [[draw_noise(pipe, rollout, sample.index, window) for rollout in sample.rollouts] for sample in samples]
     local = local_slice(pipe.rank, len(samples))
-    experiences = unpack_all(samples, noises, advantages, local, pipe.policy.attends_padding)
+    experiences = unpack_all(pipe, samples, noises, advantages, local)
     result = cut_window(pipe, experiences, window)
     with metrics.timed("time/old_and_reference"):
         add_old_and_reference(pipe, result)
@@ -68,21 +68,23 @@ def log_answers(
     tasks = [TASKS[number] for number in pipe.gather(numbers).tolist()]
     reward_metrics(metrics, pipe.rewards.names, values, advantages, pipe.args.num_generations, tasks)
     task_metrics(metrics, tasks, advantages.rewards)
-    completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
+    completion_metrics(
+        metrics, [rollout for sample in samples for rollout in sample.rollouts], pipe.policy.stop_token_ids
+    )
     return tasks
 
 
-def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
-    """The answer's corruption for all inner updates, ``[1, K, S, L]``."""
-    algorithm = pipe.algorithms[sample.task]
+def draw_noise(pipe: Pipeline, rollout: Rollout, index: int, window: int) -> Noise:
+    """The corruption of an answer, or of one span of it, for all inner updates, ``[1, K, S, L]``."""
+    algorithm = pipe.algorithms[rollout.canvas.task]
     noise = algorithm.noising(
-        sample.rollout,
+        rollout,
         num_iterations=pipe.args.num_iterations,
         num_samples=algorithm.settings.num_noise_samples,
         key=(pipe.args.seed, window),
-        rows=[sample.index],
+        rows=[index],
     )
-    return corrupted(pipe.policy, noise, sample.rollout, (pipe.args.seed, window, sample.index))
+    return corrupted(pipe.policy, noise, rollout, (pipe.args.seed, window, index))
 
 
 def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tuple[int | str, ...]) -> Noise:
@@ -95,17 +97,39 @@ def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tupl
 
 
 def unpack_all(
-    samples: list[Sample], noises: list[Noise], advantages: Advantages, local: slice, attends_padding: bool
+    pipe: Pipeline, samples: list[Sample], noises: list[list[Noise]], advantages: Advantages, local: slice
 ) -> list[Experience]:
-    """The training data of this rank's ``samples``, whose advantages are the ``local`` ones."""
+    """The training data of this rank's ``samples``, whose advantages are the ``local`` ones; an answer's spans are neighbours."""
     values, rewards = advantages.values[local].tolist(), advantages.rewards[local].tolist()
-    columns = zip(samples, noises, values, rewards, strict=True)
-    return [unpack(sample, noise, value, reward, attends_padding) for sample, noise, value, reward in columns]
+    experiences: list[Experience] = []
+    for sample, noise, value, reward in zip(samples, noises, values, rewards, strict=True):
+        shared = (sample.index, value, reward, pipe.policy.attends_padding)
+        spans = [unpack(rollout, own, *shared) for rollout, own in zip(sample.rollouts, noise, strict=True)]
+        experiences += noised_together(spans) if pipe.args.r2i_noise == "joint" and len(spans) > 1 else spans
+    return experiences
 
 
-def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attends_padding: bool) -> Experience:
-    """One answer's training data on the CPU, without its padding where that is masked anyway (not ``attends_padding``)."""
-    rollout, canvas = sample.rollout, sample.rollout.canvas
+def noised_together(spans: list[Experience]) -> list[Experience]:
+    """The spans of one answer, each scored on the finished answer with what any of them hides hidden.
+
+    Raises:
+        ValueError: spans with different numbers of draws.
+    """
+    draws = [own.hidden.shape[1] for own in spans]
+    if len(set(draws)) > 1:
+        raise ValueError(
+            f"r2i_noise='joint' hides both spans of an answer in one draw, and {[own.task for own in spans]} have {draws} draws: "
+            "give them the same noising and num_noise_samples"
+        )
+    hidden = torch.stack([own.hidden for own in spans]).any(dim=0)
+    return [replace(own, ids=spans[-1].ids, hidden=hidden) for own in spans]
+
+
+def unpack(
+    rollout: Rollout, noise: Noise, index: int, advantage: float, reward: float, attends_padding: bool
+) -> Experience:
+    """The training data of an answer, or of a span, on the CPU, without its padding where that is masked anyway."""
+    canvas = rollout.canvas
     keep = slice(None) if attends_padding else canvas.attention_mask[0].cpu().nonzero().squeeze(1)
 
     def own(value: Tensor | None) -> Tensor | None:
@@ -128,7 +152,7 @@ def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attend
         active=reward == reward,
         task=canvas.task,
         token_space=canvas.token_space,
-        index=sample.index,
+        index=index,
     )
 
 
@@ -141,6 +165,8 @@ def answer_table(
         "prompt": [sample.row["prompt"] for sample in samples],
         "completion": [sample.completion for sample in samples],
     }
+    if any(sample.earlier for sample in samples):
+        table["thought"] = [sample.thought for sample in samples]
     for name, column in zip(names, values.T.tolist(), strict=True):
         table[name] = column
     for name, column in scores.extras.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithm.advantages import Advantages, group_moments
 from ..models.placing import on_host
-from ..types import Rollout
+from ..types import Rollout, is_picture
 
 
 class Metrics:
@@ -166,7 +166,7 @@ def completion_metrics(metrics: Metrics, rollouts: list[Rollout], stop_token_ids
     Images always fill their canvas, so they add to ``num_completion_tokens`` alone.
     """
     metrics.add("num_completion_tokens", sum(int(rollout.completion_mask.sum()) for rollout in rollouts))
-    rollouts = [rollout for rollout in rollouts if rollout.canvas.task != "t2i"]
+    rollouts = [rollout for rollout in rollouts if not is_picture(rollout.canvas.task)]
     if not rollouts:
         return
     stops = torch.tensor(stop_token_ids, dtype=torch.int64)
