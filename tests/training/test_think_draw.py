@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from unigrpo.algorithm.likelihood import score_tokens
+from unigrpo.models import LLaDAConfig, LLaDAForMaskedDiffusion
 from unigrpo.models.mmada import MMaDAPolicy, layouts
 from unigrpo.models.processing import MMaDAProcessor
 from unigrpo.rollout.generate import LoadedPolicy, ThoughtAndPicture
