@@ -26,6 +26,7 @@ from ..models.quantization import check_quantization
 from ..samplers.kv_cache import check_cache
 from ..training.checkpoints.files import check_writable
 from ..training.demonstrations import check_given
+from ..types import spans_of
 from .build import (
     FILE_KINDS,
     build_config,
@@ -81,7 +82,7 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
             "denoising loss needs both"
         )
     every = (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets)
-    with_pictures = any(spec.task in ("mmu", "t2i") for spec in every)
+    with_pictures = any(spec.task not in (None, "text") for spec in every)
     if with_pictures or args.image_tokenizer is not None:
         notes += _check_image_tokenizer(recipe, offline)
     notes += _check_reward_models(recipe, offline)
@@ -168,7 +169,7 @@ def _check_image_tokenizer(recipe: Recipe, offline: bool) -> list[str]:
         config, notes = _reach(f"image tokenizer {path}", lambda: tokenizer_config(path), offline)
     if config is None:
         return notes
-    for task in ("mmu", "t2i"):
+    for task in ("mmu", "t2i", "picture"):
         size = args.for_task(task).image_size
         if size is not None and any(side % config.factor for side in sides(size)):
             raise RecipeError(
@@ -213,7 +214,8 @@ def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool, gi
     args = build_config(recipe)
 
     def check_row(row: dict[str, Any], where: str) -> None:
-        check_task_sampler(args, task_of(row), where, held_out=not gold and not given)
+        for span in spans_of(task_of(row)):
+            check_task_sampler(args, span, where, held_out=not gold and not given)
         if given:
             check_given(row, where)
 

@@ -223,13 +223,15 @@ def _sample_arguments(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
     sample.add_argument("prompts", nargs="+", metavar="PROMPT", help="one or more questions, or captions to draw")
     sample.add_argument(
-        "--task", choices=("text", "mmu", "t2i"), help="default: mmu with --image, else text; t2i draws the prompts"
+        "--task",
+        choices=("text", "mmu", "t2i", "r2i"),
+        help="default: mmu with --image, else text; t2i draws the prompts, r2i thinks first",
     )
     sample.add_argument("--image", action="append", help="picture that the questions are about; one, or one a prompt")
     sample.add_argument("--output", default="samples", help="folder for pictures that are drawn (default: samples)")
     sample.add_argument("--image-size", type=int, help="side in pixels (default: the checkpoint's, or 512)")
     sample.add_argument("--image-tokenizer", help="id or path (default: the one that the model names)")
-    sample.add_argument("--sampler", help="maskgit (default) or emerge for t2i")
+    sample.add_argument("--sampler", help="maskgit (default) or emerge for pictures")
     sample.add_argument(
         "--max-completion-length", type=int, help="positions the policy may write (default: 256, or the checkpoint's)"
     )

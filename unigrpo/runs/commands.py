@@ -120,6 +120,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     """``unigrpo sample MODEL PROMPT ...``: prints answers, or saves pictures and a sheet of them."""
     from ..rollout.generate import load_policy
     from ..samplers.semi_autoregressive import EXACT_DECODING
+    from ..types import is_picture, spans_of
 
     task = arguments.task or ("mmu" if arguments.image else "text")
     policy = load_policy(
@@ -135,7 +136,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{len(images)} --image for {len(arguments.prompts)} prompts; give one, or one a prompt")
         images = [image for image in images for _ in range(arguments.num)]
     options: dict[str, Any] = {}
-    if arguments.guidance_scale is not None or task != "t2i":
+    if arguments.guidance_scale is not None or not is_picture(spans_of(task)[-1]):
         options["guidance_scale"] = arguments.guidance_scale or 0.0
     for_text = {key: getattr(arguments, key) for key in ("remasking", *EXACT_DECODING)}
     options |= {key: value for key, value in for_text.items() if value is not None}
@@ -152,23 +153,34 @@ def run_sample(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         **options,
     )
-    if task == "t2i":
-        _save_pictures(arguments.prompts, arguments.num, answers, Path(arguments.output))
+    if is_picture(spans_of(task)[-1]):
+        _save_pictures(repeated, arguments.num, answers, Path(arguments.output))
         return 0
     for prompt, answer in zip(repeated, answers, strict=True):
         say(f"> {prompt}\n{answer}\n")
     return 0
 
 
-def _save_pictures(prompts: list[str], num: int, pictures: list[Any], folder: Path) -> None:
+def _save_pictures(prompts: list[str], num: int, answers: list[Any], folder: Path) -> None:
+    """Pictures, each with its thought beside it where there is one, and a sheet of all, a prompt a line."""
     from ..training.contact_sheet import contact_sheet
 
     folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures):
+    drawn = [(answer.picture, answer.thought) if isinstance(answer, tuple) else (answer, "") for answer in answers]
+    for number, (picture, thought) in enumerate(drawn):
         picture.save(folder / f"{number:04d}.png")
-    rows = [pictures[start : start + num] for start in range(0, len(pictures), num)]
-    contact_sheet(rows, row_labels=prompts).save(folder / "sheet.png")
-    say(f"wrote {len(pictures)} pictures and sheet.png to {folder}")
+        if thought:
+            (folder / f"{number:04d}.txt").write_text(thought + "\n")
+            say(f"> {prompts[number]}\n{thought}\n")
+    lines = [drawn[start : start + num] for start in range(0, len(drawn), num)]
+    captions = [[thought for _, thought in own] for own in lines]
+    sheet = contact_sheet(
+        [[picture for picture, _ in own] for own in lines],
+        row_labels=prompts[::num],
+        captions=captions if any(thought for own in captions for thought in own) else (),
+    )
+    sheet.save(folder / "sheet.png")
+    say(f"wrote {len(drawn)} pictures and sheet.png to {folder}")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:

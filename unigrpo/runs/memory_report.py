@@ -80,7 +80,7 @@ def _turns(recipe: Recipe) -> list[list[str]]:
     sizes = (batch, accumulation, args.steps_per_generation)
     where = [f"task_overrides.{task}." for task, own in args.task_overrides.items() if "image_size" in own]
     where += [""] if "image_size" in recipe.config or not where else []
-    side = max(max(sides(args.for_task(task).image_size or 512)) for task in ("mmu", "t2i")) // 2 // 16 * 16
+    side = max(max(sides(args.for_task(task).image_size or 512)) for task in ("mmu", "t2i", "picture")) // 2 // 16 * 16
     found = [
         [] if lora else ["lora={r: 64, lora_alpha: 64}"],
         ["model.load_in_4bit=true"] if lora and not model.load_in_4bit and not model.load_in_8bit else [],
@@ -93,7 +93,9 @@ def _turns(recipe: Recipe) -> list[list[str]]:
         ["; ".join(f"{own}image_size={side}" for own in where)],
     ]
     found += [
-        [f"task_overrides.{task}.kv_cache=none"] for task in ("text", "mmu") if args.for_task(task).kv_cache != "none"
+        [f"task_overrides.{task}.kv_cache=none"]
+        for task in ("text", "mmu", "thought")
+        if args.for_task(task).kv_cache != "none"
     ]
     return [values for values in found if values]
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..terminal import say
-from ..training.contact_sheet import contact_sheet
+from ..training.contact_sheet import grouped_sheet
 from ..types import Sample
 
 
@@ -19,14 +19,12 @@ SHEET_PROMPTS, SHEET_SAMPLES = 8, 5
 
 def picture_sheet(samples: list[Sample], title: str) -> Image.Image | None:
     """The first held-out prompts with a few pictures each; None where nothing was drawn."""
-    drawn: dict[str, list[Image.Image]] = {}
-    for sample in samples:
-        if isinstance(sample.completion, Image.Image):
-            drawn.setdefault(str(sample.row["prompt"]), []).append(sample.completion)
-    if not drawn:
-        return None
-    prompts = list(drawn)[:SHEET_PROMPTS]
-    return contact_sheet([drawn[prompt][:SHEET_SAMPLES] for prompt in prompts], row_labels=prompts, title=title)
+    drawn = [
+        (str(sample.row["prompt"]), sample.completion, sample.thought or "")
+        for sample in samples
+        if isinstance(sample.completion, Image.Image)
+    ]
+    return grouped_sheet(drawn, rows=SHEET_PROMPTS, columns=SHEET_SAMPLES, title=title) if drawn else None
 
 
 def side_by_side(left: Path, right: Path, picture: Path) -> None:

@@ -18,7 +18,7 @@ from ..rollout.rewards import RewardSet
 from ..terminal import console, say, visible
 from .checkpoints.files import append_line, named, write_text
 from .checkpoints.run_record import read_record
-from .contact_sheet import contact_sheet
+from .contact_sheet import grouped_sheet
 from .scores import refuse_unreadable
 
 
@@ -210,14 +210,16 @@ def save_completions(table: dict[str, list], folder: Path, step: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     columns = {name: [_stored(value) for value in values] for name, values in table.items()}
     Dataset.from_dict(columns).to_parquet(folder / f"completions_{step:05d}.parquet")
-    groups: dict[str, list[Image.Image]] = {}
-    for prompt, completion in zip(table["prompt"], table["completion"], strict=True):
-        if isinstance(completion, Image.Image):
-            groups.setdefault(str(prompt), []).append(completion)
-    shown = dict(list(groups.items())[:SHEET_ROWS])
-    if shown:
-        rows = [pictures[:SHEET_COLUMNS] for pictures in shown.values()]
-        contact_sheet(rows, row_labels=list(shown), title=f"step {step}").save(folder / f"images_{step:05d}.png")
+    thoughts = table.get("thought", [None] * len(table["prompt"]))
+    drawn = [
+        (str(prompt), completion, thought or "")
+        for prompt, completion, thought in zip(table["prompt"], table["completion"], thoughts, strict=True)
+        if isinstance(completion, Image.Image)
+    ]
+    if drawn:
+        grouped_sheet(drawn, rows=SHEET_ROWS, columns=SHEET_COLUMNS, title=f"step {step}").save(
+            folder / f"images_{step:05d}.png"
+        )
 
 
 def _stored(value: Any) -> str | int | float | None:
