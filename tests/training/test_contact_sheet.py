@@ -93,7 +93,9 @@ def test_wrong_shapes_are_refused():
 def test_captions_stand_under_their_pictures_and_make_room():
     pictures = [[plain("red"), plain("blue")], [plain("lime")]]
     bare = contact_sheet(pictures, row_labels=["", ""], cell=64)
-    told = contact_sheet(pictures, row_labels=["", ""], cell=64, captions=[["one", ""], ["a thought of many words " * 9]])
+    told = contact_sheet(
+        pictures, row_labels=["", ""], cell=64, captions=[["one", ""], ["a thought of many words " * 9]]
+    )
     assert told.width == bare.width and told.height > bare.height
     under = np.asarray(told)[16 + 64 + 2 : 16 + 64 + 40, 16 : 16 + 64]
     beside = np.asarray(told)[16 + 64 + 2 : 16 + 64 + 40, 16 + 64 + 8 : 16 + 64 + 8 + 64]

@@ -82,6 +82,7 @@ class MaskedDenoisingConfig(TrainingArguments):
     train_padding: str | None = None
     train_marks: bool | None = None
     caption_dropout: float | None = None
+    swap_prompt: float | None = None
     coefficient: float | None = None
     # ---- end of the keys of the objective ----
 

@@ -13,8 +13,11 @@ from typing import Any
 from ..algorithm.denoising import MaskedDenoising
 from ..errors import check_choice
 from ..parts import import_part, keys_of
-from ..types import TASKS
+from ..types import SPANS, TASKS
 
+
+OBJECTIVE_TASKS = (*TASKS, *SPANS["r2i"])
+"""Tasks that have a loss. Rows of ``r2i`` have one for thought and picture together, or one for each."""
 
 Objectives = dict[str, dict[str, Any]]
 
@@ -118,12 +121,26 @@ def dllm() -> Objectives:
     return {"text": {**keys, "train_padding": "none"}, "mmu": {**keys, "train_padding": "none"}}
 
 
+def think_then_draw() -> Objectives:
+    """``mmada_cot``, but of a thought and its picture (r2i) one is learned at a time, as they are sampled: the thought before there
+    is a picture, the codes after the whole thought.
+
+    Under one mask ratio for both, the law that ``mmada_cot`` reads out of MMaDA's files, a small model draws from the prompt and ignores
+    the thought. Here 30 % of the pictures are taught under another row's prompt, after which the thought decides.
+    """
+    found = mmada_cot()
+    picture = {**found["t2i"], "train_marks": False, "swap_prompt": 0.3}
+    del found["r2i"]
+    return {**found, "thought": {"denominator": "answer", "coefficient": 1.0}, "picture": picture}
+
+
 OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "mmada_stage1": mmada_stage1,
     "mmada_stage2": mmada_stage2,
     "mmada_stage3": mmada_stage3,
     "mmada_cot": mmada_cot,
     "mmada_stage4": mmada_stage4,
+    "think_then_draw": think_then_draw,
     "llada": llada,
     "dllm": dllm,
 }
@@ -144,15 +161,21 @@ def objectives_of(
     found = _preset(name)
     for where, tasks in ((f"objective={name!r} task", found), ("task_overrides key", overrides or {})):
         for task in tasks:
-            check_choice(where, task, TASKS)
+            check_choice(where, task, OBJECTIVE_TASKS)
     result = {}
-    for task in TASKS:
+    for task in OBJECTIVE_TASKS:
         own = dict((overrides or {}).get(task, {}))
         if task not in found and not own:
             continue
         keys = {**found.get(task, {}), **(given or {}), **own}
         result[task] = MaskedDenoising(
             **_read(keys, "" if task not in (overrides or {}) else f"task_overrides.{task}.")
+        )
+    spans = [span for span in SPANS["r2i"] if span in result]
+    if spans and ("r2i" in result or len(spans) == 1):
+        raise ValueError(
+            f"objective={name!r} with tasks {list(result)}: give a thought and its picture one law together ('r2i'), or each its own "
+            "('thought' and 'picture')"
         )
     return result
 

@@ -14,7 +14,7 @@ from ..data.given import Given, given_of
 from ..data.image_codes import ImageCodec
 from ..data.rows import image_of
 from ..models.base import DiffusionPolicy
-from ..types import Canvas, Experience, TokenSpace
+from ..types import SPANS, Canvas, Experience, TokenSpace
 from .demonstrations import fill
 
 
@@ -25,11 +25,13 @@ class Written:
     Attributes:
         trained: ``[L]`` bool, what may be hidden.
         marks: ``[L]`` bool, the two tokens around a picture to draw.
+        codes: ``[L]`` bool, those of a picture that follows a thought; None for other rows.
     """
 
     canvas: Canvas
     trained: Tensor
     marks: Tensor
+    codes: Tensor | None = None
 
 
 class Writer:
@@ -58,18 +60,24 @@ class Writer:
         self.max_length, self.train_turns = max_length, train_turns
         self.image_size, self.image_transform = image_size or policy.image_size, image_transform
 
-    def write(self, row: dict[str, Any], where: str, codes: bool = True) -> Written:
+    @property
+    def by_span(self) -> bool:
+        """Whether a thought and its picture have each a law of their own, so that a row trains one of them at a time."""
+        return SPANS["r2i"][0] in self.objectives
+
+    def write(self, row: dict[str, Any], where: str, codes: bool = True, span: str | None = None) -> Written:
         """The row on its canvas.
 
         Args:
             where: names the row in errors.
             codes: False leaves pictures uncoded, zeros in their place: for checks.
+            span: of a row of ``r2i`` the thought alone, without a picture yet, or the picture alone; None = the whole row.
 
         Raises:
             ValueError: an answer that does not fit or would be cut away, or a task that has no loss.
         """
         given = given_of(row, where)
-        if given.task not in self.objectives:
+        if given.task not in self.objectives and not (given.task == "r2i" and self.by_span):
             raise ValueError(
                 f"{where}: the objective has no loss for task {given.task!r}, only for {sorted(self.objectives)}; choose another "
                 "objective, or give one in task_overrides"
@@ -81,7 +89,19 @@ class Writer:
             written = ways.get(given.task, self._text)(given, where, codes)
         except ValueError as error:
             raise error if str(error).startswith(where) else ValueError(f"{where}: {error}") from error
-        return replace(written, canvas=replace(written.canvas, token_space=self.vocabulary))
+        written = replace(written, canvas=replace(written.canvas, token_space=self.vocabulary))
+        return written if span is None else self.one_span(written, span)
+
+    def one_span(self, written: Written, span: str) -> Written:
+        """The thought of a row, with masks where the picture will be, or the picture behind the whole thought."""
+        assert written.codes is not None, "a row with a thought and a picture"
+        canvas, codes = written.canvas, written.codes
+        own, ids = codes, canvas.ids
+        if span == "thought":
+            assert self.policy.mask_token_id is not None, "families with the layout have a mask id"
+            own, ids = canvas.fill_mask[0] & ~codes, ids.masked_fill(codes[None], self.policy.mask_token_id)
+        canvas = replace(canvas, ids=ids, fill_mask=own[None], task=span)
+        return replace(written, canvas=canvas, trained=written.trained & own)
 
     def _codes(self, given: Given, where: str, codes: bool) -> Tensor:
         """Codes ``[N]`` of the row's picture."""
@@ -124,10 +144,12 @@ class Writer:
         """A thought, its padding and the picture."""
         answer, row = self._answer(given), {**given.row, "image_codes": self._codes(given, where, codes)}
         used = self._prompt_length(given.row, "text", len(answer))
-        padding = self._padding(given.task, self.max_length, used, len(answer), where)
-        canvas = self.policy.encode_thought(row, answer, used + len(answer) + padding)
+        padding = self._padding("thought" if self.by_span else given.task, self.max_length, used, len(answer), where)
+        room = used + len(answer) + padding
+        canvas = self.policy.encode_thought(row, answer, room)
         trained = canvas.fill_mask[0].clone()
-        return Written(canvas=canvas, trained=trained, marks=torch.zeros_like(trained))
+        codes = trained & (torch.arange(len(trained)) > len(trained) - 2 - len(row["image_codes"]))
+        return Written(canvas=canvas, trained=trained, marks=torch.zeros_like(trained), codes=codes)
 
     def _answer(self, given: Given) -> list[int]:
         """Ids of a text with the stop token that ends it."""
