@@ -61,7 +61,7 @@ def test_noise_and_loss_leave_the_global_generators_alone(make_trainer, name, mo
     prompt_rows = next(iter(trainer.get_train_dataloader()))
     sample = sample_answers(trainer.pipeline(), prompt_rows, 0)[0]
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    draw_noise(trainer.pipeline(), sample, 0)
+    draw_noise(trainer.pipeline(), sample.rollout, sample.index, 0)
     window = first_window(trainer)
     total_and_gradient(trainer, window)
     assert random.getstate() == python

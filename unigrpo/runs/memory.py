@@ -28,7 +28,7 @@ from ..models.cache import KeyValueCache
 from ..models.checkpoint_files import first_line
 from ..models.head import ROWS_PER_GPU_CHUNK, VOCAB_PER_CHUNK, VocabularyHead
 from ..rollout.rewards import without_weights
-from ..types import TASKS
+from ..types import CANVAS_TASKS
 from .build import build_config, build_rewards
 from .check import Shape, model_family, shapes_of
 from .recipe import Recipe
@@ -263,7 +263,7 @@ def _weights(memory: Memory, recipe: Recipe, args: UniGRPOConfig, model: Model, 
         memory.add("adapters", moved, f"{number:,} weights, r = {recipe.lora.get('r', 8)}")
     memory.add("gradients", moved, "one of each trained weight", "update")
     memory.add("AdamW", 2 * moved, "two moments of each trained weight")
-    if recipe.lora is None and any(args.for_task(task).needs_reference for task in TASKS):
+    if recipe.lora is None and any(args.for_task(task).needs_reference for task in CANVAS_TASKS):
         memory.add("reference", whole, "a frozen copy of the model")
 
 
