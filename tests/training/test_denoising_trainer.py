@@ -201,7 +201,7 @@ def test_the_bound_is_the_mean_over_all_masks(tmp_path):
         row, _ = noised(trainer.writer, written, ("test",), 0)
         row.hidden, row.target, row.weight = hidden[None, None], hidden[None, None], weight[None, None].float()
         with torch.no_grad():
-            return float(unit_sums(model, policy, [row], Unit((0,), 0), "cpu"))
+            return float(unit_sums(model, policy, [row], Unit((0,), 0), "cpu")[0])
 
     for count in range(1, n + 1):
         masks = list(itertools.combinations(places.tolist(), count))
