@@ -226,5 +226,14 @@ def score_batch(
 ) -> TokenScores:
     """``score_tokens`` of a batch."""
     noisy = (batch.canvas, batch.hidden, batch.target, batch.noisy_ids)
-    known = {"counts": batch.counts, "padded": batch.padded, "coefficients": coefficients}
-    return score_tokens(model, policy, *noisy, temperature, guidance_scale, ref_logprobs, **known)
+    return score_tokens(
+        model,
+        policy,
+        *noisy,
+        temperature,
+        guidance_scale,
+        ref_logprobs,
+        counts=batch.counts,
+        padded=batch.padded,
+        coefficients=coefficients,
+    )

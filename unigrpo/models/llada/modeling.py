@@ -290,8 +290,9 @@ class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
             return MaskedDiffusionOutput(**scores._asdict())
         if targets is None:
             return MaskedDiffusionOutput(logits=scores, hidden_states=states)
-        found = {"logps": scores.logps, "entropy": scores.entropy, "kl": scores.kl, "total": scores.total}
-        return MaskedDiffusionOutput(**found, hidden_states=states)
+        return MaskedDiffusionOutput(
+            logps=scores.logps, entropy=scores.entropy, kl=scores.kl, total=scores.total, hidden_states=states
+        )
 
 
 TAKEN = tuple(list(inspect.signature(LLaDAForMaskedDiffusion.forward).parameters)[1:-1])
