@@ -23,7 +23,6 @@ from unigrpo.training.held_out_loss import bound_draw
 from ..support.divisions import distance
 from ..support.given_runs import MIXED, PICTURES, TEXT, THOUGHTS, divided_run, given_trainer, numbers
 from ..support.laws import gradients, weights
-from ..support.processes import played
 from ..support.tiny import tiny_config_fields, tiny_model
 
 
@@ -170,18 +169,6 @@ def test_micro_batches_change_nothing(tmp_path, batch, accumulation):
     assert distance(parts["weights"], whole["weights"]) < 1e-4
     assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-4)
     assert distance(whole["weights"], weights(tiny_model())) > 1e-3
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize(("processes", "batch", "accumulation"), [(2, 4, 1), (2, 2, 2)])
-def test_processes_change_nothing(tmp_path, processes, batch, accumulation):
-    whole = divided_run(0, str(tmp_path / "whole"), 8, 1)
-    folder = str(tmp_path / "run")
-    scene = ("divided_run", {"folder": folder, "batch": batch, "accumulation": accumulation})
-    for own in played(processes, tmp_path / "scenes", "tests.support.given_runs", scene)[0]:
-        assert distance(own["weights"], whole["weights"]) < 1e-4
-        assert own["losses"] == pytest.approx(whole["losses"], rel=1e-4)
-        assert own["held_out"] == pytest.approx(whole["held_out"], rel=1e-4)
 
 
 @pytest.mark.parametrize("lora", [False, True])
