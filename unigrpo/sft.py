@@ -229,13 +229,13 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
     def _unit_loss(self, model: nn.Module, given: GivenStep, unit: Unit) -> Tensor:
         """The unit's share of the optimizer step's loss, times the ranks, over which engines average."""
         task = given.experiences[unit.indices[0]].task
-        sums = unit_sums(model, self.policy, given.experiences, unit, self.args.device)
-        self._guard.check_given(sums.detach(), unit, given.experiences)
+        total, sums = unit_sums(model, self.policy, given.experiences, unit, self.args.device)
+        self._guard.check_given(sums, unit, given.experiences)
         if not unit.dummy:
             share = sum(given.shares[index] for index in unit.indices)
-            self._metrics.add(f"loss/{task}", sums.detach().sum() / max(share, 1.0), weight=max(share, 1.0))
+            self._metrics.add(f"loss/{task}", sums.sum() / max(share, 1.0), weight=max(share, 1.0))
         scale = self.writer.objectives[task].coefficient * self.accelerator.num_processes / given.divisors[task]
-        return scale * sums.sum()
+        return scale * total
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: the batch of a micro-step is its number."""

@@ -50,6 +50,27 @@ def test_values_and_gradients_equal_plain_autograd(rows, space, temperature, fro
         assert not head.weight.grad[outside].any()
 
 
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
+@pytest.mark.parametrize("rows", [1, 2 * ROWS_PER_CHUNK + 37])
+def test_a_weighted_sum_has_the_gradient_of_plain_autograd(rows, frozen):
+    """Also where it is multiplied later, and where a coefficient of 0 stands beside a token that cannot come."""
+    space = SPACES["slice"]
+    head, hidden, targets = problem(rows, space, frozen=frozen)
+    coefficients = torch.linspace(-1, 2, rows) * (torch.arange(rows) % 5 != 3)
+    scores = head(hidden, targets, space, 0.6, coefficients=coefficients)
+    weight, states, expected, expected_entropy = plain(head, hidden, targets, space, 0.6)
+    assert worst(scores.logps - expected) < 2e-5 and worst(scores.entropy - expected_entropy) < 2e-5
+    assert float(scores.total) == pytest.approx(float((coefficients * expected.detach()).sum()), rel=1e-5)
+    assert not scores.logps.requires_grad
+    (3 * scores.total).backward()
+    (3 * (coefficients * expected).sum()).backward()
+    assert relative(hidden.grad, states.grad) < 2e-5
+    assert (head.weight.grad is None) == frozen
+    assert frozen or relative(head.weight.grad, weight.grad) < 2e-5
+    with torch.no_grad():
+        assert float(head(hidden, targets, space, 0.6, coefficients=coefficients).total) == float(scores.total)
+
+
 def test_rows_of_every_chunk_draw_with_their_own_number():
     rows, space = 2 * ROWS_PER_CHUNK + 37, SPACES["slice"]
     head, hidden, _ = problem(rows, space)

@@ -171,6 +171,21 @@ def test_shares_of_sources_are_their_weights_and_every_row_comes_once_an_epoch()
         assert epochs[0] != epochs[1]
 
 
+def test_another_seed_mixes_otherwise_and_walks_a_source_in_another_order():
+    """Both, each by itself."""
+
+    def drawn(seed, place):
+        mixture = Mixture({"a": 40, "b": 40}, {"a": 0.4, "b": 0.6}, rows=4, seed=seed)
+        return [row[place] for number in range(10) for row in sorted(mixture.step(number), key=lambda row: row[0])]
+
+    def order(seed):
+        mixture = Mixture({"a": 40}, None, rows=4, seed=seed)
+        return [index for number in range(10) for _, index in mixture.step(number)]
+
+    assert len({tuple(drawn(seed, 0)) for seed in range(4)}) == 4
+    assert len({tuple(order(seed)) for seed in range(4)}) == 4
+
+
 def test_a_step_is_the_same_however_a_run_comes_to_it():
     whole = Mixture({"a": 7, "b": 5}, None, rows=4, seed=3)
     steps = [whole.step(number) for number in range(20)]

@@ -52,6 +52,7 @@ class TokenScores(NamedTuple):
         kl: exact KL(policy || reference) over the token space; None without a reference.
         tokens: int64, those that were drawn; None where they were given.
         doubt: the probability of all other tokens together, of drawn ones: it ranks tokens whose own probability rounds to 1.
+        total: sum of the log-probabilities times the coefficients that were given, ``[]``; it alone has a gradient then.
     """
 
     logps: Tensor
@@ -59,6 +60,7 @@ class TokenScores(NamedTuple):
     kl: Tensor | None = None
     tokens: Tensor | None = None
     doubt: Tensor | None = None
+    total: Tensor | None = None
 
 
 def choose_tokens(logits: Tensor, draw: Draw) -> TokenScores:

@@ -1,7 +1,7 @@
 """The forward contract: what every policy's ``forward`` takes and returns, and an adapter for foreign models.
 
-``model(**inputs, select=, counts=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=, draw=, cache=)``; the arguments
-are described at ``LLaDAForMaskedDiffusion.forward``. ``cache`` is for models whose policy says ``supports_cache``.
+``model(**inputs, select=, counts=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=, draw=, cache=,
+coefficients=)``; the arguments are described at ``LLaDAForMaskedDiffusion.forward``. ``cache`` is for models whose policy says ``supports_cache``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .placing import places_of
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
     """fp32 ``logits``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn ``tokens [n]`` with
-    their ``logps [n]``, ``doubt [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``.
+    their ``logps [n]``, ``doubt [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``. With coefficients there is a
+    ``total []``, which alone has a gradient.
     """
 
     logits: Tensor | None = None
@@ -30,6 +31,7 @@ class MaskedDiffusionOutput(ModelOutput):
     entropy: Tensor | None = None
     kl: Tensor | None = None
     doubt: Tensor | None = None
+    total: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -60,6 +62,7 @@ class MaskedDiffusionMixin:
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
         counts: list[int] | None = None,
+        coefficients: Tensor | None = None,
         **kwargs,
     ) -> MaskedDiffusionOutput:
         """See ``LLaDAForMaskedDiffusion.forward`` for shapes and meanings."""
@@ -90,4 +93,7 @@ class MaskedDiffusionMixin:
             if targets is None:
                 return MaskedDiffusionOutput(logits=rows)
             scores = gather_logps(rows, targets, token_space, ref_logprobs)
-        return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl)
+        if coefficients is None:
+            return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl)
+        total = torch.where(coefficients != 0, coefficients * scores.logps, 0.0).sum()
+        return MaskedDiffusionOutput(logps=scores.logps.detach(), entropy=scores.entropy, total=total)

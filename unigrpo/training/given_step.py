@@ -148,8 +148,14 @@ def divisors(
     return {task: max(value, 1.0) for task, value in zip(tasks, total, strict=True)}
 
 
-def unit_sums(model: Any, policy: DiffusionPolicy, experiences: list[Experience], unit: Unit, device: Any) -> Tensor:
-    """Each row's weighted sum of -log p, ``[b]``, 0 in a dummy unit; differentiable."""
+def unit_sums(
+    model: Any, policy: DiffusionPolicy, experiences: list[Experience], unit: Unit, device: Any
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of -log p of all rows, ``[]`` and differentiable, and of each without gradient, ``[b]``.
+
+    Both are 0 in a dummy unit.
+    """
     batch = collate(experiences, unit, 0, policy, device)
-    scores = score_batch(model, policy, batch)
-    return denoising_sum(scores.logps, batch.weight) * batch.scale
+    scores = score_batch(model, policy, batch, coefficients=-batch.weight * batch.scale[:, None])
+    assert scores.total is not None, "asked for with the coefficients"
+    return scores.total, denoising_sum(scores.logps, batch.weight) * batch.scale

@@ -82,7 +82,7 @@ def _sums(writer: Writer, model: Any, experiences: list[Experience], place: Plac
     found = torch.zeros(len(experiences), dtype=torch.float64)
     (units,) = units_of(experiences, [list(range(len(experiences)))], writer.policy, place)
     for unit in units:
-        values = unit_sums(model, writer.policy, experiences, unit, place.device).double().cpu()
+        values = unit_sums(model, writer.policy, experiences, unit, place.device)[1].double().cpu()
         if not unit.dummy:
             found[list(unit.indices)] = values
     return found

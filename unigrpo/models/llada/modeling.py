@@ -237,6 +237,7 @@ class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
         draw: Draw | None = None,
         cache: KeyValueCache | None = None,
         counts: list[int] | None = None,
+        coefficients: Tensor | None = None,
         output_hidden_states: bool = False,
         **kwargs,
     ) -> MaskedDiffusionOutput:
@@ -257,6 +258,9 @@ class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
             draw: how to choose a token for each selected row; needs ``select``.
             cache: keys and values to fill or to use; its span says which columns are computed. Inputs stay ``[B, L]``.
             counts: selected positions of each row, where the host knows them: it then does not wait for the device.
+            coefficients: ``[n]`` fp32, what the targets' log-probabilities are multiplied with in a loss that is linear in them.
+                The ``total`` is then their weighted sum, and alone has a gradient; a trained head makes it in three products a
+                token instead of four.
 
         Returns:
             ``MaskedDiffusionOutput`` with fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``); with ``logps [n]``
@@ -280,12 +284,15 @@ class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
         rows, states = self.model(embeds, attention_mask, position_ids, select, cache, output_hidden_states, counts)
         if guidance_scale is not None:
             rows = combine_guidance(rows, guidance_scale)
-        scores = self.model.transformer["ff_out"](rows, targets, token_space, temperature, ref_logprobs, draw)
+        asked = (targets, token_space, temperature, ref_logprobs, draw, coefficients)
+        scores = self.model.transformer["ff_out"](rows, *asked)
         if draw is not None:
             return MaskedDiffusionOutput(**scores._asdict())
         if targets is None:
             return MaskedDiffusionOutput(logits=scores, hidden_states=states)
-        return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl, hidden_states=states)
+        return MaskedDiffusionOutput(
+            logps=scores.logps, entropy=scores.entropy, kl=scores.kl, total=scores.total, hidden_states=states
+        )
 
 
 TAKEN = tuple(list(inspect.signature(LLaDAForMaskedDiffusion.forward).parameters)[1:-1])
