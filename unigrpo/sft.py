@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.denoising_arguments import MaskedDenoisingConfig
-from .data.image_codes import tokenizer_name
+from .data.image_codes import ImageCodec, tokenizer_name
 from .data.rows import MANY_ROWS, read_row, task_of, undecoded
 from .models import DiffusionPolicy, policy_class_of
 from .terminal import tracked
@@ -27,6 +27,7 @@ from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
 from .training.engines import accumulating, settle_precision
 from .training.finite import FiniteGuard
+from .training.generating import Generates
 from .training.given import Writer
 from .training.given_step import GivenStep, Place, given_step, unit_sums
 from .training.held_out_loss import held_out_loss
@@ -37,7 +38,7 @@ from .training.stopping import StoppableRun
 from .types import TokenSpace, keyed_generator
 
 
-class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Trainer):
+class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, RefusedMethods, Trainer):
     """Trains a masked-diffusion policy on given answers: MMaDA's and LLaDA's pre-training and fine-tuning losses.
 
     Args:
@@ -165,6 +166,11 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
         steps = max(sum(self._mixture.sizes.values()) // self._rows_per_step, 1)
         count = steps * self.args.gradient_accumulation_steps
         return DataLoader(range(count), collate_fn=list, generator=keyed_generator("loader", self.args.seed))  # type: ignore[arg-type]
+
+    @property
+    def codec(self) -> ImageCodec | None:
+        """What turns pictures into codes and back; None before the first picture."""
+        return self.writer.codec
 
     def _place(self) -> Place:
         accelerator = self.accelerator

@@ -36,6 +36,7 @@ from .training.diagnostics import loss_metrics
 from .training.engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
 from .training.experience import make_experience
 from .training.finite import FiniteGuard
+from .training.generating import Generates
 from .training.inherited_methods import RefusedMethods
 from .training.loader import WindowLoader, WindowSampler
 from .training.metrics import Metrics
@@ -47,7 +48,7 @@ from .training.window import Window
 from .types import Experience, canvas_tasks, keyed_generator
 
 
-class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMethods, Trainer):
+class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates, RefusedMethods, Trainer):
     """Trains a masked-diffusion policy with MMaDA's UniGRPO (arXiv 2505.15809) or another algorithm of ``PRESETS``.
 
     Args:

@@ -48,7 +48,6 @@ def test_what_has_no_meaning_for_the_trainer_is_refused_with_the_cure(name, make
 @pytest.mark.parametrize(
     ("arguments", "cure"),
     [
-        ({"labels": IDS}, "give targets, with select"),
         ({"output_attentions": True}, "keeps no attention weights"),
         ({"use_cache": True}, "kept by cache"),
         ({"return_dict": False}, "MaskedDiffusionOutput"),
@@ -66,7 +65,7 @@ def test_a_forward_takes_no_argument_that_it_does_not_read(arguments, cure, mode
 
 def test_arguments_of_others_that_are_switched_off_change_nothing(model):
     """As peft and tokenizers give them."""
-    off = {"labels": None, "output_attentions": None, "return_dict": True, "use_cache": False}
+    off = {"output_attentions": None, "return_dict": True, "use_cache": False}
     off["token_type_ids"] = torch.zeros_like(IDS)
     assert model(IDS, **off).logits.equal(model(IDS).logits)
 

@@ -191,9 +191,9 @@ def test_sample_takes_shortcuts(capsys):
     assert main(["sample", "builtin:arithmetic_trained", question, "--confidence-threshold", "2"]) == 2
     assert "confidence_threshold=2.0 must lie in (0, 1)" in capsys.readouterr().err
     assert main(["sample", "builtin:shapes", "a large red circle", "--task", "t2i", "--kv-cache", "dual"]) == 2
-    assert "sampler 'maskgit' has no option ['kv_cache']" in capsys.readouterr().err
+    assert "sampler 'maskgit' has no option 'kv_cache'" in capsys.readouterr().err
     assert main(["sample", "builtin:arithmetic_trained", question, "--sampler", "left_to_right"]) == 0
     assert "</think>" in capsys.readouterr().out
     both = ["--sampler", "left_to_right", "--kv-cache", "dual"]
     assert main(["sample", "builtin:arithmetic_trained", question, *both]) == 2
-    assert "sampler 'left_to_right' has no option ['kv_cache']" in capsys.readouterr().err
+    assert "sampler 'left_to_right' has no option 'kv_cache'" in capsys.readouterr().err

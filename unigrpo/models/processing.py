@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -103,13 +105,13 @@ class MMaDAProcessor(ProcessorMixin):
         The tokenizer of LLaDA-8B-Base lacks the three chat tokens, which follow its last id; they are added.
         """
         think_prompt = kwargs.pop("think_prompt", None)
+        # None, as AutoProcessor gives it, would ask on standard input whether code of the folder may run.
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if saved.get("processor_class") != cls.__name__:
             # A template beside a bare tokenizer is the tokenizer's own, which has two newlines.
             saved = {}
-        tokenizer = AutoTokenizer.from_pretrained(
-            pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
-        )
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
         missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
         if missing:
             tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
@@ -126,6 +128,24 @@ class MMaDAProcessor(ProcessorMixin):
         usual = (THINK_PROMPT, THINK_DRAW_PROMPT)
         named = usual if self.think_prompt is True else THINK_PROMPTS.get(str(self.think_prompt))
         return str(self.think_prompt) if named is None else named[task == "r2i"]
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in transformers; what it writes opens in transformers 4 too, which knows neither the tokenizer's class of 5, nor
+        a list of ``extra_special_tokens``, nor a template in a file of its own.
+        """
+        written = super().save_pretrained(save_directory)
+        file = Path(save_directory, "tokenizer_config.json")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if settings["tokenizer_class"] == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(settings.get("extra_special_tokens"), list):
+            settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+        settings["chat_template"] = self.chat_template
+        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        file.write_text(text, encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return written
 
     def chat_text(self, prompt: Prompt, task: str = "text") -> str:
         """The prompt of ``task`` through the chat template, ready for the assistant's answer. A string is one user message."""

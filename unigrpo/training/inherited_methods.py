@@ -21,7 +21,7 @@ _WORKS = """
 
 WORKS = frozenset(_WORKS.split())
 
-_ANSWERS = "a policy predicts no labels: use evaluate() to score answers, and load_policy(output_dir).generate(...) to write some"
+_ANSWERS = "a policy predicts no labels: use evaluate() to score answers, and generate(prompts) to write some"
 
 REFUSED = {
     "predict": _ANSWERS,
