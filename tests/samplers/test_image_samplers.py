@@ -151,25 +151,6 @@ def test_greedy_takes_the_likeliest_code(model, policy):
     assert torch.equal(rollout.completions[0], best)
 
 
-def test_draws_follow_the_slice_distribution(model, policy):
-    """Chi-square of one position's codes over 4000 rows against softmax of the slice's logits."""
-    rows = 4000
-    canvas = blank(policy, 1, 4)
-    with torch.no_grad():
-        logits = model(**policy.inputs(canvas, canvas.fill_mask)).logits[0, canvas.fill_mask[0]][0]
-    probs = logits[OFFSET : OFFSET + CODES].double().softmax(-1)
-    many = blank(policy, rows, 4)
-    streams = [keyed_generator("chi", row) for row in range(rows)]
-    rollout = Emerge(steps=1, guidance_scale=0)(model, policy, many, generators=streams)
-    counts = torch.bincount(torch.stack(rollout.completions)[:, 0], minlength=CODES).double()
-    often = probs * rows > 5
-    observed = torch.cat([counts[often], counts[~often].sum()[None]])
-    expected = torch.cat([probs[often], probs[~often].sum()[None]]) * rows
-    statistic = float(((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum())
-    freedom = len(observed) - 1
-    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
-
-
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="steps=0"):
         Emerge(steps=0)

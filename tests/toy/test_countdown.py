@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,8 +17,6 @@ from unigrpo.models.builtin import model_path
 from unigrpo.rewards import get_reward
 from unigrpo.toy import countdown as toy
 from unigrpo.toy.making.puzzle_cold_start import Lessons, start_figures
-
-from ..support import ROOT
 
 
 reward = get_reward("countdown")
@@ -105,10 +101,10 @@ def test_division_by_zero_has_no_value():
 )
 def test_hostile_text_takes_no_time(piece):
     text = piece * (200_000 // len(piece))
-    started = time.perf_counter()
+    started = time.process_time()
     for own in (text, f"<answer>{text[:190]}</answer>", f"{piece * 90}1{')' * 90}", text + "3*4+2"):
         assert score(own) in (0.0, 0.1, 1.0)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 @given(st.text(alphabet="0123456789+-*/() =.", max_size=40))
@@ -153,16 +149,6 @@ def test_missing_columns_are_named():
         reward(["p"], ["1+2"], numbers=[[1, 2]])
     with pytest.raises(ValueError):
         reward(["p"] * 2, ["1+2"] * 2, numbers=[[1, 2]], target=[3, 3])
-
-
-def test_it_needs_no_torch():
-    code = """
-import sys
-from unigrpo.rewards import get_reward
-assert get_reward("countdown")(["p"], ["1+2"], [[1, 2]], [3]) == [1.0]
-assert not {"torch", "transformers", "math_verify"} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -51,16 +51,12 @@ def test_a_preset_trains_on_text(make_trainer, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "t2i") for name in IMAGES), ("unigrpo", "mmu"), ("coupled_grpo", "mmu")]
+    ("name", "kind"),
+    [*((name, "t2i") for name in IMAGES), ("unigrpo", "mmu"), ("coupled_grpo", "mmu"), ("just_grpo", "mmu")],
 )
 def test_a_preset_trains_on_images(make_trainer, name, kind):
     sizes = {"steps_per_generation": 2, "num_generations": 2, "per_device_train_batch_size": 2, "max_steps": 2}
     assert_trains(make_trainer(**options(kind, 2, **preset(name, **sizes))), 2)
-
-
-def test_left_to_right_answers_questions_about_images(make_trainer):
-    sizes = {"steps_per_generation": 2, "num_generations": 2, "per_device_train_batch_size": 2, "max_steps": 2}
-    assert_trains(make_trainer(**options("mmu", 2, **preset("just_grpo", **sizes))), 2)
 
 
 # ---- on-policy ----
