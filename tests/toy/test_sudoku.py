@@ -120,8 +120,6 @@ def test_splits_partition_the_grids():
     assert train | test == set(toy.grids()) and not train & test
     assert len(test) >= 20
     assert {row["solution"] for row in toy.problems("test", 600)} == test
-    with pytest.raises(ValueError, match="dev"):
-        toy.problems("dev")
 
 
 def test_every_puzzle_has_one_solution_which_scores_one():
@@ -134,12 +132,6 @@ def test_every_puzzle_has_one_solution_which_scores_one():
     columns = {name: [row[name] for row in rows] for name in ("puzzle", "solution")}
     assert set(reward(["p"] * len(rows), columns["solution"], **columns)) == {1.0}
     assert {row["puzzle"].count(toy.EMPTY) for row in rows} == set(toy.BLANKS)
-
-
-def test_problems_are_a_function_of_their_arguments():
-    assert toy.problems("train", 30, seed=1) == toy.problems("train", 30, seed=1)
-    assert toy.problems("train", 30, seed=1) != toy.problems("train", 30, seed=2)
-    assert toy.problems("test", 20) == toy.problems("test", 200)[:20]
 
 
 def test_the_teacher_errs_as_often_as_it_says_and_keeps_what_is_given():
