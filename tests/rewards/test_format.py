@@ -34,7 +34,7 @@ def test_a_megabyte_takes_no_time(piece):
     text = piece * (1_000_000 // len(piece))
     started = time.process_time()
     assert think_format(["p"], [text]) == [0.0]
-    assert time.process_time() - started < 0.5
+    assert time.process_time() - started < 2.0
 
 
 SOUP = st.lists(st.one_of(st.sampled_from(["<think>", "</think>", " ", "\n", "<", "think>"]), st.text(max_size=5)))

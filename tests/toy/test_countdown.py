@@ -104,7 +104,7 @@ def test_hostile_text_takes_no_time(piece):
     started = time.process_time()
     for own in (text, f"<answer>{text[:190]}</answer>", f"{piece * 90}1{')' * 90}", text + "3*4+2"):
         assert score(own) in (0.0, 0.1, 1.0)
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < 2.0
 
 
 @given(st.text(alphabet="0123456789+-*/() =.", max_size=40))

@@ -70,7 +70,7 @@ def test_any_text_has_a_score(text):
 def test_hostile_text_takes_no_time(piece):
     started = time.process_time()
     score(piece * (1_000_000 // len(piece)))
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < 2.0
 
 
 def test_rows_it_does_not_apply_to():
