@@ -62,11 +62,16 @@ def test_a_file_that_the_system_refuses_leaves_the_last_checkpoint(make_trainer,
 
 
 def assert_goes_on(make_trainer, out: Path, finished: Path) -> None:
-    """Nothing is left of checkpoint 3, the one before it is whole, and the run continues from there."""
-    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["checkpoint-1", "checkpoint-2"]
-    assert newest_usable(out) == out / "checkpoint-2"
+    """And the run continues from there."""
+    assert_left_whole(out)
     recorded(make_trainer, out).train(resume_from_checkpoint=True)
     assert logged(out) == logged(finished)
+
+
+def assert_left_whole(out: Path) -> None:
+    """Nothing is left of checkpoint 3, and the one before it is whole: any of these is resumed alike."""
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["checkpoint-1", "checkpoint-2"]
+    assert newest_usable(out) == out / "checkpoint-2"
 
 
 FAULTS = {
@@ -104,7 +109,9 @@ def test_a_full_disk_at_any_file_leaves_the_last_checkpoint(make_trainer, finish
     ):
         recorded(make_trainer, out, callbacks=callbacks).train()
     monkeypatch.undo()
-    assert_goes_on(make_trainer, out, finished)
+    if what in ("window", "rename"):
+        return assert_goes_on(make_trainer, out, finished)
+    assert_left_whole(out)
 
 
 def test_older_checkpoints_are_deleted_only_when_the_new_one_stands(make_trainer, tmp_path, monkeypatch):

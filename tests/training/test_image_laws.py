@@ -34,8 +34,7 @@ T2I = {
 }
 
 
-@pytest.mark.parametrize("case", T2I)
-@pytest.mark.parametrize("policy", ["full", "lora"])
+@pytest.mark.parametrize(("policy", "case"), [*(("full", case) for case in T2I), ("lora", "exact, guided")])
 def test_images_to_make_start_at_ratio_one_and_kl_zero(make_trainer, policy, case):
     arguments = options("t2i", t2i=T2I[case], num_noise_samples=2)
     trainer = make_trainer(lora=policy == "lora", model=aligned(), **arguments)
@@ -103,8 +102,7 @@ def test_a_policy_that_does_not_move_stays_at_ratio_one(make_trainer, lora):
 # ---- loss scale, order, accumulation ----
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("kind", ["t2i", "mmu", "mixed"])
+@pytest.mark.parametrize(("kind", "lora"), [("t2i", False), ("mmu", False), ("mixed", True)])
 def test_loss_is_minus_the_mean_advantage(make_trainer, kind, lora):
     trainer = make_trainer(
         lora=lora, beta=0.0, **options(kind, 8, GUIDED, steps_per_generation=2, num_generations=2, num_noise_samples=2)
@@ -120,8 +118,7 @@ def test_loss_is_minus_the_mean_advantage(make_trainer, kind, lora):
         assert max(g.abs().max() for g in gradient.values()) > 0
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("kind", ["t2i", "mixed"])
+@pytest.mark.parametrize(("kind", "lora"), [("t2i", False), ("mixed", True)])
 def test_order_of_rows_changes_nothing(make_trainer, kind, lora):
     arguments = options(kind, 8, GUIDED, steps_per_generation=2, num_generations=2)
     trainer = make_trainer(lora=lora, **arguments)

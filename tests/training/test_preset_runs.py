@@ -23,8 +23,8 @@ from ..support.tolerances import assert_rounding
 
 SHORT = {"max_completion_length": 8, "block_length": 4}
 
-IMAGES = [name for name in PRESETS if name != "just_grpo"]
-"""Left to right is an order of text."""
+IMAGES = ["unigrpo", "coupled_grpo", "spg", "espo", "mask_grpo", "dipo"]
+"""Of each kind of noising and mixture one; ``config/test_presets`` has the losses of all on pictures."""
 
 
 def assert_trains(trainer, steps: int) -> None:

@@ -106,8 +106,8 @@ def test_policy_that_does_not_move_stays_at_ratio_one(make_trainer, lora, precis
         model=aligned(),
         rows=prompts(4, MIXED),
         learning_rate=0.0,
-        num_iterations=4,
-        max_steps=8,
+        num_iterations=2,
+        max_steps=4,
         bf16=precision == "autocast",
     )
     dtypes = set()
@@ -116,7 +116,7 @@ def test_policy_that_does_not_move_stays_at_ratio_one(make_trainer, lora, precis
     trainer.train()
     assert dtypes == {torch.bfloat16 if precision == "autocast" else torch.float32}
     logs = [log for log in trainer.state.log_history if "kl" in log]
-    assert len(logs) == 8
+    assert len(logs) == 4
     assert all(log["ratio/max"] == 1.0 and log["ratio/mean"] == 1.0 and log["kl"] == 0.0 for log in logs)
     assert all(log["grad_norm"] > 0 for log in logs)
     assert bool(trainer._window.experiences[0].old_known[1:].all())
