@@ -248,15 +248,6 @@ def test_reward_model_as_module(judge_path):
         resolve_reward(model)
 
 
-def test_reward_model_pads_and_does_not_train(judge_path):
-    reward = resolve_reward(judge_path)
-    assert not reward.model.training
-    together = reward(["w1 w2", "w9"], [" w3", " w8 w7 w6 w5"])
-    alone = reward(["w1 w2"], [" w3"])
-    assert together[0] == pytest.approx(alone[0], abs=1e-5)
-    assert reward(["w1"], [object()]) == [None]
-
-
 def test_rewards_get_the_same_arguments_in_every_window():
     """Columns that the run knows, and ``images``, are there also where no row of the batch has them."""
     seen = []

@@ -130,17 +130,6 @@ def test_emerge_hides_what_the_schedule_says_on_average(policy, schedule):
     assert (rollout.step_map[canvas.fill_mask] >= 0).all()
 
 
-def test_emerge_reveals_positions_in_random_order_whatever_the_model_is_sure_of(model, policy):
-    """Which positions come first depends on the streams alone."""
-    canvas = blank(policy, 2, 16)
-    streams = lambda: [keyed_generator("order", row) for row in range(2)]  # noqa: E731
-    ours = Emerge(steps=1, guidance_scale=0)(model, policy, canvas, generators=streams())
-    assert (ours.step_map[canvas.fill_mask] == 0).all()
-    hot = Emerge(steps=4, temperature=1.0, guidance_scale=0)(model, policy, canvas, generators=streams())
-    flat = Emerge(steps=4, temperature=1.0, guidance_scale=0)(Uniform(policy), policy, canvas, generators=streams())
-    assert torch.equal(hot.step_map == 0, flat.step_map == 0)
-
-
 def test_greedy_takes_the_likeliest_code(model, policy):
     canvas = blank(policy, 1, 16)
     stream = [keyed_generator("greedy", 0)]

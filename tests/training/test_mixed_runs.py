@@ -119,17 +119,8 @@ def test_the_arguments_can_be_parsed_by_trl():
 
     from unigrpo import UniGRPOConfig
 
-    line = [
-        "--output_dir",
-        "x",
-        "--use_cpu",
-        "true",
-        "--scale_rewards",
-        "batch",
-        "--image_size",
-        "256",
-        "--beta",
-        "0.1",
-    ]
-    (args,) = TrlParser((UniGRPOConfig,)).parse_args_and_config([*line, "--image_tokenizer", "showlab/magvitv2"])
+    line = "--output_dir x --use_cpu true --scale_rewards batch --image_size 256 --beta 0.1"
+    (args,) = TrlParser((UniGRPOConfig,)).parse_args_and_config(
+        [*line.split(), "--image_tokenizer", "showlab/magvitv2"]
+    )
     assert (args.scale_rewards, args.image_size, args.beta) == ("batch", 256, 0.1)

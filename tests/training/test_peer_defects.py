@@ -26,12 +26,6 @@ def moved(trainer, size: float, seed: int = 0) -> None:
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
-# ---- one update with a KL ----
-
-
-# ---- masks ----
-
-
 @pytest.mark.smoke
 def test_padding_changes_nothing(make_trainer):
     """A row alone, and the same row beside a longer one that pads it on the right."""
@@ -50,12 +44,6 @@ def test_padding_changes_nothing(make_trainer):
     slack = FP32 * float(results[1][0].abs().max())  # A row's loss moves as its log-probabilities do.
     torch.testing.assert_close(results[0][1], results[1][1], atol=slack, rtol=0)
     assert results[0][0].abs().max() > 0
-
-
-# ---- ratios ----
-
-
-# ---- optimizer and reference over windows ----
 
 
 class Moments(TrainerCallback):
