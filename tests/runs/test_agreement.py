@@ -73,7 +73,7 @@ def lines(result: dict, task: str = "text") -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict:
-    return measured(tmp_path_factory, ["model.path=builtin:arithmetic_trained"], limit=32)
+    return measured(tmp_path_factory, ["model.path=builtin:arithmetic_trained"], limit=64)
 
 
 @pytest.fixture(scope="module")

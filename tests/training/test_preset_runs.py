@@ -23,8 +23,8 @@ from ..support.tolerances import assert_rounding
 
 SHORT = {"max_completion_length": 8, "block_length": 4}
 
-IMAGES = ["unigrpo", "coupled_grpo", "spg", "espo", "mask_grpo", "dipo"]
-"""Of each kind of noising and mixture one; ``config/test_presets`` has the losses of all on pictures."""
+IMAGES = ["unigrpo", "wd1", "coupled_grpo", "spg", "espo", "gdpo", "mask_grpo", "dipo"]
+"""One of each noising but left to right, an order of text; ``config/test_presets`` has the losses of all on pictures."""
 
 
 def assert_trains(trainer, steps: int) -> None:
