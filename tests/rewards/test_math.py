@@ -101,7 +101,7 @@ def test_a_hostile_answer_gets_a_score_in_time_and_the_next_one_its_own(completi
     hostile = score(completion, "#### 31", timeout=0.5)
     elapsed = time.perf_counter() - started
     assert hostile == 0.0
-    assert elapsed < 20, f"{elapsed:.2f} s: hours without a bound"
+    assert elapsed < 60, f"{elapsed:.2f} s: hours without a bound"
     assert score("\\boxed{x+x+x}", "$3x$") == 1.0
 
 
