@@ -12,7 +12,6 @@ from unigrpo.models.head import ROWS_PER_CHUNK, VocabularyHead
 from unigrpo.types import TokenSpace
 
 from ..support.heads import SIZE, SPACES, VOCAB, problem, relative, worst
-from ..support.tiny import tiny_model
 
 
 def plain(head: VocabularyHead, hidden, targets, space: TokenSpace, temperature: float):
@@ -100,26 +99,6 @@ def test_bf16_weights_are_scored_in_fp32(frozen, monkeypatch):
         assert relative(head.weight.grad, weight.grad) < 2**-8
 
 
-@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
-def test_gradient_equals_the_difference_quotient(frozen):
-    space, step = SPACES["slice"], 1e-2
-    head, hidden, targets = problem(5, space, frozen=frozen)
-    leaf = hidden if frozen else head.weight
-    head(hidden, targets, space, 0.9)[0].sum().backward()
-    direction = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1))
-    direction /= direction.norm()
-
-    def moved(sign: int) -> torch.Tensor:
-        with torch.no_grad():
-            leaf.add_(sign * step * direction)
-            value = head(hidden, targets, space, 0.9)[0].sum()
-            leaf.sub_(sign * step * direction)
-        return value
-
-    quotient = float((moved(1) - moved(-1)) / (2 * step))
-    assert quotient == pytest.approx(float((leaf.grad * direction).sum()), rel=2e-3, abs=1e-3)
-
-
 def test_gradients_accumulate_over_several_calls():
     space = SPACES["whole"]
     head, hidden, targets = problem(6, space, frozen=False)
@@ -128,20 +107,6 @@ def test_gradients_accumulate_over_several_calls():
     (expected * torch.tensor([1, 1, 3, 3, 3, 3])).sum().backward()
     assert relative(hidden.grad, states.grad) < 2e-5
     assert relative(head.weight.grad, weight.grad) < 2e-5
-
-
-@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trainable"])
-def test_no_rows_give_an_empty_result_and_a_zero_gradient(frozen):
-    model = tiny_model()
-    model.get_output_embeddings().requires_grad_(not frozen)
-    nothing = torch.zeros(1, 4, dtype=torch.bool)
-    out = model(torch.arange(4)[None], select=nothing, targets=torch.empty(0, dtype=torch.int64))
-    assert out.logps.tolist() == out.entropy.tolist() == []
-    assert out.logps.dtype == torch.float32
-    out.logps.sum().backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None and not parameter.grad.any(), name
 
 
 def test_logits_hold_the_smallest_number_at_excluded_ids():
@@ -153,18 +118,6 @@ def test_logits_hold_the_smallest_number_at_excluded_ids():
     assert relative(logits.view(4, -1)[:, open_columns], expected[:, open_columns]) < 1e-5
     assert (logits[..., ~open_columns] == torch.finfo(torch.float32).min).all()
     assert (logits.softmax(-1)[..., ~open_columns] == 0).all()
-
-
-def test_entropy_of_known_distributions():
-    head = VocabularyHead(2, 8, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(torch.tensor([[0.0, i] for i in range(8)]))
-    hidden, targets = torch.tensor([[1.0, 0.0], [1.0, 1e3]]), torch.tensor([1, 7])
-    logps, entropy = head(hidden, targets)[:2]
-    assert entropy.tolist() == pytest.approx([torch.tensor(8.0).log().item(), 0.0], abs=1e-6)
-    assert logps.tolist() == pytest.approx([-torch.tensor(8.0).log().item(), 0.0], abs=1e-6)
-    fewer = head(hidden, targets, TokenSpace(start=0, stop=8, exclude=(0, 3))).entropy
-    assert float(fewer[0]) == pytest.approx(torch.tensor(6.0).log().item(), abs=1e-6)
 
 
 class Largest(TorchDispatchMode):

@@ -110,33 +110,6 @@ def named_reward(**_):
     return [1.0]
 
 
-@pytest.mark.parametrize("result", [[1.0, 2.0], [1.0] * 4, []])
-def test_wrong_length_names_the_reward(result):
-    def short(**_):
-        return result
-
-    with pytest.raises(ValueError, match=rf"'short' returned {len(result)} scores for 3 completions"):
-        score(short)
-
-
-@pytest.mark.parametrize("result", [["good", 1.0, 1.0], [[1.0], [1.0], [1.0]], [object()] * 3])
-def test_non_number_names_the_reward(result):
-    def odd(**_):
-        return result
-
-    with pytest.raises(ValueError, match=r"'odd' returned something that is not a number or None"):
-        score(odd)
-
-
-@pytest.mark.parametrize("result", [None, 1.0])
-def test_result_that_is_no_list_names_the_reward(result):
-    def lonely(**_):
-        return result
-
-    with pytest.raises(ValueError, match=r"'lonely' must return a list of 3 scores, got (NoneType|float)"):
-        score(lonely)
-
-
 def test_chat_prompts_get_messages():
     chat = [{"role": "user", "content": "hello"}]
     rows = [
@@ -273,15 +246,6 @@ def test_reward_model_as_module(judge_path):
     model.config.name_or_path = ""
     with pytest.raises(ValueError, match=r"BertForSequenceClassification needs its tokenizer"):
         resolve_reward(model)
-
-
-def test_reward_model_pads_and_does_not_train(judge_path):
-    reward = resolve_reward(judge_path)
-    assert not reward.model.training
-    together = reward(["w1 w2", "w9"], [" w3", " w8 w7 w6 w5"])
-    alone = reward(["w1 w2"], [" w3"])
-    assert together[0] == pytest.approx(alone[0], abs=1e-5)
-    assert reward(["w1"], [object()]) == [None]
 
 
 def test_rewards_get_the_same_arguments_in_every_window():

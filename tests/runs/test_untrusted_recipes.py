@@ -59,7 +59,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_end_in_a_short_error(name):
     text, message = HOSTILE[name]
