@@ -15,7 +15,7 @@ from ..parts import key, keys_of
 from .accepted import ImageSize, ImageTokenizer
 from .denoising_presets import objectives_of
 from .inherited import settle_inherited
-from .run_checks import settle_compile
+from .run_checks import settle_best_model, settle_compile
 from .sorted_keys import check_inherited
 
 
@@ -89,6 +89,7 @@ class MaskedDenoisingConfig(TrainingArguments):
         settle_inherited(self)
         check_inherited(self)
         settle_compile(self)
+        settle_best_model(self, "eval_loss")
         for name in ("task_overrides", "sampling_weights"):
             setattr(self, name, _mapping(name, getattr(self, name)))
         for name, about in DENOISING_KEYS.items():

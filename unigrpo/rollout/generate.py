@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,10 @@ from transformers import PreTrainedModel
 from ..data.image_codes import ImageCodec, load_tokenizer
 from ..data.pictures import load_image
 from ..errors import check_choice
-from ..models import DiffusionPolicy, resolve_policy
-from ..models.adapter_files import ADAPTER_FILE, adapter_base, load_adapter
+from ..models import DiffusionPolicy
 from ..models.builtin import model_path
-from ..models.loading import load_config, load_processor
+from ..models.opening import open_model
+from ..models.reference import is_peft
 from ..parts import Choice, choose
 from ..samplers import samplers_for
 from ..types import TASKS, keyed_generator
@@ -152,6 +151,8 @@ def load_policy(
 ) -> LoadedPolicy:
     """A policy from a hub id, a path, ``builtin:NAME`` or an adapter folder (its base model is loaded beneath it).
 
+    That base may be an adapter's folder too, which is then merged into its own.
+
     ``image_tokenizer`` (id, path or module) replaces the one that the model's config names. ``allow_missing`` names
     parameters, with ``*`` for any letters, that may start from random values because the files lack them.
 
@@ -162,21 +163,10 @@ def load_policy(
             ``trust_remote_code=True``.
         SourceError: there is nothing at ``path``, or no way to it.
     """
-    path = model_path(path)
-    adapter = Path(path) / ADAPTER_FILE
-    base = model_path(adapter_base(path)) if adapter.exists() else path
-    trusted = bool(model_kwargs.get("trust_remote_code"))
-    name = policy or load_config(base, trust_remote_code=trusted).model_type
-    family = resolve_policy(name)
-    if allow_missing:
-        model_kwargs["allow_missing"] = allow_missing
-    model = family.load_model(base, dtype=dtype, **model_kwargs)
-    if processing_class is None and (Path(path) / "processor_config.json").exists():
-        # Saved beside an adapter, it holds the prompt options the adapter was trained with.
-        processing_class = load_processor(family.processor_class, path)
-    described = family.from_model(model, processing_class)
-    if adapter.exists():
-        model = load_adapter(model, path, allow_missing)
+    opened = open_model(path, policy, allow_missing, dtype=dtype, **model_kwargs)
+    model = opened.model
+    base = model.get_base_model() if is_peft(model) else model
+    described = opened.family.from_model(base, opened.processor if processing_class is None else processing_class)
     if device is None and "device_map" not in model_kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device) if device is not None else model

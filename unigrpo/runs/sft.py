@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from ..config.denoising_arguments import MaskedDenoisingConfig
 from ..errors import RecipeError, import_named
 from ..models.builtin import BUILTIN
+from ..models.reference import is_peft
 from ..sft import MaskedDenoisingTrainer
 from ..terminal import say
 from ..training.callbacks import JsonLines
@@ -128,9 +129,6 @@ def build_sft_trainer(recipe: Recipe, args: MaskedDenoisingConfig | None = None)
         policy=policy,
     )
     trainer.about = {"recipe": recipe.source, "model": spec.path}
-    if recipe.lora is not None:
-        for config in trainer.model.peft_config.values():
-            config.base_model_name_or_path = spec.path
     return trainer
 
 
@@ -171,7 +169,7 @@ def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe) -> dict[str, Any]:
         **(trainer.run.identity if trainer.run is not None else {}),
         "recipe": recipe.source,
         "model": recipe.model.path,
-        "lora": recipe.lora is not None,
+        "lora": is_peft(trainer.model),
         "seed": trainer.args.seed,
         "optimizer_steps": trainer.state.global_step,
         "wall_seconds": round(time.perf_counter() - started, 1),

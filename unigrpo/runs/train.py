@@ -21,6 +21,7 @@ from ..data.rows import task_of
 from ..errors import CheckpointError
 from ..models import MMaDAProcessor
 from ..models.builtin import model_path
+from ..models.reference import is_peft
 from ..rollout.generate import load_policy
 from ..rollout.pipeline import Pipeline
 from ..terminal import console, say
@@ -73,10 +74,6 @@ def build_trainer(recipe: Recipe, args: UniGRPOConfig | None = None) -> UniGRPOT
     )
     trainer.about = {"recipe": recipe.source, "model": spec.path}
     trainer.reward_args = [arguments_digest(reward.args) for reward in recipe.rewards]
-    if recipe.lora is not None:
-        # The adapter names its base model as the recipe does, not by a path of this machine.
-        for config in trainer.model.peft_config.values():
-            config.base_model_name_or_path = spec.path
     return trainer
 
 
@@ -239,7 +236,7 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe) -> dict[str, Any]:
         **run,
         "recipe": recipe.source,
         "model": recipe.model.path,
-        "lora": recipe.lora is not None,
+        "lora": is_peft(trainer.model),
         "seed": trainer.args.seed,
         "optimizer_steps": trainer.state.global_step,
         "train_seconds": round(train_seconds, 1),
