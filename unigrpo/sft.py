@@ -23,6 +23,7 @@ from .terminal import tracked
 from .training import setup
 from .training.batches import Unit
 from .training.callbacks import add_callbacks
+from .training.card import objective_lines
 from .training.checkpoints.identity import described_denoising
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
@@ -65,6 +66,9 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
     eval_dataset: Any
     _tag_names = ["unigrpo", "diffusion-language-model", "sft"]
     _datasets = ("train_dataset", "eval_dataset")
+    _words = {"evaluates": "take the loss of given answers", "command": "sft"}
+    _cure = "A lower learning_rate or max_grad_norm, or leaving these rows out may help"
+    _curve = ("loss", "loss/text", "loss/mmu", "loss/t2i", "loss/r2i")
 
     def __init__(
         self,
@@ -308,6 +312,10 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
 
     def _settings(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:  # type: ignore[override]
         return described_denoising(self.args, type(self.policy).__name__)
+
+    def _method(self) -> tuple[list[str], str | None]:
+        tasks = {task for own in self.train_dataset or {} for task in self._tasks[own]}
+        return objective_lines(self.args.objective, self.args.objectives, tasks)
 
     @property
     def _moving_reference(self) -> None:

@@ -43,6 +43,7 @@ from .build import (
     build_policy,
     build_quantization,
     build_rewards,
+    dataset_names,
     resolve_names,
 )
 from .held_out import HeldOut, compare_held_out, held_out, load_before, measure, show_before_after
@@ -72,7 +73,7 @@ def build_trainer(recipe: Recipe, args: UniGRPOConfig | None = None) -> UniGRPOT
         peft_config=build_lora(recipe),
         policy=policy,
     )
-    trainer.about = {"recipe": recipe.source, "model": spec.path}
+    trainer.about = {"recipe": recipe.source, "model": spec.path, "datasets": dataset_names(recipe)}
     trainer.reward_args = [arguments_digest(reward.args) for reward in recipe.rewards]
     return trainer
 
@@ -249,10 +250,14 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe) -> dict[str, Any]:
         return summary
     with named(out / "summary.json"):
         write_json(out / "summary.json", summary)
+    trainer.held_out = {
+        when: own.numbers for when, own in (("before", start.before), ("after", after)) if own is not None
+    }
     if start.before is not None and after is not None:
         show_before_after(start.before, after)
     side_by_side(out / "images_before.png", out / "images_after.png", out / "images.png")
     draw_curve(out / "metrics.jsonl", out / "reward_curve.png", curve_title(summary))
+    trainer.create_model_card()
     say(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
     return summary
 

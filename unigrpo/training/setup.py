@@ -32,7 +32,9 @@ def check_arguments(args: UniGRPOConfig) -> None:
     if args.n_gpu > 1:
         raise ValueError(f"{args.n_gpu} GPUs are visible to one process; start with `accelerate launch`")
     if args.ignore_data_skip:
-        raise ValueError("ignore_data_skip=True would resume a window with another window's prompts; leave it False")
+        raise ValueError(
+            "ignore_data_skip=True would go on with other rows than those that the run was at; leave it False"
+        )
 
 
 def settle_early_stopping(args: Any, callbacks: list[TrainerCallback] | None, usual: str) -> None:
