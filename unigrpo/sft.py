@@ -17,11 +17,13 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from .config.denoising_arguments import MaskedDenoisingConfig
 from .data.image_codes import ImageCodec, tokenizer_name
 from .data.rows import MANY_ROWS, read_row, task_of, undecoded
+from .errors import check_choice
 from .models import DiffusionPolicy, policy_class_of
 from .terminal import tracked
 from .training import setup
 from .training.batches import Unit
 from .training.callbacks import add_callbacks
+from .training.card import objective_lines
 from .training.checkpoints.identity import described_denoising
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
@@ -36,6 +38,11 @@ from .training.metrics import Metrics
 from .training.mixture import Mixture
 from .training.stopping import StoppableRun
 from .types import TokenSpace, keyed_generator
+
+
+def _prefix(name: str) -> str:
+    """What stands before the numbers of a held-out set: its name, if it is one of several."""
+    return "" if name == "eval_dataset" else f"{name}_"
 
 
 class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, RefusedMethods, Trainer):
@@ -60,6 +67,9 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
     eval_dataset: Any
     _tag_names = ["unigrpo", "diffusion-language-model", "sft"]
     _datasets = ("train_dataset", "eval_dataset")
+    _words = {"evaluates": "take the loss of given answers", "command": "sft"}
+    _cure = "A lower learning_rate or max_grad_norm, or leaving these rows out may help"
+    _curve = ("loss", "loss/text", "loss/mmu", "loss/t2i", "loss/r2i")
 
     def __init__(
         self,
@@ -76,6 +86,7 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
         args = MaskedDenoisingConfig("unigrpo-sft-output") if args is None else copy.copy(args)
         shared: Any = args
         setup.check_arguments(shared)
+        setup.settle_early_stopping(args, callbacks, "eval_loss")
         if isinstance(model, str):
             model = setup.load_trainable(model, policy, args.model_init_kwargs, shared, peft_config is not None)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -96,7 +107,10 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
             image_transform=args.image_transform,
             vocabulary=TokenSpace(start=0, stop=base.config.vocab_size),
         )
+        self._tasks: dict[str, set[str]] = {}
         sources = self._checked(train_dataset, "train_dataset")
+        held_out = self._checked(eval_dataset, "eval_dataset") if eval_dataset is not None else {}
+        self._check_best_metric(held_out)
         self.starts_from(model)
         model = setup.trainable(model, peft_config, shared, False, optimizers[0])
         if args.learning_rate is None:
@@ -107,7 +121,7 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
             args=args,
             data_collator=list,  # type: ignore[arg-type]  # numbers of micro-steps
             train_dataset=sources or None,
-            eval_dataset=self._checked(eval_dataset, "eval_dataset") if eval_dataset is not None else None,
+            eval_dataset=held_out or None,
             processing_class=self.policy.processor,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -150,8 +164,20 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
                 if self.writer.codec is None and task_of(row) != "text":
                     codec = setup.load_codec(self._image_tokenizer, self.policy, self.args.offload_image_tokenizer)
                     self.writer.codec = codec
-                self.writer.write(row, f"{own}[{index}]", codes=False)
+                written = self.writer.write(row, f"{own}[{index}]", codes=False)
+                self._tasks.setdefault(own, set()).add(written.canvas.task)
         return sources
+
+    def _check_best_metric(self, held_out: Mapping[str, Any]) -> None:
+        """A ``metric_for_best_model`` that no evaluation will have is an error."""
+        metric = self.args.metric_for_best_model
+        if metric is None or not held_out or self.args.eval_strategy == "no":
+            return
+        names = []
+        for own in held_out:
+            numbers = [f"{task}_{kind}" for task in sorted(self._tasks[own]) for kind in ("loss", "nats_per_token")]
+            names += [f"eval_{_prefix(own)}{number}" for number in ("loss", *numbers)]
+        check_choice("metric_for_best_model", metric if metric.startswith("eval_") else f"eval_{metric}", tuple(names))
 
     @property
     def _rows_per_step(self) -> int:
@@ -276,7 +302,6 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
         """``held_out_loss`` of checked ``sets``, under their names unless there is one; not logged."""
         found: dict[str, float] = {}
         for name, rows in sets.items():
-            prefix = "" if name == "eval_dataset" else f"{name}_"
             numbers = held_out_loss(
                 self.writer,
                 self.model_wrapped,
@@ -286,13 +311,17 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
                 draws=self.args.num_eval_draws,
                 batch_size=self.args.per_device_eval_batch_size,
             )
-            found |= {f"{prefix}{key}": value for key, value in numbers.items()}
+            found |= {f"{_prefix(name)}{key}": value for key, value in numbers.items()}
         return found
 
     # ---- checkpoints ----
 
     def _settings(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:  # type: ignore[override]
         return described_denoising(self.args, type(self.policy).__name__)
+
+    def _method(self) -> tuple[list[str], str | None]:
+        tasks = {task for own in self.train_dataset or {} for task in self._tasks[own]}
+        return objective_lines(self.args.objective, self.args.objectives, tasks)
 
     @property
     def _moving_reference(self) -> None:

@@ -93,6 +93,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
     ) -> None:
         args = UniGRPOConfig("unigrpo-output") if args is None else copy.copy(args)
         setup.check_arguments(args)
+        setup.settle_early_stopping(args, callbacks, "eval_reward")
         if isinstance(model, str):
             model = setup.load_trainable(model, policy, args.model_init_kwargs, args, peft_config is not None)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -29,6 +29,7 @@ from .run_checks import (
 from .run_keys import RUN_KEYS
 from .settings import run_settings, task_settings
 from .task import PARTS, TASK_KEYS, TaskSettings
+from .tokens import TokensUnsaved
 from .trl_keys import check_known
 from .unread_keys import warn_of_unread
 
@@ -41,7 +42,7 @@ ALGORITHM_KEYS = {**RUN_KEYS, **TASK_KEYS}
 
 
 @dataclass
-class UniGRPOConfig(TrainingArguments):
+class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     """Arguments of ``UniGRPOTrainer``: ``transformers.TrainingArguments`` plus the fields below.
 
     ``unigrpo keys`` prints a sentence for each, and ``--help`` of a ``TrlParser`` script too. The keys of parts (samplers,
@@ -311,13 +312,6 @@ class UniGRPOConfig(TrainingArguments):
         return f"{type(self).__name__}({json.dumps(self.to_dict(), indent=2, default=str)})"
 
     __repr__ = __str__
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What checkpoints store, without the hub's tokens: a folder of weights is made to be passed on."""
-        options = self.model_init_kwargs
-        if isinstance(options, dict):
-            options = {name: value for name, value in options.items() if name != "token"}
-        return {**self.__dict__, "hub_token": None, "model_init_kwargs": options}
 
     def for_task(self, task: str) -> TaskSettings:
         """The settings of ``task``; ``settings.py`` says where each value comes from."""

@@ -15,12 +15,13 @@ from ..parts import key, keys_of
 from .accepted import ImageSize, ImageTokenizer
 from .denoising_presets import objectives_of
 from .inherited import settle_inherited
-from .run_checks import settle_compile
-from .sorted_keys import check_inherited
+from .run_checks import settle_best_model, settle_compile
+from .sorted_keys import OF_GIVEN_ANSWERS, check_inherited
+from .tokens import TokensUnsaved
 
 
 @dataclass
-class MaskedDenoisingConfig(TrainingArguments):
+class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     """Arguments of ``MaskedDenoisingTrainer``: ``transformers.TrainingArguments`` plus the fields below.
 
     The keys of the objective are None while they are not given: then the preset ``objective`` decides, task by task. What is given
@@ -88,8 +89,9 @@ class MaskedDenoisingConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         settle_inherited(self)
-        check_inherited(self)
+        check_inherited(self, OF_GIVEN_ANSWERS)
         settle_compile(self)
+        settle_best_model(self, "eval_loss")
         for name in ("task_overrides", "sampling_weights"):
             setattr(self, name, _mapping(name, getattr(self, name)))
         for name, about in DENOISING_KEYS.items():

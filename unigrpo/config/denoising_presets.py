@@ -58,7 +58,7 @@ def mmada_stage1() -> Objectives:
 
 
 def mmada_stage2() -> Objectives:
-    """MMaDA, stage 2 (``train_mmada_stage2.py``): SA-1B, CC12M, LAION in place of ImageNet; otherwise ``mmada_stage1``.
+    """MMaDA, arXiv 2505.15809, stage 2 (``train_mmada_stage2.py``): SA-1B, CC12M, LAION in place of ImageNet; otherwise ``mmada_stage1``.
 
     Coefficients of t2i/text/mmu 1/0.1/0.5, rows 7/2/3 a GPU. Authors: learning rate 5e-5, 256 text places, 256 pixels. The
     paper counts this as the second half of its stage 1.
@@ -67,7 +67,7 @@ def mmada_stage2() -> Objectives:
 
 
 def mmada_stage3() -> Objectives:
-    """MMaDA, stage 3 (``train_mmada_stage3.py``): 512 pixels and instructions in place of plain text.
+    """MMaDA, arXiv 2505.15809, stage 3 (``train_mmada_stage3.py``): 512 pixels and instructions in place of plain text.
 
     Coefficients 1/0.4/0.5, rows 4/1/1 a GPU and 4 accumulated, 512 text places. Text is divided by the row's length still, its
     prompt included. The authors' YAML names 256 codes for 512 pixels, which are 1024.
@@ -76,7 +76,7 @@ def mmada_stage3() -> Objectives:
 
 
 def mmada_cot() -> Objectives:
-    """MMaDA's Mixed Long-CoT fine-tuning (``train_mmada_cot_sft.py``; the README calls it ``stage_cot_sft``).
+    """MMaDA's Mixed Long-CoT fine-tuning, arXiv 2505.15809 (``train_mmada_cot_sft.py``; the README calls it ``stage_cot_sft``).
 
     Chats: everything through the last header is context, the rest and its padding are trained, sum -log p / (p n), mean over
     rows. Coefficients 1/0.5/0.5, rows 1/2/1 a GPU and 4 accumulated. Authors: learning rate 5e-5, 512 text places, of chats
@@ -92,7 +92,7 @@ def mmada_cot() -> Objectives:
 
 
 def mmada_stage4() -> Objectives:
-    """MMaDA, stage 4 (``train_mmada_stage4.py``), from the Mixed-CoT checkpoint: coefficients 0.05/0.6/0.4, else ``mmada_cot``.
+    """MMaDA, arXiv 2505.15809, stage 4 (``train_mmada_stage4.py``), from the Mixed-CoT checkpoint: coefficients 0.05/0.6/0.4, else ``mmada_cot``.
 
     Authors: rows 1/2/1 a GPU and 4 accumulated. The "coefficients" inside a task are sampling weights there: text 0.02 plain,
     0.98 instructions; questions about pictures 3.5 thoughts, 5.5 VQA, 0.5 CLEVR, 0.5 Geo170K: ``sampling_weights``.

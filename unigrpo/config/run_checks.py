@@ -37,26 +37,37 @@ def check_engine(args: Any) -> None:
         )
 
 
-def settle_best_model(args: Any) -> None:
-    """The held-out number by which checkpoints are compared: the reward, the higher the better.
+HELD_OUT = {"eval_reward": "rewards", "eval_loss": "losses"}
+"""By the number that checkpoints are compared by, unless another is named: what an evaluation takes."""
+
+
+def settle_best_model(args: Any, usual: str = "eval_reward", asking: str | None = None) -> None:
+    """The held-out number by which checkpoints are compared: the reward, the higher the better, or the loss.
+
+    Args:
+        usual: its name where none is given.
+        asking: what compares, beside the arguments that do.
 
     Raises:
         ValueError: there is no such number, or it is not there when a checkpoint is written.
     """
     compared = {"load_best_model_at_end": args.load_best_model_at_end, "save_strategy": args.save_strategy == "best"}
     compared["lr_scheduler_type"] = args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-    asking = next((f"{name}={getattr(args, name)!r}" for name, asks in compared.items() if asks), None)
+    asking = next((f"{name}={getattr(args, name)!r}" for name, asks in compared.items() if asks), asking)
     metric = args.metric_for_best_model
-    if metric in ("loss", "eval_loss"):
+    if usual != "eval_loss" and metric in ("loss", "eval_loss"):
         raise ValueError(
             f"metric_for_best_model={metric!r}: held-out answers have no loss; leave it out for 'eval_reward'"
         )
+    if asking is not None:
+        args.metric_for_best_model = metric or usual
+    if args.greater_is_better is None and args.metric_for_best_model is not None:
+        args.greater_is_better = usual != "eval_loss" and not args.metric_for_best_model.endswith("loss")
     if asking is None:
         return
-    args.metric_for_best_model = metric or "eval_reward"
     if args.eval_strategy == "no":
         raise ValueError(
-            f"{asking} compares held-out rewards, and eval_strategy='no' takes none: set it to 'steps' or 'epoch'"
+            f"{asking} compares held-out {HELD_OUT[usual]}, and eval_strategy='no' takes none: set it to 'steps' or 'epoch'"
         )
     if not args.load_best_model_at_end or args.save_strategy == "best":
         return

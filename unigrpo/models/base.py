@@ -67,6 +67,8 @@ class DiffusionPolicy(ABC):
         No code of that folder runs: a processor that needs it is loaded by the caller and given.
         """
         if processing_class is None:
+            processing_class = getattr(model, "saved_processor", None)
+        if processing_class is None:
             if not model.config.name_or_path:
                 raise ValueError("processing_class=None needs a model loaded from a path or id; pass the processor")
             processing_class = load_processor(cls.processor_class, model.config.name_or_path)

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from ..data.image_codes import ImageCodec, load_tokenizer
 from ..data.pictures import load_image
 from ..errors import check_choice
-from ..models import DiffusionPolicy, policy_class_of, resolve_policy
-from ..models.adapter_files import ADAPTER_FILE, adapter_base, load_adapter
+from ..models import DiffusionPolicy, policy_class_of
 from ..models.builtin import model_path
-from ..models.loading import load_config, load_processor
+from ..models.opening import open_model
+from ..models.reference import is_peft
 from ..parts import choose
 from ..samplers import samplers_for
 from ..types import TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
@@ -281,6 +281,8 @@ def load_policy(
 ) -> LoadedPolicy:
     """A policy from a hub id, a path, ``builtin:NAME``, an adapter folder (its base model is loaded beneath it) or a loaded module.
 
+    That base may be an adapter's folder too, which is then merged into its own.
+
     ``image_tokenizer`` (id, path or module) replaces the one that the model's config names. ``allow_missing`` names
     parameters, with ``*`` for any letters, that may start from random values because the files lack them.
 
@@ -294,21 +296,10 @@ def load_policy(
     if not isinstance(path, str | Path):
         options = {**model_kwargs, **({} if dtype == "auto" else {"dtype": dtype})}
         return _of_module(path, policy, processing_class, image_tokenizer, device, [*options, *allow_missing])
-    path = model_path(str(path))
-    adapter = Path(path) / ADAPTER_FILE
-    base = model_path(adapter_base(path)) if adapter.exists() else path
-    trusted = bool(model_kwargs.get("trust_remote_code"))
-    name = policy or load_config(base, trust_remote_code=trusted).model_type
-    family = resolve_policy(name)
-    if allow_missing:
-        model_kwargs["allow_missing"] = allow_missing
-    model = family.load_model(base, dtype=dtype, **model_kwargs)
-    if processing_class is None and (Path(path) / "processor_config.json").exists():
-        # Saved beside an adapter, it holds the prompt options the adapter was trained with.
-        processing_class = load_processor(family.processor_class, path)
-    described = family.from_model(model, processing_class)
-    if adapter.exists():
-        model = load_adapter(model, path, allow_missing)
+    opened = open_model(str(path), policy, allow_missing, dtype=dtype, **model_kwargs)
+    model = opened.model
+    base = model.get_base_model() if is_peft(model) else model
+    described = opened.family.from_model(base, opened.processor if processing_class is None else processing_class)
     if device is None and "device_map" not in model_kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device) if device is not None else model

@@ -181,6 +181,12 @@ def build_rewards(recipe: Recipe) -> list[Any]:
     return built
 
 
+def dataset_names(recipe: Recipe) -> dict[str, list[str]]:
+    """The paths of a recipe's datasets, by what they are used for."""
+    used = {"trained on": recipe.datasets, "given answers": recipe.sft_datasets, "held out": recipe.eval_datasets}
+    return {use: list(dict.fromkeys(spec.path for spec in specs)) for use, specs in used.items() if specs}
+
+
 def build_dataset(specs: list[DatasetSpec]) -> Any:
     """The rows of all ``specs``, one after the other; None for an empty list.
 

@@ -22,6 +22,7 @@ from ..models.builtin import BUILTIN, model_path
 from ..models.hub import asking_once, fetched, hub_answers
 from ..models.loading import load_config
 from ..models.mmada.policy import TEXT_SLOTS
+from ..models.opening import lineage
 from ..models.quantization import check_quantization
 from ..samplers.kv_cache import check_cache
 from ..training.checkpoints.files import check_writable
@@ -96,7 +97,7 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
 
 
 def _check_quantised(recipe: Recipe, args: UniGRPOConfig, offline: bool) -> list[str]:
-    adapters = recipe.lora is not None
+    adapters = recipe.lora is not None or len(lineage(recipe.model.path)) > 1
     try:
         options = {"quantization_config": build_quantization(recipe), **(args.model_init_kwargs or {})}
         check_quantization(options, adapters)
@@ -138,7 +139,7 @@ def _reach(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
 
 
 def _check_model(recipe: Recipe, offline: bool) -> list[str]:
-    path = model_path(recipe.model.path)
+    path = lineage(recipe.model.path)[-1]
     trusted = bool((build_config(recipe).model_init_kwargs or {}).get("trust_remote_code"))
     if _is_local(path):
         config, notes = load_config(path, trust_remote_code=trusted), []
@@ -155,7 +156,7 @@ def _check_model(recipe: Recipe, offline: bool) -> list[str]:
 def _check_image_tokenizer(recipe: Recipe, offline: bool) -> list[str]:
     """The tokenizer of a recipe with pictures, given or named by the model, and the image sizes that it can do."""
     args = build_config(recipe)
-    path, model = args.image_tokenizer, model_path(recipe.model.path)
+    path, model = args.image_tokenizer, lineage(recipe.model.path)[-1]
     if path is None:
         if not _is_local(model):
             return ["image tokenizer: the one that the model names, not checked"]
@@ -256,7 +257,7 @@ def model_family(recipe: Recipe) -> tuple[Any, Any, torch.dtype, str]:
     """
     policy, note, options = build_policy(recipe), "", build_config(recipe).model_init_kwargs or {}
     try:
-        path = model_path(recipe.model.path)
+        path = lineage(recipe.model.path)[-1]
         config = load_config(path, trust_remote_code=bool(options.get("trust_remote_code")))
     except OSError as error:
         if policy not in POLICIES.values():

@@ -41,6 +41,14 @@ class HeldOut:
     rewards: dict[str, float]
     shown: list[dict[str, str]]
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Accuracy, over all and by task, and rewards, by name."""
+        found = {} if self.accuracy is None else {"accuracy": self.accuracy.mean}
+        if len(self.tasks) > 1:
+            found |= {f"accuracy of {task}": own.mean for task, own in self.tasks.items()}
+        return {**found, **self.rewards}
+
     def __str__(self) -> str:
         if self.accuracy is None:
             return f"held-out reward {self.rewards.get('reward', math.nan):.3f}"

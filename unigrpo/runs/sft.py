@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from ..config.denoising_arguments import MaskedDenoisingConfig
 from ..errors import RecipeError, import_named
 from ..models.builtin import BUILTIN
+from ..models.reference import is_peft
 from ..sft import MaskedDenoisingTrainer
 from ..terminal import say
 from ..training.callbacks import JsonLines
@@ -22,7 +23,7 @@ from ..training.checkpoints.files import check_writable, named, write_json
 from ..training.engines import engine_of
 from ..training.setup import load_trainable
 from .again import command_again
-from .build import build_lora, build_policy, import_parts, load_rows
+from .build import build_lora, build_policy, dataset_names, import_parts, load_rows
 from .recipe import DatasetSpec, ModelSpec, Recipe, known, parse_lora, parse_policy, read_recipe, section, sections
 from .train import build_processor, model_options, settle_folder, versions
 
@@ -127,10 +128,7 @@ def build_sft_trainer(recipe: Recipe, args: MaskedDenoisingConfig | None = None)
         peft_config=build_lora(recipe),
         policy=policy,
     )
-    trainer.about = {"recipe": recipe.source, "model": spec.path}
-    if recipe.lora is not None:
-        for config in trainer.model.peft_config.values():
-            config.base_model_name_or_path = spec.path
+    trainer.about = {"recipe": recipe.source, "model": spec.path, "datasets": dataset_names(recipe)}
     return trainer
 
 
@@ -171,7 +169,7 @@ def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe) -> dict[str, Any]:
         **(trainer.run.identity if trainer.run is not None else {}),
         "recipe": recipe.source,
         "model": recipe.model.path,
-        "lora": recipe.lora is not None,
+        "lora": is_peft(trainer.model),
         "seed": trainer.args.seed,
         "optimizer_steps": trainer.state.global_step,
         "wall_seconds": round(time.perf_counter() - started, 1),
@@ -179,9 +177,11 @@ def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe) -> dict[str, Any]:
         "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
         **({} if after is None else {"held_out_before": start.before, "held_out_after": after}),
     }
+    trainer.held_out = {when: own for when, own in (("before", start.before), ("after", after)) if own is not None}
     if trainer.is_world_process_zero():
         with named(out / "summary.json"):
             write_json(out / "summary.json", summary)
+        trainer.create_model_card()
         for name, value in (after or {}).items():
             say(f"held-out {name}: {(start.before or {}).get(name, float('nan')):.4g} -> {value:.4g}")
         say(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
