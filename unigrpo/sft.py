@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from .config.denoising_arguments import MaskedDenoisingConfig
 from .data.image_codes import tokenizer_name
 from .data.rows import MANY_ROWS, read_row, task_of, undecoded
+from .data.tables import is_splits, rows_of, sets_of
 from .models import DiffusionPolicy, policy_class_of
 from .terminal import tracked
 from .training import setup
@@ -43,7 +44,8 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
     Args:
         model: hub id, path, ``PreTrainedModel`` or ``PeftModel``.
         args: the run's arguments; ``args.objective`` names the losses.
-        train_dataset: rows as ``data.given.given_of`` reads them, or ``{source: rows}``, mixed by ``args.sampling_weights``.
+        train_dataset: rows as ``data.given.given_of`` reads them, or ``{source: rows}``, mixed by ``args.sampling_weights``. Rows
+            are a dataset, a list, a DataFrame or a path.
         eval_dataset: held-out rows of the same kind, or a dict of such sets.
         processing_class: the policy's tokenizer or processor; None = the one saved beside the model.
         callbacks, optimizers: as in ``transformers.Trainer``.
@@ -138,8 +140,8 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
         """The sources by name, every row of which can be written."""
         if dataset is None:
             return {}
-        named = dict(dataset) if isinstance(dataset, dict) else {name: dataset}
-        sources = {own: undecoded(rows) for own, rows in named.items()}
+        given = sets_of(dataset, name) if name == "eval_dataset" or not is_splits(dataset) else rows_of(dataset, name)
+        sources = {own: undecoded(rows) for own, rows in (given if isinstance(given, dict) else {name: given}).items()}
         for own, rows in sources.items():
             if not hasattr(rows, "__len__") or not len(rows):
                 raise ValueError(f"{own} has no rows, or no length: load it without streaming")

@@ -6,13 +6,22 @@ from typing import Any
 
 from ..config.arguments import UniGRPOConfig
 from ..data.image_codes import ImageCodec
-from ..data.rows import check_dataset, task_of, undecoded
+from ..data.rows import as_prompts, check_dataset, task_of, undecoded
+from ..data.tables import rows_of, sets_of
 from ..errors import check_choice
 from ..models import DiffusionPolicy
 from ..rollout.rewards import RewardSet
 from ..rollout.sample import check_prompt
 from .demonstrations import check_demonstration
 from .setup import load_codec, named_sets
+
+
+def held_out_sets(given: Any) -> Any:
+    """What was given as ``eval_dataset``: the rows, or sets of rows by name; pictures stay encoded."""
+    sets = sets_of(given, "eval_dataset")
+    if isinstance(sets, dict):
+        return {name: undecoded(as_prompts(part)) for name, part in sets.items()}
+    return undecoded(as_prompts(sets))
 
 
 class CheckedDatasets:
@@ -28,12 +37,10 @@ class CheckedDatasets:
     def _checked(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
         """The datasets with their pictures left encoded, every row checked."""
         if train_dataset is not None:
-            train_dataset = undecoded(train_dataset)
+            train_dataset = undecoded(as_prompts(rows_of(train_dataset, "train_dataset")))
             check_dataset(train_dataset, "train_dataset", self._check_row)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: undecoded(part) for name, part in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = undecoded(eval_dataset)
+        if eval_dataset is not None:
+            eval_dataset = held_out_sets(eval_dataset)
         for name, part in named_sets(eval_dataset):
             check_dataset(part, name, self._check_held_out_row)
         self._check_best_metric(eval_dataset)
@@ -66,7 +73,7 @@ class CheckedDatasets:
             self._know_codec(row)
             check_demonstration(self.policy, self.args, self.codec, row, where)
 
-        dataset = undecoded(dataset)
+        dataset = undecoded(rows_of(dataset, "sft_dataset"))
         check_dataset(dataset, "sft_dataset", check)
         return dataset
 
