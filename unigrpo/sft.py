@@ -11,15 +11,17 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.denoising_arguments import MaskedDenoisingConfig
+from .data.checking import each_row
 from .data.image_codes import tokenizer_name
-from .data.rows import MANY_ROWS, read_row, task_of, undecoded
+from .data.rows import read_row, task_of, undecoded
 from .data.tables import is_splits, rows_of, sets_of
+from .errors import TooLongError
 from .models import DiffusionPolicy, policy_class_of
-from .terminal import tracked
+from .terminal import say
 from .training import setup
 from .training.batches import Unit
 from .training.callbacks import add_callbacks
@@ -145,14 +147,43 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
         for own, rows in sources.items():
             if not hasattr(rows, "__len__") or not len(rows):
                 raise ValueError(f"{own} has no rows, or no length: load it without streaming")
-            numbers = range(len(rows))
-            for index in tracked(numbers, f"checking {own}") if len(rows) >= MANY_ROWS else numbers:
-                row = read_row(rows, index, f"{own}[{index}]")
-                if self.writer.codec is None and task_of(row) != "text":
-                    codec = setup.load_codec(self._image_tokenizer, self.policy, self.args.offload_image_tokenizer)
-                    self.writer.codec = codec
-                self.writer.write(row, f"{own}[{index}]", codes=False)
+            sources[own] = self._that_fit(own, rows)
         return sources
+
+    def _that_fit(self, name: str, rows: Any) -> Any:
+        """The rows of one source, each of which can be written; those that are too long are dropped where ``overlong`` says so."""
+
+        def check(index: int) -> str | None:
+            where = f"{name}[{index}]"
+            row = read_row(rows, index, where)
+            self._know_codec(task_of(row))
+            try:
+                return self.writer.check(row, where)
+            except TooLongError:
+                if self.args.overlong == "error":
+                    raise
+                return None
+
+        kept = []
+        for index, task in enumerate(each_row(len(rows), name, check)):
+            if task is not None:
+                self._know_codec(task)
+                kept.append(index)
+        dropped = len(rows) - len(kept)
+        if not dropped:
+            return rows
+        if self.args.should_save:
+            room = f"max_length={self.args.max_length}"
+            say(f"{name}: {dropped} of {len(rows)} rows do not fit into {room} and are left out", error=True)
+        if not kept:
+            raise ValueError(f"{name} has no row that fits into max_length={self.args.max_length}: raise it")
+        return rows.select(kept) if hasattr(rows, "select") else Subset(rows, kept)
+
+    def _know_codec(self, task: str) -> None:
+        """The first row with a picture loads the image tokenizer."""
+        if self.writer.codec is None and task != "text":
+            codec = setup.load_codec(self._image_tokenizer, self.policy, self.args.offload_image_tokenizer)
+            self.writer.codec = codec
 
     @property
     def _rows_per_step(self) -> int:

@@ -324,7 +324,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
         if dataset is None:
             raise ValueError("evaluate needs eval_dataset: give it to the trainer or to evaluate()")
         if eval_dataset is not None:
-            check_dataset(dataset, "eval_dataset", self._check_held_out_row)
+            check_dataset(dataset, "eval_dataset", self._check_held_out_row, self._learn)
         start = time.perf_counter()
         pipe = self.pipeline()
         rows = [dataset[index] for index in range(len(dataset))]

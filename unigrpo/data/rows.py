@@ -8,14 +8,10 @@ from typing import Any
 from PIL import Image
 
 from ..errors import check_choice
-from ..terminal import tracked
 from ..types import TASKS
+from .checking import each_row
 from .columns import as_renaming, meant
 from .pictures import TRANSFORMS, load_image
-
-
-MANY_ROWS = 5_000
-"""From here on checking a dataset shows its progress."""
 
 
 def task_of(row: dict[str, Any]) -> str:
@@ -85,12 +81,18 @@ def as_prompts(dataset: Any) -> Any:
     ]
 
 
-def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], str], None] | None = None) -> None:
+def check_dataset(
+    dataset: Any,
+    name: str,
+    check_row: Callable[[dict[str, Any], str], Any] | None = None,
+    learn: Callable[[Any], None] | None = None,
+) -> None:
     """Reads every row once, so that one that cannot be used is found now and not hours into a run.
 
     Args:
         name: names the dataset in errors.
-        check_row: further checks, ``check_row(row, where)``.
+        check_row: further checks, ``check_row(row, where)``; of many rows they run in other processes (``each_row``).
+        learn: is told what ``check_row`` returned of each row, in order.
 
     Raises:
         ValueError: an empty set, a missing or empty prompt, an unknown task, an unreadable picture; it names the row.
@@ -101,25 +103,32 @@ def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], 
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty")
-    rows = range(len(dataset))
-    for index in tracked(rows, f"checking {name}") if len(rows) >= MANY_ROWS else rows:
+
+    def looked_at(index: int) -> Any:
         where = f"{name}[{index}]"
         row = read_row(dataset, index, where)
-        if "prompt" not in row:
-            found = meant(row, ("prompt", "solution"))
-            cure = f"rename yours, as in dataset.{as_renaming(found)}" if "prompt" in found else "rename yours"
-            raise ValueError(f"{where} has no 'prompt' column, only {sorted(row)}; {cure}, or give 'messages'")
-        task = task_of(row)
-        _check_prompt(row["prompt"], task, where)
-        if task not in TASKS:
-            raise ValueError(f"{where}['task']={task!r}: choose one of {TASKS}")
-        if task == "mmu":
-            image_of(row, where)
-        transform = row.get("image_transform")
-        if transform is not None:
-            check_choice(f"{where}['image_transform']", transform, TRANSFORMS)
-        if check_row is not None:
-            check_row(row, where)
+        _check_row(row, where)
+        return None if check_row is None else check_row(row, where)
+
+    for found in each_row(len(dataset), name, looked_at):
+        if learn is not None:
+            learn(found)
+
+
+def _check_row(row: dict[str, Any], where: str) -> None:
+    if "prompt" not in row:
+        found = meant(row, ("prompt", "solution"))
+        cure = f"rename yours, as in dataset.{as_renaming(found)}" if "prompt" in found else "rename yours"
+        raise ValueError(f"{where} has no 'prompt' column, only {sorted(row)}; {cure}, or give 'messages'")
+    task = task_of(row)
+    _check_prompt(row["prompt"], task, where)
+    if task not in TASKS:
+        raise ValueError(f"{where}['task']={task!r}: choose one of {TASKS}")
+    if task == "mmu":
+        image_of(row, where)
+    transform = row.get("image_transform")
+    if transform is not None:
+        check_choice(f"{where}['image_transform']", transform, TRANSFORMS)
 
 
 def _check_prompt(prompt: Any, task: str, where: str) -> None:
