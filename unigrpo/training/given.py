@@ -173,7 +173,8 @@ class Writer:
         ids = [*self.policy.answer_ids(given.answer), *self.policy.stop_token_ids[-1:]]
         if len(ids) > self.max_length:
             raise TooLongError(
-                f"an answer of {len(ids)} tokens would be cut away: raise max_length={self.max_length}, or shorten the row"
+                f"the answer needs {len(ids)} positions, and there are {self.max_length}: part of the answer would be cut away. Raise "
+                f"max_length={self.max_length}, or shorten the row"
             )
         return ids
 
