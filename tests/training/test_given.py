@@ -73,9 +73,9 @@ TWO_NEWLINES = CHAT_TEMPLATE.replace("<|end_header_id|>\n", "<|end_header_id|>\n
 def test_the_templates_line_breaks_hide_no_answer(template, turns):
     """An answer that is looked for behind one line break is none under the other template, and nothing but padding is trained."""
     own = MMaDAPolicy(tiny_model().config, MMaDAProcessor(golden_tokenizer(), chat_template=template))
-    thought = {"role": "assistant", "content": "<think>w5</think> w7"}
+    thought = {"role": "assistant", "content": "<think> w5 </think> w7"}
     written = writer(own, "dllm", train_turns=turns, max_length=120).write({"messages": [*CHAT[:4], thought]}, "row")
-    last = [*own.answer_ids("<think>w5</think> w7"), EOT]
+    last = [*own.answer_ids("<think> w5 </think> w7"), EOT]
     assert trained_of(written) == ([5, 6, EOT, *last] if turns == "all" else last) and {5, 7} <= set(last)
 
 

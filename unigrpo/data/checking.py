@@ -47,6 +47,7 @@ def each_row(count: int, name: str, check: Callable[[int], Any]) -> Iterator[Any
         loader = DataLoader(
             chunks,
             batch_size=None,
+            collate_fn=_as_found,
             num_workers=processes,
             multiprocessing_context="fork",
             generator=keyed_generator("check"),
@@ -55,6 +56,11 @@ def each_row(count: int, name: str, check: Callable[[int], Any]) -> Iterator[Any
             yield from found
             if error is not None:
                 raise error
+
+
+def _as_found(chunk: Any) -> Any:
+    """A chunk as it is; a loader's own way makes lists of tuples, and tensors of numbers."""
+    return chunk
 
 
 class _Chunks(Dataset):
