@@ -16,14 +16,12 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.denoising_arguments import MaskedDenoisingConfig
 from .data.image_codes import ImageCodec, tokenizer_name
-from .data.rows import MANY_ROWS, read_row, task_of, undecoded
-from .errors import check_choice
 from .models import DiffusionPolicy, policy_class_of
-from .terminal import tracked
 from .training import setup
 from .training.batches import Unit
 from .training.callbacks import add_callbacks
 from .training.card import objective_lines
+from .training.check_given import CheckedGiven, prefix_of
 from .training.checkpoints.identity import described_denoising
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
@@ -40,18 +38,14 @@ from .training.stopping import StoppableRun
 from .types import TokenSpace, keyed_generator
 
 
-def _prefix(name: str) -> str:
-    """What stands before the numbers of a held-out set: its name, if it is one of several."""
-    return "" if name == "eval_dataset" else f"{name}_"
-
-
-class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, RefusedMethods, Trainer):
+class MaskedDenoisingTrainer(CheckedGiven, WindowCheckpoints, StoppableRun, Generates, RefusedMethods, Trainer):
     """Trains a masked-diffusion policy on given answers: MMaDA's and LLaDA's pre-training and fine-tuning losses.
 
     Args:
         model: hub id, path, ``PreTrainedModel`` or ``PeftModel``.
         args: the run's arguments; ``args.objective`` names the losses.
-        train_dataset: rows as ``data.given.given_of`` reads them, or ``{source: rows}``, mixed by ``args.sampling_weights``.
+        train_dataset: rows as ``data.given.given_of`` reads them, or ``{source: rows}``, mixed by ``args.sampling_weights``. Rows
+            are a dataset, a list, a DataFrame or a path.
         eval_dataset: held-out rows of the same kind, or a dict of such sets.
         processing_class: the policy's tokenizer or processor; None = the one saved beside the model.
         callbacks, optimizers: as in ``transformers.Trainer``.
@@ -148,36 +142,6 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
         settle_precision(self.accelerator)
 
     # ---- data ----
-
-    def _checked(self, dataset: Any, name: str) -> dict[str, Any]:
-        """The sources by name, every row of which can be written."""
-        if dataset is None:
-            return {}
-        named = dict(dataset) if isinstance(dataset, dict) else {name: dataset}
-        sources = {own: undecoded(rows) for own, rows in named.items()}
-        for own, rows in sources.items():
-            if not hasattr(rows, "__len__") or not len(rows):
-                raise ValueError(f"{own} has no rows, or no length: load it without streaming")
-            numbers = range(len(rows))
-            for index in tracked(numbers, f"checking {own}") if len(rows) >= MANY_ROWS else numbers:
-                row = read_row(rows, index, f"{own}[{index}]")
-                if self.writer.codec is None and task_of(row) != "text":
-                    codec = setup.load_codec(self._image_tokenizer, self.policy, self.args.offload_image_tokenizer)
-                    self.writer.codec = codec
-                written = self.writer.write(row, f"{own}[{index}]", codes=False)
-                self._tasks.setdefault(own, set()).add(written.canvas.task)
-        return sources
-
-    def _check_best_metric(self, held_out: Mapping[str, Any]) -> None:
-        """A ``metric_for_best_model`` that no evaluation will have is an error."""
-        metric = self.args.metric_for_best_model
-        if metric is None or not held_out or self.args.eval_strategy == "no":
-            return
-        names = []
-        for own in held_out:
-            numbers = [f"{task}_{kind}" for task in sorted(self._tasks[own]) for kind in ("loss", "nats_per_token")]
-            names += [f"eval_{_prefix(own)}{number}" for number in ("loss", *numbers)]
-        check_choice("metric_for_best_model", metric if metric.startswith("eval_") else f"eval_{metric}", tuple(names))
 
     @property
     def _rows_per_step(self) -> int:
@@ -311,7 +275,7 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
                 draws=self.args.num_eval_draws,
                 batch_size=self.args.per_device_eval_batch_size,
             )
-            found |= {f"{_prefix(name)}{key}": value for key, value in numbers.items()}
+            found |= {f"{prefix_of(name)}{key}": value for key, value in numbers.items()}
         return found
 
     # ---- checkpoints ----
@@ -320,7 +284,7 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, Generates, Refused
         return described_denoising(self.args, type(self.policy).__name__)
 
     def _method(self) -> tuple[list[str], str | None]:
-        tasks = {task for own in self.train_dataset or {} for task in self._tasks[own]}
+        tasks = {task for own in self.train_dataset or {} for task in self._canvas_tasks(own)}
         return objective_lines(self.args.objective, self.args.objectives, tasks)
 
     @property

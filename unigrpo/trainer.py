@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from .config.arguments import UniGRPOConfig
 from .config.build import build_algorithms
 from .data.image_codes import ImageCodec, tokenizer_name
-from .data.rows import check_dataset, undecoded
+from .data.rows import check_dataset
 from .models import DiffusionPolicy, policy_class_of
 from .models.lockstep import forwards_meet
 from .models.reference import reference_context
@@ -28,7 +28,7 @@ from .rollout.rewards import ModelReward
 from .training import evaluation, setup
 from .training.batches import Batch, Unit, collate, score_batch
 from .training.callbacks import ReadGolds, add_callbacks, reference_update, save_completions, show_completions
-from .training.check_datasets import CheckedDatasets
+from .training.check_datasets import CheckedDatasets, held_out_sets
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
 from .training.demonstrations import demonstration_loss, demonstrations
@@ -56,8 +56,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         reward_funcs: one or a list of registry names, ``pkg.mod:attr``, sequence-classification models (id, path or
             module) or callables with TRL's protocol.
         args: the run's arguments.
-        train_dataset: rows with ``prompt`` and any columns that rewards ask for; ``image`` or ``images`` makes a row a
-            question about a picture, ``task="t2i"`` a caption to draw.
+        train_dataset: rows with ``prompt`` (or ``messages``) and any columns that rewards ask for; ``image`` or ``images`` makes
+            a row a question about a picture, ``task="t2i"`` a caption to draw. A dataset, a list, a DataFrame or a path.
         eval_dataset: the same, or a dict of such sets.
         sft_dataset: rows with a given answer beside the prompt (``completion`` text; ``image`` for ``task="t2i"``) for the
             auxiliary denoising loss of weight ``sft_weight``.
@@ -321,7 +321,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Answers to held-out prompts at ``eval_temperature``, scored with the run's rewards; logged and returned."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset if eval_dataset is None else held_out_sets(eval_dataset)
         if isinstance(dataset, dict):
             results: dict[str, float] = {}
             for name, part in dataset.items():
@@ -330,8 +330,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         if dataset is None:
             raise ValueError("evaluate needs eval_dataset: give it to the trainer or to evaluate()")
         if eval_dataset is not None:
-            dataset = undecoded(dataset)
-            check_dataset(dataset, "eval_dataset", self._check_held_out_row)
+            check_dataset(dataset, "eval_dataset", self._check_held_out_row, self._learn)
         start = time.perf_counter()
         pipe = self.pipeline()
         rows = [dataset[index] for index in range(len(dataset))]

@@ -15,10 +15,9 @@ from unigrpo.runs.build import (
     build_dataset,
     build_lora,
     build_rewards,
-    load_rows,
 )
+from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
 from unigrpo.runs.reach import code_of
-from unigrpo.runs.recipe import DatasetSpec
 
 from ..support.recipes import MINIMAL, recipe
 

@@ -13,9 +13,10 @@ from PIL import Image
 from unigrpo.config.build import build_algorithm
 from unigrpo.config.task import TASK_KEYS
 from unigrpo.errors import RecipeError
-from unigrpo.runs.build import build_config, load_rows
+from unigrpo.runs.build import build_config
 from unigrpo.runs.cli import main
-from unigrpo.runs.recipe import CONFIG_KEYS, DatasetSpec, load_recipe
+from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
+from unigrpo.runs.recipe import CONFIG_KEYS, load_recipe
 from unigrpo.runs.train import evaluate_recipe
 
 from ..support.recipes import (

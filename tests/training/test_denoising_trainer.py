@@ -13,9 +13,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
+import unigrpo.training.given_step as step_module
 from unigrpo import MaskedDenoisingConfig
 from unigrpo.errors import CheckpointError, Interrupted, NonFiniteError
 from unigrpo.models import MMaDAForMaskedDiffusion
+from unigrpo.training import batches
 from unigrpo.training.batches import Unit
 from unigrpo.training.given_step import given_step, noised, unit_sums, units_of
 from unigrpo.training.held_out_loss import bound_draw
@@ -341,3 +343,57 @@ def test_arguments_that_cannot_train_are_refused(tmp_path, keys, said):
 def test_rows_that_cannot_be_trained_are_refused_before_anything_runs(tmp_path, rows, keys, said):
     with pytest.raises(ValueError, match=said):
         given_trainer(tmp_path, rows, **keys)
+
+
+# ---- rows that do not fit, rows of unlike lengths ----
+
+LONG = {"prompt": "w1", "completion": "w5 " * 40}
+
+
+def test_rows_that_do_not_fit_are_dropped_and_counted_once(tmp_path, capsys):
+    asked = {"prompt": "w1 " * 520, "completion": "w5"}
+    trainer = given_trainer(tmp_path, {"chats": [LONG, *TEXT, asked], "others": TEXT}, overlong="drop")
+    assert trainer.train_dataset["chats"][0] == TEXT[0] and len(trainer.train_dataset["chats"]) == len(TEXT)
+    assert trainer._mixture.sizes == {"chats": len(TEXT), "others": len(TEXT)}
+    said = capsys.readouterr().err
+    assert (
+        said.count("rows do not fit")
+        == said.count("chats: 2 of 14 rows do not fit into max_length=24 and are left out")
+        == 1
+    )
+    with pytest.raises(ValueError, match="train_dataset has no row that fits into max_length=24"):
+        given_trainer(tmp_path, [LONG], overlong="drop")
+    with pytest.raises(ValueError, match="completion"):
+        given_trainer(tmp_path, [*TEXT, {"prompt": "w1", "completion": " "}], overlong="drop")
+
+
+@pytest.mark.parametrize("padding", ["all", "none"])
+def test_rows_of_like_length_stand_together_and_it_changes_no_loss(tmp_path, monkeypatch, padding):
+    """Against units of everything at once, padded to the longest row, in the order in which rows are drawn."""
+    rows = [{"prompt": "w1 " * (1 + 9 * i), "completion": "w5 " * (1 + 3 * i)} for i in range(12)]
+    settings = {
+        "max_length": 200,
+        "train_padding": padding,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 6,
+    }
+    results, sizes = [], []
+    for sorts in (True, False):
+        if not sorts:
+            monkeypatch.setattr(batches, "bucket", lambda experience, policy: 0)
+            monkeypatch.setattr(step_module, "bucket", lambda experience, policy: 0)
+        trainer = given_trainer(tmp_path, rows, **settings)
+        given = trainer._given(0)
+        lengths = [len(own.ids) for own in given.experiences]
+        units = [unit.indices for part in given.micro_batches for unit in part]
+        sizes.append(sum(max(lengths[index] for index in unit) * len(unit) for unit in units))
+        sum(
+            trainer._unit_loss(trainer.model.eval(), given, unit) for part in given.micro_batches for unit in part
+        ).backward()
+        trainer.model.train()
+        results.append(gradients(trainer.model))
+        trainer.train()
+        results.append(numbers(trainer))
+    assert distance(results[0], results[2]) < 1e-5
+    assert results[1].tolist() == pytest.approx(results[3].tolist(), rel=1e-4)
+    assert sizes[0] == sizes[1] if padding == "all" else sizes[0] < 0.8 * sizes[1]

@@ -52,6 +52,9 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     max_length: int = key(
         512, "positions of a row with text, the codes of its picture not counted; padding fills them up", at_least=2
     )
+    overlong: str = key(
+        "error", "a row that does not fit: an error, or dropped, and counted once a source", choices=("error", "drop")
+    )
     train_turns: str = key("last", "the answers of a chat that are trained", choices=("last", "all"))
     sampling_weights: dict[str, float] | str | None = key(
         None, "{source: weight}, how often rows of each come; no weights of losses. None = by their numbers of rows"

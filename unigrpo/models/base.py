@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import TooLongError
 from ..types import Canvas, TokenSpace
 from .loading import load_module, load_processor
 from .placing import on_host
@@ -164,7 +165,7 @@ def fit_prompt(tokens: list[int], limit: int, truncation: str, prompt: Any, cure
     """``tokens`` if they fit, else an error that ends in ``cure``, or their last (``"left"``) or first ``limit`` ids.
 
     Raises:
-        ValueError: too long with ``truncation="error"``.
+        TooLongError: too long with ``truncation="error"``.
     """
     if len(tokens) <= limit:
         return tokens
@@ -172,7 +173,7 @@ def fit_prompt(tokens: list[int], limit: int, truncation: str, prompt: Any, cure
         return tokens[-limit:]
     if truncation == "right":
         return tokens[:limit]
-    raise ValueError(
+    raise TooLongError(
         f"prompt of {len(tokens)} tokens is longer than the {limit} that fit: {str(prompt)[:80]!r}. {cure}"
     )
 

@@ -18,7 +18,7 @@ from ..data.image_codes import sides, tokenizer_config
 from ..data.rows import check_dataset, task_of
 from ..errors import NotReachableError, RecipeError
 from ..models import POLICIES, MagvitV2Config, resolve_policy
-from ..models.builtin import BUILTIN, model_path
+from ..models.builtin import model_path
 from ..models.hub import asking_once, fetched, hub_answers
 from ..models.loading import load_config
 from ..models.mmada.policy import TEXT_SLOTS
@@ -29,17 +29,16 @@ from ..training.checkpoints.files import check_writable
 from ..training.demonstrations import check_given
 from ..types import spans_of
 from .build import (
-    FILE_KINDS,
     build_config,
     build_lora,
     build_policy,
     build_quantization,
-    load_rows,
     resolve_names,
 )
+from .dataset_spec import DatasetSpec, prompt_rows
 from .golds import check_golds
 from .reach import code_of
-from .recipe import DatasetSpec, Recipe
+from .recipe import Recipe
 
 
 SCORERS = {
@@ -206,10 +205,10 @@ def _is_local(path: str, what: str = "model path") -> bool:
 def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool, given: bool = False) -> list[str]:
     """The rows of one dataset; ``gold`` for those trained on, ``given`` for those with given answers."""
     notes: list[str] = []
-    if not spec.path.startswith(BUILTIN) and Path(spec.path).suffix not in FILE_KINDS:
-        rows, notes = _reach(f"dataset {spec.path}", lambda: load_rows(spec), offline)
+    if spec.on_hub:
+        rows, notes = _reach(f"dataset {spec.path}", lambda: prompt_rows(spec, given), offline)
     else:
-        rows = load_rows(spec)
+        rows = prompt_rows(spec, given)
     if rows is None:
         return notes
     args = build_config(recipe)

@@ -10,7 +10,8 @@ from ..rewards._answers import gold_answer
 from ..rollout.rewards import RewardSet, resolve_reward
 from ..types import Sample, is_picture, spans_of
 from .build import build_rewards
-from .recipe import DatasetSpec, Recipe
+from .dataset_spec import DatasetSpec
+from .recipe import Recipe
 
 
 GOLD_ROWS = 64

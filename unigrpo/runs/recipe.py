@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field, fields, replace
+from glob import has_magic, iglob
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..types import TASKS
 from . import packaged
 from .allowed_hosts import read_hosts, refuse_hosts
 from .bounded_yaml import MAX_DEPTH, MAX_TEXT, YamlError, quoted, read_yaml
+from .dataset_spec import DatasetSpec
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -48,25 +50,6 @@ class ModelSpec:
     load_in_4bit: bool = False
     bnb_4bit_quant_type: str = "nf4"
     use_bnb_nested_quant: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class DatasetSpec:
-    """``path`` is a hub id, a ``.jsonl``/``.json``/``.parquet`` file, a ``.txt`` file of one prompt a line,
-    ``builtin:NAME`` or ``reasoning_gym:TASK``.
-
-    ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows, ``prompt`` is one prompt for all rows,
-    ``image_transform`` is how pictures get the model's size: ``squash``, ``crop`` or ``pad``.
-    """
-
-    path: str
-    name: str | None = None
-    split: str = "train"
-    task: str | None = None
-    column_map: dict[str, str] = field(default_factory=dict)
-    limit: int | None = None
-    prompt: str | None = None
-    image_transform: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,8 +91,6 @@ class Recipe:
 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "weight": (int, float),
-    "limit": (int, type(None)),
-    "column_map": (dict,),
     "args": (dict,),
     "device_map": (str, dict, type(None)),
     "think_prompt": (bool, str, type(None)),
@@ -266,15 +247,19 @@ def _look_beside(data: dict[str, Any], folder: Path) -> None:
     for section in ("datasets", "eval_datasets", "sft_datasets", "rewards"):
         entries = data.get(section)
         for entry in entries if isinstance(entries, list) else []:
-            replaced(entry.get("args") if section == "rewards" and isinstance(entry, dict) else entry, "path", "model")
+            of_reward = section == "rewards" and isinstance(entry, dict)
+            replaced(entry.get("args") if of_reward else entry, *(("model",) if of_reward else DatasetSpec.PATHS))
     replaced(data, *FILE_KEYS)
 
 
 def _beside(path: Any, folder: Path) -> Any:
+    if isinstance(path, list):
+        return [_beside(own, folder) for own in path]
     if not isinstance(path, str) or folder == Path() or Path(path).is_absolute():
         return path
     try:
-        return str(folder / path) if (folder / path).exists() else path
+        there = (folder / path).exists() or (has_magic(path) and any(iglob(str(folder / path), recursive=True)))
+        return str(folder / path) if there else path
     except (OSError, ValueError):  # A name that is too long, or no name.
         return path
 
@@ -314,21 +299,22 @@ def section(kind: type, value: Any, where: str) -> Any:
     for key in value:
         known(key, tuple(item.name for item in fields(kind)), where)
     for key, item in value.items():
-        types = FIELD_TYPES.get(key, (str, type(None)))
+        types = {**FIELD_TYPES, **getattr(kind, "TYPES", {})}.get(key, (str, type(None)))
         if not isinstance(item, types) or (isinstance(item, bool) and bool not in types):
             raise RecipeError(f"{where}.{key}={quoted(item)} must be of type {' or '.join(t.__name__ for t in types)}")
     required = "name" if kind is RewardSpec else "path"
-    if not isinstance(value.get(required), str):
-        raise RecipeError(f"{where}: '{required}' must be a string, got {quoted(value.get(required))}")
-    for key in ("column_map", "args"):
-        if key in value:
+    if value.get(required) is None:
+        raise RecipeError(f"{where}: '{required}' must be a string, got None")
+    for key in ("column_map", "args", "path"):
+        if isinstance(value.get(key), dict | list):
             _check_words(value[key], key == "column_map", f"{where}.{key}")
     return kind(**value)
 
 
-def _check_words(mapping: dict, values_too: bool, where: str) -> None:
+def _check_words(mapping: dict | list, values_too: bool, where: str) -> None:
     wrong = [item for item in mapping if not isinstance(item, str)]
-    wrong += [item for item in mapping.values() if values_too and not isinstance(item, str)]
+    values = mapping.values() if isinstance(mapping, dict) and values_too else ()
+    wrong += [item for item in values if not isinstance(item, str)]
     if wrong:
         raise RecipeError(f"{where}: {quoted(wrong[0])} must be text")
 

@@ -23,8 +23,9 @@ from ..training.checkpoints.files import check_writable, named, write_json
 from ..training.engines import engine_of
 from ..training.setup import load_trainable
 from .again import command_again
-from .build import build_lora, build_policy, dataset_names, import_parts, load_rows
-from .recipe import DatasetSpec, ModelSpec, Recipe, known, parse_lora, parse_policy, read_recipe, section, sections
+from .build import build_lora, build_policy, dataset_names, import_parts
+from .dataset_spec import DatasetSpec, check_given_columns, load_rows
+from .recipe import ModelSpec, Recipe, known, parse_lora, parse_policy, read_recipe, section, sections
 from .train import build_processor, model_options, settle_folder, versions
 
 
@@ -97,8 +98,9 @@ def build_sft_config(recipe: Recipe) -> MaskedDenoisingConfig:
 
 def given_rows(spec: DatasetSpec) -> Any:
     """The rows of a dataset; shipped ones get the answers that belong to them."""
-    rows, name = load_rows(spec), spec.path.removeprefix(BUILTIN)
-    if not spec.path.startswith(BUILTIN) or "completion" in rows.column_names:
+    rows, name = load_rows(spec), spec.shipped
+    if name is None or "completion" in rows.column_names:
+        check_given_columns(spec, rows)
         return rows
     if name not in ANSWERS:
         raise RecipeError(

@@ -68,7 +68,7 @@ def build_trainer(recipe: Recipe, args: UniGRPOConfig | None = None) -> UniGRPOT
         args=args,
         train_dataset=build_dataset(recipe.datasets),
         eval_dataset=build_dataset(recipe.eval_datasets),
-        sft_dataset=build_dataset(recipe.sft_datasets),
+        sft_dataset=build_dataset(recipe.sft_datasets, given=True),
         processing_class=build_processor(recipe),
         peft_config=build_lora(recipe),
         policy=policy,

@@ -115,7 +115,7 @@ def check_given(row: dict[str, Any], where: str) -> None:
     text = row.get("completion")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(
-            f"{where}['completion']={text!r} must be the answer's text; rename your column (column_map in a recipe)"
+            f"{where}['completion']={text!r} must be the answer's text; name your column so, or drop the row"
         )
 
 

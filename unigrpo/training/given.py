@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..algorithm.denoising import Hidden, MaskedDenoising
 from ..data.given import Given, given_of
 from ..data.image_codes import ImageCodec
 from ..data.rows import image_of
+from ..errors import TooLongError
 from ..models.base import DiffusionPolicy
 from ..types import SPANS, Canvas, Experience, TokenSpace
 from .demonstrations import fill
@@ -32,6 +34,18 @@ class Written:
     trained: Tensor
     marks: Tensor
     codes: Tensor | None = None
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """An error inside the block names the row."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(where):
+            raise
+        kind = TooLongError if isinstance(error, TooLongError) else ValueError
+        raise kind(f"{where}: {error}") from error
 
 
 class Writer:
@@ -59,6 +73,7 @@ class Writer:
         self.policy, self.objectives, self.codec, self.vocabulary = policy, objectives, codec, vocabulary
         self.max_length, self.train_turns = max_length, train_turns
         self.image_size, self.image_transform = image_size or policy.image_size, image_transform
+        self._seen: set[str] = set()
 
     @property
     def by_span(self) -> bool:
@@ -74,8 +89,36 @@ class Writer:
             span: of a row of ``r2i`` the thought alone, without a picture yet, or the picture alone; None = the whole row.
 
         Raises:
-            ValueError: an answer that does not fit or would be cut away, or a task that has no loss.
+            TooLongError: an answer that does not fit or would be cut away.
+            ValueError: no row of ``given_of``, or a task that has no loss.
         """
+        given = self._given(row, where)
+        with _naming(where):
+            ways = {"t2i": self._picture, "r2i": self._thought}
+            written = ways.get(given.task, self._text)(given, where, codes)
+        written = replace(written, canvas=replace(written.canvas, token_space=self.vocabulary))
+        return written if span is None else self.one_span(written, span)
+
+    def check(self, row: dict[str, Any], where: str) -> str:
+        """The row's task; raises what ``write`` would, in less time where lengths say it."""
+        given = self._given(row, where)
+        task = given.task
+        fills = task in ("text", "mmu") and not given.plain and self.objectives[task].train_padding != "first"
+        if task not in self._seen or not fills or self.train_turns == "all":
+            self.write(row, where, codes=False)
+            # Rows that fill their canvas are all as long: what the model takes is known by the first.
+            self._seen.add(task)
+            return task
+        with _naming(where):
+            answer, room = self._answer(given), self.max_length
+            row = given.row
+            if task == "mmu":
+                found = self._codes(given, where, codes=False)
+                row, room = {**row, "image_codes": found}, room + len(found)
+            self._padding(task, room, self._prompt_length(row, task, len(answer)), len(answer), where)
+        return task
+
+    def _given(self, row: dict[str, Any], where: str) -> Given:
         given = given_of(row, where)
         if given.task not in self.objectives and not (given.task == "r2i" and self.by_span):
             raise ValueError(
@@ -84,13 +127,7 @@ class Writer:
             )
         if given.task != "text" and self.codec is None:
             raise ValueError(f"{where}: task {given.task!r} needs image_tokenizer")
-        try:
-            ways = {"t2i": self._picture, "r2i": self._thought}
-            written = ways.get(given.task, self._text)(given, where, codes)
-        except ValueError as error:
-            raise error if str(error).startswith(where) else ValueError(f"{where}: {error}") from error
-        written = replace(written, canvas=replace(written.canvas, token_space=self.vocabulary))
-        return written if span is None else self.one_span(written, span)
+        return given
 
     def one_span(self, written: Written, span: str) -> Written:
         """The thought of a row, with masks where the picture will be, or the picture behind the whole thought."""
@@ -154,13 +191,19 @@ class Writer:
     def _answer(self, given: Given) -> list[int]:
         """Ids of a text with the stop token that ends it."""
         assert given.answer is not None, "text is answered with text"
-        return [*self.policy.answer_ids(given.answer), *self.policy.stop_token_ids[-1:]]
+        ids = [*self.policy.answer_ids(given.answer), *self.policy.stop_token_ids[-1:]]
+        if len(ids) > self.max_length:
+            raise TooLongError(
+                f"the answer needs {len(ids)} positions, and there are {self.max_length}: part of the answer would be cut away. Raise "
+                f"max_length={self.max_length}, or shorten the row"
+            )
+        return ids
 
     def _padding(self, task: str, room: int, used: int, count: int, where: str) -> int:
         """Padding behind an answer of ``count`` tokens after ``used`` others in ``room`` positions."""
         spare, kind = room - used - count, self.objectives[task].train_padding
         if spare < 0:
-            raise ValueError(
+            raise TooLongError(
                 f"{where}: {used} tokens before the answer and {count} of the answer need {used + count} positions, "
                 f"and there are {room}: part of the answer would be cut away. Raise max_length={self.max_length}, or shorten the row"
             )
