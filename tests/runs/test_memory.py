@@ -21,9 +21,9 @@ from unigrpo.models.cache import KeyValueCache
 from unigrpo.models.draw import Draw
 from unigrpo.models.head import ROWS_PER_CHUNK, VocabularyHead
 from unigrpo.models.mmada.configuration import MMaDAConfig
-from unigrpo.runs.check import Shape
 from unigrpo.runs.memory import COPIES, Memory, logits_of, memory_of
 from unigrpo.runs.recipe import load_recipe
+from unigrpo.runs.shapes import Shape
 from unigrpo.runs.train import build_trainer
 from unigrpo.samplers.semi_autoregressive import SemiAutoregressive
 from unigrpo.types import TokenSpace

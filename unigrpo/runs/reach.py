@@ -17,7 +17,8 @@ from ..rewards import REWARDS, get_reward
 from ..rollout.reward_values import shortened
 from ..terminal import masked
 from .bounded_yaml import quoted
-from .recipe import FILE_KEYS, Recipe
+from .recipe import Recipe
+from .recipe_file import FILE_KEYS
 
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
