@@ -27,7 +27,7 @@ from .build import build_lora, build_policy
 from .check import check_image_tokenizer, check_model, check_output, check_quantised, is_local, reached, reached_rows
 from .reach import code_of
 from .recipe import DatasetSpec, Recipe
-from .sft import build_sft_config, given_rows
+from .sft import config_to_check, given_rows
 from .shown_rows import padding_of, shown_row
 from .train import build_processor
 
@@ -91,7 +91,7 @@ def check_sft_recipe(recipe: Recipe, offline: bool = False) -> tuple[list[str], 
         ValueError: anything that would fail later, such as a row whose answer would be cut away; the message names it.
     """
     with asking_once(offline):
-        args = build_sft_config(recipe)
+        args = config_to_check(recipe)
         build_lora(recipe)
         missing = check_quantised(recipe, args, offline)
         check_output(Path(str(args.output_dir)))

@@ -10,7 +10,7 @@ from .build import build_config
 from .memory import Memory, memory_of
 from .memory_sft import memory_of_sft
 from .recipe import Recipe
-from .sft import build_sft_config
+from .sft import config_to_check
 
 
 CHANGE_THE_RUN = (
@@ -29,7 +29,7 @@ def memory_report(load: Callable[..., Recipe], card: float) -> tuple[list[str], 
 
     ``load`` gives the recipe with some more overrides.
     """
-    memory = _memory(load())
+    memory = memory_of_any(load())
     lines = [
         "memory by arithmetic, in GB of 10^9 bytes, of one process that shares no weights; CUDA's own comes on top:"
     ]
@@ -47,7 +47,8 @@ def memory_report(load: Callable[..., Recipe], card: float) -> tuple[list[str], 
     return lines + _keys_to_turn(load, memory, card * 1e9), False
 
 
-def _memory(recipe: Recipe) -> Memory:
+def memory_of_any(recipe: Recipe) -> Memory:
+    """The parts of a run of either kind."""
     return memory_of_sft(recipe) if recipe.kind == "sft" else memory_of(recipe)
 
 
@@ -56,7 +57,7 @@ def _keys_to_turn(load: Callable[..., Recipe], memory: Memory, card: float) -> l
     over = [phase for phase, count in memory.phases.items() if count > card]
     found = []
     for values in (_turns_sft if load().kind == "sft" else _turns)(load()):
-        after = _memory(load(values[0].split("; "))).phases
+        after = memory_of_any(load(values[0].split("; "))).phases
         each = {own: memory.phases[own] - after.get(own, 0) for own in over}
         saved = max(each.values())
         # Of all that it helps, the largest phase.
@@ -71,7 +72,7 @@ def _keys_to_turn(load: Callable[..., Recipe], memory: Memory, card: float) -> l
         keys = [values for _, _, values in found if (values[0].split("=")[0] not in CHANGE_THE_RUN) is kind]
         for values, step in [(values, step) for step in range(3) for values in keys if step < len(values)]:
             trial = {**taken, values[0]: values[step]}
-            lower = max(_memory(load("; ".join(trial.values()).split("; "))).phases.values())
+            lower = max(memory_of_any(load("; ".join(trial.values()).split("; "))).phases.values())
             if peak > card and lower < peak:
                 peak, taken = lower, trial
     words = " ".join(taken.values()).replace(";", "") or "no key helps"
@@ -112,7 +113,7 @@ def _turns(recipe: Recipe) -> list[list[str]]:
 
 def _turns_sft(recipe: Recipe) -> list[list[str]]:
     """The same of a recipe with given answers."""
-    args, lora = build_sft_config(recipe), recipe.lora or {}
+    args, lora = config_to_check(recipe), recipe.lora or {}
     batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     held_out = args.per_device_eval_batch_size if recipe.eval_datasets else 1
     smaller = "per_device_train_batch_size={}; gradient_accumulation_steps={}"

@@ -22,7 +22,7 @@ from .memory import (
     model_of,
 )
 from .recipe import Recipe
-from .sft import build_sft_config
+from .sft import config_to_check
 from .shapes import PROMPT, Shape, picture_of, tokenizer_of
 
 
@@ -38,7 +38,7 @@ def memory_of_sft(recipe: Recipe) -> Memory:
     Raises:
         RecipeError: the model is not reachable, and is none whose published sizes are known.
     """
-    args, memory = build_sft_config(recipe), Memory(every=PHASES)
+    args, memory = config_to_check(recipe), Memory(every=PHASES)
     model, config, published = model_of(recipe, args)
     tasks = sorted({spec.task or "text" for spec in recipe.datasets})
     tokenizer = tokenizer_of(args, config, tasks)
