@@ -11,8 +11,20 @@ import torch
 from unigrpo import load_policy
 from unigrpo.runs.cli import main
 from unigrpo.runs.recipe import load_recipe
+from unigrpo.runs.sft import load_sft_recipe
 
-from ..support.recipes import RECIPES, ROOT, SMALL, replaced_data, replaced_models, replaced_sizes, write_gsm8k
+from ..support.recipes import (
+    EVERY,
+    RECIPES,
+    ROOT,
+    SFT_RECIPES,
+    SMALL,
+    replaced_data,
+    replaced_models,
+    replaced_sizes,
+    write_gsm8k,
+    write_mixed_cot,
+)
 from ..support.tiny import tiny_model
 from ..support.tolerances import assert_rounding
 
@@ -144,10 +156,49 @@ def test_help_names_every_command(capsys):
         assert command in shown
 
 
-def test_shipped_recipes_are_clean(capsys):
-    assert main(["check", "--offline", *map(str, RECIPES)]) == 0
+def test_shipped_recipes_are_clean(tmp_path, monkeypatch, capsys):
+    write_mixed_cot(tmp_path, 2)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--offline", *map(str, EVERY)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count(": ok") == len(RECIPES) >= 2
+    assert shown.count(": ok") == len(EVERY) == len(RECIPES) + len(SFT_RECIPES) and len(SFT_RECIPES) >= 2
+
+
+@pytest.mark.parametrize("file", SFT_RECIPES, ids=lambda file: file.stem)
+def test_shipped_recipes_of_given_answers_run_two_steps(file, tiny_models, tmp_path, monkeypatch, capsys):
+    """With only model, data and sizes replaced; every task is trained and measured."""
+    write_mixed_cot(tmp_path, 4)
+    monkeypatch.chdir(tmp_path)
+    shipped, out = load_sft_recipe(str(file)), tmp_path / "out"
+    small = [
+        "per_device_train_batch_size=4",
+        "per_device_eval_batch_size=2",
+        "gradient_accumulation_steps=1",
+        "max_steps=2",
+    ]
+    small += [
+        "max_length=120",
+        "image_size=32",
+        "logging_steps=1",
+        "save_strategy=no",
+        "use_cpu=true",
+        "disable_tqdm=true",
+    ]
+    small += ["model.dtype=float32", "num_eval_draws=1", f"output_dir={out}"]
+    small += [
+        f"{section}.{number}.limit=2"
+        for section in ("datasets", "eval_datasets")
+        for number in range(len(getattr(shipped, section)))
+    ]
+    if not shipped.model.path.startswith("builtin:"):
+        small += replaced_models(shipped, tiny_models)
+    small += ["lora.r=4"] if shipped.lora else []
+    assert main(["sft", str(file), *small]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["optimizer_steps"] == 2 and summary["lora"] == bool(shipped.lora)
+    said = {name for name in summary["held_out_after"] if name.endswith("nats_per_token")}
+    assert said and summary["held_out_after"].keys() == summary["held_out_before"].keys()
+    assert "held-out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unigrpo.runs.packaged import command
 from unigrpo.runs.recipe import Recipe, load_recipe
 
 from . import ROOT
 from .tiny import prompts
 
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+EVERY = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = [file for file in EVERY if command(file.stem) == "train"]
+SFT_RECIPES = [file for file in EVERY if command(file.stem) == "sft"]
+"""By the command that they are for."""
 
 
 SMALL = [
@@ -87,6 +91,20 @@ def write_flickr(path: Path, rows: int) -> None:
     columns = {"caption": [[f"caption {i} of {name}" for i in range(5)] for name in names]}
     columns |= {"sentids": [[name] * 5 for name in names], "img_id": names}
     write_parquet(path, {**columns, "filename": [f"{name}.jpg" for name in names]})
+
+
+def write_mixed_cot(folder: Path, rows: int) -> None:
+    """The files that the Mixed-CoT recipes ask their user for."""
+    (folder / "mixed_cot").mkdir()
+    for end in ("", "_heldout"):
+        texts = [
+            {"prompt": row["prompt"], "completion": f"<think>w1</think>w{i}"} for i, row in enumerate(prompts(rows))
+        ]
+        path = folder / "mixed_cot" / f"text{end}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+        columns = {name: [row[name] for row in texts] for name in ("prompt", "completion")}
+        write_parquet(folder / "mixed_cot" / f"questions{end}.parquet", columns)
+        write_parquet(folder / "mixed_cot" / f"pictures{end}.parquet", {"prompt": columns["prompt"]})
 
 
 FIXTURES = {

@@ -29,6 +29,7 @@ EPILOG = """examples:
   unigrpo train quickstart lora.r=16 lora.lora_alpha=32 learning_rate=1e-3     the same with LoRA
   unigrpo train quickstart seed=1 output_dir=runs/seed1
   unigrpo sft chats.yaml                                fine-tune on given answers, before RL or after it
+  unigrpo check chats.yaml                              the same check for it, and rows as they are trained
   unigrpo recipes                                       what else ships; `unigrpo recipes copy NAME` to change one
   accelerate launch -m unigrpo train RECIPE             several GPUs
   unigrpo check quickstart quickstart_image             find mistakes before any GPU time

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import import_named
-from ..terminal import say
+from ..terminal import console, say
 
 
 if TYPE_CHECKING:
@@ -77,16 +77,22 @@ def run_check(arguments: argparse.Namespace) -> int:
 def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> bool:
     """Prints what is found about one recipe; whether it may run."""
     from .check import check_recipe
+    from .check_sft import check_sft_recipe
     from .memory_report import memory_report
     from .reach import code_of, sources_of
-    from .recipe import load_recipe
+    from .sft import load_any_recipe
 
+    shown: list[Any] = []
     try:
-        recipe = load_recipe(file, overrides)
+        recipe = load_any_recipe(file, overrides)
         if arguments.list_code:
             say("\n  ".join([f"{file}:", *code_of(recipe), *sources_of(recipe)]))
             return True
-        notes, fits = check_recipe(recipe, arguments.offline), True
+        fits = True
+        if recipe.kind == "sft":
+            notes, shown = check_sft_recipe(recipe, arguments.offline)
+        else:
+            notes = check_recipe(recipe, arguments.offline)
         if arguments.memory is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # The check has shown the recipe's own.
@@ -98,13 +104,16 @@ def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> 
     say(f"{file}: ok" if fits else f"{file}: FAILED, does not fit a card of {arguments.memory:g} GB")
     for note in notes:
         say(f"  {note}")
+    for part in shown:
+        say()
+        console().print(part)
     return fits
 
 
 def _loaded(file: str, overrides: list[str], more: Sequence[str] = ()) -> Recipe:
-    from .recipe import load_recipe
+    from .sft import load_any_recipe
 
-    return load_recipe(file, [*overrides, *more])
+    return load_any_recipe(file, [*overrides, *more])
 
 
 def run_keys(arguments: argparse.Namespace) -> int:
@@ -277,15 +286,20 @@ def run_recipes(arguments: argparse.Namespace) -> int:
     packaged.check_known(names)
     for name in names:
         written = packaged.copy(name, Path(arguments.to))
-        use = "accelerate launch --config_file {} -m unigrpo train RECIPE" if "/" in name else "unigrpo train {}"
-        say(f"wrote {', '.join(map(str, written))}; to use it: {use.format(written[0])}")
+        kind, file = packaged.command(name), written[0]
+        launch = f"accelerate launch --config_file {file} -m unigrpo train RECIPE"
+        use = launch if kind == "launch" else f"unigrpo {kind} {file}"
+        say(f"wrote {', '.join(map(str, written))}; to use it: {use}")
     if names:
         return 0
-    for title, names in (("recipes", packaged.names()), ("launch files", packaged.launch_files())):
+    commands = {name: packaged.command(name) for name in packaged.names()}
+    lists = {
+        f"recipes for `unigrpo {own}`": [name for name in commands if commands[name] == own]
+        for own in ("train", "sft")
+    }
+    for title, names in {**lists, "launch files": packaged.launch_files()}.items():
         say(f"{title}:")
         for name in names:
-            say(f"  {name:22} {packaged.line(name)}")
-    say(
-        "\n`unigrpo train NAME` runs a recipe; `unigrpo recipes copy NAME` writes one into this folder, to be changed."
-    )
+            say(f"  {name:30} {packaged.line(name)}")
+    say("\n`unigrpo recipes copy NAME` writes one into this folder, to be changed.")
     return 0

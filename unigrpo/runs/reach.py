@@ -19,7 +19,8 @@ from ..rollout.reward_values import shortened
 from ..terminal import masked
 from .bounded_yaml import quoted
 from .dataset_spec import DatasetSpec
-from .recipe import FILE_KEYS, Recipe
+from .recipe import Recipe
+from .recipe_file import FILE_KEYS
 
 
 def part_paths(recipe: Recipe) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
 from contextlib import ExitStack
@@ -25,7 +26,9 @@ from ..training.setup import load_trainable
 from .again import command_again
 from .build import build_lora, build_policy, dataset_names, import_parts
 from .dataset_spec import DatasetSpec, check_given_columns, load_rows
-from .recipe import ModelSpec, Recipe, known, parse_lora, parse_policy, read_recipe, section, sections
+from .kinds import key_of_other, kind_of, refuse_other
+from .recipe import ModelSpec, Recipe, known, parse_lora, parse_policy, parse_recipe, section, sections
+from .recipe_file import read_recipe
 from .train import build_processor, model_options, settle_folder, versions
 
 
@@ -53,10 +56,21 @@ def load_sft_recipe(path: str | Path, overrides: list[str] | None = None) -> Rec
     return replace(parse_sft_recipe(data, source, folder), overrides=tuple(overrides or ()))
 
 
+def load_any_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """A recipe of ``unigrpo train`` or of ``unigrpo sft``, as its keys say; see ``load_recipe``."""
+    data, source, folder = read_recipe(path, overrides)
+    parse = parse_recipe if kind_of(data) == "train" else parse_sft_recipe
+    return replace(parse(data, source, folder), overrides=tuple(overrides or ()))
+
+
 def parse_sft_recipe(data: dict[str, Any], source: str, folder: Path | None = None) -> Recipe:
     """A recipe of ``unigrpo sft`` from its mapping; it has no rewards."""
+    refuse_other(data, "sft", source)
     for key in data:
-        known(key, (*SECTIONS, *CONFIG_KEYS), source)
+        # Keys of TRL's scripts for RL have no cure here.
+        near = difflib.get_close_matches(str(key)[:100], (*SECTIONS, *CONFIG_KEYS), n=1)
+        cure = f"did you mean {near[0]!r}?" if near else "`unigrpo keys` lists those there are"
+        known(key, (*SECTIONS, *CONFIG_KEYS), source, key_of_other(key, "sft") or cure)
     for key in ("model", "datasets"):
         if not data.get(key):
             raise RecipeError(f"{source}: '{key}' is missing; every recipe of `unigrpo sft` needs model and datasets")
@@ -67,6 +81,7 @@ def parse_sft_recipe(data: dict[str, Any], source: str, folder: Path | None = No
         datasets=sections(GivenSpec, data["datasets"], f"{source}: datasets"),
         eval_datasets=sections(GivenSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
         rewards=[],
+        accuracy={},
         lora=parse_lora(data, source),
         config={key: value for key, value in data.items() if key not in SECTIONS},
         folder=folder or Path(),
@@ -94,6 +109,11 @@ def build_sft_config(recipe: Recipe) -> MaskedDenoisingConfig:
         return MaskedDenoisingConfig(**values)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{recipe.source}: {error}") from error
+
+
+def config_to_check(recipe: Recipe) -> MaskedDenoisingConfig:
+    """``build_sft_config`` on whatever machine: a check computes nothing, so that a recipe for a GPU need not meet one."""
+    return build_sft_config(replace(recipe, config={"use_cpu": True, **recipe.config}))
 
 
 def given_rows(spec: DatasetSpec) -> Any:
