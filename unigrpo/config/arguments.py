@@ -10,11 +10,11 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..data.image_codes import tokenizer_name
-from ..errors import check_choice
 from ..parts import key, keys_of, plain
 from ..types import TASKS
 from .accepted import ImageSize, ImageTokenizer, Part, RewardScale
 from .inherited import settle_inherited
+from .overrides import PART_KEYS, read_overrides
 from .presets import preset_of
 from .run_checks import (
     check_engine,
@@ -28,13 +28,10 @@ from .run_checks import (
 )
 from .run_keys import RUN_KEYS
 from .settings import run_settings, task_settings
-from .task import PARTS, TASK_KEYS, TaskSettings
+from .task import TASK_KEYS, TaskSettings
 from .trl_keys import check_known
 from .unread_keys import warn_of_unread
 
-
-PART_KEYS = (*PARTS, "eval_sampler", "advantage_estimator", "algorithm")
-"""Keys that choose a part."""
 
 ALGORITHM_KEYS = {**RUN_KEYS, **TASK_KEYS}
 """What an algorithm gives a value to where the user gave none."""
@@ -168,6 +165,9 @@ class UniGRPOConfig(TrainingArguments):
     num_timesteps: int | None = None
     steps: int | None = None
     temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
     guidance_scale: float | None = None
     mask_schedule: str | None = None
     remask_temperature: float | None = None
@@ -184,6 +184,7 @@ class UniGRPOConfig(TrainingArguments):
     max_prompt_length: int | None = None
     prompt_truncation: str | None = None
     max_completion_length: int | None = None
+    mask_truncated_completions: bool | None = None
     image_size: ImageSize = None
     image_transform: str | None = None
     noising: Part = None
@@ -204,7 +205,7 @@ class UniGRPOConfig(TrainingArguments):
         settle_compile(self)
         settle_best_model(self)
         self._read_parts()
-        self._read_overrides()
+        self.task_overrides = read_overrides(self.task_overrides)
         given = self._settle()
         check_values(self, OWN_KEYS)
         # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number. And it must
@@ -227,25 +228,6 @@ class UniGRPOConfig(TrainingArguments):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         for name in PART_KEYS:
             setattr(self, name, plain(name, getattr(self, name)))
-
-    def _read_overrides(self) -> None:
-        """``task_overrides`` as a mapping of its own, also where it was given as JSON."""
-        overrides = self.task_overrides or {}
-        if isinstance(overrides, str):
-            overrides = _json("task_overrides", overrides)
-        if not isinstance(overrides, dict):
-            raise ValueError(f"task_overrides={overrides!r} must be a mapping of tasks")
-        for task, values in overrides.items():
-            check_choice("task_overrides key", task, TASKS)
-            if not isinstance(values, dict):
-                raise ValueError(f"task_overrides.{task}={values!r} must be a mapping of keys")
-        self.task_overrides = {
-            task: {
-                name: plain(f"task_overrides.{task}.{name}", value) if name in PART_KEYS else value
-                for name, value in values.items()
-            }
-            for task, values in overrides.items()
-        }
 
     # ---- what was given ----
 
@@ -322,13 +304,6 @@ class UniGRPOConfig(TrainingArguments):
         """The settings of ``task`` with ``override`` in place of its own overrides."""
         preset = preset_of(self.algorithm, ALGORITHM_KEYS)
         return task_settings(self.given(), preset, task, override, f"task_overrides.{task}." if override else "")
-
-
-def _json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}={text!r} is not JSON: {error}") from error
 
 
 OWN_KEYS = {

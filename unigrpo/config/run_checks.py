@@ -17,11 +17,13 @@ from .checks import check_bound, check_task
 from .run_keys import ESTIMATOR_KEYS
 from .sorted_keys import check_inherited
 from .task import TASK_KEYS
+from .trl_keys import check_loss
 
 
 def check_engine(args: Any) -> None:
     """Raises ``ValueError`` for what cannot run here or does not apply to diffusion."""
     check_inherited(args)
+    check_loss(args.loss_type)
     if args.use_vllm:
         raise ValueError(
             "use_vllm=True: vLLM decodes autoregressively and cannot roll out a masked-diffusion policy. Leave it "

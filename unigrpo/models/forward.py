@@ -21,7 +21,7 @@ from .placing import places_of
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
     """fp32 ``logits``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn ``tokens [n]`` with
-    their ``logps [n]``, ``doubt [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``.
+    their ``logps [n]``, ``doubt [n]``, of a truncated draw ``kept [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``.
     """
 
     logits: Tensor | None = None
@@ -30,6 +30,7 @@ class MaskedDiffusionOutput(ModelOutput):
     entropy: Tensor | None = None
     kl: Tensor | None = None
     doubt: Tensor | None = None
+    kept: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -86,6 +87,7 @@ class MaskedDiffusionMixin:
                     logps=drawn.logps,
                     entropy=drawn.entropy,
                     doubt=drawn.doubt,
+                    kept=drawn.kept,
                 )
             if targets is None:
                 return MaskedDiffusionOutput(logits=rows)

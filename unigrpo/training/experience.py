@@ -16,7 +16,7 @@ from ..rollout.rewards import Scores
 from ..rollout.sample import sample_answers
 from ..types import TASKS, Experience, Noise, Rollout, Sample, keyed_generator
 from .diagnostics import window_metrics
-from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
+from .metrics import Metrics, completion_metrics, has_stopped, reward_metrics, task_metrics
 from .old_and_reference import add_old_and_reference, log_decoding_gap, log_exact_kl
 from .scores import compare, count_unreadable, count_unscored, local_slice, refill, score_answers
 from .window import Window, cut_window
@@ -48,7 +48,8 @@ def make_experience(
     tasks = log_answers(pipe, samples, scores.values, advantages, metrics)
     noises = [draw_noise(pipe, sample, window) for sample in samples]
     local = local_slice(pipe.rank, len(samples))
-    experiences = unpack_all(samples, noises, advantages, local, pipe.policy.attends_padding)
+    left_out = [leaves_out(pipe, sample) for sample in samples]
+    experiences = unpack_all(samples, noises, advantages, local, pipe.policy.attends_padding, left_out)
     result = cut_window(pipe, experiences, window)
     with metrics.timed("time/old_and_reference"):
         add_old_and_reference(pipe, result)
@@ -70,6 +71,12 @@ def log_answers(
     task_metrics(metrics, tasks, advantages.rewards)
     completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
     return tasks
+
+
+def leaves_out(pipe: Pipeline, sample: Sample) -> bool:
+    """Whether the answer was cut off and its task's ``mask_truncated_completions`` keeps such answers out of the loss."""
+    masks = sample.task != "t2i" and pipe.algorithms[sample.task].settings.mask_truncated_completions
+    return masks and not has_stopped(sample.rollout, pipe.policy.stop_token_ids)
 
 
 def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
@@ -95,16 +102,29 @@ def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tupl
 
 
 def unpack_all(
-    samples: list[Sample], noises: list[Noise], advantages: Advantages, local: slice, attends_padding: bool
+    samples: list[Sample],
+    noises: list[Noise],
+    advantages: Advantages,
+    local: slice,
+    attends_padding: bool,
+    left_out: list[bool],
 ) -> list[Experience]:
     """The training data of this rank's ``samples``, whose advantages are the ``local`` ones."""
     values, rewards = advantages.values[local].tolist(), advantages.rewards[local].tolist()
-    columns = zip(samples, noises, values, rewards, strict=True)
-    return [unpack(sample, noise, value, reward, attends_padding) for sample, noise, value, reward in columns]
+    columns = zip(samples, noises, values, rewards, left_out, strict=True)
+    return [
+        unpack(sample, noise, value, reward, attends_padding, out) for sample, noise, value, reward, out in columns
+    ]
 
 
-def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attends_padding: bool) -> Experience:
-    """One answer's training data on the CPU, without its padding where that is masked anyway (not ``attends_padding``)."""
+def unpack(
+    sample: Sample, noise: Noise, advantage: float, reward: float, attends_padding: bool, left_out: bool = False
+) -> Experience:
+    """One answer's training data on the CPU, without its padding where that is masked anyway (not ``attends_padding``).
+
+    Of one that is ``left_out`` of the loss no token counts and none is scored: it adds nothing to what losses divide by
+    either, but stays one of their answers.
+    """
     rollout, canvas = sample.rollout, sample.rollout.canvas
     keep = slice(None) if attends_padding else canvas.attention_mask[0].cpu().nonzero().squeeze(1)
 
@@ -115,10 +135,10 @@ def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attend
         ids=own(canvas.ids),
         attention_mask=own(canvas.attention_mask),
         fill_mask=own(canvas.fill_mask),
-        completion_mask=own(rollout.completion_mask),
+        completion_mask=own(rollout.completion_mask) & (not left_out),
         hidden=own(noise.hidden),
-        target=own(noise.target),
-        weight=own(noise.weight),
+        target=own(noise.target) & (not left_out),
+        weight=own(noise.weight) * (not left_out),
         input_ids=own(noise.input_ids),
         sampling_logps=own(rollout.sampling_logps),
         step_map=own(rollout.step_map),

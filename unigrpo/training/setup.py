@@ -106,6 +106,16 @@ def reward_set(
     return RewardSet(functions=resolved, weights=weights, on_error=on_error, timeout=timeout)
 
 
+def check_stops(args: UniGRPOConfig, policy: DiffusionPolicy) -> None:
+    """Raises ``ValueError`` where every text answer would count as cut off, and none would be trained."""
+    masks = any(args.for_task(task).mask_truncated_completions for task in ("text", "mmu"))
+    if masks and not policy.stop_token_ids:
+        raise ValueError(
+            f"mask_truncated_completions=True leaves every answer out of the loss: {type(policy).__name__} has no stop token "
+            "that would end one. Leave it False"
+        )
+
+
 def warn_of_waits(args: UniGRPOConfig, rewards: RewardSet) -> None:
     """Warns where rewards that hang on one process may take longer than the others wait for it."""
     longest = (rewards.timeout or math.inf) * len(rewards.functions)
