@@ -251,9 +251,9 @@ CASES = {
     "guided": (text(guidance_scale=0.7), lambda given: in_blocks(given, 3, 2, 3), {"guidance": 0.7}),
     "left to right": (LeftToRight(temperature=1.3), lambda given: in_blocks(given, 3, 3, 1), {"temperature": 1.3}),
     "of the likeliest, any order": (
-        text(remasking="random", temperature=1.5, top_k=3, min_p=0.45),
+        text(remasking="random", temperature=1.5, top_k=4, min_p=0.3),
         lambda given: in_blocks(given, 3, 2, 3, any_of),
-        {"temperature": 1.5, "top_k": 3, "min_p": 0.45},
+        {"temperature": 1.5, "top_k": 4, "min_p": 0.3},
     ),
     "of the likeliest, left to right": (
         LeftToRight(temperature=1.3, top_p=0.8),
@@ -313,7 +313,7 @@ def test_answers_follow_the_enumerated_law(model, law_of, name):
         ("guided", text()),
         ("maskgit", MaskGIT(steps=3, guidance_scale=0, remask_temperature=0.0)),
         ("emerge", Emerge(steps=1, guidance_scale=0)),
-        ("of the likeliest, any order", text(remasking="random", temperature=1.5, top_k=3)),
+        ("of the likeliest, any order", text(remasking="random", temperature=1.5)),
         ("of the likeliest, left to right", LeftToRight(temperature=1.3, top_p=0.7)),
     ],
 )

@@ -24,10 +24,11 @@ from .run_checks import (
     check_values,
     settle_batches,
     settle_best_model,
+    settle_checkpointing,
     settle_compile,
 )
 from .run_keys import RUN_KEYS
-from .settings import run_settings, task_settings
+from .settings import run_settings, task_settings, with_lengths
 from .task import TASK_KEYS, TaskSettings
 from .trl_keys import check_known
 from .unread_keys import warn_of_unread
@@ -202,6 +203,7 @@ class UniGRPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         settle_inherited(self)
         check_engine(self)
+        settle_checkpointing(self)
         settle_compile(self)
         settle_best_model(self)
         self._read_parts()
@@ -259,7 +261,7 @@ class UniGRPOConfig(TrainingArguments):
 
     def _agreed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The values of keys that are not ``given``, None where tasks differ."""
-        preset = preset_of(self.algorithm, ALGORITHM_KEYS)
+        preset = self._preset(given, {})
         every = [task_settings(given, preset, task, {}) for task in TASKS]
         values = run_settings(given, preset, RUN_KEYS)
         for name in TASK_KEYS:
@@ -295,6 +297,14 @@ class UniGRPOConfig(TrainingArguments):
             options = {name: value for name, value in options.items() if name != "token"}
         return {**self.__dict__, "hub_token": None, "model_init_kwargs": options}
 
+    def take_lengths(self, usual: dict[str, Any] | None) -> None:
+        """Text lengths that suit a checkpoint, its ``sampling_defaults``, for tasks of which none was given."""
+        self._usual = usual or {}
+        self._settle()
+
+    def _preset(self, given: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        return with_lengths(preset_of(self.algorithm, ALGORITHM_KEYS), getattr(self, "_usual", {}), given, overrides)
+
     def for_task(self, task: str) -> TaskSettings:
         """The settings of ``task``; ``settings.py`` says where each value comes from."""
         assert isinstance(self.task_overrides, dict), "task_overrides is a mapping since the config was made"
@@ -302,7 +312,7 @@ class UniGRPOConfig(TrainingArguments):
 
     def settings_of(self, task: str, override: dict[str, Any]) -> TaskSettings:
         """The settings of ``task`` with ``override`` in place of its own overrides."""
-        preset = preset_of(self.algorithm, ALGORITHM_KEYS)
+        preset = self._preset(self.given(), {task: override})
         return task_settings(self.given(), preset, task, override, f"task_overrides.{task}." if override else "")
 
 

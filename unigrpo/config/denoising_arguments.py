@@ -15,7 +15,7 @@ from ..parts import key, keys_of
 from .accepted import ImageSize, ImageTokenizer
 from .denoising_presets import objectives_of
 from .inherited import settle_inherited
-from .run_checks import settle_compile
+from .run_checks import settle_checkpointing, settle_compile
 from .sorted_keys import check_inherited
 
 
@@ -88,6 +88,7 @@ class MaskedDenoisingConfig(TrainingArguments):
     def __post_init__(self) -> None:
         settle_inherited(self)
         check_inherited(self)
+        settle_checkpointing(self)
         settle_compile(self)
         for name in ("task_overrides", "sampling_weights"):
             setattr(self, name, _mapping(name, getattr(self, name)))

@@ -39,6 +39,14 @@ def check_engine(args: Any) -> None:
         )
 
 
+def settle_checkpointing(args: Any) -> None:
+    """``gradient_checkpointing`` under the name that transformers prefers; it fills in the other one itself."""
+    for own in ("checkpointing", "checkpointing_kwargs"):
+        old, new = f"gradient_{own}", f"activation_{own}"
+        if hasattr(args, new) and getattr(args, new) is None:
+            setattr(args, new, getattr(args, old))
+
+
 def settle_best_model(args: Any) -> None:
     """The held-out number by which checkpoints are compared: the reward, the higher the better.
 

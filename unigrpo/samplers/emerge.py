@@ -62,8 +62,7 @@ class Emerge(Truncated):
             if active:
                 rows, places = upload(active, canvas.ids.device), upload(shown[active], canvas.ids.device)
                 counts, streams = [counts[row] for row in active], [generators[row] for row in active]
-                own = {"truncation": self.truncation}
-                drawn = writer.draw(model, rows, places, counts, self.temperature, streams, **own)
+                drawn = writer.draw(model, rows, places, counts, self.temperature, streams, truncation=self.truncation)
                 tokens, logps = scatter(places, drawn.tokens), scatter(places, drawn.sampling_logps)
                 writer.write(rows, places, tokens, logps, step)
             if on_step is not None:

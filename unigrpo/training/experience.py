@@ -161,6 +161,9 @@ def answer_table(
         "prompt": [sample.row["prompt"] for sample in samples],
         "completion": [sample.completion for sample in samples],
     }
+    golds = [sample.row.get("solution") for sample in samples]
+    if any(gold is not None for gold in golds):
+        table["solution"] = golds
     for name, column in zip(names, values.T.tolist(), strict=True):
         table[name] = column
     for name, column in scores.extras.items():

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..config.arguments import UniGRPOConfig
 from ..data.image_codes import ImageCodec, load_tokenizer
 from ..models import DiffusionPolicy, resolve_policy
-from ..models.adapters import add_adapter, check_adapter, check_trains, keep_start
+from ..models.adapters import add_adapter, check_adapter, check_trains, keep_out_vocabulary, keep_start
 from ..models.builtin import model_path
 from ..models.loading import load_config
 from ..models.quantization import check_quantization, prepare_quantised
@@ -161,6 +161,7 @@ def trainable(
             check_adapter(model.peft_config[model.active_adapter])
             if with_reference:
                 keep_start(model, fresh=not was_adapted)
+            keep_out_vocabulary(model)
     if not isinstance(model, PeftModel):
         warn_of_half_precision(model)
     elif args.gradient_checkpointing:
