@@ -543,7 +543,8 @@ def test_answers_that_were_cut_off_are_out_of_the_loss(make_trainer, loss_type, 
     assert 1 < sum(ended) < 8
     assert [bool(row.target.any()) for row in window.experiences] == ended
     scored = [int(row.target[0].sum()) * own for row, own in zip(window.experiences, ended, strict=True)]
-    counted = scored if normalization == "masked" else [int(row.completion_mask.sum()) for row in window.experiences]
+    lengths = [int(row.completion_mask.sum()) * own for row, own in zip(window.experiences, ended, strict=True)]
+    counted = scored if normalization == "masked" else lengths
     sums = [-advantage * tokens for advantage, tokens in zip(given, scored, strict=True)]
     expected = {
         "grpo": sum(own / max(tokens, 1) for own, tokens in zip(sums, counted, strict=True)) / 8,
