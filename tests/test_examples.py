@@ -76,3 +76,14 @@ def test_examples_are_short():
 def test_every_example_is_listed():
     listed = set(re.findall(r"python examples/(\w+\.py)", (EXAMPLES / "README.md").read_text()))
     assert listed == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
+    text = (ROOT / "README.md").read_text().partition("## Three lines")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    expected = re.findall(r"# prints (.*)", text)
+    assert len(blocks) == len(expected) == 2
+    assert capsys.readouterr().out.splitlines() == expected

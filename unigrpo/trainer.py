@@ -100,10 +100,12 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         if args.attn_mask_mode is not None:
             base.config.attn_mask_mode = args.attn_mask_mode
         self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
+        args.take_lengths(getattr(base.config, "sampling_defaults", None))
         self.algorithms = build_algorithms(args)
         of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models)
         self.rewards = setup.reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *of_rewards)
         setup.warn_of_waits(args, self.rewards)
+        setup.check_stops(args, self.policy)
         self.codec: ImageCodec | None = None
         self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
         if isinstance(self._image_tokenizer, str) and hasattr(base.config, "image_tokenizer"):

@@ -246,7 +246,6 @@ def test_an_option_that_is_not_there_is_one_sentence(options, said):
 # ---- labels ----
 
 
-@pytest.mark.smoke
 def test_labels_give_cross_entropy_and_its_gradient(network):
     given = {"attention_mask": MASK}
     network(IDS, labels=LABELS, **given).loss.backward()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from unigrpo.models import head as head_module
-from unigrpo.models.draw import Draw
+from unigrpo.models.draw import Draw, Truncation, truncated
 from unigrpo.models.head import ROWS_PER_CHUNK, VocabularyHead
 from unigrpo.types import TokenSpace
 
@@ -151,3 +152,21 @@ def test_a_bf16_weight_is_never_upcast_whole(monkeypatch):
         head(hidden, targets)[0].sum().backward()
         head(hidden)
     assert largest.numel == 50 * SIZE
+
+
+@pytest.mark.parametrize(
+    "own", [Truncation(top_k=7), Truncation(top_p=0.6), Truncation(min_p=0.3), Truncation(5, 0.7, 0.2)]
+)
+def test_what_may_be_drawn_is_what_transformers_would_leave(own):
+    logits = torch.randn(40, 1200, generator=torch.Generator().manual_seed(1)) * 4
+    logits[:3] = torch.tensor([[0.0, 80.0, torch.finfo(torch.float32).min]]).T
+    logits[0, 5] = 3.0
+    left = logits
+    warpers = [(own.top_k, TopKLogitsWarper), (own.top_p if own.top_p < 1 else 0, TopPLogitsWarper)]
+    for value, warper in [*warpers, (own.min_p, MinPLogitsWarper)]:
+        left = warper(value)(None, left) if value else left
+    masses = truncated(logits.softmax(dim=1), own)
+    # Equal logits stand and fall together here; there the order of a sort decides.
+    assert torch.equal((masses > 0)[3:], left.isfinite()[3:])
+    assert bool((masses[:3] > 0).gather(1, logits[:3].argmax(dim=1, keepdim=True)).all())
+    assert bool((masses[1] > 0).all()) and torch.equal(masses[masses > 0], logits.softmax(dim=1)[masses > 0])

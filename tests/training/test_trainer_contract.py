@@ -108,7 +108,16 @@ def test_completions_are_written_to_parquet(make_trainer, tmp_path, capsys):
     assert files == ["completions_00000.parquet", "completions_00004.parquet"]
     columns = pyarrow.parquet.read_table(tmp_path / "run" / "completions" / files[1]).to_pydict()
     table = trainer._window.table
-    assert list(columns) == ["task", "prompt", "completion", "low_ids", "half_silent", "first_id", "advantage"]
+    assert list(columns) == [
+        "task",
+        "prompt",
+        "completion",
+        "solution",
+        "low_ids",
+        "half_silent",
+        "first_id",
+        "advantage",
+    ]
     assert columns["prompt"] == table["prompt"]
     assert columns["completion"] == table["completion"]
     assert columns["advantage"] == pytest.approx(table["advantage"])

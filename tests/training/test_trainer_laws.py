@@ -478,3 +478,65 @@ def test_runs_do_not_depend_on_the_global_generators(make_trainer):
     other = make_trainer(seed=7)
     other.train()
     assert [log["loss"] for log in other.state.log_history if "loss" in log] != losses[0]
+
+
+# ---- answers that never ended ----
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
+@pytest.mark.parametrize("normalization", ["masked", "completion"])
+def test_answers_that_were_cut_off_are_out_of_the_loss(make_trainer, loss_type, normalization):
+    """With ratio 1 a token's term is minus its advantage: TRL's formulas by hand, sums over the answers that ended."""
+    trainer = make_trainer(
+        rows=prompts(8, MIXED),
+        beta=0.0,
+        steps_per_generation=2,
+        num_generations=2,
+        loss_type=loss_type,
+        length_normalization=normalization,
+        mask_truncated_completions=True,
+    )
+    trainer.policy.stop_token_ids = tuple(range(2, 160, 12))
+    window = first_window(trainer)
+    given = [3.0, -1.0, 0.5, 2.0, 0.25, 1.0, -0.5, 4.0]
+    for row, advantage in zip(window.experiences, given, strict=True):
+        row.advantage = advantage
+    window = rebuild_window(trainer.pipeline(), window.experiences, window.order)
+    ended = [
+        bool(torch.isin(row.ids[row.fill_mask], torch.tensor(trainer.policy.stop_token_ids)).any())
+        for row in window.experiences
+    ]
+    assert 1 < sum(ended) < 8
+    assert [bool(row.target.any()) for row in window.experiences] == ended
+    scored = [int(row.target[0].sum()) * own for row, own in zip(window.experiences, ended, strict=True)]
+    lengths = [int(row.completion_mask.sum()) * own for row, own in zip(window.experiences, ended, strict=True)]
+    counted = scored if normalization == "masked" else lengths
+    sums = [-advantage * tokens for advantage, tokens in zip(given, scored, strict=True)]
+    expected = {
+        "grpo": sum(own / max(tokens, 1) for own, tokens in zip(sums, counted, strict=True)) / 8,
+        "dr_grpo": sum(sums) / (8 * 12),
+        "dapo": sum(sums) / sum(counted),
+        "bnpo": sum(
+            sum(sums[index] for index in half) / sum(counted[index] for index in half) / 2
+            for half in (window.order[:4], window.order[4:])
+        ),
+    }
+    total, _ = total_and_gradient(trainer, window)
+    assert total == pytest.approx(expected[loss_type], rel=1e-5)
+
+
+def test_a_window_of_answers_that_were_cut_off_moves_nothing(make_trainer):
+    trainer = make_trainer(mask_truncated_completions=True, max_steps=2, beta=0.1)
+    trainer.policy.stop_token_ids = (159,)
+    before = weights(trainer.model)
+    trainer.train()
+    assert trainer.state.log_history[0]["completions/clipped_ratio"] == 1.0
+    assert difference(before, weights(trainer.model)) == 0.0
+
+
+def test_a_policy_without_a_stop_token_cannot_mask_by_it(make_trainer, monkeypatch):
+    monkeypatch.setattr(
+        "unigrpo.models.mmada.policy.MMaDAPolicy.stop_token_ids", property(lambda self: (), lambda self, _: None)
+    )
+    with pytest.raises(ValueError, match="mask_truncated_completions=True leaves every answer out"):
+        make_trainer(mask_truncated_completions=True)

@@ -15,7 +15,7 @@ from ..parts import key, keys_of
 from .accepted import ImageSize, ImageTokenizer
 from .denoising_presets import objectives_of
 from .inherited import settle_inherited
-from .run_checks import settle_best_model, settle_compile
+from .run_checks import settle_best_model, settle_checkpointing, settle_compile
 from .sorted_keys import OF_GIVEN_ANSWERS, check_inherited
 from .tokens import TokensUnsaved
 
@@ -93,6 +93,7 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     def __post_init__(self) -> None:
         settle_inherited(self)
         check_inherited(self, OF_GIVEN_ANSWERS)
+        settle_checkpointing(self)
         settle_compile(self)
         settle_best_model(self, "eval_loss")
         for name in ("task_overrides", "sampling_weights"):

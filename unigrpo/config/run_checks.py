@@ -17,11 +17,13 @@ from .checks import check_bound, check_task
 from .run_keys import ESTIMATOR_KEYS
 from .sorted_keys import check_inherited
 from .task import TASK_KEYS
+from .trl_keys import check_loss
 
 
 def check_engine(args: Any) -> None:
     """Raises ``ValueError`` for what cannot run here or does not apply to diffusion."""
     check_inherited(args)
+    check_loss(args.loss_type)
     if args.use_vllm:
         raise ValueError(
             "use_vllm=True: vLLM decodes autoregressively and cannot roll out a masked-diffusion policy. Leave it "
@@ -35,6 +37,14 @@ def check_engine(args: Any) -> None:
         raise ValueError(
             "fp16=True needs a GPU: nothing would be computed in half precision here. Set it to False, or bf16=True"
         )
+
+
+def settle_checkpointing(args: Any) -> None:
+    """``gradient_checkpointing`` under the name that transformers prefers; it fills in the other one itself."""
+    for own in ("checkpointing", "checkpointing_kwargs"):
+        old, new = f"gradient_{own}", f"activation_{own}"
+        if hasattr(args, new) and getattr(args, new) is None:
+            setattr(args, new, getattr(args, old))
 
 
 HELD_OUT = {"eval_reward": "rewards", "eval_loss": "losses"}

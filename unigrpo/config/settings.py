@@ -54,6 +54,26 @@ def task_settings(
     return TaskSettings(**values)
 
 
+LENGTHS = ("max_completion_length", "steps", "block_length")
+"""What a checkpoint's ``sampling_defaults`` say of text; they suit each other, so they are taken together or not at all."""
+
+
+def with_lengths(
+    preset: Mapping[str, Any],
+    usual: Mapping[str, Any],
+    given: Mapping[str, Any],
+    overrides: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """``preset`` with the ``usual`` lengths of a checkpoint for each text task of which nobody has set one."""
+    lengths = {key: usual[key] for key in LENGTHS if usual.get(key) is not None}
+    tasks = {}
+    for task in ("text", "mmu"):
+        own = preset.get(task, {})
+        if not any(key in layer for key in LENGTHS for layer in (given, overrides.get(task, {}), preset, own)):
+            tasks[task] = {**own, **lengths}
+    return {**preset, **tasks}
+
+
 def _owner(key: str, parts: Mapping[str, Choice]) -> str | None:
     """The kind of the first chosen part that reads ``key``; its value is the task's, for likelihood and checks too."""
     return next((kind for kind, choice in parts.items() if key in SHARED_KEYS and key in keys_of(choice.part)), None)

@@ -23,7 +23,7 @@ from .placing import places_of
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
     """fp32 ``logits``; of labels the ``loss``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn
-    ``tokens [n]`` with their ``logps [n]``, ``doubt [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``. With coefficients there
+    ``tokens [n]`` with their ``logps [n]``, ``doubt [n]``, of a truncated draw ``kept [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``. With coefficients there
     is a ``total []``, which alone has a gradient.
     """
 
@@ -35,6 +35,7 @@ class MaskedDiffusionOutput(ModelOutput):
     kl: Tensor | None = None
     doubt: Tensor | None = None
     total: Tensor | None = None
+    kept: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -103,6 +104,7 @@ class MaskedDiffusionMixin(OpensElsewhere):
                     logps=drawn.logps,
                     entropy=drawn.entropy,
                     doubt=drawn.doubt,
+                    kept=drawn.kept,
                 )
             if targets is None:
                 return MaskedDiffusionOutput(logits=rows, hidden_states=states)

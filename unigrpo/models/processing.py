@@ -111,7 +111,9 @@ class MMaDAProcessor(ProcessorMixin):
         if saved.get("processor_class") != cls.__name__:
             # A template beside a bare tokenizer is the tokenizer's own, which has two newlines.
             saved = {}
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(
+            pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
+        )
         missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
         if missing:
             tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)

@@ -18,6 +18,7 @@ from ..models.quantization import quantization_config
 from ..parts import import_part
 from ..rewards import get_reward
 from ..rewards._service import ServiceReward
+from ..rollout.reward_arguments import taken
 from ..rollout.reward_values import as_list
 from ..rollout.rewards import resolve_reward, reward_name
 from .dataset_spec import DatasetSpec, prompt_rows
@@ -118,7 +119,7 @@ class ForTask:
                 log_extra(column, values)
 
             part["log_extra"] = log_of_rows
-        result = self.reward(task=[self.task] * len(mine), **part)
+        result = self.reward(**taken(self.reward, {"task": [self.task] * len(mine), **part}))
 
         async def spread_later() -> list[float | None]:
             return spread(await result)

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from ..config.denoising_arguments import MaskedDenoisingConfig
 from ..data.checking import MANY_ROWS
@@ -21,7 +20,7 @@ from ..models import DiffusionPolicy, MagvitV2Config, resolve_policy
 from ..models.hub import asking_once
 from ..models.loading import load_processor
 from ..models.opening import lineage
-from ..terminal import tracked
+from ..terminal import Text, tracked
 from ..training.given import Writer, Written
 from ..types import TASKS, TokenSpace, keyed_generator, spans_of
 from .build import build_lora, build_policy

@@ -9,12 +9,11 @@ import torch
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from ..algorithm.denoising import MaskedDenoising
 from ..models import DiffusionPolicy
-from ..terminal import visible
+from ..terminal import Text, visible
 from ..training.given import Written
 
 

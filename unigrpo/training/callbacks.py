@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils.import_utils import is_in_notebook
 
 from ..rollout.rewards import RewardSet
-from ..terminal import console, say, visible
+from ..terminal import console, middle_out, say, visible
 from .checkpoints.files import append_line, named, write_text
 from .checkpoints.run_record import read_record
 from .contact_sheet import grouped_sheet
@@ -36,6 +36,10 @@ BAR = {
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
 """Prompts and pictures a prompt on a contact sheet of completions."""
+
+
+WIDTHS = {"prompt": 12, "completion": 20}
+"""Characters that these columns of a completions table keep, however narrow the terminal is."""
 
 
 def shown_metrics(logs: dict[str, float]) -> dict[str, str]:
@@ -193,11 +197,13 @@ def _finite(value: Any) -> Any:
 
 
 def show_completions(table: dict[str, list], step: int, limit: int | None) -> None:
-    """A rich table of sampled answers on standard output; long texts are cut."""
+    """A rich table of sampled answers on standard output; texts fold, and of long ones the end is shown."""
     rows = len(table["prompt"]) if limit is None else min(limit, len(table["prompt"]))
+    if len(set(table.get("task", ()))) == 1:
+        table = {name: column for name, column in table.items() if name != "task"}
     view = Table(title=f"Completions at step {step}", show_lines=True)
     for name in table:
-        view.add_column(name)
+        view.add_column(name, overflow="fold", min_width=WIDTHS.get(name, 4), max_width=None if name in WIDTHS else 6)
     for index in range(rows):
         view.add_row(*(_cell(column[index]) for column in table.values()))
     console().print(view)
@@ -233,5 +239,4 @@ def _cell(value: Any) -> str:
         return f"{value:.3g}"
     if isinstance(value, Image.Image):
         return f"picture of {value.width} x {value.height} pixels"
-    text = value if isinstance(value, str) else str(value)
-    return text if len(text) <= 400 else text[:400] + " …"
+    return middle_out(str(value))

@@ -14,9 +14,9 @@ from ..models.base import DiffusionPolicy
 from ..rollout.pipeline import Pipeline
 from ..rollout.rewards import Scores
 from ..rollout.sample import sample_answers
-from ..types import TASKS, Experience, Noise, Rollout, Sample, keyed_generator
+from ..types import TASKS, Experience, Noise, Rollout, Sample, is_picture, keyed_generator
 from .diagnostics import window_metrics
-from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
+from .metrics import Metrics, completion_metrics, has_stopped, reward_metrics, task_metrics
 from .old_and_reference import add_old_and_reference, log_decoding_gap, log_exact_kl
 from .scores import compare, count_unreadable, count_unscored, local_slice, refill, score_answers
 from .window import Window, cut_window
@@ -74,6 +74,13 @@ def log_answers(
     return tasks
 
 
+def leaves_out(pipe: Pipeline, rollout: Rollout) -> bool:
+    """Whether a text was cut off and its task's ``mask_truncated_completions`` keeps such texts out of the loss."""
+    task = rollout.canvas.task
+    masks = not is_picture(task) and pipe.algorithms[task].settings.mask_truncated_completions
+    return masks and not has_stopped(rollout, pipe.policy.stop_token_ids)
+
+
 def draw_noise(pipe: Pipeline, rollout: Rollout, index: int, window: int) -> Noise:
     """The corruption of an answer, or of one span of it, for all inner updates, ``[1, K, S, L]``."""
     algorithm = pipe.algorithms[rollout.canvas.task]
@@ -104,7 +111,10 @@ def unpack_all(
     experiences: list[Experience] = []
     for sample, noise, value, reward in zip(samples, noises, values, rewards, strict=True):
         shared = (sample.index, value, reward, pipe.policy.attends_padding)
-        spans = [unpack(rollout, own, *shared) for rollout, own in zip(sample.rollouts, noise, strict=True)]
+        spans = [
+            unpack(rollout, own, *shared, leaves_out(pipe, rollout))
+            for rollout, own in zip(sample.rollouts, noise, strict=True)
+        ]
         experiences += noised_together(spans) if pipe.args.r2i_noise == "joint" and len(spans) > 1 else spans
     return experiences
 
@@ -126,9 +136,19 @@ def noised_together(spans: list[Experience]) -> list[Experience]:
 
 
 def unpack(
-    rollout: Rollout, noise: Noise, index: int, advantage: float, reward: float, attends_padding: bool
+    rollout: Rollout,
+    noise: Noise,
+    index: int,
+    advantage: float,
+    reward: float,
+    attends_padding: bool,
+    left_out: bool = False,
 ) -> Experience:
-    """The training data of an answer, or of a span, on the CPU, without its padding where that is masked anyway."""
+    """The training data of an answer, or of a span, on the CPU, without its padding where that is masked anyway.
+
+    Of one that is ``left_out`` of the loss no token counts and none is scored: it adds nothing to what losses divide by
+    either, but stays one of their answers.
+    """
     canvas = rollout.canvas
     keep = slice(None) if attends_padding else canvas.attention_mask[0].cpu().nonzero().squeeze(1)
 
@@ -139,10 +159,10 @@ def unpack(
         ids=own(canvas.ids),
         attention_mask=own(canvas.attention_mask),
         fill_mask=own(canvas.fill_mask),
-        completion_mask=own(rollout.completion_mask),
+        completion_mask=own(rollout.completion_mask) & (not left_out),
         hidden=own(noise.hidden),
-        target=own(noise.target),
-        weight=own(noise.weight),
+        target=own(noise.target) & (not left_out),
+        weight=own(noise.weight) * (not left_out),
         input_ids=own(noise.input_ids),
         sampling_logps=own(rollout.sampling_logps),
         step_map=own(rollout.step_map),
@@ -167,6 +187,9 @@ def answer_table(
     }
     if any(sample.earlier for sample in samples):
         table["thought"] = [sample.thought for sample in samples]
+    golds = [sample.row.get("solution") for sample in samples]
+    if any(gold is not None for gold in golds):
+        table["solution"] = golds
     for name, column in zip(names, values.T.tolist(), strict=True):
         table[name] = column
     for name, column in scores.extras.items():

@@ -144,13 +144,16 @@ def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metr
 def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[str], metrics: Metrics) -> None:
     """``sampling/decoding_gap/{mean,max}``: |log p when drawn - log p by an exact forward on the same holes|, in nats.
 
-    For tasks that decode with kept keys and values: what a cache is off. One denoising step of each answer of the task's first
+    For tasks that decode with kept keys and values (what a cache is off) or leave out unlikely tokens (``top_k``, ``top_p``,
+    ``min_p``: minus the log of the mass that was left, by which the likelihood's law is another one). One denoising step of each answer of the task's first
     unit, drawn by the window's ``number``. ``tasks`` as in ``log_exact_kl``.
     """
     for task in canvas_tasks(tasks):
-        cached = getattr(pipe.algorithms[task].sampler, "kv_cache", "none") != "none"
+        sampler = pipe.algorithms[task].sampler
+        cached = getattr(sampler, "kv_cache", "none") != "none"
+        differs = cached or getattr(sampler, "truncation", None) is not None
         unit, own = _unit_of(window, task)
-        if not cached or unit is None or pipe.policy.mask_token_id is None:
+        if not differs or unit is None or pipe.policy.mask_token_id is None:
             continue
         before = [_at_one_step(window.experiences[index], (pipe.args.seed, number)) for index in unit.indices]
         batch = collate(before, Unit(tuple(range(len(before))), 0), 0, pipe.policy, pipe.device)

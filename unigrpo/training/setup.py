@@ -16,7 +16,7 @@ from ..config.arguments import UniGRPOConfig
 from ..config.run_checks import settle_best_model
 from ..data.image_codes import ImageCodec, load_tokenizer
 from ..models import DiffusionPolicy
-from ..models.adapters import add_adapter, check_adapter, check_trains, keep_start, merged
+from ..models.adapters import add_adapter, check_adapter, check_trains, keep_out_vocabulary, keep_start, merged
 from ..models.builtin import model_name, model_path
 from ..models.opening import lineage, open_model
 from ..models.quantization import check_quantization, prepare_quantised
@@ -135,6 +135,16 @@ def reward_set(
     return RewardSet(functions=resolved, weights=weights, on_error=on_error, timeout=timeout)
 
 
+def check_stops(args: UniGRPOConfig, policy: DiffusionPolicy) -> None:
+    """Raises ``ValueError`` where every text answer would count as cut off, and none would be trained."""
+    masks = any(args.for_task(task).mask_truncated_completions for task in ("text", "mmu"))
+    if masks and not policy.stop_token_ids:
+        raise ValueError(
+            f"mask_truncated_completions=True leaves every answer out of the loss: {type(policy).__name__} has no stop token "
+            "that would end one. Leave it False"
+        )
+
+
 def warn_of_waits(args: UniGRPOConfig, rewards: RewardSet) -> None:
     """Warns where rewards that hang on one process may take longer than the others wait for it."""
     longest = (rewards.timeout or math.inf) * len(rewards.functions)
@@ -180,6 +190,7 @@ def trainable(
             check_adapter(model.peft_config[model.active_adapter])
             if with_reference:
                 keep_start(model, fresh=not was_adapted)
+            keep_out_vocabulary(model)
     if isinstance(model, PeftModel):
         for config in model.peft_config.values():
             # It is saved: the name of what ships, and no folder of this machine.

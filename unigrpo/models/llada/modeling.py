@@ -191,6 +191,12 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again: the name that peft asks by, and that transformers 5.24 deprecates."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     _no_split_modules = ["LLaDABlock"]
     _supports_sdpa = True
 
