@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 
 import pytest
@@ -44,20 +45,23 @@ def writer(policy, objective="mmada_cot", given=None, **settings):
 
 @pytest.mark.parametrize("turns", ["last", "all"])
 @pytest.mark.parametrize("padding", ["all", "first", "none"])
-def test_a_check_refuses_what_writing_refuses(policy, padding, turns):
-    """Lengths around the limit, of the first row and of later ones."""
-    own = writer(policy, given={"train_padding": padding}, train_turns=turns)
-    for longest in (1, 9, 30):
-        for asked in range(1, 12, 2):
-            row = {"prompt": "w1 " * asked, "completion": "w5 " * longest}
-            said = []
-            for act in (own.check, own.write):
-                try:
-                    act(row, "rows[3]")
-                    said.append(None)
-                except ValueError as error:
-                    said.append((type(error), str(error)))
-            assert said[0] == said[1]
+@pytest.mark.parametrize(("limit", "longest"), [(24, 9), (600, 495)])
+def test_a_check_refuses_what_writing_refuses(policy, padding, turns, limit, longest):
+    """Lengths around the limit of the run, and where it is set too high, around the 512 positions of the model."""
+    own = writer(copy.copy(policy), given={"train_padding": padding}, train_turns=turns, max_length=limit)
+    own.policy.max_length, found = 512, []
+    for asked in range(1, 14):
+        row, said = {"prompt": "w1 " * asked, "completion": "w5 " * longest}, []
+        for act in (own.check, own.write):
+            try:
+                act(row, "rows[3]")
+                said.append(None)
+            except ValueError as error:
+                said.append((type(error), str(error)))
+        assert (said[0] is None) == (said[1] is None)
+        assert limit > 512 or said[0] == said[1]
+        found.append(said[0] is None)
+    assert not found[-1] and found[0] is not (limit > 512 and padding == "all")
 
 
 def trained_of(written):
