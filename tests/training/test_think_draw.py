@@ -236,9 +236,16 @@ def test_order_and_micro_batches_change_nothing(make_trainer):
         assert abs(total - other_total) < 1e-5 and difference(gradient, other_gradient) < 1e-5
 
 
-def test_a_run_logs_its_spans_apart_and_resumes_inside_a_window(make_trainer, tmp_path):
+@pytest.mark.parametrize("noise", ["span", "joint"])
+def test_a_run_logs_its_spans_apart_and_resumes_inside_a_window(make_trainer, tmp_path, noise):
     arguments = options(
-        "r2i", max_completion_length=6, logging_steps=1, max_steps=3, save_strategy="steps", save_steps=1
+        "r2i",
+        r2i_noise=noise,
+        max_completion_length=6,
+        logging_steps=1,
+        max_steps=3,
+        save_strategy="steps",
+        save_steps=1,
     )
     whole = make_trainer(**arguments)
     whole.train()

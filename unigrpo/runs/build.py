@@ -182,7 +182,8 @@ def build_rewards(recipe: Recipe) -> list[Any]:
 def dataset_names(recipe: Recipe) -> dict[str, list[str]]:
     """The paths of a recipe's datasets, by what they are used for."""
     used = {"trained on": recipe.datasets, "given answers": recipe.sft_datasets, "held out": recipe.eval_datasets}
-    return {use: list(dict.fromkeys(spec.path for spec in specs)) for use, specs in used.items() if specs}
+    named = {use: [path for spec in specs for path in spec.paths] for use, specs in used.items() if specs}
+    return {use: list(dict.fromkeys(paths)) for use, paths in named.items()}
 
 
 def build_dataset(specs: list[DatasetSpec], given: bool = False) -> Any:

@@ -49,6 +49,11 @@ class DatasetSpec:
         )
 
     @property
+    def paths(self) -> list[str]:
+        """``path`` as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+    @property
     def on_hub(self) -> bool:
         """Whether the hub is asked for it."""
         made = self.shipped is not None or (isinstance(self.path, str) and self.path.startswith(GYM))

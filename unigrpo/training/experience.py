@@ -131,8 +131,11 @@ def noised_together(spans: list[Experience]) -> list[Experience]:
             f"r2i_noise='joint' hides both spans of an answer in one draw, and {[own.task for own in spans]} have {draws} draws: "
             "give them the same noising and num_noise_samples"
         )
-    hidden = torch.stack([own.hidden for own in spans]).any(dim=0)
-    return [replace(own, ids=spans[-1].ids, hidden=hidden) for own in spans]
+    written = torch.stack([own.fill_mask for own in spans]).any(dim=0)
+    # A span is no prompt of the other one: what a noising hides of prompts is hidden outside both.
+    hidden = torch.stack([own.hidden & (own.fill_mask | ~written) for own in spans]).any(dim=0)
+    # Copies, because a checkpoint inside the window writes each tensor once.
+    return [replace(own, ids=spans[-1].ids.clone(), hidden=hidden.clone()) for own in spans]
 
 
 def unpack(

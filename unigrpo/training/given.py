@@ -180,7 +180,7 @@ class Writer:
     def _thought(self, given: Given, where: str, codes: bool) -> Written:
         """A thought, its padding and the picture."""
         answer, row = self._answer(given), {**given.row, "image_codes": self._codes(given, where, codes)}
-        used = self._prompt_length(given.row, "text", len(answer))
+        used = len(self.policy.processor.encode_prompt(given.row["prompt"], "r2i"))
         padding = self._padding("thought" if self.by_span else given.task, self.max_length, used, len(answer), where)
         room = used + len(answer) + padding
         canvas = self.policy.encode_thought(row, answer, room)

@@ -13,6 +13,7 @@ from ..algorithm.denoising import Hidden, MaskedDenoising, denoising_sum
 from ..algorithm.noising import random_corruption
 from ..data.given import given_of
 from ..data.rows import read_row, task_of
+from ..errors import TooLongError
 from ..models.base import DiffusionPolicy
 from ..types import SPANS, Experience, is_picture, keyed_generator
 from .batches import Unit, bucket, collate, cut_units, pad_units, score_batch, unit_draws
@@ -69,8 +70,13 @@ def given_step(
         source, index = rows[number]
         where = f"{source}[{index}]"
         key = ("step", seed, step, number)
-        row, span = one_span(writer, sources[source], read_row(sources[source], index, where), key)
-        written = writer.write(row, where, span=span)
+        own_row = read_row(sources[source], index, where)
+        row, span = one_span(writer, sources[source], own_row, key)
+        try:
+            written = writer.write(row, where, span=span)
+        except TooLongError:
+            # Rows were checked with their own prompts; another one may be too long for this thought.
+            written = writer.write(own_row, where, span=span)
         experience, hidden = noised(writer, written, key, number)
         experiences.append(experience)
         shares.append(hidden.share)
@@ -98,8 +104,9 @@ def one_span(
     if float(torch.rand((), generator=generator)) < writer.objectives[span].swap_prompt:
         other = int(torch.randint(len(rows), (), generator=generator))
         given, prompt = (given_of(own, "a row").row for own in (row, read_row(rows, other, f"row {other}")))
-        row = {key: value for key, value in given.items() if key not in ("messages", "conversations")}
-        row["prompt"] = prompt["prompt"]
+        if prompt.get("prompt"):
+            row = {key: value for key, value in given.items() if key not in ("messages", "conversations")}
+            row["prompt"] = prompt["prompt"]
     return row, span
 
 

@@ -182,6 +182,9 @@ def _at_one_step(experience: Experience, key: tuple[int, int]) -> Experience:
         prompt=experience.attention_mask & ~experience.fill_mask,
         step_map=experience.step_map,
     )
+    if not bool(answer.completion.any()):
+        # Left out of the loss: nothing of it is compared.
+        return experience
     (draw,) = TrajectoryNoising().draws(answer, 0, 1, 1, (*key, experience.index))
     return replace(
         experience,

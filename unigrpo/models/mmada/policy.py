@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import TooLongError
 from ...types import SPANS, Canvas, TokenSpace, is_picture
 from ..base import fit_prompt, left_pad
 from ..processing import MMaDAProcessor, prompt_text
@@ -210,7 +211,7 @@ class MMaDAPolicy(TextCanvasPolicy):
         """
         prompt, special = self.processor.encode_prompt(row["prompt"], "r2i"), self.config.special_token_ids
         if len(prompt) + len(thought) > max_length:
-            raise ValueError(
+            raise TooLongError(
                 f"a prompt of {len(prompt)} and a thought of {len(thought)} tokens do not fit {max_length} positions"
             )
         rest = [self.pad_token_id] * (max_length - len(prompt) - len(thought))

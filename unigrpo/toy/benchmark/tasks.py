@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ...config.presets import PRESETS
-from ...runs.recipe import CONFIG_KEYS, SECTIONS, Recipe, parse_recipe, parse_yaml
+from ...runs.recipe import CONFIG_KEYS, SECTIONS, Recipe, parse_recipe
+from ...runs.recipe_file import parse_yaml
 
 
 SECONDS = 45.0
