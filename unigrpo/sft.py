@@ -63,7 +63,7 @@ class MaskedDenoisingTrainer(CheckedGiven, WindowCheckpoints, StoppableRun, Gene
     _datasets = ("train_dataset", "eval_dataset")
     _words = {"evaluates": "take the loss of given answers", "command": "sft"}
     _cure = "A lower learning_rate or max_grad_norm, or leaving these rows out may help"
-    _curve = ("loss", "loss/text", "loss/mmu", "loss/t2i", "loss/r2i")
+    _curve = ("loss", "loss/text", "loss/mmu", "loss/t2i", "loss/r2i", "loss/thought", "loss/picture")
 
     def __init__(
         self,

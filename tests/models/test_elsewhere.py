@@ -229,7 +229,7 @@ def test_a_trainer_answers_as_its_policy_does(make_trainer):
         ({"guidence_scale": 1.0}, "did you mean 'guidance_scale'"),
         ({"max_length": 9}, "it would count the prompt"),
         ({"num_beams": 2}, "has no beams"),
-        ({"xyz": 1}, "it has ['steps', 'block_length'"),
+        ({"xyz": 1}, "it has ['top_k', 'top_p', 'min_p', 'steps'"),
         ({"max_new_tokens": 4, "max_completion_length": 4}, "are one thing"),
         ({"do_sample": False, "temperature": 0.7}, "disagree"),
         ({"do_sample": True, "temperature": 0.0}, "disagree"),

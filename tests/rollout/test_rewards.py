@@ -55,7 +55,7 @@ def test_columns_arrive_by_name():
     assert seen["solution"] == ["a", "b", "c"]
     assert seen["level"] == [1, 2, 3]
     assert seen["trainer_state"] == state
-    assert set(seen["others"]) == {"images", "log_extra", "log_metric"}
+    assert set(seen["others"]) == {"images", "thoughts", "log_extra", "log_metric"}
 
 
 def test_a_reward_gets_what_it_names_and_no_more():

@@ -291,6 +291,8 @@ def test_generate_returns_both():
         ),
         ({"prompt_truncation": "right"}, "would cut the end of a chat prompt of task 'thought'"),
         ({"r2i_noise": "both"}, "r2i_noise='both'"),
+        ({"r2i_noise": "joint", "noising": "trajectory"}, "give thought and picture one noising"),
+        ({"r2i_noise": "joint", "task_overrides": {"thought": {"num_noise_samples": 2}}}, "they are .*2.*1"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_in_words(make_trainer, changes, message):

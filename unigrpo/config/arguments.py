@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +10,7 @@ from transformers import TrainingArguments
 
 from ..data.image_codes import tokenizer_name
 from ..parts import key, keys_of, plain
-from ..types import CANVAS_TASKS
+from ..types import CANVAS_TASKS, KINDS
 from .accepted import ImageSize, ImageTokenizer, Part, RewardScale
 from .inherited import settle_inherited
 from .overrides import PART_KEYS, read_overrides
@@ -284,14 +283,7 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
             values = super().to_dict()
         finally:
             self.image_tokenizer = module
-        if (values["model_init_kwargs"] or {}).get("token"):
-            values["model_init_kwargs"] = {**values["model_init_kwargs"], "token": "<TOKEN>"}
         return values
-
-    def __str__(self) -> str:
-        return f"{type(self).__name__}({json.dumps(self.to_dict(), indent=2, default=str)})"
-
-    __repr__ = __str__
 
     def take_lengths(self, usual: dict[str, Any] | None) -> None:
         """Text lengths that suit a checkpoint, its ``sampling_defaults``, for tasks of which none was given."""
@@ -308,7 +300,7 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
 
     def settings_of(self, task: str, override: dict[str, Any]) -> TaskSettings:
         """The settings of ``task`` with ``override`` in place of its own overrides."""
-        preset = self._preset(self.given(), {task: override})
+        preset = self._preset(self.given(), {task: override, KINDS.get(task, task): override})
         return task_settings(self.given(), preset, task, override, f"task_overrides.{task}." if override else "")
 
 

@@ -12,7 +12,7 @@ import torch
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS, compares_groups
 from ..errors import check_choice
 from ..parts import Key, choose
-from ..types import CANVAS_TASKS
+from ..types import CANVAS_TASKS, SPANS
 from .checks import check_bound, check_task
 from .run_keys import ESTIMATOR_KEYS
 from .sorted_keys import check_inherited
@@ -208,6 +208,20 @@ def check_overrides(args: Any) -> None:
                 raise ValueError(f"{where}{name} is not allowed: {hint}keys are {list(TASK_KEYS)}")
             values[name] = value if value is None else TASK_KEYS[name].read(value, where)
         check_task(where, args.for_task(task))
+    check_joint_noise(args)
+
+
+def check_joint_noise(args: Any) -> None:
+    """Raises ``ValueError`` for spans that cannot be noised together."""
+    if args.r2i_noise == "joint":
+        thought, picture = (args.for_task(task) for task in SPANS["r2i"])
+        noisings = [own.choice("noising") for own in (thought, picture)]
+        alike = [(own.noising, own.num_noise_samples) for own in (thought, picture)]
+        if alike[0] != alike[1] or any(own.part.every_step for own in noisings):
+            raise ValueError(
+                f"r2i_noise='joint' hides both spans of an answer in one draw: give thought and picture one noising and "
+                f"num_noise_samples, none that follows the order of writing; they are {alike}"
+            )
 
 
 def check_graphs(args: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -13,6 +14,19 @@ class TokensUnsaved:
         made = object.__new__(type(self))
         vars(made).update(vars(self))
         return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, and no token is shown."""
+        values = super().to_dict()  # type: ignore[misc]  # of the arguments that this is mixed into
+        options = values.get("model_init_kwargs")
+        if isinstance(options, dict) and options.get("token"):
+            values["model_init_kwargs"] = {**options, "token": "<TOKEN>"}
+        return values
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({json.dumps(self.to_dict(), indent=2, default=str)})"
+
+    __repr__ = __str__
 
     def __getstate__(self) -> dict[str, Any]:
         """What checkpoints store: everything but the hub's tokens."""

@@ -104,6 +104,11 @@ def labelled(labels: Tensor, shift: int, **others: Any) -> tuple[Tensor, Tensor]
             f"labels and {given[0]} are given: labels say themselves which rows are scored; give one of them"
         )
     scored = labels != IGNORED
+    if shift and bool(scored[:, :shift].any()):
+        raise ValueError(
+            f"labels: the model's logits predict the token {shift} to the right, so the first of a row cannot be scored; set its label "
+            f"to {IGNORED}"
+        )
     return F.pad(scored[:, shift:], (0, shift)) if shift else scored, labels[scored]
 
 

@@ -103,6 +103,7 @@ class LoadedPolicy:
             "temperature": temperature,
             "seed": seed,
         }
+        named = in_own_names(options, named)
         fill, length, seed = self._sampling(task, sampler, named, block_length, options)
         rows = [{"prompt": prompt} for prompt in prompts]
         if task == "mmu":

@@ -8,7 +8,17 @@ from functools import partial
 from typing import Any
 
 
-OF_A_CALL = ("prompts", "completions", "completion_ids", "task", "images", "trainer_state", "log_extra", "log_metric")
+OF_A_CALL = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "task",
+    "images",
+    "thoughts",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+)
 """Arguments that are no columns of the dataset."""
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

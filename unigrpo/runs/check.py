@@ -73,7 +73,7 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
     config, said = check_model(recipe, args, offline)
     notes += said
     if family := build_policy(recipe) or (config and config.model_type):
-        for task in ("text", "mmu"):
+        for task in ("text", "mmu", "thought"):
             check_cache(args.for_task(task).kv_cache, resolve_policy(family), f"{recipe.source}: ")
     if bool(recipe.sft_datasets) != (args.sft_weight > 0):
         raise RecipeError(

@@ -74,6 +74,7 @@ def memory_of(recipe: Recipe) -> Memory:
     """
     args, memory = build_config(recipe), Memory()
     model, config, published = model_of(recipe, args)
+    args.take_lengths(getattr(config, "sampling_defaults", None))
     tokenizer, shapes = shapes_of(recipe, args, config)
     memory.notes += [note for note in (published, *(shape.assumed for shape in shapes)) if note]
     base = model.base()

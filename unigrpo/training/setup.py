@@ -137,7 +137,7 @@ def reward_set(
 
 def check_stops(args: UniGRPOConfig, policy: DiffusionPolicy) -> None:
     """Raises ``ValueError`` where every text answer would count as cut off, and none would be trained."""
-    masks = any(args.for_task(task).mask_truncated_completions for task in ("text", "mmu"))
+    masks = any(args.for_task(task).mask_truncated_completions for task in ("text", "mmu", "thought"))
     if masks and not policy.stop_token_ids:
         raise ValueError(
             f"mask_truncated_completions=True leaves every answer out of the loss: {type(policy).__name__} has no stop token "
