@@ -142,6 +142,9 @@ def test_the_dtype_of_most_numbers_counts_and_pickled_weights_say_theirs(tmp_pat
     model.config.save_pretrained(tmp_path)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     save_file({"ids": torch.zeros(9, dtype=torch.int64)}, tmp_path / "window.safetensors")
+    assert AutoModel.from_pretrained(tmp_path).dtype == torch.float32, "both keys say so"
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "torch_dtype": "bfloat16"}))
     assert AutoModel.from_pretrained(tmp_path).dtype == torch.float16
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()

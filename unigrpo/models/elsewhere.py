@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class OpensElsewhere:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; without a ``dtype`` it is that of the weights, whatever config.json says.
+        """As in transformers; without a ``dtype`` it is that of the weights, unless both keys of config.json agree on another one.
 
         A folder that transformers 4 has saved again can keep a ``dtype`` of before beside its own ``torch_dtype``.
         """
@@ -58,12 +58,17 @@ class OpensElsewhere:
 
 
 def stored_dtype(path: str | Path, config: Any = None, **options: Any) -> torch.dtype | None:
-    """The dtype that most numbers of a checkpoint have, None where its files do not say it.
+    """The dtype that most numbers of a checkpoint have, None where its files do not say it, or config.json says one twice.
 
     Quantized weights are of another dtype than what is computed with, which their configuration says.
     """
-    if not os.path.isdir(path) and hub_file(path, "config.json", **options) is None:
+    described = hub_file(path, "config.json", **options)
+    if described is None:
         return None  # Whoever then loads it says why.
+    with reading(f"model {str(path)!r}"):
+        fields = json.loads(described.read_text(encoding="utf-8"))
+    if isinstance(fields, dict) and fields.get("dtype") and fields.get("dtype") == fields.get("torch_dtype"):
+        return None
     found: Counter[torch.dtype] = Counter()
     with reading(f"model {str(path)!r}"):
         files = weight_files(config, path, **options)
