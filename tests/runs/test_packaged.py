@@ -30,6 +30,20 @@ def test_every_recipe_and_launch_file_is_listed_with_a_line(capsys):
         assert f"{name} " in shown and line in shown
 
 
+def test_recipes_are_listed_and_copied_with_their_command(tmp_path, capsys):
+    assert main(["recipes"]) == 0
+    train, _, sft = capsys.readouterr().out.partition("recipes for `unigrpo sft`:")
+    for name, place in (("quickstart", train), ("sft_mixed_cot_mmada_8b", sft)):
+        assert f"  {name} " in place and f"  {name} " not in (train + sft).replace(place, "")
+    for name, use in (
+        ("sft_mixed_cot_mmada_8b", "unigrpo sft {}"),
+        ("quickstart", "unigrpo train {}"),
+        ("ddp_8", "accelerate launch --config_file {} -m unigrpo train RECIPE"),
+    ):
+        assert main(["recipes", "copy", name, "--to", str(tmp_path)]) == 0
+        assert capsys.readouterr().out.endswith(f"to use it: {use.format(tmp_path / f'{name}.yaml')}\n")
+
+
 @pytest.mark.smoke
 def test_a_name_means_the_shipped_recipe_and_a_file_of_that_name_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

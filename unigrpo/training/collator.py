@@ -27,7 +27,7 @@ class MaskedDenoisingCollator:
     Attributes:
         mask_token_id: the id that hides a token; ``model.config.mask_token_id``.
         pad_token_id: the id of padding.
-        objective: what is hidden and what it costs. ``train_padding``, ``train_marks``, ``caption_dropout`` and
+        objective: what is hidden and what it costs. ``train_padding``, ``train_marks``, ``caption_dropout``, ``swap_prompt`` and
             ``coefficient`` are not read: rows are ids already, and their ``labels`` say what is trained.
     """
 
