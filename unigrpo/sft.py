@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.denoising_arguments import MaskedDenoisingConfig
-from .data.image_codes import ImageCodec, tokenizer_name
-from .models import DiffusionPolicy, policy_class_of
+from .data.image_codes import ImageCodec
+from .models import DiffusionPolicy
 from .training import setup
 from .training.batches import Unit
 from .training.callbacks import add_callbacks
@@ -35,7 +35,7 @@ from .training.inherited_methods import RefusedMethods
 from .training.metrics import Metrics
 from .training.mixture import Mixture
 from .training.stopping import StoppableRun
-from .types import TokenSpace, keyed_generator
+from .types import keyed_generator
 
 
 class MaskedDenoisingTrainer(CheckedGiven, WindowCheckpoints, StoppableRun, Generates, RefusedMethods, Trainer):
@@ -81,26 +81,10 @@ class MaskedDenoisingTrainer(CheckedGiven, WindowCheckpoints, StoppableRun, Gene
         shared: Any = args
         setup.check_arguments(shared)
         setup.settle_early_stopping(args, callbacks, "eval_loss")
-        if isinstance(model, str):
-            model = setup.load_trainable(model, policy, args.model_init_kwargs, shared, peft_config is not None)
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        if args.attn_mask_mode is not None:
-            base.config.attn_mask_mode = args.attn_mask_mode
-        self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
-        self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
-        if isinstance(self._image_tokenizer, str) and hasattr(base.config, "image_tokenizer"):
-            base.config.image_tokenizer = self._image_tokenizer
+        model, base, self.policy = setup.opened(model, args, policy, processing_class, peft_config is not None)
+        self._image_tokenizer = setup.settle_tokenizer(args, base)
         self.args = args
-        self.writer = Writer(
-            self.policy,
-            args.objectives,
-            None,
-            max_length=args.max_length,
-            train_turns=args.train_turns,
-            image_size=args.image_size,
-            image_transform=args.image_transform,
-            vocabulary=TokenSpace(start=0, stop=base.config.vocab_size),
-        )
+        self.writer = Writer.of_run(self.policy, args, base.config.vocab_size)
         self._tasks: dict[str, set[str]] = {}
         sources = self._checked(train_dataset, "train_dataset")
         held_out = self._checked(eval_dataset, "eval_dataset") if eval_dataset is not None else {}

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.arguments import UniGRPOConfig
 from .config.build import build_algorithms
-from .data.image_codes import ImageCodec, tokenizer_name
+from .data.image_codes import ImageCodec
 from .data.rows import check_dataset
-from .models import DiffusionPolicy, policy_class_of
+from .models import DiffusionPolicy
 from .models.lockstep import forwards_meet
 from .models.reference import reference_context
 from .rollout.pipeline import Pipeline
@@ -94,12 +94,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         args = UniGRPOConfig("unigrpo-output") if args is None else copy.copy(args)
         setup.check_arguments(args)
         setup.settle_early_stopping(args, callbacks, "eval_reward")
-        if isinstance(model, str):
-            model = setup.load_trainable(model, policy, args.model_init_kwargs, args, peft_config is not None)
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        if args.attn_mask_mode is not None:
-            base.config.attn_mask_mode = args.attn_mask_mode
-        self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
+        model, base, self.policy = setup.opened(model, args, policy, processing_class, peft_config is not None)
         args.take_lengths(getattr(base.config, "sampling_defaults", None))
         self.algorithms = build_algorithms(args)
         of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models)
@@ -107,10 +102,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         setup.warn_of_waits(args, self.rewards)
         setup.check_stops(args, self.policy)
         self.codec: ImageCodec | None = None
-        self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
-        if isinstance(self._image_tokenizer, str) and hasattr(base.config, "image_tokenizer"):
-            # Saved with the weights, so that pictures are decoded later by what they were trained with.
-            base.config.image_tokenizer = self._image_tokenizer
+        self._image_tokenizer = setup.settle_tokenizer(args, base)
         self.args = args
         self._tasks: set[str] = set()
         train_dataset, eval_dataset = self._checked(train_dataset, eval_dataset)
@@ -130,14 +122,11 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._micro_step, self._window, self._metrics = (
-            0,
-            None,
-            Metrics(by_task=len(canvas_tasks(self._tasks)) > 1),
-        )
+        tasks = canvas_tasks(self._tasks)
+        self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(tasks) > 1)
         self._guard, self._starts = FiniteGuard(), True
         self._fitted: dict[str, int] = {}
-        check_same_graph(self.accelerator, self.algorithms, canvas_tasks(self._tasks))
+        check_same_graph(self.accelerator, self.algorithms, tasks)
         if self._twin is not None:
             self._twin = prepare_reference(self.accelerator, self._twin, args.sync_ref_model)
         for reward in (getattr(own, "reward", own) for own in self.rewards.functions):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import transformers
 from transformers import Trainer
 
+from unigrpo import MaskedDenoisingConfig, UniGRPOConfig
 from unigrpo.config.run_checks import COMPILE_MODES, GRAPH_MODES
 
 from ..support.configs import config
@@ -228,3 +231,17 @@ def test_unused_parameters_are_not_searched_for_unless_asked(monkeypatch):
         trainer = SimpleNamespace(args=config(**asked), model=torch.nn.Linear(1, 1))
         Trainer._build_accelerator_args(trainer)
         assert handed.pop()["find_unused_parameters"] is expected
+
+
+@pytest.mark.parametrize("kind", [UniGRPOConfig, MaskedDenoisingConfig])
+def test_a_token_is_used_and_never_shown(kind, tmp_path):
+    """Trackers, logs and checkpoints get the arguments; a copy for a run keeps the token."""
+    args = kind(
+        str(tmp_path),
+        model_init_kwargs={"token": "hf_secret", "revision": "main"},
+        hub_token="hf_other",
+        report_to="none",
+    )
+    shown = f"{args} {args!r} {args.to_dict()} {args.to_json_string()} {args.to_sanitized_dict()} {pickle.loads(pickle.dumps(args)).__dict__}"
+    assert "hf_secret" not in shown and "hf_other" not in shown and "'revision': 'main'" in shown
+    assert copy.copy(args).model_init_kwargs["token"] == "hf_secret" and copy.copy(args).hub_token == "hf_other"

@@ -39,6 +39,7 @@ def test_the_list_reaches_every_room_of_the_core():
         "algorithm",
         "samplers",
         "models",
+        "rollout",
         "training",
         "trainer.py",
         "sft.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -106,3 +107,21 @@ def test_mistakes_in_a_recipe_are_named(tmp_path, changes, said):
     with pytest.raises(RecipeError, match=said):
         own = recipe(output_dir=str(tmp_path), **changes)
         build_sft_trainer(own, build_sft_config(own))
+
+
+def test_a_dataset_of_several_files_is_trained_on_and_named_in_the_card(tmp_path):
+    paths = [str(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]
+    for number, path in enumerate(paths):
+        rows = [{"prompt": f"Ann has {10 * number + i} cups. Total?", "completion": f"{i}"} for i in range(4)]
+        Path(path).write_text("\n".join(map(json.dumps, rows)))
+    recipe = {
+        **RECIPE,
+        "datasets": [{"path": paths}],
+        "eval_datasets": [],
+        "max_steps": 1,
+        "output_dir": str(tmp_path / "out"),
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["sft", str(tmp_path / "mine.yaml")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "one.jsonl" in card and "two.jsonl" in card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from unigrpo.models import LLaDAConfig, LLaDAForMaskedDiffusion
 from unigrpo.models.mmada import MMaDAPolicy, layouts
 from unigrpo.models.processing import MMaDAProcessor
 from unigrpo.rollout.generate import LoadedPolicy, ThoughtAndPicture
+from unigrpo.training.old_and_reference import _at_one_step
 from unigrpo.training.window import rebuild_window
 from unigrpo.types import Canvas
 
@@ -223,15 +225,19 @@ def test_the_loss_of_an_answer_is_the_sum_over_its_spans(make_trainer, noise):
 
 
 def test_order_and_micro_batches_change_nothing(make_trainer):
-    trainer = make_trainer(**options("all", 8, GUIDED, steps_per_generation=2, num_generations=2))
+    trainer = make_trainer(**options("all", 8, GUIDED, steps_per_generation=2, num_generations=2, beta=0.04))
     window = first_window(trainer)
     total, gradient = total_and_gradient(trainer, window)
     for order in (list(range(8)), [7, 3, 0, 5, 1, 6, 2, 4]):
         other = rebuild_window(trainer.pipeline(), window.experiences, order)
-        assert all(
-            len({row.index for unit in units for row in (window.experiences[i] for i in unit.indices)}) <= 4
-            for units in other.micro_batches
-        ), "a micro-batch holds its share of answers, both spans of each"
+        dealt = [[i for unit in units for i in unit.indices] for units in other.micro_batches]
+        answers = [{window.experiences[i].index for i in own} for own in dealt]
+        assert sorted(answers[0] | answers[1]) == list(range(8)) and not answers[0] & answers[1], (
+            "both spans in one micro-batch"
+        )
+        assert [len(own) for own in answers] == [4, 4] and len(dealt[0]) + len(dealt[1]) == len(
+            window.experiences
+        ) == 10
         other_total, other_gradient = total_and_gradient(trainer, other)
         assert abs(total - other_total) < 1e-5 and difference(gradient, other_gradient) < 1e-5
 
@@ -305,3 +311,12 @@ def test_a_family_without_the_layout_is_named(make_trainer):
     model = LLaDAForMaskedDiffusion(LLaDAConfig(**sizes, mask_token_id=184, eos_token_id=161, pad_token_id=161))
     with pytest.raises(ValueError, match="task 'r2i' needs image_tokenizer, and LLaDAPolicy names none"):
         make_trainer(model=model, rows=image_rows("r2i"))
+
+
+def test_an_answer_that_is_left_out_has_no_gap(make_trainer):
+    """On a process whose texts were all cut off there is nothing to compare, and nothing to stumble over."""
+    window = first_window(make_trainer(**options("r2i", max_completion_length=6)))
+    nothing = torch.zeros_like(window.experiences[0].completion_mask)
+    left_out = replace(window.experiences[0], completion_mask=nothing)
+    assert not bool(_at_one_step(left_out, (0, 0)).target[0, 0][nothing].any())
+    assert bool(_at_one_step(window.experiences[0], (0, 0)).target.any())

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from unigrpo.config.denoising_presets import objectives_of
+from unigrpo.errors import TooLongError
 from unigrpo.models.mmada import MMaDAPolicy
+from unigrpo.models.processing import MMaDAProcessor
 from unigrpo.training.given import Writer
-from unigrpo.training.given_step import one_span
+from unigrpo.training.given_step import Place, given_step, one_span
+from unigrpo.training.mixture import Mixture
 from unigrpo.types import TokenSpace
 
 from ..support.given_runs import MIXED, THOUGHTS, given_trainer
 from ..support.images import picture
-from ..support.tiny import tiny_model, tiny_processor
+from ..support.tiny import golden_tokenizer, tiny_model, tiny_processor
 
 
 class Codec:
@@ -94,3 +99,37 @@ def test_runs_measure_both(tmp_path):
     found = trainer.evaluate()
     assert found["eval_loss"] == pytest.approx(found["eval_thought_loss"] + found["eval_picture_loss"])
     assert {"eval_thought_nats_per_token", "eval_picture_nats_per_token"} <= found.keys()
+
+
+def test_a_prompt_that_is_too_long_for_another_thought_stays_away(writer):
+    """Rows are checked with their own prompts: a swap must not end a run that the check let begin."""
+    rows = [
+        {"prompt": "w1", "completion": " ".join(["w5"] * 12), "image": picture(0), "task": "r2i"},
+        {"prompt": " ".join(["w7"] * 12), "completion": "w6", "image": picture(0), "task": "r2i"},
+        {"text": "w1 w2"},
+    ]
+    for number, row in enumerate(rows):
+        writer.write(row, f"rows[{number}]")
+    mixture, place = (
+        Mixture({"rows": 3}, None, 60, 0, True),
+        Place(rank=0, ranks=1, gather=lambda own: own, device="cpu"),
+    )
+    found = given_step(writer, {"rows": rows}, mixture, 0, place, seed=0, rows_per_batch=60, micro_steps=1)
+    assert Counter(own.task for own in found.experiences)["picture"] > 10
+
+
+@pytest.mark.parametrize("instruction", [True, "mmada"])
+def test_a_thought_is_measured_under_the_instruction_that_it_is_written_with(writer, instruction):
+    """The instruction of r2i is not that of text: a row that fills all places fits, one of a token more is too long."""
+    processor = MMaDAProcessor(golden_tokenizer(), think_prompt=instruction)
+    policy = MMaDAPolicy(writer.policy.config, processor)
+    length = len(processor.encode_prompt("w1", "r2i")) + 3
+    assert length != len(processor.encode_prompt("w1", "text")) + 3
+
+    def own(room):
+        return Writer(policy, writer.objectives, Codec(), max_length=room, image_size=64, vocabulary=writer.vocabulary)
+
+    row = {**ROW, "prompt": "w1"}
+    assert own(length).write(row, "row").canvas.ids.shape[1] == length + 3 + 4
+    with pytest.raises(TooLongError, match="part of the answer would be cut away"):
+        own(length - 1).write(row, "row")

@@ -77,9 +77,9 @@ class _Chunks(Dataset):
         try:
             for index in range(start, min(start + CHUNK, self.end)):
                 found.append(self.check(index))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             # Raised in the process that trains, with nothing of this one around it.
-            return found, ValueError(str(error))
+            return found, (OSError if isinstance(error, OSError) else ValueError)(str(error))
         return found, None
 
 

@@ -24,7 +24,7 @@ from ..parts import choose
 from ..samplers import samplers_for
 from ..types import TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
 from .generate_options import check_options, in_own_names
-from .sample import with_thoughts
+from .sample import thought_ids
 
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class LoadedPolicy:
         on_step: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> list[Any]:
-        """One answer a prompt: text, with ``task="t2i"`` an RGB ``PIL.Image``, or with ``task="r2i"`` a ``ThoughtAndPicture``. Calling the
-        policy is the same.
+        """One answer a prompt: text, an RGB ``PIL.Image`` (``"t2i"``) or a ``ThoughtAndPicture`` (``"r2i"``). Calling the policy is the same.
 
         Args:
             prompts: a string, one chat (a list of messages), or a list of strings or chats.
@@ -86,51 +85,54 @@ class LoadedPolicy:
             num_return_sequences: answers a prompt, those of one prompt after another.
             seed: of the random numbers, default 0; each answer has its own.
             on_step: progress of a batch, ``on_step(done, total)``.
-            options: further fields of the sampler (``remasking``, ``guidance_scale``, ``stop`` ...), and the names of others:
-                ``max_new_tokens``, ``num_inference_steps``, ``do_sample``, ``generator``.
+            options: further fields of the sampler (``remasking``, ``guidance_scale`` ...), and the names of others
+                (``max_new_tokens``, ``num_inference_steps``, ``do_sample``, ``generator``).
 
         Raises:
             ValueError: an unknown option, pictures that do not fit the prompts or cannot be read, or a policy without an image
                 tokenizer or size.
         """
-        one_chat = not isinstance(prompts, str) and len(prompts) > 0 and isinstance(prompts[0], dict)
-        prompts = [prompts] if isinstance(prompts, str) or one_chat else list(prompts)
         task = task or ("text" if images is None else "mmu")
         check_choice("task", task, TASKS)
-        named = {
+        own = {
             "max_completion_length": max_completion_length,
             "steps": steps,
             "temperature": temperature,
             "seed": seed,
         }
-        named = in_own_names(options, named)
+        named = in_own_names(options, own)
         fill, length, seed = self._sampling(task, sampler, named, block_length, options)
-        rows = [{"prompt": prompt} for prompt in prompts]
-        if task == "mmu":
-            transforms = [image_transform] * len(prompts)
-            codes = self._codec().encode(_pictures(images, len(prompts)), self._size(image_size), transforms)
-            rows = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
+        rows = self._rows(prompts, task, images, image_size, image_transform)
         lengths = {} if task == "t2i" else {"max_completion_length": length}
         if is_picture(spans_of(task)[-1]):
             lengths["image_tokens"] = self._codec().count(self._size(image_size))
         rows = [row for row in rows for _ in range(num_return_sequences)]
-        thoughts: list[Any] = []
+        thoughts: list[str] = []
         if task == "r2i":
-            named |= {"seed": seed}
             think, _, _ = self._sampling("text", None, {**named, "max_completion_length": length}, block_length, {})
-            for rollout in self._filled(rows, "thought", lengths, batch_size, think, seed, on_step):
-                place = len(thoughts)
-                count = len(rollout.completions)
-                rows[place : place + count] = with_thoughts(rows[place : place + count], rollout)
-                thoughts += rollout.completions
+            written = list(self._filled(rows, "thought", lengths, batch_size, think, seed, on_step))
+            thoughts = [text for rollout in written for text in rollout.completions]
+            rows = [{**row, "thought_ids": ids} for row, ids in zip(rows, thought_ids(written), strict=True)]
         answers: list[Any] = []
         for rollout in self._filled(rows, spans_of(task)[-1], lengths, batch_size, fill, seed, on_step):
-            own = rollout.completions
-            drawn = is_picture(rollout.canvas.task)
-            answers += self._codec().decode(own, self._size(image_size)) if drawn else own
+            found, drawn = rollout.completions, is_picture(rollout.canvas.task)
+            answers += self._codec().decode(found, self._size(image_size)) if drawn else found
         return list(map(ThoughtAndPicture, thoughts, answers)) if thoughts else answers
 
     __call__ = generate
+
+    def _rows(
+        self, prompts: Any, task: str, images: Any, image_size: int | list[int] | None, image_transform: str
+    ) -> list[dict[str, Any]]:
+        """A row a prompt, as ``policy.encode`` reads it."""
+        one_chat = not isinstance(prompts, str) and len(prompts) > 0 and isinstance(prompts[0], dict)
+        prompts = [prompts] if isinstance(prompts, str) or one_chat else list(prompts)
+        rows = [{"prompt": prompt} for prompt in prompts]
+        if task != "mmu":
+            return rows
+        transforms = [image_transform] * len(prompts)
+        codes = self._codec().encode(_pictures(images, len(prompts)), self._size(image_size), transforms)
+        return [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
 
     def complete(
         self,
@@ -166,12 +168,13 @@ class LoadedPolicy:
             raise ValueError(
                 "attention_mask has padding on the right, where the answer begins: set padding_side='left'"
             )
-        named = {
+        own = {
             "max_completion_length": max_completion_length,
             "steps": steps,
             "temperature": temperature,
             "seed": seed,
         }
+        named = in_own_names(options, own)
         fill, length, seed = self._sampling("text", sampler, named, block_length, options)
         prompt, real = (own.repeat_interleave(num_return_sequences, dim=0) for own in (input_ids, real))
         holes = torch.ones(len(prompt), length, dtype=torch.bool, device=prompt.device)
@@ -195,7 +198,6 @@ class LoadedPolicy:
     ) -> tuple[Callable, int, int]:
         """The sampler with all ``options``, the positions of a text answer, and the seed."""
         usual = getattr(self.model.config, "sampling_defaults", None) or {}
-        named = in_own_names(options, named)
         length = named["max_completion_length"] or usual.get("max_completion_length", 256)
         steps, temperature = named["steps"], named["temperature"]
         settings: dict[str, Any] = {"steps": steps or 16, "temperature": 1.0 if temperature is None else temperature}

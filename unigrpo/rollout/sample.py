@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..config.arguments import UniGRPOConfig
 from ..config.build import check_task_sampler
@@ -72,7 +73,7 @@ def sample_answers(
             earlier: list[tuple[Rollout, ...]] = [()] * len(members)
             if task in SPANS:
                 thoughts = roll_out_thoughts(pipe, model, coded, keys, pictures_per_thought)
-                coded = [with_thoughts([row], own)[0] for row, own in zip(coded, thoughts, strict=True)]
+                coded = [{**row, "thought_ids": ids} for row, ids in zip(coded, thought_ids(thoughts), strict=True)]
                 earlier = [(own,) for own in thoughts]
             rollouts = roll_out(pipe, model, spans_of(task)[-1], coded, keys)
             for i, rollout, pictures, before in zip(members, rollouts, images, earlier, strict=True):
@@ -92,10 +93,9 @@ def roll_out_thoughts(
     return [by_key[key] for key in own]
 
 
-def with_thoughts(rows: list[dict[str, Any]], thoughts: Rollout) -> list[dict[str, Any]]:
-    """The rows with the ids ``[C]`` of their thoughts, the tail behind a stop token included, as ``policy.encode`` reads them."""
-    written = thoughts.canvas.ids[thoughts.canvas.fill_mask].view(len(rows), -1).cpu()
-    return [{**row, "thought_ids": own} for row, own in zip(rows, written, strict=True)]
+def thought_ids(written: list[Rollout]) -> list[Tensor]:
+    """The ids ``[C]`` of each thought, the tail behind a stop token included: ``row["thought_ids"]`` of ``policy.encode``."""
+    return [ids[fill].cpu() for own in written for ids, fill in zip(own.canvas.ids, own.canvas.fill_mask, strict=True)]
 
 
 def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], keys: list[tuple]) -> list[Rollout]:

@@ -22,7 +22,7 @@ from ..models.loading import load_processor
 from ..models.opening import lineage
 from ..terminal import Text, tracked
 from ..training.given import Writer, Written
-from ..types import TASKS, TokenSpace, keyed_generator, spans_of
+from ..types import TASKS, keyed_generator, spans_of
 from .build import build_lora, build_policy
 from .check import check_image_tokenizer, check_model, check_output, check_quantised, is_local, reached, reached_rows
 from .dataset_spec import DatasetSpec
@@ -145,16 +145,7 @@ class _Rows:
         self.notes: list[str] = []
         self.writer = None
         if policy is not None:
-            self.writer = Writer(
-                policy,
-                args.objectives,
-                None,
-                max_length=args.max_length,
-                train_turns=args.train_turns,
-                image_size=args.image_size,
-                image_transform=args.image_transform,
-                vocabulary=TokenSpace(start=0, stop=policy.config.vocab_size),  # type: ignore[attr-defined]
-            )
+            self.writer = Writer.of_run(policy, args, policy.config.vocab_size)  # type: ignore[attr-defined]
 
     def read(self, spec: DatasetSpec) -> Source:
         """The rows of a dataset, each of which is fit to be trained on."""

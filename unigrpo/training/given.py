@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..algorithm.denoising import Hidden, MaskedDenoising
+from ..config.denoising_arguments import MaskedDenoisingConfig
 from ..data.given import Given, given_of
 from ..data.image_codes import ImageCodec
 from ..data.rows import image_of
@@ -74,6 +75,20 @@ class Writer:
         self.max_length, self.train_turns = max_length, train_turns
         self.image_size, self.image_transform = image_size or policy.image_size, image_transform
         self._seen: set[str] = set()
+
+    @classmethod
+    def of_run(cls, policy: DiffusionPolicy, args: MaskedDenoisingConfig, vocab_size: int) -> Writer:
+        """As the arguments of a run say, without an image tokenizer yet; probabilities are over all ``vocab_size`` ids."""
+        return cls(
+            policy,
+            args.objectives,
+            None,
+            max_length=args.max_length,
+            train_turns=args.train_turns,
+            image_size=args.image_size,
+            image_transform=args.image_transform,
+            vocabulary=TokenSpace(start=0, stop=vocab_size),
+        )
 
     @property
     def by_span(self) -> bool:

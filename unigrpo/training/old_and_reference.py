@@ -17,7 +17,7 @@ from ..config.build import Algorithm
 from ..models.base import DiffusionPolicy
 from ..models.lockstep import forwards_meet, lockstep
 from ..rollout.pipeline import Pipeline, evaluating
-from ..types import Experience, canvas_tasks
+from ..types import SPANS, Experience, canvas_tasks
 from .batches import Batch, Unit, collate, score_batch
 from .diagnostics import thinned
 from .metrics import Metrics
@@ -148,7 +148,9 @@ def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[st
     ``min_p``: minus the log of the mass that was left, by which the likelihood's law is another one). One denoising step of each answer of the task's first
     unit, drawn by the window's ``number``. ``tasks`` as in ``log_exact_kl``.
     """
-    for task in canvas_tasks(tasks):
+    # Spans that are noised together hold the finished answer, on which a thought was not drawn.
+    joint = SPANS["r2i"] if pipe.args.r2i_noise == "joint" else ()
+    for task in (own for own in canvas_tasks(tasks) if own not in joint):
         sampler = pipe.algorithms[task].sampler
         cached = getattr(sampler, "kv_cache", "none") != "none"
         differs = cached or getattr(sampler, "truncation", None) is not None

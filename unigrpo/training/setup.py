@@ -14,8 +14,8 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from ..config.arguments import UniGRPOConfig
 from ..config.run_checks import settle_best_model
-from ..data.image_codes import ImageCodec, load_tokenizer
-from ..models import DiffusionPolicy
+from ..data.image_codes import ImageCodec, load_tokenizer, tokenizer_name
+from ..models import DiffusionPolicy, policy_class_of
 from ..models.adapters import add_adapter, check_adapter, check_trains, keep_out_vocabulary, keep_start, merged
 from ..models.builtin import model_name, model_path
 from ..models.opening import lineage, open_model
@@ -109,6 +109,36 @@ def load_codec(tokenizer: Any, policy: DiffusionPolicy, offload: bool = False) -
         return None
     tokenizer = load_tokenizer(model_path(tokenizer) if isinstance(tokenizer, str) else tokenizer)
     return ImageCodec(tokenizer, policy, offload)
+
+
+def opened(
+    model: str | PreTrainedModel | PeftModel,
+    args: Any,
+    policy: str | type[DiffusionPolicy] | None,
+    processing_class: Any,
+    adapted: bool,
+) -> tuple[PreTrainedModel | PeftModel, Any, DiffusionPolicy]:
+    """The module that a run trains, the network under its adapters, and its description, as the run's arguments want them.
+
+    ``adapted``: a new adapter will be put on it.
+    """
+    if isinstance(model, str):
+        model = load_trainable(model, policy, args.model_init_kwargs, args, adapted)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if args.attn_mask_mode is not None:
+        base.config.attn_mask_mode = args.attn_mask_mode
+    return model, base, policy_class_of(base, policy).from_model(base, processing_class)
+
+
+def settle_tokenizer(args: Any, base: Any) -> Any:
+    """The image tokenizer as it was given; ``args`` and the model's configuration keep its name.
+
+    Saved with the weights, so that pictures are decoded later by what they were trained with.
+    """
+    given, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
+    if isinstance(given, str) and hasattr(base.config, "image_tokenizer"):
+        base.config.image_tokenizer = given
+    return given
 
 
 def reward_set(

@@ -267,17 +267,15 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
             draw: how to choose a token for each selected row; needs ``select``.
             cache: keys and values to fill or to use; its span says which columns are computed. Inputs stay ``[B, L]``.
             counts: selected positions of each row, where the host knows them: it then does not wait for the device.
-            coefficients: ``[n]`` fp32, what the targets' log-probabilities are multiplied with in a loss that is linear in them.
-                The ``total`` is then their weighted sum, and alone has a gradient; a trained head makes it in three products a
-                token instead of four.
+            coefficients: ``[n]`` fp32, factors of the targets' log-probabilities in a linear loss. The ``total``, their weighted sum,
+                alone has a gradient then; a trained head makes it in three products a token instead of four.
             labels: ``[B, L]`` int64, the true tokens of ``input_ids``, which has been noised already; -100 = not scored. They
                 belong to their own position, not to the one before. ``MaskedDenoisingCollator`` makes both.
             loss_weights: ``[B, L]``, the coefficient of each label's -log p; the loss is then their sum over B.
 
         Returns:
-            ``MaskedDiffusionOutput`` with fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``); with ``logps [n]``
-            and ``entropy [n]`` (and ``kl [n]`` with a reference) when ``targets`` are given; with ``tokens [n]`` and their
-            ``logps [n]`` when a ``draw`` is; with ``labels`` the ``loss`` alone, the mean of -log p over them.
+            fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``); of ``targets`` ``logps [n]``, ``entropy [n]`` and, with a
+            reference, ``kl [n]``; of a ``draw`` ``tokens [n]`` and their ``logps [n]``; of ``labels`` the ``loss`` alone, the mean of -log p.
 
         Raises:
             ValueError: arguments that do not go together, a mask that is none, or a selected row outside the cache's span.
@@ -286,33 +284,39 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
         if kwargs:
             refuse_arguments(kwargs, TAKEN)
         check_attention_mask(attention_mask)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
         if labels is not None:
             select, targets = labelled(labels, 0, select=select, targets=targets, draw=draw)
-        if (targets is not None or draw is not None) and select is None:
-            raise ValueError("targets and draws need select, the [B, L] mask of the rows they belong to")
+        _check_together(input_ids, inputs_embeds, select, targets, draw)
         if cache is not None and cache.span is not None:
             input_ids, inputs_embeds, select = _within(cache, counts, input_ids, inputs_embeds, select)
         embeds = self.model.transformer["wte"](input_ids) if inputs_embeds is None else inputs_embeds
         rows, states = self.model(embeds, attention_mask, position_ids, select, cache, output_hidden_states, counts)
-        if guidance_scale is not None:
-            rows = combine_guidance(rows, guidance_scale)
+        rows = rows if guidance_scale is None else combine_guidance(rows, guidance_scale)
         asked = (targets, token_space, temperature, ref_logprobs, draw, coefficients)
         scores = self.model.transformer["ff_out"](rows, *asked)
-        if draw is not None:
-            return MaskedDiffusionOutput(**scores._asdict())
-        if targets is None:
-            return MaskedDiffusionOutput(logits=scores, hidden_states=states)
         if labels is not None:
             return MaskedDiffusionOutput(loss=label_loss(scores.logps, labels, loss_weights), hidden_states=states)
-        return MaskedDiffusionOutput(
-            logps=scores.logps, entropy=scores.entropy, kl=scores.kl, total=scores.total, hidden_states=states
-        )
+        if targets is None and draw is None:
+            return MaskedDiffusionOutput(logits=scores, hidden_states=states)
+        return MaskedDiffusionOutput(**scores._asdict(), hidden_states=states)
 
 
 TAKEN = tuple(list(inspect.signature(LLaDAForMaskedDiffusion.forward).parameters)[1:-1])
 """The names of what ``forward`` takes."""
+
+
+def _check_together(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    select: Tensor | None,
+    targets: Tensor | None,
+    draw: Draw | None,
+) -> None:
+    """Raises ``ValueError`` for arguments of a forward that do not go together."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    if (targets is not None or draw is not None) and select is None:
+        raise ValueError("targets and draws need select, the [B, L] mask of the rows they belong to")
 
 
 def _within(cache: KeyValueCache, counts: list[int] | None, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
