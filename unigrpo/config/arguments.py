@@ -38,7 +38,7 @@ ALGORITHM_KEYS = {**RUN_KEYS, **TASK_KEYS}
 """What an algorithm gives a value to where the user gave none."""
 
 
-@dataclass
+@dataclass(repr=False)  # The mixin's, which shows no token.
 class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     """Arguments of ``UniGRPOTrainer``: ``transformers.TrainingArguments`` plus the fields below.
 

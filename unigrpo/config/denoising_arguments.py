@@ -20,7 +20,7 @@ from .sorted_keys import OF_GIVEN_ANSWERS, check_inherited
 from .tokens import TokensUnsaved
 
 
-@dataclass
+@dataclass(repr=False)  # The mixin's, which shows no token.
 class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     """Arguments of ``MaskedDenoisingTrainer``: ``transformers.TrainingArguments`` plus the fields below.
 
