@@ -25,6 +25,7 @@ from transformers import (
 import unigrpo
 from unigrpo.algorithm.denoising import MaskedDenoising
 from unigrpo.models import MaskedDiffusionMixin, MMaDAProcessor
+from unigrpo.models.elsewhere import labelled
 from unigrpo.rollout.generate import load_policy
 
 from ..support.tiny import tiny_llada, tiny_model, tiny_processor
@@ -150,6 +151,14 @@ def test_the_dtype_of_most_numbers_counts_and_pickled_weights_say_theirs(tmp_pat
         file.unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
     assert AutoModel.from_pretrained(tmp_path).dtype == torch.float16
+
+
+def test_a_label_that_no_shifted_logit_predicts_is_refused():
+    labels = torch.tensor([[5, 6, 7], [-100, 6, 7]])
+    select, targets = labelled(labels[1:], 1, draw=None)
+    assert select.tolist() == [[True, True, False]] and targets.tolist() == [6, 7]
+    with pytest.raises(ValueError, match="the first of a row cannot be scored; set its label to -100"):
+        labelled(labels, 1, draw=None)
 
 
 @torch.no_grad()
