@@ -30,6 +30,7 @@ class AfterImport(MetaPathFinder):
         execute = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
+            """The loader's own, after the outermost of which the families are registered."""
             self._depth += 1
             try:
                 execute(module)

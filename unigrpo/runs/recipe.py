@@ -204,6 +204,7 @@ def known(key: str, valid: tuple[str, ...], where: str, cure: str | None = None)
 
 
 def section(kind: type, value: Any, where: str) -> Any:
+    """A ``kind`` from its mapping; ``RecipeError`` for keys that it does not have and values of a wrong type."""
     if not isinstance(value, dict):
         raise RecipeError(f"{where} must be a mapping with keys {[f.name for f in fields(kind)]}, got {quoted(value)}")
     for key in value:

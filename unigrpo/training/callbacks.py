@@ -166,6 +166,7 @@ class JsonLines(TrainerCallback):
         self.run: dict[str, str] = {}
 
     def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        """Learns the run's id, and drops the lines that a resumed run writes again."""
         if not state.is_world_process_zero:
             return
         record = read_record(args.output_dir)

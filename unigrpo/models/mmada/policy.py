@@ -209,22 +209,20 @@ class MMaDAPolicy(TextCanvasPolicy):
         Raises:
             ValueError: prompt and thought do not fit.
         """
-        prompt, special = self.processor.encode_prompt(row["prompt"], "r2i"), self.config.special_token_ids
-        if len(prompt) + len(thought) > max_length:
+        prompt, codes = self.processor.encode_prompt(row["prompt"], "r2i"), row["image_codes"]
+        room = max_length - len(prompt)
+        if len(thought) > room:
             raise TooLongError(
                 f"a prompt of {len(prompt)} and a thought of {len(thought)} tokens do not fit {max_length} positions"
             )
-        rest = [self.pad_token_id] * (max_length - len(prompt) - len(thought))
-        codes = (row["image_codes"] + self.config.image_token_offset).tolist()
-        marks = [special[name] for name in ("r2i", "soi", "eoi")]
-        ids = torch.tensor([[marks[0], *prompt, *thought, *rest, marks[1], *codes, marks[2]]])
-        place = torch.arange(ids.shape[1])
-        text = (place > len(prompt)) & (place <= max_length)
-        picture = (place > max_length + 1) & (place < ids.shape[1] - 1)
-        return Canvas(
-            ids=ids,
-            fill_mask=(text | picture)[None],
-            attention_mask=torch.ones_like(ids, dtype=torch.bool),
+        written = torch.tensor(thought + [self.pad_token_id] * (room - len(thought)))
+        lengths = {"max_completion_length": room, "image_tokens": len(codes)}
+        canvas = self.encode([{**row, "thought_ids": written}], "picture", **lengths)
+        place = torch.arange(canvas.ids.shape[1])
+        return replace(
+            canvas,
+            ids=canvas.ids.masked_scatter(canvas.fill_mask, codes + self.config.image_token_offset),
+            fill_mask=canvas.fill_mask | (place > len(prompt)) & (place <= max_length),
             task="r2i",
             token_space=self.token_space("text"),
         )
