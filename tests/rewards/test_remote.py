@@ -61,8 +61,18 @@ AT_ONCE = 20.0
 """Seconds that a busy machine may need for what takes a moment; what is bounded here would else take longer or for ever."""
 
 
+OTHERS: set[threading.Thread] = set()
+"""Threads that were there before the test: a reward of another file may hang for longer than this one runs."""
+
+
+@pytest.fixture(autouse=True)
+def others():
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
+
+
 def wait_for_no_threads(seconds=AT_ONCE):
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - OTHERS:
         if thread.name == "unigrpo":
             thread.join(seconds)
             assert not thread.is_alive()

@@ -55,7 +55,21 @@ def test_columns_arrive_by_name():
     assert seen["solution"] == ["a", "b", "c"]
     assert seen["level"] == [1, 2, 3]
     assert seen["trainer_state"] == state
-    assert set(seen["others"]) == {"images", "thoughts", "log_extra", "log_metric"}
+    assert set(seen["others"]) == {"images", "log_extra", "log_metric"}
+
+
+def test_a_reward_may_name_thoughts_in_a_run_that_has_some_rows_without():
+    """A window of a mixed run may have no answer with one; a column of that name is the user's own."""
+    seen = []
+
+    def reward(completions, thoughts):
+        seen.append(thoughts)
+        return [0.0] * len(completions)
+
+    rewards = RewardSet(functions=[reward])
+    rewards.score(answers())
+    rewards.score(answers(thoughts=["a", "b", "c"]))
+    assert seen == [[None] * 3, ["a", "b", "c"]]
 
 
 def test_a_reward_gets_what_it_names_and_no_more():

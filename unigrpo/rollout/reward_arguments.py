@@ -27,7 +27,8 @@ NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 def taken(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of ``arguments`` that ``function`` takes by name; all of them for one with ``**kwargs``, or that does not say.
 
-    One that names ``image`` gets the first of each row's ``images``, or None: TRL's column for rows with one picture.
+    One that names ``image`` gets the first of each row's ``images``, or None: TRL's column for rows with one picture. One that
+    names ``thoughts`` gets them as None where no answer of the call has any.
 
     Raises:
         TypeError: it needs a column that the dataset does not have.
@@ -39,6 +40,8 @@ def taken(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
     named = {own.name: own for own in parameters if own.kind in NAMED}
     if "image" in named and "image" not in arguments:
         arguments = {**arguments, "image": [own[0] if own else None for own in arguments["images"]]}
+    if "thoughts" in named and "thoughts" not in arguments:
+        arguments = {**arguments, "thoughts": [None] * len(arguments["completions"])}
     for name, own in named.items():
         if own.default is inspect.Parameter.empty and name not in arguments:
             columns = sorted(set(arguments) - {*OF_A_CALL, "image"})

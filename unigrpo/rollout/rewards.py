@@ -280,7 +280,7 @@ class RewardSet:
             "completion_ids": [sample.completion_ids for sample in samples],
             "task": [sample.task for sample in samples],
         }
-        if "thoughts" not in arguments or any(sample.earlier for sample in samples):
+        if any(sample.earlier for sample in samples):
             arguments["thoughts"] = [sample.thought for sample in samples]
         if messages:
             for name, role in (("prompts", "user"), ("completions", "assistant")):
