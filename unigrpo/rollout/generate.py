@@ -17,7 +17,7 @@ from ..errors import check_choice
 from ..models import DiffusionPolicy, resolve_policy
 from ..models.adapter_files import ADAPTER_FILE, adapter_base, load_adapter
 from ..models.builtin import model_path
-from ..models.loading import load_config, load_processor
+from ..models.loading import check_from_scratch, load_config, load_processor
 from ..parts import Choice, choose
 from ..samplers import samplers_for
 from ..types import TASKS, keyed_generator
@@ -148,12 +148,15 @@ def load_policy(
     processing_class: Any = None,
     image_tokenizer: Any = None,
     allow_missing: Sequence[str] = (),
+    from_scratch: bool = False,
+    seed: int = 0,
     **model_kwargs: Any,
 ) -> LoadedPolicy:
     """A policy from a hub id, a path, ``builtin:NAME`` or an adapter folder (its base model is loaded beneath it).
 
     ``image_tokenizer`` (id, path or module) replaces the one that the model's config names. ``allow_missing`` names
-    parameters, with ``*`` for any letters, that may start from random values because the files lack them.
+    parameters, with ``*`` for any letters, that may start from random values because the files lack them. With
+    ``from_scratch`` all do: of the checkpoint only the configuration and the tokenizer are read, and the weights are drawn from ``seed``.
 
     Raises:
         CheckpointError: parameters that do not come from the files, another family's checkpoint, or a folder with an adapter
@@ -170,7 +173,11 @@ def load_policy(
     family = resolve_policy(name)
     if allow_missing:
         model_kwargs["allow_missing"] = allow_missing
-    model = family.load_model(base, dtype=dtype, **model_kwargs)
+    if from_scratch:
+        check_from_scratch({"from_scratch": True, **model_kwargs}, adapter.exists())
+        model = family.fresh_model(base, seed, dtype=dtype, **model_kwargs)
+    else:
+        model = family.load_model(base, dtype=dtype, **model_kwargs)
     if processing_class is None and (Path(path) / "processor_config.json").exists():
         # Saved beside an adapter, it holds the prompt options the adapter was trained with.
         processing_class = load_processor(family.processor_class, path)

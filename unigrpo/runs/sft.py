@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
 
 from ..config.denoising_arguments import MaskedDenoisingConfig
 from ..errors import RecipeError, import_named
@@ -22,8 +21,21 @@ from ..training.checkpoints.files import check_writable, named, write_json
 from ..training.engines import engine_of
 from ..training.setup import load_trainable
 from .again import command_again
+from .bounded_yaml import quoted
 from .build import build_lora, build_policy, import_parts, load_rows
-from .recipe import DatasetSpec, ModelSpec, Recipe, known, parse_lora, parse_policy, read_recipe, section, sections
+from .recipe import (
+    DatasetSpec,
+    ModelSpec,
+    Recipe,
+    known,
+    parse_accuracy,
+    parse_lora,
+    parse_policy,
+    read_recipe,
+    section,
+    sections,
+)
+from .sft_held_out import HeldOutQuestions, MeasuredBefore, build_sampling, compared, said
 from .train import build_processor, model_options, settle_folder, versions
 
 
@@ -34,7 +46,7 @@ class GivenSpec(DatasetSpec):
     weight: float | None = None
 
 
-SECTIONS = ("model", "policy", "datasets", "eval_datasets", "lora")
+SECTIONS = ("model", "policy", "datasets", "eval_datasets", "accuracy", "sampling", "lora")
 CONFIG_KEYS = tuple(item.name for item in fields(MaskedDenoisingConfig) if item.init)
 
 ANSWERS = {"arithmetic": "unigrpo.toy.arithmetic:trace"}
@@ -65,10 +77,14 @@ def parse_sft_recipe(data: dict[str, Any], source: str, folder: Path | None = No
         datasets=sections(GivenSpec, data["datasets"], f"{source}: datasets"),
         eval_datasets=sections(GivenSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
         rewards=[],
+        accuracy=parse_accuracy(data.get("accuracy"), source),
         lora=parse_lora(data, source),
+        sampling=data.get("sampling"),
         config={key: value for key, value in data.items() if key not in SECTIONS},
         folder=folder or Path(),
     )
+    if not isinstance(recipe.sampling, dict | None):
+        raise RecipeError(f"{source}: sampling must be a mapping of keys, got {quoted(recipe.sampling)}")
     weights = [spec.weight for spec in recipe.datasets if isinstance(spec, GivenSpec)]
     if len({weight is None for weight in weights}) > 1 or (weights[0] is not None and "sampling_weights" in data):
         raise RecipeError(
@@ -107,16 +123,22 @@ def given_rows(spec: DatasetSpec) -> Any:
     return rows.add_column("completion", [answer(row) for row in rows])
 
 
-def build_sft_trainer(recipe: Recipe, args: MaskedDenoisingConfig | None = None) -> MaskedDenoisingTrainer:
-    """The trainer that a recipe describes; ``args`` are the recipe's own, where they are made already."""
+def held_out_sets(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's held-out rows by the names of their sets; one alone is called ``eval_dataset``."""
+    found = {f"eval_datasets[{number}]": given_rows(own) for number, own in enumerate(recipe.eval_datasets)}
+    return {"eval_dataset": found["eval_datasets[0]"]} if len(found) == 1 else found
+
+
+def build_sft_trainer(
+    recipe: Recipe, args: MaskedDenoisingConfig | None = None, held_out: dict[str, Any] | None = None
+) -> MaskedDenoisingTrainer:
+    """The trainer that a recipe describes; ``args`` and ``held_out`` are the recipe's own, where they are made already."""
     args = build_sft_config(recipe) if args is None else args
     if args.should_save:
         check_writable(args.output_dir)
     spec, policy, shared = recipe.model, build_policy(recipe), _as_any(args)
     data = {f"datasets[{number}]": given_rows(own) for number, own in enumerate(recipe.datasets)}
-    held_out = {f"eval_datasets[{number}]": given_rows(own) for number, own in enumerate(recipe.eval_datasets)}
-    if len(held_out) == 1:
-        held_out = {"eval_dataset": held_out["eval_datasets[0]"]}
+    held_out = held_out_sets(recipe) if held_out is None else held_out
     model = load_trainable(spec.path, policy, model_options(recipe, shared), shared, recipe.lora is not None)
     trainer = MaskedDenoisingTrainer(
         model=model,
@@ -143,7 +165,7 @@ def run_sft_recipe(recipe: Recipe) -> dict[str, Any]:
     """Train and leave ``metrics.jsonl``, ``summary.json`` and the model in ``output_dir``, which ``unigrpo train`` can start from.
 
     Folders, resuming and signals as in ``run_recipe``. With ``eval_datasets`` the summary has the held-out numbers before and
-    after.
+    after, with ``sampling`` the held-out accuracy too.
 
     Raises:
         CheckpointError, Interrupted: as in ``run_recipe``.
@@ -151,22 +173,27 @@ def run_sft_recipe(recipe: Recipe) -> dict[str, Any]:
     args = build_sft_config(recipe)
     with ExitStack() as lock:
         args.output_dir = settle_folder(_as_any(args), lock)
-        return _run(build_sft_trainer(recipe, args), recipe)
+        # Before weights are loaded: a mistake in them is found at once.
+        held_out, sampling = held_out_sets(recipe), build_sampling(recipe, args)
+        questions = None if sampling is None else HeldOutQuestions(recipe, held_out, sampling)
+        return _run(build_sft_trainer(recipe, args, held_out), recipe, questions)
 
 
-def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe) -> dict[str, Any]:
+def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe, questions: HeldOutQuestions | None) -> dict[str, Any]:
     started = time.perf_counter()
     out = Path(str(trainer.args.output_dir))
     out.mkdir(parents=True, exist_ok=True)
     trainer.go_on = command_again(recipe, str(out), trainer.accelerator.num_processes, "sft")
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
     resume = trainer.args.resume_from_checkpoint
-    start = LossBefore(trainer, broadcast_object_list([_stored(out) if resume else None])[0])
+    start = MeasuredBefore(trainer, questions, broadcast_object_list([_stored(out) if resume else None])[0])
     trainer.add_callback(start)
+    train_started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
+    train_seconds = time.perf_counter() - train_started - start.seconds
     with named(out):
         trainer.save_model()
-    after = trainer.measure(trainer.eval_dataset) if trainer.eval_dataset else None
+    after = start.measure() if trainer.eval_dataset else None
     summary = {
         **(trainer.run.identity if trainer.run is not None else {}),
         "recipe": recipe.source,
@@ -174,16 +201,17 @@ def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe) -> dict[str, Any]:
         "lora": recipe.lora is not None,
         "seed": trainer.args.seed,
         "optimizer_steps": trainer.state.global_step,
+        "train_seconds": round(train_seconds, 1),
         "wall_seconds": round(time.perf_counter() - started, 1),
         "versions": versions(),
         "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
-        **({} if after is None else {"held_out_before": start.before, "held_out_after": after}),
+        **({} if after is None else compared(start.before, after)),
     }
     if trainer.is_world_process_zero():
         with named(out / "summary.json"):
             write_json(out / "summary.json", summary)
-        for name, value in (after or {}).items():
-            say(f"held-out {name}: {(start.before or {}).get(name, float('nan')):.4g} -> {value:.4g}")
+        for line in said(summary):
+            say(line)
         say(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
     return summary
 
@@ -194,24 +222,3 @@ def _stored(out: Path) -> dict[str, float] | None:
         return json.loads((out / "before.json").read_text())
     except (OSError, ValueError):
         return None
-
-
-class LossBefore(TrainerCallback):
-    """Held-out numbers before the first step, by the model as its engine holds it.
-
-    Args:
-        before: what an interrupted run measured; it is not measured again.
-    """
-
-    def __init__(self, trainer: MaskedDenoisingTrainer, before: dict[str, float] | None) -> None:
-        self.trainer, self.before = trainer, before
-
-    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
-        """Measures, and leaves ``before.json``; not in the middle of a run, whose first weights are gone."""
-        if self.before is not None or not self.trainer.eval_dataset or state.global_step:
-            return
-        self.before = self.trainer.measure(self.trainer.eval_dataset)
-        if state.is_world_process_zero:
-            path = Path(args.output_dir) / "before.json"
-            with named(path):
-                write_json(path, self.before)

@@ -17,7 +17,7 @@ from ..data.image_codes import ImageCodec, load_tokenizer
 from ..models import DiffusionPolicy, resolve_policy
 from ..models.adapters import add_adapter, check_adapter, check_trains, keep_start
 from ..models.builtin import model_path
-from ..models.loading import load_config
+from ..models.loading import check_from_scratch, load_config
 from ..models.quantization import check_quantization, prepare_quantised
 from ..rollout.rewards import RewardSet, offload, resolve_reward
 from ..terminal import masked
@@ -43,7 +43,7 @@ def load_trainable(
 ) -> PreTrainedModel:
     """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise.
 
-    Its attribute ``load_again`` loads it once more, for engines under which it cannot be copied.
+    With ``from_scratch=True`` among ``init_kwargs`` its weights are drawn from the run's ``seed``, and none are read. Its attribute ``load_again`` loads it once more, for engines under which it cannot be copied.
 
     Raises:
         ValueError: text in place of options, quantised weights that no ``adapters`` will be put on, or without the package for them; options that
@@ -54,6 +54,7 @@ def load_trainable(
             "model_init_kwargs is a text, which is not shown in case it has a token: give a mapping, or JSON of one"
         )
     check_quantization(init_kwargs, adapters)
+    check_from_scratch(init_kwargs, adapters)
     options = {"dtype": "auto", **(init_kwargs or {})}
     if options.get("quantization_config") is not None:
         # Made of the weights while they are loaded, on the device that has to compute with them.
@@ -61,7 +62,11 @@ def load_trainable(
     model = model_path(model)
     trusted = bool(options.get("trust_remote_code"))
     name = policy or load_config(model, trust_remote_code=trusted).model_type
-    load = partial(resolve_policy(name).load_model, model, **options)
+    family = resolve_policy(name)
+    load = partial(family.load_model, model)
+    if options.pop("from_scratch", False):
+        load = partial(family.fresh_model, model, args.seed)
+    load = partial(load, **options)
     try:
         module = load()
     except TypeError as error:
