@@ -12,7 +12,7 @@ from unigrpo import load_policy
 from unigrpo.runs.cli import main
 from unigrpo.runs.recipe import load_recipe
 
-from ..support.recipes import RECIPES, ROOT, SMALL, replaced_data, replaced_models, replaced_sizes, write_gsm8k
+from ..support.recipes import ROOT, SFT, SMALL, TRAIN, replaced_data, replaced_models, replaced_sizes, write_gsm8k
 from ..support.tiny import tiny_model
 from ..support.tolerances import assert_rounding
 
@@ -145,12 +145,12 @@ def test_help_names_every_command(capsys):
 
 
 def test_shipped_recipes_are_clean(capsys):
-    assert main(["check", "--offline", *map(str, RECIPES)]) == 0
+    assert main(["check", "--offline", *map(str, TRAIN)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count(": ok") == len(RECIPES) >= 2
+    assert shown.count(": ok") == len(TRAIN) >= 2
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", TRAIN, ids=lambda file: file.stem)
 def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
     """With only model, data and sizes replaced; every dataset has its prompt in the window."""
     shipped, out = load_recipe(str(file)), tmp_path / "out"
@@ -177,6 +177,16 @@ def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
         }
     sheets = ("images_before.png", "images_after.png", "images.png")
     assert all((out / name).exists() == ("t2i" in tasks) for name in sheets)
+
+
+@pytest.mark.parametrize("file", SFT, ids=lambda file: file.stem)
+def test_shipped_recipes_of_sft_run_two_steps(file, tmp_path):
+    """As they are, with fewer rows and steps."""
+    small = ["max_steps=2", "per_device_train_batch_size=8", "datasets.0.limit=32", "eval_datasets.0.limit=4"]
+    assert main(["sft", str(file), *small, f"output_dir={tmp_path}", "disable_tqdm=true"]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["optimizer_steps"] == 2 and summary["held_out_accuracy_after"]["count"] == 4
+    assert summary["held_out_after"]["loss"] < summary["held_out_before"]["loss"]
 
 
 def test_sample_takes_shortcuts(capsys):

@@ -15,6 +15,9 @@ from .tiny import prompts
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+TRAIN = [file for file in RECIPES if "\nrewards:" in file.read_text(encoding="utf-8")]
+SFT = [file for file in RECIPES if file not in TRAIN]
+"""Those of ``unigrpo train``, and those of ``unigrpo sft``, which have no rewards."""
 
 
 SMALL = [

@@ -49,8 +49,10 @@ class GivenSpec(DatasetSpec):
 SECTIONS = ("model", "policy", "datasets", "eval_datasets", "accuracy", "sampling", "lora")
 CONFIG_KEYS = tuple(item.name for item in fields(MaskedDenoisingConfig) if item.init)
 
-ANSWERS = {"arithmetic": "unigrpo.toy.arithmetic:trace"}
-"""Shipped sets -> the function that writes the answer to a row."""
+ANSWERS: dict[str, dict[str | None, str]] = {
+    "arithmetic": {None: "unigrpo.toy.arithmetic:trace", "careless": "unigrpo.toy.arithmetic:careless_trace"}
+}
+"""Shipped sets -> the teachers, by the dataset's ``name``: functions that write the answer to a row."""
 
 
 def load_sft_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -119,7 +121,9 @@ def given_rows(spec: DatasetSpec) -> Any:
         raise RecipeError(
             f"dataset {spec.path!r} ships without answers to train; with answers: {[BUILTIN + n for n in ANSWERS]}"
         )
-    answer = import_named(ANSWERS[name])
+    if spec.name not in ANSWERS[name]:
+        raise RecipeError(f"dataset {spec.path!r}: name={quoted(spec.name)}: choose one of {list(ANSWERS[name])}")
+    answer = import_named(ANSWERS[name][spec.name])
     return rows.add_column("completion", [answer(row) for row in rows])
 
 
