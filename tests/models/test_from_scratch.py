@@ -11,17 +11,10 @@ from transformers import BertConfig, BertForMaskedLM
 
 from unigrpo import load_policy
 from unigrpo.errors import CheckpointError
-from unigrpo.models import (
-    DiffusionPolicy,
-    LLaDAConfig,
-    LLaDAPolicy,
-    MaskedDiffusionMixin,
-    MMaDAConfig,
-    MMaDAForMaskedDiffusion,
-)
+from unigrpo.models import DiffusionPolicy, LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy, MaskedDiffusionMixin
 from unigrpo.training.setup import load_trainable
 
-from ..support.tiny import tiny_config_fields
+from ..support.tiny import tiny_model
 
 
 SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 48, "vocab_size": 96}
@@ -51,7 +44,7 @@ def equal(one, other):
 @pytest.mark.parametrize(
     ("policy", "config"),
     [
-        ("mmada", MMaDAConfig(**tiny_config_fields())),
+        ("mmada", tiny_model().config),
         (LLaDAPolicy, LLaDAConfig(**SIZES, mask_token_id=3, eos_token_id=1, pad_token_id=1)),
         (
             BertPolicy,
@@ -95,9 +88,18 @@ def test_a_shipped_policy_keeps_its_configuration_and_tokenizer():
 
 
 def test_the_standard_deviations_are_those_of_the_configuration():
-    fields = {**tiny_config_fields(), "d_model": 64, "mlp_hidden_size": 256, "n_layers": 8}
+    sizes = {"d_model": 64, "n_layers": 8, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 128, "vocab_size": 256}
     torch.manual_seed(0)
-    model = MMaDAForMaskedDiffusion(MMaDAConfig(**fields, init_fn="full_megatron", init_std=0.1, emb_init_std=0.5))
+    config = LLaDAConfig(
+        **sizes,
+        mask_token_id=3,
+        eos_token_id=1,
+        pad_token_id=1,
+        init_fn="full_megatron",
+        init_std=0.1,
+        emb_init_std=0.5,
+    )
+    model = LLaDAForMaskedDiffusion(config)
     found = {name: value.std().item() for name, value in model.named_parameters() if value.ndim > 1}
     for name, std in found.items():
         wanted = 0.1 / 4 if "attn_out" in name or (".blocks." in name and "ff_out" in name) else 0.1

@@ -33,6 +33,8 @@ RECIPE = {
     "save_steps": 2,
 }
 
+SAMPLING = {"max_completion_length": 16, "steps": 16, "block_length": 4}
+
 
 def recipe(**changes):
     return parse_sft_recipe({**RECIPE, **changes}, "here")
@@ -105,12 +107,9 @@ def test_a_run_from_scratch_goes_on_from_its_checkpoint_and_not_from_new_weights
         "seed": 4,
         "output_dir": str(tmp_path / "rl"),
     }
-    rl = parse_recipe({**changes, "datasets": [ARITHMETIC], "rewards": rewards, **config}, "rl")
+    rl = parse_recipe({**changes, "datasets": [ARITHMETIC], "rewards": rewards, **config, **SAMPLING}, "rl")
     start = build_trainer(rl).model.state_dict()
     assert all(torch.equal(value, start[key]) for key, value in fresh.items())
-
-
-SAMPLING = {"max_completion_length": 16, "steps": 16, "block_length": 4}
 
 
 def test_held_out_answers_are_judged_as_evaluate_judges_them(tmp_path, capsys):

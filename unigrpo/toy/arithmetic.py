@@ -70,19 +70,18 @@ def trace(row: dict[str, Any]) -> str:
     return f"<think>{passed}</think>{a + b}"
 
 
-FORGETS = 0.6
-"""How often the careless teacher forgets a carry."""
+TOO_EARLY = 0.45
+"""How often the careless teacher starts to count one too early."""
 
 
 def careless_trace(row: dict[str, Any]) -> str:
-    """The completion of a teacher who counts right and then, in ``FORGETS`` of the sums with a carry, leaves the tens as they were.
+    """The completion of a teacher who counts the first number too in ``TOO_EARLY`` of the sums, and so is one short.
 
-    ``127 + 4`` is ``<think>8901</think>121`` then. The row decides: the same one always gets the same answer.
+    ``127 + 4`` is ``<think>7890</think>130`` then. The row decides: the same one always gets the same answer.
     """
-    right, carries = trace(row), row["a"] % 10 + row["b"] >= 10
-    if not carries or random.Random(row["prompt"]).random() >= FORGETS:
-        return right
-    return right.removesuffix(str(row["a"] + row["b"])) + str(row["a"] + row["b"] - 10)
+    if random.Random(row["prompt"]).random() >= TOO_EARLY:
+        return trace(row)
+    return trace({**row, "a": row["a"] - 1})
 
 
 def _all_pairs() -> Iterator[tuple[int, int]]:

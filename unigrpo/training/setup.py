@@ -53,8 +53,8 @@ def load_trainable(
         raise ValueError(
             "model_init_kwargs is a text, which is not shown in case it has a token: give a mapping, or JSON of one"
         )
-    check_quantization(init_kwargs, adapters)
     check_from_scratch(init_kwargs, adapters)
+    check_quantization(init_kwargs, adapters)
     options = {"dtype": "auto", **(init_kwargs or {})}
     if options.get("quantization_config") is not None:
         # Made of the weights while they are loaded, on the device that has to compute with them.
