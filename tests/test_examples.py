@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from .support import ROOT
 
@@ -26,21 +28,28 @@ def run(script: Path, folder: Path) -> tuple[float, float]:
     command = [sys.executable, str(script)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
-    printed = re.search(r"reward before (\d\.\d+), after (\d\.\d+)", done.stdout)
-    assert printed, done.stdout[-3000:]
+    return rewards(done.stdout)
+
+
+def rewards(text: str) -> tuple[float, float]:
+    printed = re.search(r"reward before (\d\.\d+), after (\d\.\d+)", text)
+    assert printed, text[-3000:]
     return float(printed[1]), float(printed[2])
 
 
 @pytest.mark.parametrize("name", EXPECTED_RISE)
-def test_the_script_runs(name, tmp_path):
-    """Two steps of it, on a few rows."""
+def test_the_script_runs(name, tmp_path, monkeypatch, capsys):
+    """Two steps of it, on a few rows, without a process of its own: it would import all over again."""
     text = (EXAMPLES / name).read_text()
     short, changes = re.subn(
         r'(?<=problems\("test")(?:, 64)?(?=\))|(?<="max_steps": )\d+|(?<=max_steps=)\d+', _little, text
     )
     assert changes == (1 if name == "custom_policy.py" else 2)
     (tmp_path / name).write_text(short)
-    assert all(0 <= reward <= 1 for reward in run(tmp_path / name, tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        runpy.run_path(str(tmp_path / name), run_name="__main__")
+    assert all(0 <= reward <= 1 for reward in rewards(capsys.readouterr().out))
 
 
 def _little(number: re.Match) -> str:
@@ -67,3 +76,14 @@ def test_examples_are_short():
 def test_every_example_is_listed():
     listed = set(re.findall(r"python examples/(\w+\.py)", (EXAMPLES / "README.md").read_text()))
     assert listed == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
+    text = (ROOT / "README.md").read_text().partition("## Three lines")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    expected = re.findall(r"# prints (.*)", text)
+    assert len(blocks) == len(expected) == 2
+    assert capsys.readouterr().out.splitlines() == expected

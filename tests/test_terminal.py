@@ -105,9 +105,8 @@ def test_nothing_is_printed_in_another_way():
             imported = getattr(node, "module", "") if isinstance(node, ast.ImportFrom) else ""
             names = {own.name for own in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
             called = node.func if isinstance(node, ast.Call) else None
-            own_way = imported in ("rich.console", "rich.text", "rich.markup") or (
-                imported == "rich.progress" and "track" in names
-            )
+            of_rich = {"rich.console": "Console", "rich.progress": "track"}
+            own_way = imported in ("rich.text", "rich.markup") or of_rich.get(imported) in names
             own_way |= isinstance(called, ast.Name) and called.id in ("print", "Console")
             own_way |= isinstance(called, ast.Attribute) and ast.unparse(called) in (
                 "sys.stdout.write",

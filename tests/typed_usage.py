@@ -47,3 +47,4 @@ steps: int = args.for_task("text").steps
 scores: dict[str, float] = trainer.evaluate()
 check_sampler(SemiAutoregressive(steps=8, block_length=4))
 answers: list[object] = load_policy("runs/mine").generate(["1 + 1 ="], temperature=0.0)
+again: list[object] = trainer.generate("1 + 1 =", max_new_tokens=8)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .auto_classes import register_families
+
 
 if TYPE_CHECKING:
     from .config.arguments import UniGRPOConfig
@@ -15,11 +17,13 @@ if TYPE_CHECKING:
     from .rollout.generate import load_policy
     from .sft import MaskedDenoisingTrainer
     from .trainer import UniGRPOTrainer
+    from .training.collator import MaskedDenoisingCollator
 
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "MaskedDenoisingCollator": "unigrpo.training.collator",
     "MaskedDenoisingConfig": "unigrpo.config.denoising_arguments",
     "MaskedDenoisingTrainer": "unigrpo.sft",
     "UniGRPOConfig": "unigrpo.config.arguments",
@@ -28,6 +32,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "MaskedDenoisingCollator",
     "MaskedDenoisingConfig",
     "MaskedDenoisingTrainer",
     "UniGRPOConfig",
@@ -42,3 +47,6 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'unigrpo' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+register_families()

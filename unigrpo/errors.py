@@ -5,6 +5,7 @@
 * ``CheckpointError``: a checkpoint that cannot be written or read.
 * ``NonFiniteError``: a loss or gradient that is no number.
 * ``RewardError``: a reward that ended the run; ``ReturnError``: what it returned is no list of scores.
+* ``TooLongError``: a row that does not fit.
 * ``Overdue``: a call that has outlived its bound.
 * ``Interrupted``: Ctrl-C in a run, a ``KeyboardInterrupt``.
 
@@ -50,6 +51,10 @@ class NotReachableError(SourceError):
 
 class ReturnError(ValueError):
     """A reward returned something else than one score an answer; the message goes on from the reward's name."""
+
+
+class TooLongError(ValueError):
+    """A row does not fit into the positions that there are; the message names them and the cure."""
 
 
 class Overdue(Exception):

@@ -15,18 +15,19 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.denoising_arguments import MaskedDenoisingConfig
-from .data.image_codes import tokenizer_name
-from .data.rows import MANY_ROWS, read_row, task_of, undecoded
+from .data.image_codes import ImageCodec, tokenizer_name
 from .models import DiffusionPolicy, policy_class_of
-from .terminal import tracked
 from .training import setup
 from .training.batches import Unit
 from .training.callbacks import add_callbacks
+from .training.card import objective_lines
+from .training.check_given import CheckedGiven, prefix_of
 from .training.checkpoints.identity import described_denoising
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
 from .training.engines import accumulating, settle_precision
 from .training.finite import FiniteGuard
+from .training.generating import Generates
 from .training.given import Writer
 from .training.given_step import GivenStep, Place, given_step, unit_sums
 from .training.held_out_loss import held_out_loss
@@ -37,13 +38,14 @@ from .training.stopping import StoppableRun
 from .types import TokenSpace, keyed_generator
 
 
-class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Trainer):
+class MaskedDenoisingTrainer(CheckedGiven, WindowCheckpoints, StoppableRun, Generates, RefusedMethods, Trainer):
     """Trains a masked-diffusion policy on given answers: MMaDA's and LLaDA's pre-training and fine-tuning losses.
 
     Args:
         model: hub id, path, ``PreTrainedModel`` or ``PeftModel``.
         args: the run's arguments; ``args.objective`` names the losses.
-        train_dataset: rows as ``data.given.given_of`` reads them, or ``{source: rows}``, mixed by ``args.sampling_weights``.
+        train_dataset: rows as ``data.given.given_of`` reads them, or ``{source: rows}``, mixed by ``args.sampling_weights``. Rows
+            are a dataset, a list, a DataFrame or a path.
         eval_dataset: held-out rows of the same kind, or a dict of such sets.
         processing_class: the policy's tokenizer or processor; None = the one saved beside the model.
         callbacks, optimizers: as in ``transformers.Trainer``.
@@ -59,6 +61,9 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
     eval_dataset: Any
     _tag_names = ["unigrpo", "diffusion-language-model", "sft"]
     _datasets = ("train_dataset", "eval_dataset")
+    _words = {"evaluates": "take the loss of given answers", "command": "sft"}
+    _cure = "A lower learning_rate or max_grad_norm, or leaving these rows out may help"
+    _curve = ("loss", "loss/text", "loss/mmu", "loss/t2i", "loss/r2i")
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
         args = MaskedDenoisingConfig("unigrpo-sft-output") if args is None else copy.copy(args)
         shared: Any = args
         setup.check_arguments(shared)
+        setup.settle_early_stopping(args, callbacks, "eval_loss")
         if isinstance(model, str):
             model = setup.load_trainable(model, policy, args.model_init_kwargs, shared, peft_config is not None)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -95,7 +101,10 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
             image_transform=args.image_transform,
             vocabulary=TokenSpace(start=0, stop=base.config.vocab_size),
         )
+        self._tasks: dict[str, set[str]] = {}
         sources = self._checked(train_dataset, "train_dataset")
+        held_out = self._checked(eval_dataset, "eval_dataset") if eval_dataset is not None else {}
+        self._check_best_metric(held_out)
         self.starts_from(model)
         model = setup.trainable(model, peft_config, shared, False, optimizers[0])
         if args.learning_rate is None:
@@ -106,7 +115,7 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
             args=args,
             data_collator=list,  # type: ignore[arg-type]  # numbers of micro-steps
             train_dataset=sources or None,
-            eval_dataset=self._checked(eval_dataset, "eval_dataset") if eval_dataset is not None else None,
+            eval_dataset=held_out or None,
             processing_class=self.policy.processor,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -134,24 +143,6 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
 
     # ---- data ----
 
-    def _checked(self, dataset: Any, name: str) -> dict[str, Any]:
-        """The sources by name, every row of which can be written."""
-        if dataset is None:
-            return {}
-        named = dict(dataset) if isinstance(dataset, dict) else {name: dataset}
-        sources = {own: undecoded(rows) for own, rows in named.items()}
-        for own, rows in sources.items():
-            if not hasattr(rows, "__len__") or not len(rows):
-                raise ValueError(f"{own} has no rows, or no length: load it without streaming")
-            numbers = range(len(rows))
-            for index in tracked(numbers, f"checking {own}") if len(rows) >= MANY_ROWS else numbers:
-                row = read_row(rows, index, f"{own}[{index}]")
-                if self.writer.codec is None and task_of(row) != "text":
-                    codec = setup.load_codec(self._image_tokenizer, self.policy, self.args.offload_image_tokenizer)
-                    self.writer.codec = codec
-                self.writer.write(row, f"{own}[{index}]", codes=False)
-        return sources
-
     @property
     def _rows_per_step(self) -> int:
         """Rows of an optimizer step on all processes."""
@@ -165,6 +156,11 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
         steps = max(sum(self._mixture.sizes.values()) // self._rows_per_step, 1)
         count = steps * self.args.gradient_accumulation_steps
         return DataLoader(range(count), collate_fn=list, generator=keyed_generator("loader", self.args.seed))  # type: ignore[arg-type]
+
+    @property
+    def codec(self) -> ImageCodec | None:
+        """What turns pictures into codes and back; None before the first picture."""
+        return self.writer.codec
 
     def _place(self) -> Place:
         accelerator = self.accelerator
@@ -229,13 +225,13 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
     def _unit_loss(self, model: nn.Module, given: GivenStep, unit: Unit) -> Tensor:
         """The unit's share of the optimizer step's loss, times the ranks, over which engines average."""
         task = given.experiences[unit.indices[0]].task
-        sums = unit_sums(model, self.policy, given.experiences, unit, self.args.device)
-        self._guard.check_given(sums.detach(), unit, given.experiences)
+        total, sums = unit_sums(model, self.policy, given.experiences, unit, self.args.device)
+        self._guard.check_given(sums, unit, given.experiences)
         if not unit.dummy:
             share = sum(given.shares[index] for index in unit.indices)
-            self._metrics.add(f"loss/{task}", sums.detach().sum() / max(share, 1.0), weight=max(share, 1.0))
+            self._metrics.add(f"loss/{task}", sums.sum() / max(share, 1.0), weight=max(share, 1.0))
         scale = self.writer.objectives[task].coefficient * self.accelerator.num_processes / given.divisors[task]
-        return scale * sums.sum()
+        return scale * total
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: the batch of a micro-step is its number."""
@@ -270,7 +266,6 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
         """``held_out_loss`` of checked ``sets``, under their names unless there is one; not logged."""
         found: dict[str, float] = {}
         for name, rows in sets.items():
-            prefix = "" if name == "eval_dataset" else f"{name}_"
             numbers = held_out_loss(
                 self.writer,
                 self.model_wrapped,
@@ -280,13 +275,17 @@ class MaskedDenoisingTrainer(WindowCheckpoints, StoppableRun, RefusedMethods, Tr
                 draws=self.args.num_eval_draws,
                 batch_size=self.args.per_device_eval_batch_size,
             )
-            found |= {f"{prefix}{key}": value for key, value in numbers.items()}
+            found |= {f"{prefix_of(name)}{key}": value for key, value in numbers.items()}
         return found
 
     # ---- checkpoints ----
 
     def _settings(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:  # type: ignore[override]
         return described_denoising(self.args, type(self.policy).__name__)
+
+    def _method(self) -> tuple[list[str], str | None]:
+        tasks = {task for own in self.train_dataset or {} for task in self._canvas_tasks(own)}
+        return objective_lines(self.args.objective, self.args.objectives, tasks)
 
     @property
     def _moving_reference(self) -> None:

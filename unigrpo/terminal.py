@@ -77,6 +77,11 @@ def masked(values: Any) -> Any:
     return without_secrets(values) if isinstance(values, str) else values
 
 
+def middle_out(text: str, most: int = 400) -> str:
+    """A text of at most about ``most`` characters: of a longer one a part of its beginning, and its end, where answers are."""
+    return text if len(text) <= most else f"{text[: most // 4]} … {text[-(most - most // 4) :]}"
+
+
 def say(text: str = "", *, error: bool = False) -> None:
     """Prints ``text`` and a line break, to standard error where it is told to."""
     print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from .config.arguments import UniGRPOConfig
 from .config.build import build_algorithms
 from .data.image_codes import ImageCodec, tokenizer_name
-from .data.rows import check_dataset, undecoded
+from .data.rows import check_dataset
 from .models import DiffusionPolicy, policy_class_of
 from .models.lockstep import forwards_meet
 from .models.reference import reference_context
@@ -28,7 +28,7 @@ from .rollout.rewards import ModelReward
 from .training import evaluation, setup
 from .training.batches import Batch, Unit, collate, score_batch
 from .training.callbacks import ReadGolds, add_callbacks, reference_update, save_completions, show_completions
-from .training.check_datasets import CheckedDatasets
+from .training.check_datasets import CheckedDatasets, held_out_sets
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
 from .training.demonstrations import demonstration_loss, demonstrations
@@ -36,6 +36,7 @@ from .training.diagnostics import loss_metrics
 from .training.engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
 from .training.experience import make_experience
 from .training.finite import FiniteGuard
+from .training.generating import Generates
 from .training.inherited_methods import RefusedMethods
 from .training.loader import WindowLoader, WindowSampler
 from .training.metrics import Metrics
@@ -44,10 +45,10 @@ from .training.old_policy import compared, without_moved_sampler
 from .training.start import check_start
 from .training.stopping import StoppableRun
 from .training.window import Window
-from .types import Experience, keyed_generator
+from .types import Experience, canvas_tasks, keyed_generator
 
 
-class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMethods, Trainer):
+class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates, RefusedMethods, Trainer):
     """Trains a masked-diffusion policy with MMaDA's UniGRPO (arXiv 2505.15809) or another algorithm of ``PRESETS``.
 
     Args:
@@ -55,8 +56,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
         reward_funcs: one or a list of registry names, ``pkg.mod:attr``, sequence-classification models (id, path or
             module) or callables with TRL's protocol.
         args: the run's arguments.
-        train_dataset: rows with ``prompt`` and any columns that rewards ask for; ``image`` or ``images`` makes a row a
-            question about a picture, ``task="t2i"`` a caption to draw.
+        train_dataset: rows with ``prompt`` (or ``messages``) and any columns that rewards ask for; ``image`` or ``images`` makes
+            a row a question about a picture, ``task="t2i"`` a caption to draw. A dataset, a list, a DataFrame or a path.
         eval_dataset: the same, or a dict of such sets.
         sft_dataset: rows with a given answer beside the prompt (``completion`` text; ``image`` for ``task="t2i"``) for the
             auxiliary denoising loss of weight ``sft_weight``.
@@ -92,16 +93,19 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
     ) -> None:
         args = UniGRPOConfig("unigrpo-output") if args is None else copy.copy(args)
         setup.check_arguments(args)
+        setup.settle_early_stopping(args, callbacks, "eval_reward")
         if isinstance(model, str):
             model = setup.load_trainable(model, policy, args.model_init_kwargs, args, peft_config is not None)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if args.attn_mask_mode is not None:
             base.config.attn_mask_mode = args.attn_mask_mode
         self.policy: DiffusionPolicy = policy_class_of(base, policy).from_model(base, processing_class)
+        args.take_lengths(getattr(base.config, "sampling_defaults", None))
         self.algorithms = build_algorithms(args)
         of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models)
         self.rewards = setup.reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *of_rewards)
         setup.warn_of_waits(args, self.rewards)
+        setup.check_stops(args, self.policy)
         self.codec: ImageCodec | None = None
         self._image_tokenizer, args.image_tokenizer = args.image_tokenizer, tokenizer_name(args.image_tokenizer)
         if isinstance(self._image_tokenizer, str) and hasattr(base.config, "image_tokenizer"):
@@ -126,10 +130,14 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._micro_step, self._window, self._metrics = 0, None, Metrics(by_task=len(self._tasks) > 1)
+        self._micro_step, self._window, self._metrics = (
+            0,
+            None,
+            Metrics(by_task=len(canvas_tasks(self._tasks)) > 1),
+        )
         self._guard, self._starts = FiniteGuard(), True
         self._fitted: dict[str, int] = {}
-        check_same_graph(self.accelerator, self.algorithms, self._tasks)
+        check_same_graph(self.accelerator, self.algorithms, canvas_tasks(self._tasks))
         if self._twin is not None:
             self._twin = prepare_reference(self.accelerator, self._twin, args.sync_ref_model)
         for reward in (getattr(own, "reward", own) for own in self.rewards.functions):
@@ -315,7 +323,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Answers to held-out prompts at ``eval_temperature``, scored with the run's rewards; logged and returned."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset if eval_dataset is None else held_out_sets(eval_dataset)
         if isinstance(dataset, dict):
             results: dict[str, float] = {}
             for name, part in dataset.items():
@@ -324,8 +332,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, RefusedMe
         if dataset is None:
             raise ValueError("evaluate needs eval_dataset: give it to the trainer or to evaluate()")
         if eval_dataset is not None:
-            dataset = undecoded(dataset)
-            check_dataset(dataset, "eval_dataset", self._check_held_out_row)
+            check_dataset(dataset, "eval_dataset", self._check_held_out_row, self._learn)
         start = time.perf_counter()
         pipe = self.pipeline()
         rows = [dataset[index] for index in range(len(dataset))]

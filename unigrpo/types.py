@@ -12,6 +12,7 @@ policy writes here, ``hidden`` True = corrupted, ``target`` True = scored.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -19,8 +20,32 @@ import torch
 from torch import Tensor
 
 
-TASKS = ("text", "mmu", "t2i")
-"""Text reasoning, image understanding (image in, text out) and text-to-image."""
+TASKS = ("text", "mmu", "t2i", "r2i")
+"""Tasks of rows: text reasoning, image understanding (image in, text out), text-to-image, and a thought before the picture."""
+
+SPANS = {"r2i": ("thought", "picture")}
+"""Tasks whose answer is written in several spans, one after the other, each on a canvas of its own."""
+
+CANVAS_TASKS = ("text", "mmu", "t2i", "thought", "picture")
+"""Tasks of canvases, and so of everything that is set or measured by task: a row's own, or its spans."""
+
+KINDS = {"thought": "text", "picture": "t2i"}
+"""The task that a span is written like."""
+
+
+def spans_of(task: str) -> tuple[str, ...]:
+    """The canvases that an answer to ``task`` is written on, in order."""
+    return SPANS.get(task, (task,))
+
+
+def canvas_tasks(tasks: Iterable[str]) -> list[str]:
+    """The canvases that answers to ``tasks`` are written on, each once, in an order that all ranks share."""
+    return sorted({span for task in tasks for span in spans_of(task)})
+
+
+def is_picture(task: str) -> bool:
+    """Whether a canvas of ``task`` is written with the codes of a picture."""
+    return KINDS.get(task, task) == "t2i"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +125,7 @@ class Canvas:
         ids: ``[B, L]`` int64; the mask id (or any id, for models without one) at ``fill_mask``.
         fill_mask: ``[B, L]`` bool, True where the policy must write.
         attention_mask: ``[B, L]`` bool, True = real token.
-        task: one of ``TASKS``.
+        task: one of ``CANVAS_TASKS``.
         token_space: what may be written.
         position_ids: ``[B, L]`` int64, or None for 0..L-1 from the left edge.
         extra: further row-first model inputs.
@@ -180,6 +205,7 @@ class Sample:
         task: one of ``TASKS``.
         images: RGB pictures that the prompt asks about.
         rollout: what it was decoded from (B = 1); None for an answer that no policy gave.
+        earlier: the rollouts of the spans before it; the thought of ``r2i``.
         index: its place in the global window.
         scores: raw rewards ``[F]`` of a held-out answer, scored with its batch.
         lost: ``[F]`` bool, which of them failed.
@@ -191,9 +217,21 @@ class Sample:
     task: str
     images: list[Any] | None = None
     rollout: Rollout | None = None
+    earlier: tuple[Rollout, ...] = ()
     index: int = 0
     scores: Tensor | None = None
     lost: Tensor | None = None
+
+    @property
+    def rollouts(self) -> tuple[Rollout, ...]:
+        """Those of all spans, in order."""
+        assert self.rollout is not None, "a policy gave the answer"
+        return (*self.earlier, self.rollout)
+
+    @property
+    def thought(self) -> str | None:
+        """What was written before the picture; None for answers of one span."""
+        return self.earlier[0].completions[0] if self.earlier else None
 
     @property
     def for_reward(self) -> Any:
@@ -216,8 +254,9 @@ class Experience:
         step_map: ``[L]`` int64.
         advantage: the group-relative advantage of the row.
         active: False for a row that must not move the policy (no reward applied to it); its loss is 0.
+        task: one of ``CANVAS_TASKS``.
         extra: row-first model inputs of this row, batch dimension kept (size 1).
-        index: the row's place in the global window, before any shuffling.
+        index: the row's place in the global window, before any shuffling; the spans of an answer share it.
     """
 
     ids: Tensor

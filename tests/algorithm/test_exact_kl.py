@@ -102,22 +102,6 @@ def test_a_policy_is_at_distance_zero_from_itself(rows, width):
     assert not hidden.grad.any()
 
 
-def test_known_distributions():
-    """p = (1/2, 1/4, 1/4) against the uniform one: log 3 - 3/2 log 2, in both directions and with an id left out."""
-    head = VocabularyHead(1, 4, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(torch.tensor([[2.0], [1.0], [1.0], [50.0]]).log())
-    one, target, space = torch.ones(1, 1), torch.tensor([0]), TokenSpace(start=0, stop=4, exclude=(3,))
-    smallest = torch.finfo(torch.float32).min
-    uniform = torch.tensor([[-math.log(3)] * 3 + [smallest]])
-    forward = head(one, target, space, 1.0, uniform).kl
-    assert forward.tolist() == pytest.approx([math.log(3) - 1.5 * math.log(2)], abs=1e-6)
-    with torch.no_grad():
-        own = normalised(head(one, None, space))
-    flat = head(torch.zeros(1, 1), target, space, 1.0, own).kl
-    assert flat.tolist() == pytest.approx([(4 * math.log(2) + math.log(2)) / 3 - math.log(3)], abs=1e-6)
-
-
 def test_the_estimators_mean_is_the_exact_one():
     """Over 200,000 tokens drawn from the policy, k1 and k3 agree with the sum within four standard errors."""
     space, draws = SPACES["slice"], 200_000

@@ -199,19 +199,6 @@ def test_row_without_target_is_zero_and_has_a_finite_gradient(level, normalizati
     assert terms.ratio.tolist() == [1.0] * (2 if level == "token" else 1)
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_ratio_one_gives_minus_the_mean_advantage(level):
-    torch_generator = torch.Generator().manual_seed(3)
-    logps = -torch.rand(5, 9, generator=torch_generator)
-    target = torch.rand(5, 9, generator=torch_generator) < 0.5
-    target[:, 0] = True
-    advantages = torch.tensor([3.0, -1.0, 0.5, 2.0, 0.25])
-    loss = policy_loss(epsilon=0.2, epsilon_high=0.2, importance_sampling_level=level)
-    terms = terms_of(loss, logps, logps.clone(), None, advantages, target, target.float(), torch.full((5,), 9.0))
-    assert terms.losses.mean().item() == pytest.approx(-advantages.mean().item(), abs=1e-6)
-    assert terms.ratio.eq(1.0).all()
-
-
 def test_weight_scales_a_token():
     logps = torch.zeros(1, 2)
     weight, target = torch.tensor([[2.0, 0.5]]), torch.ones(1, 2, dtype=torch.bool)

@@ -211,6 +211,13 @@ def test_another_key_gives_another_mask(change):
     assert not torch.equal(base.hidden, other.hidden)
 
 
+@pytest.mark.parametrize("name", sorted(set(NOISING) - {"autoregressive", "trajectory"}))
+def test_every_update_has_masks_of_its_own(name):
+    """Of every scheme that draws; the order of writing is one for all updates."""
+    noise = NOISING[name](p_mask_prompt=0.3)(rollout([30]), num_iterations=4, num_samples=2, key=(0, 0), rows=[0])
+    assert len({tuple(masks.flatten().tolist()) for masks in noise.hidden[0]}) == 4
+
+
 def test_updates_have_different_masks_at_equal_ratio():
     noise = draw([30], iterations=8, timesteps="random", timestep_start=1, num_timesteps=2)
     halves = [tuple(mask.tolist()) for mask in noise.hidden[0, :, 0] if mask.sum() == 15]

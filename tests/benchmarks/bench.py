@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Sizes:
     ``update_length``, a quarter of it prompt, a third of it hidden. ``stop_block`` and ``stop_steps``: length and steps
     of each of the four blocks of the finished-rows case. ``dual_cache_floor``: of the ratio, None where one block leaves
     a cache little to reuse. ``bucket_rows`` rows are in each micro-batch of the case of mixed lengths, ``bucket_lengths``.
+    Fine-tuning: ``sft_rows`` of each kind with ``sft_length`` places, prompts of ``sft_prompt``, pictures of ``sft_codes``.
     """
 
     rounds: int = 3
@@ -60,6 +61,10 @@ class Sizes:
     dual_cache_floor: float | None = 6.0
     bucket_rows: int = 8
     bucket_lengths: tuple[int, ...] = tuple(range(64, 513, 64))
+    sft_rows: dict[str, int] = field(default_factory=lambda: {"text": 8, "pictures": 4})
+    sft_length: dict[str, int] = field(default_factory=lambda: {"text": 256, "pictures": 131})
+    sft_prompt: int = 64
+    sft_codes: int = 256
 
 
 FULL = Sizes()
@@ -102,6 +107,10 @@ TINY = Sizes(
     dual_cache_floor=None,
     bucket_rows=4,
     bucket_lengths=(32, 64, 96, 128),
+    sft_rows={"text": 4, "pictures": 4},
+    sft_length={"text": 48, "pictures": 40},
+    sft_prompt=8,
+    sft_codes=16,
 )
 
 

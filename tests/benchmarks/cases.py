@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import cases_buckets, cases_growth, cases_images, cases_text, cases_update, memory
+from . import cases_buckets, cases_growth, cases_images, cases_sft, cases_text, cases_update, memory
 from .bench import Bench
 from .measure import Result
 
@@ -16,6 +16,7 @@ CASES: dict[str, Callable[[Bench], list[Result]]] = {
     "trimmed": cases_images.trimmed_padding,
     "update": cases_update.updates,
     "buckets": cases_buckets.buckets,
+    "sft": cases_sft.sft,
     "finished": cases_text.finished_rows,
     "empty": cases_text.empty_steps,
     "caches": cases_text.caches,

@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 
 from .bench import QUICK, TINY, Bench, random_bench, update_batch
+from .cases_sft import plain_rows, sft_trainer
+from .cases_sft import step as sft_step
 from .cases_text import fill, plain_fill, workload
 from .cases_update import measured, update
 from .measure import EXACT, EXACT_LAW, THREADS, WARM_ALLOCATOR, Result
-from .plain import Clock
+from .plain import Clock, denoising
 from .plain import update as plain_update
 
 
@@ -29,11 +31,15 @@ LOADS = {
     "memory, rollout T=0": (EXACT, 15.0, 8.0),
     "memory, rollout T=1": (EXACT_LAW, 15.0, 8.0),
     "memory, update": (EXACT, 5.0, 3.5),
+    "memory, sft": (EXACT, 5.0, 3.5),
 }
-"""Kind, goal and floor. Rollout: batch 4, 96 positions. Update: batch 8, 256 positions, all weights trained."""
+"""Kind, goal and floor. Rollout: batch 4, 96 positions. Update, and text with given answers: batch 8, 256 positions, all weights
+trained.
+"""
 
 SIZES = replace(QUICK, prompt=64, answer=32, update_rows=8)
 WARM_UP = {"batch": 1, "prompt": 2, "answer": 8, "steps": 1, "block_length": 8, "update_rows": 1, "update_length": 8}
+WARM_UP |= {"sft_rows": {"text": 1}, "sft_length": {"text": 24}, "sft_prompt": 4}
 
 
 def job(bench: Bench, side: str, load: str) -> Callable[[], object]:
@@ -44,6 +50,12 @@ def job(bench: Bench, side: str, load: str) -> Callable[[], object]:
         if side == "ours":
             step = partial(update, bench, batch, old_pass=True)
         return partial(measured, bench.model, step)
+    if load == "memory, sft":
+        trainer = sft_trainer(bench, "text")
+        rows = plain_rows(bench, trainer, trainer._given(0))
+        if side == "plain":
+            return partial(measured, bench.model, partial(denoising, bench.plain, rows, Clock()))
+        return partial(measured, bench.model, partial(sft_step, trainer))
     temperature = 1.0 if load.endswith("T=1") else 0.0
     if side == "plain":
         return partial(plain_fill, bench, workload(bench), temperature, Clock())

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -221,6 +222,28 @@ def update(model: PlainModel, batch, clock: Clock) -> Tensor:
         old = token_logps(model, noisy, ids) + batch.old_shift
     with clock("forward"):
         loss = policy_loss(token_logps(model, noisy, ids), old, batch.advantages, target)
+    with clock("backward"):
+        loss.backward()
+    return loss.detach()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenoisingRows:
+    """Given rows to denoise, all ``[B, L]``: clean ids, what is hidden, the weight of each -log p; ``bias`` as in ``logits``."""
+
+    ids: Tensor
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+def denoising(model: PlainModel, rows: DenoisingRows, clock: Clock) -> Tensor:
+    """One fine-tuning step: logits of every position, cross-entropy where a token is scored. Gradients are left on the weights."""
+    scored = rows.weight > 0
+    with clock("forward"):
+        logits = model.logits(rows.ids.masked_fill(rows.hidden, model.config.mask_token_id), rows.bias)
+        costs = F.cross_entropy(logits[scored], rows.ids[scored], reduction="none")
+        loss = (rows.weight[scored] * costs).sum()
     with clock("backward"):
         loss.backward()
     return loss.detach()

@@ -74,7 +74,7 @@ def test_an_update_batch_hides_a_third_of_each_row_and_no_prompt(bench):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
-@pytest.mark.parametrize("load", ["memory, rollout T=1", "memory, update"])
+@pytest.mark.parametrize("load", ["memory, rollout T=1", "memory, update", "memory, sft"])
 def test_memory_jobs_run_and_are_weighed(bench, load):
     for side in ("plain", "ours"):
         assert job(bench, side, load)() is not None

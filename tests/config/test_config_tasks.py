@@ -108,3 +108,34 @@ def test_overrides_as_json_text():
     assert settings(args, "t2i") == {**T2I, "steps": 4}
     assert args.for_task("mmu").image_size == [32, 48]
     assert settings(config(task_overrides=None), "t2i") == T2I
+
+
+# ---- lengths of a checkpoint ----
+
+USUAL = {"max_completion_length": 24, "steps": 12, "block_length": 8, "image_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "mmu"),
+    [
+        ({}, (24, 12, 8), (24, 12, 8)),
+        ({"steps": 128}, (256, 128, 32), (256, 128, 32)),
+        ({"task_overrides": {"mmu": {"block_length": 16}}}, (24, 12, 8), (256, 128, 16)),
+        ({"sampler": "left_to_right"}, (24, 12, 8), (24, 12, 8)),
+    ],
+)
+def test_lengths_are_the_checkpoints_where_a_task_has_none(given, text, mmu):
+    """All three or none, because they suit each other; pictures keep their own steps."""
+    args = config(**given)
+    pictures = args.for_task("t2i").steps
+    args.take_lengths(USUAL)
+    found = [
+        tuple(getattr(args.for_task(task), name) for name in ("max_completion_length", "steps", "block_length"))
+        for task in ("text", "mmu")
+    ]
+    assert found == [text, mmu]
+    assert args.for_task("t2i").steps == pictures != 12
+    again = config(
+        **{key: getattr(args, key) for key in ("max_completion_length", "given_keys", "filled_keys")} | given
+    )
+    assert again.given() == config(**given).given()

@@ -15,6 +15,7 @@ EXPECTED = {
     "mmada_stage2": {"t2i": 1.0 * 1, "text": 0.1 * 1, "mmu": 0.5 * 2, "r2i": 1.0 * 2},
     "mmada_stage3": {"t2i": 1.0 * 1, "text": 0.4 * 1, "mmu": 0.5 * 2, "r2i": 1.0 * 2},
     "mmada_cot": {"t2i": 1.0 * 1, "text": 0.5 * 2, "mmu": 0.5 * 2, "r2i": 1.0 * 2},
+    "think_then_draw": {"t2i": 1.0, "text": 0.5 * 2, "mmu": 0.5 * 2, "thought": 1.0 * 2, "picture": 1.0},
     "mmada_stage4": {"t2i": 0.05 * 1, "text": 0.6 * 2, "mmu": 0.4 * 2, "r2i": 0.05 * 2},
     "llada": {"text": 2.0, "mmu": 2.0},
     "dllm": {"text": 1.0, "mmu": 1.0},
@@ -49,6 +50,11 @@ def test_given_keys_go_over_a_preset_and_a_tasks_own_over_both():
         (("llada", None, {"draw": {"law": "cosine"}}), "task_overrides key='draw' is not valid"),
         (("llada", None, {"text": {"law": "sine"}}), "task_overrides.text.law='sine' is not valid"),
         (("llada", {"coefficient": -1}), "coefficient=-1.0 must not be negative"),
+        (
+            ("mmada_cot", None, {"thought": {"law": "linear"}}),
+            r"give a thought and its picture one law together \('r2i'\)",
+        ),
+        (("llada", None, {"picture": {"law": "cosine"}}), "or each its own"),
         (("nowhere.at:all",), "objective='nowhere.at:all' cannot be imported"),
     ],
 )

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from unigrpo.config.arguments import UniGRPOConfig
+from unigrpo.config.denoising_arguments import MaskedDenoisingConfig
 from unigrpo.config.sorted_keys import IGNORED, REFUSED, UNSORTED, unsorted_fields
 from unigrpo.config.trl_keys import cure_of
 
@@ -55,6 +56,23 @@ def test_a_field_of_a_later_release_is_noticed():
         patience: int = 3
 
     assert unsorted_fields(Later) == ["patience"]
+
+
+ROLLED_OUT = re.compile(r"rollout|window|prompt|reward|kv_cache|score|\bratio")
+"""Words of reinforcement learning."""
+
+
+@pytest.mark.parametrize("name", sorted(({*REFUSED, *IGNORED} & HERE) - {"parallelism_config", "tf32"}))
+def test_fine_tuning_is_told_nothing_of_rollouts(name):
+    more = {"dataloader_num_workers": 2} if name.startswith("dataloader") else {}
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            MaskedDenoisingConfig("unused", use_cpu=True, **{**more, name: other_value(name)})
+            (said,) = [str(own.message) for own in warned if str(own.message).startswith("these keys")]
+        except ValueError as error:
+            said = str(error)
+    assert name in said and not ROLLED_OUT.search(said)
 
 
 @pytest.mark.parametrize("name", sorted((REFUSED.keys() & HERE) - {"parallelism_config", "tf32"}))

@@ -206,13 +206,6 @@ def test_a_tokenizer_that_is_not_offloaded_stays_where_it_is(policy):
     assert moved.seen == [CARD, "encodes", "decodes"]
 
 
-def test_the_real_tokenizer_gives_the_same_offloaded(policy):
-    plain, offloaded = ImageCodec(tiny_tokenizer(), policy), ImageCodec(tiny_tokenizer(), policy, offload=True)
-    codes = plain.encode([picture(0)], 64, ["squash"])
-    assert torch.equal(codes[0], offloaded.to("cpu").encode([picture(0)], 64, ["squash"])[0])
-    assert plain.decode(codes, 64)[0].tobytes() == offloaded.decode(codes, 64)[0].tobytes()
-
-
 def test_a_tokenizer_is_counted_without_weights():
     real = tiny_tokenizer()
     outline, call = codec_module.tokenizer_without_weights(real.config, 64, 32)

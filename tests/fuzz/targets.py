@@ -25,7 +25,8 @@ from unigrpo.rewards.format import think_format
 from unigrpo.rewards.puzzles import countdown, sudoku
 from unigrpo.runs.accuracy import answer_match, integer_match
 from unigrpo.runs.reach import code_of
-from unigrpo.runs.recipe import Recipe, load_recipe, parse_recipe, parse_yaml
+from unigrpo.runs.recipe import Recipe, load_recipe, parse_recipe
+from unigrpo.runs.recipe_file import parse_yaml
 
 
 ROOT = Path(__file__).parents[2]

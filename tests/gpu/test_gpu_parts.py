@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion
-from unigrpo.runs.check import model_family
+from unigrpo.runs.build import build_config
 from unigrpo.runs.recipe import load_recipe
+from unigrpo.runs.shapes import model_family
 
 from ..benchmarks.bench import tiny_bench
 from ..support.laws import difference, gradients
@@ -97,7 +98,8 @@ def test_the_arithmetic_is_of_the_recipe_and_of_the_model_that_is_measured(monke
     found = memory.recipe_of(adapted(replace(tiny_bench(LARGE), size="8b", model=model)), str(tmp_path))
     published = load_recipe(RECIPE, [f"model.path={tmp_path}"])
     assert found == replace(published, rewards=[], eval_datasets=[])
-    (kind, config, dtype, note), theirs = model_family(found), model_family(load_recipe(RECIPE))
+    own = load_recipe(RECIPE)
+    (kind, config, dtype, note), theirs = (model_family(each, build_config(each)) for each in (found, own))
     assert (kind, dtype, note) == (*theirs[:3:2], "") and dtype == torch.bfloat16
     sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "image_token_offset")
     assert [getattr(config, name) for name in sizes] == [getattr(theirs[1], name) for name in sizes]

@@ -18,8 +18,7 @@ from unigrpo.models.builtin import model_path
 from unigrpo.models.hub import asking_once, finding, hub_answers
 from unigrpo.models.loading import load_classifier, load_config
 from unigrpo.rollout.rewards import resolve_reward
-from unigrpo.runs.build import load_rows
-from unigrpo.runs.recipe import DatasetSpec
+from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
 
 from ..support.configs import config
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from transformers import PreTrainedModel, Trainer
@@ -9,6 +11,7 @@ from transformers import PreTrainedModel, Trainer
 import unigrpo.models.inherited as of_model
 import unigrpo.training.inherited_methods as of_trainer
 
+from ..support.given_runs import given_trainer
 from ..support.tiny import tiny_model
 
 
@@ -40,15 +43,21 @@ def test_what_would_break_the_model_is_refused_at_the_call(name, model):
 
 
 @pytest.mark.parametrize("name", of_trainer.REFUSED)
-def test_what_has_no_meaning_for_the_trainer_is_refused_with_the_cure(name, make_trainer):
-    with pytest.raises(ValueError, match=rf"^{name}\(\) has no meaning for this trainer: "):
-        getattr(make_trainer(), name)(None)
+def test_what_has_no_meaning_for_the_trainer_is_refused_with_the_cure(name, make_trainer, tmp_path):
+    said = {}
+    for kind, trainer in (("rl", make_trainer()), ("sft", given_trainer(tmp_path))):
+        with pytest.raises(ValueError, match=rf"^{name}\(\) has no meaning for this trainer: ") as caught:
+            getattr(trainer, name)(None)
+        said[kind] = str(caught.value)
+    assert not re.search("{|score|reward|unigrpo train", said["sft"]) and not re.search(
+        "{|loss|unigrpo sft", said["rl"]
+    )
+    assert (said["rl"] == said["sft"]) == (name in ("get_eval_dataloader", "get_test_dataloader"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "cure"),
     [
-        ({"labels": IDS}, "give targets, with select"),
         ({"output_attentions": True}, "keeps no attention weights"),
         ({"use_cache": True}, "kept by cache"),
         ({"return_dict": False}, "MaskedDiffusionOutput"),
@@ -66,7 +75,7 @@ def test_a_forward_takes_no_argument_that_it_does_not_read(arguments, cure, mode
 
 def test_arguments_of_others_that_are_switched_off_change_nothing(model):
     """As peft and tokenizers give them."""
-    off = {"labels": None, "output_attentions": None, "return_dict": True, "use_cache": False}
+    off = {"output_attentions": None, "return_dict": True, "use_cache": False}
     off["token_type_ids"] = torch.zeros_like(IDS)
     assert model(IDS, **off).logits.equal(model(IDS).logits)
 

@@ -29,54 +29,8 @@ pytestmark = pytest.mark.golden
 
 BLOCK_TENSORS = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")
 TINY_LLADA = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 48, "vocab_size": 208}
-PUBLISHED = {
-    "model_type": "mmada",
-    "d_model": 4096,
-    "n_layers": 32,
-    "n_heads": 32,
-    "n_kv_heads": 32,
-    "mlp_hidden_size": 12288,
-    "mlp_ratio": 4,
-    "block_type": "llama",
-    "block_group_size": 1,
-    "activation_type": "silu",
-    "layer_norm_type": "rms",
-    "rms_norm_eps": 1e-5,
-    "rope": True,
-    "rope_theta": 500000.0,
-    "rope_full_precision": True,
-    "alibi": False,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "bias_for_layer_norm": False,
-    "attention_layer_norm": False,
-    "input_emb_norm": False,
-    "scale_logits": False,
-    "weight_tying": False,
-    "tie_word_embeddings": False,
-    "attention_dropout": 0.0,
-    "residual_dropout": 0.0,
-    "embedding_dropout": 0.0,
-    "max_sequence_length": 4096,
-    "flash_attention": False,
-    "use_cache": False,
-    "init_fn": "mitchell",
-    "init_std": 0.02,
-    "init_device": "meta",
-    "precision": "amp_bf16",
-    "torch_dtype": "bfloat16",
-    "vocab_size": 134656,
-    "embedding_size": 134656,
-    "new_vocab_size": 134656,
-    "llm_vocab_size": 126464,
-    "codebook_size": 8192,
-    "num_new_special_tokens": 0,
-    "w_clip_vit": False,
-    "mask_token_id": 126336,
-    "eos_token_id": 126081,
-    "pad_token_id": 126081,
-    "bos_token_id": 126080,
-}
+PUBLISHED = json.loads((GOLDENS / "mmada_8b_config.json").read_text())
+"""The fields of the published 8B checkpoint's config.json."""
 
 
 @pytest.fixture(scope="module")
@@ -393,21 +347,6 @@ def assert_same_gradients(left: dict, right: dict, tolerance: float) -> None:
         assert worst(value - right[name]) <= tolerance * float(value.abs().max()), name
 
 
-@pytest.mark.parametrize("build", [tiny_model, adapted_model])
-@pytest.mark.parametrize("kwargs", [None, {"use_reentrant": False}, {"use_reentrant": True}])
-def test_gradient_checkpointing_changes_nothing(build, kwargs, monkeypatch):
-    plain, checkpointed = build().train(), build().train()
-    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-    rotate, calls, counts = modeling.apply_rotary, [], []
-    monkeypatch.setattr(modeling, "apply_rotary", lambda *args: calls.append(1) or rotate(*args))
-    for model in (plain, checkpointed):
-        calls.clear()
-        score(model).backward()
-        counts.append(len(calls))
-    assert counts == [6, 12], "two rotations a block, and once more in the backward of a checkpointed block"
-    assert_same_gradients(gradients(plain), gradients(checkpointed), 1e-6)
-
-
 def ddp_worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -446,19 +385,6 @@ def test_all_linear_takes_every_layer_but_the_head():
     assert names == {f"model.transformer.blocks.{n}.{leaf}" for n in range(3) for leaf in leaves}
     trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert len(trainable) == 2 * 21 and all("lora_" in name for name in trainable)
-
-
-@torch.no_grad()
-def test_a_saved_adapter_gives_the_same_logits(model, g1, tmp_path):
-    adapted = adapted_model().eval()
-    adapted.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(tiny_model(), tmp_path).eval()
-    expected = adapted(g1["input_ids"]).logits
-    assert worst(expected - model(g1["input_ids"]).logits) > 0.1
-    assert torch.equal(again(g1["input_ids"]).logits, expected)
-    merged = again.merge_and_unload()
-    assert sorted(merged.state_dict()) == published_names(3)
-    assert worst(merged(g1["input_ids"]).logits - expected) < 2e-4
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from unigrpo.models.checkpoint_files import check_declared, read_weights, readin
 from unigrpo.models.loading import load_config, load_module
 from unigrpo.rewards import get_reward
 from unigrpo.rollout.rewards import resolve_reward
-from unigrpo.runs.build import load_rows
-from unigrpo.runs.recipe import DatasetSpec
+from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
 
 from ..support import hostile
 from ..support.tiny import tiny_model

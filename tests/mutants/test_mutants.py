@@ -35,7 +35,14 @@ def test_every_mutant_can_be_planted_and_imported():
 
 def test_the_list_reaches_every_room_of_the_core():
     assert len(MUTANTS) >= 40 and all(own.bug.endswith(".") for own in MUTANTS)
-    assert {own.file.split("/")[1] for own in MUTANTS} == {"algorithm", "samplers", "models", "training", "trainer.py"}
+    assert {own.file.split("/")[1] for own in MUTANTS} == {
+        "algorithm",
+        "samplers",
+        "models",
+        "training",
+        "trainer.py",
+        "sft.py",
+    }
     assert all(own.tests for own in MUTANTS)
     for file, _, test in {own.partition("::") for mutant in MUTANTS for own in mutant.tests}:
         assert f"def {test}(" in (ROOT / "tests" / file).read_text() if test else (ROOT / "tests" / file).is_file()

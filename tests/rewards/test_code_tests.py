@@ -177,6 +177,7 @@ def test_rows_are_scored_in_their_order_and_leave_nothing_behind():
     assert not any("_guard.py" in own for own in commands)
 
 
+@pytest.mark.processes
 def test_a_program_dies_with_the_run():
     code = "from unigrpo.rewards import get_reward\nget_reward('code_tests', timeout=300)(['p'], ['import time; time.sleep(300)'], "
     run = subprocess.Popen([sys.executable, "-c", code + "inputs=[['']], outputs=[['']])"])

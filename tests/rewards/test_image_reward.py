@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from transformers import CLIPImageProcessorPil
 
 from unigrpo.models.checkpoint_files import load_strictly
@@ -96,18 +95,6 @@ def test_scores_are_those_of_the_original(folder):
 )
 def test_a_wrong_setting_is_seen(folder, vision, text):
     assert difference(build(folder, vision, text)) > 1e-5
-
-
-def test_other_mistakes_are_seen(folder):
-    model = build(folder)
-    assert difference(model, mask=torch.ones(4, 9, dtype=torch.long)) > 1e-2
-    assert difference(model, pixels=image_reward_inputs()[0] * 0.27) > 1e-2
-    forward = model.text_encoder.forward
-    model.text_encoder.forward = lambda **inputs: forward(**inputs, is_decoder=True)
-    assert difference(model) > 1e-2
-    model.text_encoder.forward = forward
-    model.reward_head = nn.Sequential(*[part for layer in model.reward_head for part in (layer, nn.ReLU())][:-1])
-    assert difference(model.eval()) > 1e-2
 
 
 def test_every_published_name_has_its_place():
@@ -221,12 +208,6 @@ def test_half_precision_keeps_the_head_in_fp32(folder):
     assert model.reward_head[0].weight.dtype == torch.float32 and model.text_encoder.dtype == torch.bfloat16
     assert half != whole and half == pytest.approx(whole, abs=2)
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_the_random_numbers_of_a_run_do_not_depend_on_it(folder):
-    state = torch.random.get_rng_state()
-    reward(folder)(["a"], [picture(0)])
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -34,7 +35,7 @@ def clean(monkeypatch):
 
 def judge(seen, **arguments):
     return get_reward(
-        "judge", **{"model": "m", "base_url": f"{seen.url}/v1", "backoff": 0.0, "timeout": 5.0, **arguments}
+        "judge", **{"model": "m", "base_url": f"{seen.url}/v1", "backoff": 0.0, "timeout": 30.0, **arguments}
     )
 
 
@@ -91,8 +92,12 @@ def test_the_request_is_openais():
 
 
 def test_every_row_gets_its_own_score_and_no_more_requests_run_than_allowed():
+    first = threading.Barrier(5)
+
     def slow(exchange):
-        time.sleep(0.03 * (3 - exchange.number % 3))
+        if exchange.number < 5:
+            first.wait(20)  # Five requests are there at one time, and their answers come out of order.
+            time.sleep(0.03 * (5 - exchange.number))
         echo(exchange)
 
     values = [index / 4 for index in range(30)]
@@ -276,7 +281,7 @@ def test_a_row_that_hangs_is_bounded():
     with serving(one_hangs) as seen, pytest.raises(RewardServiceError, match=r"no complete answer within 0\.3 s"):
         began = time.monotonic()
         judge(seen, timeout=0.3, retries=1)(["p"] * 3, ["worth 1", "bad", "worth 3"])
-    assert 0.6 <= time.monotonic() - began < 3
+    assert 0.6 <= time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
@@ -336,11 +341,6 @@ def test_a_password_in_the_url_is_refused_and_not_repeated():
     with pytest.raises(ValueError, match=r"base_url must be .* without a user and a password") as error:
         get_reward("judge", model="m", base_url="http://me:hunter2@host/v1")
     assert "hunter2" not in str(error.value)
-
-
-def test_without_a_model_the_error_names_it():
-    with pytest.raises(TypeError, match="'model'"):
-        get_reward("judge")
 
 
 LONGEST = 40

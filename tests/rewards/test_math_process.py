@@ -43,8 +43,14 @@ def state(pid):
         return None
 
 
-def wait_until_gone(pid, seconds):
-    deadline = time.monotonic() + seconds
+def seconds_of(pid):
+    """Seconds of a processor that it has used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_gone(pid):
+    deadline = time.monotonic() + 30
     while state(pid) not in (None, "Z"):
         assert time.monotonic() < deadline, f"process {pid} is still there"
         time.sleep(0.02)
@@ -58,59 +64,59 @@ def run_parent(code):
 @pytest.mark.smoke
 def test_started_when_needed_and_kept(worker):
     assert worker.pid is None
-    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+    assert worker.compare("2x", "x+x", 60.0) is Verdict.EQUAL
     pid = worker.pid
-    assert worker.compare("2x", "x", 5.0) is Verdict.DIFFERENT
-    assert worker.compare(")(", "x", 5.0) is Verdict.GOLD_UNREADABLE
-    assert worker.compare("2x", "", 5.0) is Verdict.DIFFERENT
+    assert worker.compare("2x", "x", 60.0) is Verdict.DIFFERENT
+    assert worker.compare(")(", "x", 60.0) is Verdict.GOLD_UNREADABLE
+    assert worker.compare("2x", "", 60.0) is Verdict.DIFFERENT
     assert worker.pid == pid
 
 
 def test_killed_and_reaped_after_a_timeout_and_replaced(worker):
-    worker.compare("2x", "x", 5.0)
+    worker.compare("2x", "x", 60.0)
     pid = worker.pid
     assert worker.compare("5", "9^{9^{9^9}}", 0.3) is Verdict.EXHAUSTED
     assert worker.pid is None and state(pid) is None
-    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+    assert worker.compare("2x", "x+x", 60.0) is Verdict.EQUAL
 
 
 def test_a_gold_that_does_not_end_says_nothing_about_the_prediction(worker):
-    worker.compare("2x", "x", 5.0)
+    worker.compare("2x", "x", 60.0)
     os.kill(worker.pid, signal.SIGSTOP)
     assert worker.compare("2x", "x+x", 0.2) is Verdict.GOLD_EXHAUSTED
 
 
 def test_replaced_after_it_died_between_two_comparisons(worker):
-    worker.compare("2x", "x", 5.0)
+    worker.compare("2x", "x", 60.0)
     os.kill(worker.pid, signal.SIGKILL)
-    wait_until_gone(worker.pid, 5)
-    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+    wait_until_gone(worker.pid)
+    assert worker.compare("2x", "x+x", 60.0) is Verdict.EQUAL
 
 
 def test_an_interrupted_exchange_leaves_no_reply_behind(worker, monkeypatch):
-    worker.compare("2x", "x", 5.0)
+    worker.compare("2x", "x", 60.0)
     pid = worker.pid
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(worker, "_receive", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-        worker.compare("2x", "x+x", 5.0)
+        worker.compare("2x", "x+x", 60.0)
     assert state(pid) is None
-    assert worker.compare("2x", "x", 5.0) is Verdict.DIFFERENT
+    assert worker.compare("2x", "x", 60.0) is Verdict.DIFFERENT
 
 
 def test_a_long_request_does_not_wait_for_a_worker_that_does_not_read(worker):
-    worker.compare("2x", "x", 5.0)
+    worker.compare("2x", "x", 60.0)
     pid = worker.pid
     os.kill(pid, signal.SIGSTOP)
     start = time.monotonic()
     assert worker.compare("2x", "x+" * 200_000, 0.3) is Verdict.GOLD_EXHAUSTED
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 30, "it never reads"
     assert state(pid) is None
     # More than a pipe holds, and read by a worker that does.
     assert worker.compare("2x", "x+x" + " " * 200_000, 10.0) is Verdict.EQUAL
 
 
 def test_nothing_is_left_after_a_stop(worker):
-    worker.compare("2x", "x", 5.0)
+    worker.compare("2x", "x", 60.0)
     pid = worker.pid
     worker.stop()
     assert worker.pid is None and state(pid) is None, "killed, and reaped"
@@ -118,16 +124,16 @@ def test_nothing_is_left_after_a_stop(worker):
 
 
 def test_ctrl_c_reaches_only_the_parent(worker):
-    worker.compare("2x", "x", 5.0)
+    worker.compare("2x", "x", 60.0)
     os.kill(worker.pid, signal.SIGINT)
     pid = worker.pid
-    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+    assert worker.compare("2x", "x+x", 60.0) is Verdict.EQUAL
     assert worker.pid == pid
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on address space is Linux's")
 def test_its_memory_is_bounded(worker):
-    worker.compare("2x", "x", 5.0)
+    worker.compare("2x", "x", 60.0)
     line = next(
         line for line in Path(f"/proc/{worker.pid}/limits").read_text().splitlines() if "address space" in line
     )
@@ -146,17 +152,17 @@ def test_an_expression_that_wants_more_memory_says_nothing_and_costs_no_worker(w
         "verify = lambda *_, **__: True\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert worker.compare("1", "1", 5.0) is Verdict.EQUAL
+    assert worker.compare("1", "1", 60.0) is Verdict.EQUAL
     pid = worker.pid
     assert worker.compare("1", "hoard", 20.0) is Verdict.DIFFERENT
-    assert worker.compare("1", "1", 5.0) is Verdict.EQUAL and worker.pid == pid
+    assert worker.compare("1", "1", 60.0) is Verdict.EQUAL and worker.pid == pid
 
 
 @pytest.mark.parametrize("interpreter", ["/bin/false", "/no/such/python", ""])
 def test_a_worker_that_does_not_start_is_an_error_with_the_cure(worker, monkeypatch, interpreter):
     monkeypatch.setattr(sys, "executable", interpreter)
     with pytest.raises(RuntimeError, match="pip install"):
-        worker.compare("2x", "x+x", 5.0)
+        worker.compare("2x", "x+x", 60.0)
     assert worker.pid is None
 
 
@@ -164,13 +170,13 @@ def test_a_missing_math_verify_is_an_error_with_its_name(worker, monkeypatch, tm
     (tmp_path / "math_verify.py").write_text("raise ImportError('half installed')\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RuntimeError, match=r"half installed.*math-verify"):
-        worker.compare("2x", "x+x", 5.0)
+        worker.compare("2x", "x+x", 60.0)
 
 
 def test_modules_in_the_working_directory_are_not_picked_up(worker, monkeypatch, tmp_path):
     (tmp_path / "sympy.py").write_text("raise ImportError('a stranger')\n")
     monkeypatch.chdir(tmp_path)
-    assert worker.compare("2x", "x+x", 5.0) is Verdict.EQUAL
+    assert worker.compare("2x", "x+x", 60.0) is Verdict.EQUAL
 
 
 def test_a_fork_starts_its_own():
@@ -187,6 +193,7 @@ def test_a_fork_starts_its_own():
     assert WORKER.pid == pid
 
 
+@pytest.mark.processes
 def test_gone_after_a_normal_exit():
     parent = run_parent("print(WORKER.pid)")
     output, _ = parent.communicate(timeout=60)
@@ -194,15 +201,17 @@ def test_gone_after_a_normal_exit():
     assert state(int(output)) in (None, "Z")
 
 
+@pytest.mark.processes
 def test_gone_after_the_parent_was_killed_while_it_was_idle():
     parent = run_parent("print(WORKER.pid, flush=True); time.sleep(60)")
     pid = int(parent.stdout.readline())
     assert state(pid) not in (None, "Z")
     parent.kill()
     parent.communicate()
-    wait_until_gone(pid, 2)
+    wait_until_gone(pid)
 
 
+@pytest.mark.processes
 def test_gone_after_the_parent_was_killed_while_it_started(tmp_path):
     (tmp_path / "math_verify.py").write_text("import time; time.sleep(60)")
     code = f"""
@@ -219,27 +228,30 @@ time.sleep(60)
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.communicate()
-    wait_until_gone(pid, 1.0 + 1.0 + 2.0)
+    wait_until_gone(pid)
 
 
+@pytest.mark.processes
 def test_gone_after_the_parent_was_killed_although_a_fork_of_it_lives():
     code = "child = os.fork()\nif child: print(WORKER.pid, child, flush=True)\ntime.sleep(60)"
     parent = run_parent(code)
     pid, fork = map(int, parent.stdout.readline().split())
     parent.kill()
     parent.wait()
-    wait_until_gone(pid, 2)
+    wait_until_gone(pid)
     assert state(fork) not in (None, "Z")
     os.kill(fork, signal.SIGKILL)
     parent.stdout.close()
 
 
+@pytest.mark.processes
 def test_gone_after_the_parent_was_killed_while_it_was_busy():
-    parent = run_parent("print(WORKER.pid, flush=True); score('9^{9^{9^9}}', timeout=1.5)")
+    parent = run_parent("print(WORKER.pid, flush=True); score('9^{9^{9^9}}', timeout=5)")
     pid = int(parent.stdout.readline())
-    time.sleep(0.3)
+    worked, deadline = seconds_of(pid), time.monotonic() + 30
+    while seconds_of(pid) < worked + 0.2:
+        assert time.monotonic() < deadline and state(pid) not in (None, "Z"), "it was idle"
+        time.sleep(0.02)
     parent.kill()
     parent.communicate()
-    time.sleep(0.2)
-    assert state(pid) not in (None, "Z"), "it was idle"
-    wait_until_gone(pid, 1.5 + 1.0 + 1.0)
+    wait_until_gone(pid)

@@ -10,7 +10,7 @@ from unigrpo.data.gym import problems
 from unigrpo.errors import RecipeError
 from unigrpo.rewards import get_reward
 from unigrpo.runs.build import build_dataset
-from unigrpo.runs.recipe import DatasetSpec
+from unigrpo.runs.dataset_spec import DatasetSpec
 
 
 gym = pytest.importorskip("reasoning_gym", reason='needs `pip install "unigrpo[reasoning-gym]"`')

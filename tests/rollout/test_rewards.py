@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import trl.rewards as trl_rewards
 from transformers import BertConfig, BertForSequenceClassification
 
+from unigrpo.errors import RewardError
 from unigrpo.rollout.rewards import RewardSet, offload, resolve_reward, reward_name, without_weights
 from unigrpo.runs.build import ForTask
 from unigrpo.training.setup import reward_set
@@ -53,6 +56,49 @@ def test_columns_arrive_by_name():
     assert seen["level"] == [1, 2, 3]
     assert seen["trainer_state"] == state
     assert set(seen["others"]) == {"images", "log_extra", "log_metric"}
+
+
+def test_a_reward_gets_what_it_names_and_no_more():
+    """One picture a row is TRL's column ``image``; without ``**kwargs`` the other columns stay away."""
+    rows = answers(solution=["a", "b", "c"])
+    rows[:2] = [replace(rows[0], images=["one"]), replace(rows[1], images=["two", "three"])]
+    seen = []
+
+    def reward(completions, image, solution, hint=5):
+        seen.append((completions, image, solution, hint))
+        return [1.0] * len(completions)
+
+    assert score([reward, ForTask(reward, "text")], rows).sum() == 6
+    assert seen == [(["answer 0", "answer 1", "answer 2"], ["one", "two", None], ["a", "b", "c"], 5)] * 2
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_column_that_is_not_there_is_named_with_those_that_are(wrapped):
+    def reward(completions, gold, **_):
+        raise AssertionError
+
+    sentence = (
+        r"'reward' raised TypeError: it takes 'gold', which is neither a column of the dataset \(\['solution'\]\)"
+    )
+    with pytest.raises(RewardError, match=sentence):
+        score(ForTask(reward, "text") if wrapped else reward, answers(solution=["a", "b", "c"]))
+
+
+def test_rewards_of_trl_score_texts_as_conversations():
+    """Of string prompts too, for which TRL hands on strings that its own rewards cannot read; other rewards get strings."""
+    texts = ["<think>\n1 + 1\n</think>\n\\boxed{2}", r"\boxed{2}", r"<think>a</think> \boxed{3}"]
+    rows = [replace(own, completion=text) for own, text in zip(answers(solution=["$2$"] * 3), texts, strict=True)]
+    format_reward, cut = trl_rewards.think_format_reward, trl_rewards.get_soft_overlong_punishment(3, 2)
+    found = score([format_reward, ForTask(format_reward, "text"), trl_rewards.reasoning_accuracy_reward, cut], rows)
+    assert found.T.tolist() == [[1.0, 0.0, 1.0]] * 2 + [[1.0, 0.0, 0.0], [-0.5] * 3]
+
+    def of_messages(completions, **_):
+        return [float(len(own[0]["content"])) for own in completions]
+
+    with pytest.raises(
+        RewardError, match=r"string indices.*A prompt that is a string has a string for its completion"
+    ):
+        score(of_messages, rows)
 
 
 def test_column_that_some_rows_lack_is_none_there():
@@ -108,33 +154,6 @@ def test_async_reward_inside_a_running_loop():
 
 def named_reward(**_):
     return [1.0]
-
-
-@pytest.mark.parametrize("result", [[1.0, 2.0], [1.0] * 4, []])
-def test_wrong_length_names_the_reward(result):
-    def short(**_):
-        return result
-
-    with pytest.raises(ValueError, match=rf"'short' returned {len(result)} scores for 3 completions"):
-        score(short)
-
-
-@pytest.mark.parametrize("result", [["good", 1.0, 1.0], [[1.0], [1.0], [1.0]], [object()] * 3])
-def test_non_number_names_the_reward(result):
-    def odd(**_):
-        return result
-
-    with pytest.raises(ValueError, match=r"'odd' returned something that is not a number or None"):
-        score(odd)
-
-
-@pytest.mark.parametrize("result", [None, 1.0])
-def test_result_that_is_no_list_names_the_reward(result):
-    def lonely(**_):
-        return result
-
-    with pytest.raises(ValueError, match=r"'lonely' must return a list of 3 scores, got (NoneType|float)"):
-        score(lonely)
 
 
 def test_chat_prompts_get_messages():
@@ -273,15 +292,6 @@ def test_reward_model_as_module(judge_path):
     model.config.name_or_path = ""
     with pytest.raises(ValueError, match=r"BertForSequenceClassification needs its tokenizer"):
         resolve_reward(model)
-
-
-def test_reward_model_pads_and_does_not_train(judge_path):
-    reward = resolve_reward(judge_path)
-    assert not reward.model.training
-    together = reward(["w1 w2", "w9"], [" w3", " w8 w7 w6 w5"])
-    alone = reward(["w1 w2"], [" w3"])
-    assert together[0] == pytest.approx(alone[0], abs=1e-5)
-    assert reward(["w1"], [object()]) == [None]
 
 
 def test_rewards_get_the_same_arguments_in_every_window():

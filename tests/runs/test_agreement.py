@@ -211,9 +211,6 @@ def test_running_sums_are_right_and_disjoint():
         for row in own:
             first, *added = map(int, row["prompt"].split("+"))
             assert running_sums.split_of(first, tuple(added)) == split
-    assert running_sums.problems("test", 3) == rows["test"][:3]
-    with pytest.raises(ValueError, match="choose one of"):
-        running_sums.problems("validation", 1)
 
 
 def test_the_command_leaves_numbers_and_a_picture(tmp_path, capsys):

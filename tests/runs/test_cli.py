@@ -11,8 +11,20 @@ import torch
 from unigrpo import load_policy
 from unigrpo.runs.cli import main
 from unigrpo.runs.recipe import load_recipe
+from unigrpo.runs.sft import load_sft_recipe
 
-from ..support.recipes import ROOT, SFT, SMALL, TRAIN, replaced_data, replaced_models, replaced_sizes, write_gsm8k
+from ..support.recipes import (
+    EVERY,
+    RECIPES,
+    ROOT,
+    SFT_RECIPES,
+    SMALL,
+    replaced_data,
+    replaced_models,
+    replaced_sizes,
+    write_gsm8k,
+    write_mixed_cot,
+)
 from ..support.tiny import tiny_model
 from ..support.tolerances import assert_rounding
 
@@ -144,13 +156,52 @@ def test_help_names_every_command(capsys):
         assert command in shown
 
 
-def test_shipped_recipes_are_clean(capsys):
-    assert main(["check", "--offline", *map(str, TRAIN)]) == 0
+def test_shipped_recipes_are_clean(tmp_path, monkeypatch, capsys):
+    write_mixed_cot(tmp_path, 2)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--offline", *map(str, EVERY)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count(": ok") == len(TRAIN) >= 2
+    assert shown.count(": ok") == len(EVERY) == len(RECIPES) + len(SFT_RECIPES) and len(SFT_RECIPES) >= 2
 
 
-@pytest.mark.parametrize("file", TRAIN, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", SFT_RECIPES, ids=lambda file: file.stem)
+def test_shipped_recipes_of_given_answers_run_two_steps(file, tiny_models, tmp_path, monkeypatch, capsys):
+    """With only model, data and sizes replaced; every task is trained and measured."""
+    write_mixed_cot(tmp_path, 4)
+    monkeypatch.chdir(tmp_path)
+    shipped, out = load_sft_recipe(str(file)), tmp_path / "out"
+    small = [
+        "per_device_train_batch_size=4",
+        "per_device_eval_batch_size=2",
+        "gradient_accumulation_steps=1",
+        "max_steps=2",
+    ]
+    small += [
+        "max_length=120",
+        "image_size=32",
+        "logging_steps=1",
+        "save_strategy=no",
+        "use_cpu=true",
+        "disable_tqdm=true",
+    ]
+    small += ["model.dtype=float32", "num_eval_draws=1", f"output_dir={out}"]
+    small += [
+        f"{section}.{number}.limit=2"
+        for section in ("datasets", "eval_datasets")
+        for number in range(len(getattr(shipped, section)))
+    ]
+    if not shipped.model.path.startswith("builtin:"):
+        small += replaced_models(shipped, tiny_models)
+    small += ["lora.r=4"] if shipped.lora else []
+    assert main(["sft", str(file), *small]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["optimizer_steps"] == 2 and summary["lora"] == bool(shipped.lora)
+    said = {name for name in summary["held_out_after"] if name.endswith("nats_per_token")}
+    assert said and summary["held_out_after"].keys() == summary["held_out_before"].keys()
+    assert "held-out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
     """With only model, data and sizes replaced; every dataset has its prompt in the window."""
     shipped, out = load_recipe(str(file)), tmp_path / "out"
@@ -179,16 +230,6 @@ def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
     assert all((out / name).exists() == ("t2i" in tasks) for name in sheets)
 
 
-@pytest.mark.parametrize("file", SFT, ids=lambda file: file.stem)
-def test_shipped_recipes_of_sft_run_two_steps(file, tmp_path):
-    """As they are, with fewer rows and steps."""
-    small = ["max_steps=2", "per_device_train_batch_size=8", "datasets.0.limit=32", "eval_datasets.0.limit=4"]
-    assert main(["sft", str(file), *small, f"output_dir={tmp_path}", "disable_tqdm=true"]) == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["optimizer_steps"] == 2 and summary["held_out_accuracy_after"]["count"] == 4
-    assert summary["held_out_after"]["loss"] < summary["held_out_before"]["loss"]
-
-
 def test_sample_takes_shortcuts(capsys):
     """A sure policy gives the same answer with them, and a shortcut that does not exist for pictures is refused."""
     question = "Tom has 127 cups and gets 4. Total?"
@@ -201,9 +242,9 @@ def test_sample_takes_shortcuts(capsys):
     assert main(["sample", "builtin:arithmetic_trained", question, "--confidence-threshold", "2"]) == 2
     assert "confidence_threshold=2.0 must lie in (0, 1)" in capsys.readouterr().err
     assert main(["sample", "builtin:shapes", "a large red circle", "--task", "t2i", "--kv-cache", "dual"]) == 2
-    assert "sampler 'maskgit' has no option ['kv_cache']" in capsys.readouterr().err
+    assert "sampler 'maskgit' has no option 'kv_cache'" in capsys.readouterr().err
     assert main(["sample", "builtin:arithmetic_trained", question, "--sampler", "left_to_right"]) == 0
     assert "</think>" in capsys.readouterr().out
     both = ["--sampler", "left_to_right", "--kv-cache", "dual"]
     assert main(["sample", "builtin:arithmetic_trained", question, *both]) == 2
-    assert "sampler 'left_to_right' has no option ['kv_cache']" in capsys.readouterr().err
+    assert "sampler 'left_to_right' has no option 'kv_cache'" in capsys.readouterr().err

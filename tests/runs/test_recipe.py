@@ -15,10 +15,9 @@ from unigrpo.runs.build import (
     build_dataset,
     build_lora,
     build_rewards,
-    load_rows,
 )
+from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
 from unigrpo.runs.reach import code_of
-from unigrpo.runs.recipe import DatasetSpec
 
 from ..support.recipes import MINIMAL, recipe
 
@@ -55,16 +54,6 @@ def test_mistakes_name_the_key(tmp_path, change, message):
     assert message in str(caught.value)
 
 
-def test_a_key_given_twice_is_an_error(tmp_path):
-    with pytest.raises(RecipeError, match="key 'output_dir' is given twice"):
-        recipe(tmp_path, MINIMAL + "output_dir: other\n")
-
-
-def test_tags_that_would_run_code_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match="not valid YAML"):
-        recipe(tmp_path, MINIMAL + "seed: !!python/object/apply:os.getcwd []\n")
-
-
 def test_config_errors_carry_the_recipes_name(tmp_path):
     with pytest.raises(RecipeError, match=r"recipe\.yaml: num_generations=1 must be at least 2"):
         build_config(recipe(tmp_path, MINIMAL, "num_generations=1"))
@@ -85,18 +74,6 @@ def test_rewards_take_arguments_and_unknown_names_are_errors(tmp_path):
     assert reward.keywords == {"timeout": 1.5}
     with pytest.raises(ValueError, match="think_format"):
         build_rewards(recipe(tmp_path, MINIMAL, "rewards.0.name=thinkformat"))
-
-
-def test_for_task_scores_only_rows_of_its_task():
-    def lengths(prompts, completions, **columns):
-        assert len(prompts) == len(completions) == len(columns["solution"]) == 2
-        return [float(len(text)) for text in completions]
-
-    scores = ForTask(lengths, "text")(
-        task=["text", "t2i", "text"], prompts=["a", "b", "c"], completions=["x", "image", "xyz"], solution=[1, 2, 3]
-    )
-    assert scores == [1.0, None, 3.0]
-    assert ForTask(lengths, "mmu")(task=["text"], prompts=["a"], completions=["x"], solution=[1]) == [None]
 
 
 def test_files_are_renamed_limited_and_concatenated(tmp_path):

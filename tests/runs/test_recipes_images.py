@@ -13,13 +13,14 @@ from PIL import Image
 from unigrpo.config.build import build_algorithm
 from unigrpo.config.task import TASK_KEYS
 from unigrpo.errors import RecipeError
-from unigrpo.runs.build import build_config, load_rows
+from unigrpo.runs.build import build_config
 from unigrpo.runs.cli import main
-from unigrpo.runs.recipe import CONFIG_KEYS, DatasetSpec, load_recipe
+from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
+from unigrpo.runs.recipe import CONFIG_KEYS, load_recipe
 from unigrpo.runs.train import evaluate_recipe
 
 from ..support.recipes import (
-    RECIPES,
+    EVERY,
     ROOT,
     SMALL,
     replaced_data,
@@ -204,7 +205,7 @@ def test_sample_draws_pictures_and_answers_about_them(tiny_models, tmp_path, cap
 
 def test_the_readme_names_every_recipe_and_only_real_keys():
     text = (ROOT / "recipes" / "README.md").read_text()
-    assert set(re.findall(r"^\| `(\w+\.yaml)` \|", text, re.MULTILINE)) == {file.name for file in RECIPES}
+    assert set(re.findall(r"^\| `(\w+\.yaml)` \|", text, re.MULTILINE)) == {file.name for file in EVERY}
     section = text.partition("### Keys for pictures")[2].partition("\n#")[0]
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
     keys = {key for row in rows for key in re.findall(r"`(\w+)`", row[0])}

@@ -145,7 +145,9 @@ def test_datasets_are_sources_with_their_weights_and_adapters_are_named_by_the_r
     [
         ({"datasets": []}, "'datasets' is missing"),
         ({"objectiv": "llada"}, "unknown key 'objectiv'; did you mean 'objective'"),
-        ({"rewards": [{"name": "x"}]}, "unknown key 'rewards'"),
+        ({"objectiv": "llada", "max_lenght": 9}, "unknown key 'objectiv'; did you mean 'objective'"),
+        ({"num_generations": 4}, "unknown key 'num_generations'; recipes for `unigrpo train` have it"),
+        ({"max_seq_length": 64}, "unknown key 'max_seq_length'; did you mean 'max_length'"),
         ({"datasets": [{**ARITHMETIC, "weight": 1}, ARITHMETIC]}, r"datasets have weights \[1, None\]"),
         ({"datasets": [{**ARITHMETIC, "weight": "much"}]}, r"datasets\[0\].weight"),
         ({"lora": 3}, "lora must be a mapping"),

@@ -11,7 +11,8 @@ from unigrpo.errors import RecipeError
 from unigrpo.runs.bounded_yaml import MAX_DEPTH, MAX_TEXT
 from unigrpo.runs.cli import main
 from unigrpo.runs.reach import code_of
-from unigrpo.runs.recipe import load_recipe, parse_yaml
+from unigrpo.runs.recipe import load_recipe
+from unigrpo.runs.recipe_file import parse_yaml
 
 from ..support.recipes import MINIMAL, recipe
 
@@ -59,7 +60,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_end_in_a_short_error(name):
     text, message = HOSTILE[name]

@@ -205,20 +205,6 @@ def test_the_public_sampler_takes_no_shortcut(options):
         PublicTextSampler(**options)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kv_cache": "both"}, "kv_cache='both'"),
-        ({"confidence_threshold": 2}, r"confidence_threshold=2.0 must lie in \(0, 1\)"),
-        ({"exit_entropy": "low"}, "exit_entropy='low' must be a number"),
-        ({"task_overrides": {"mmu": {"exit_entropy": -1}}}, "task_overrides.mmu.exit_entropy=-1"),
-    ],
-)
-def test_runs_are_refused_before_they_start(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        UniGRPOConfig(str(tmp_path), use_cpu=True, report_to="none", **options)
-
-
 def test_a_setting_that_no_sampler_reads_is_told(tmp_path):
     with pytest.warns(UserWarning, match=r"kv_cache='dual' \(sampler 'semi_autoregressive'\)"):
         UniGRPOConfig(str(tmp_path), use_cpu=True, report_to="none", task_overrides={"t2i": {"kv_cache": "dual"}})

@@ -130,17 +130,6 @@ def test_emerge_hides_what_the_schedule_says_on_average(policy, schedule):
     assert (rollout.step_map[canvas.fill_mask] >= 0).all()
 
 
-def test_emerge_reveals_positions_in_random_order_whatever_the_model_is_sure_of(model, policy):
-    """Which positions come first depends on the streams alone."""
-    canvas = blank(policy, 2, 16)
-    streams = lambda: [keyed_generator("order", row) for row in range(2)]  # noqa: E731
-    ours = Emerge(steps=1, guidance_scale=0)(model, policy, canvas, generators=streams())
-    assert (ours.step_map[canvas.fill_mask] == 0).all()
-    hot = Emerge(steps=4, temperature=1.0, guidance_scale=0)(model, policy, canvas, generators=streams())
-    flat = Emerge(steps=4, temperature=1.0, guidance_scale=0)(Uniform(policy), policy, canvas, generators=streams())
-    assert torch.equal(hot.step_map == 0, flat.step_map == 0)
-
-
 def test_greedy_takes_the_likeliest_code(model, policy):
     canvas = blank(policy, 1, 16)
     stream = [keyed_generator("greedy", 0)]
@@ -149,25 +138,6 @@ def test_greedy_takes_the_likeliest_code(model, policy):
         logits = model(**policy.inputs(canvas, canvas.fill_mask)).logits
     best = logits[0, :, OFFSET : OFFSET + CODES].argmax(-1)[canvas.fill_mask[0]]
     assert torch.equal(rollout.completions[0], best)
-
-
-def test_draws_follow_the_slice_distribution(model, policy):
-    """Chi-square of one position's codes over 4000 rows against softmax of the slice's logits."""
-    rows = 4000
-    canvas = blank(policy, 1, 4)
-    with torch.no_grad():
-        logits = model(**policy.inputs(canvas, canvas.fill_mask)).logits[0, canvas.fill_mask[0]][0]
-    probs = logits[OFFSET : OFFSET + CODES].double().softmax(-1)
-    many = blank(policy, rows, 4)
-    streams = [keyed_generator("chi", row) for row in range(rows)]
-    rollout = Emerge(steps=1, guidance_scale=0)(model, policy, many, generators=streams)
-    counts = torch.bincount(torch.stack(rollout.completions)[:, 0], minlength=CODES).double()
-    often = probs * rows > 5
-    observed = torch.cat([counts[often], counts[~often].sum()[None]])
-    expected = torch.cat([probs[often], probs[~often].sum()[None]]) * rows
-    statistic = float(((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum())
-    freedom = len(observed) - 1
-    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
 
 
 def test_bad_settings_are_named():

@@ -1,6 +1,6 @@
 """A run that is killed and started again until it is done, next to the same run left alone.
 
-``python -m tests.support.crashing FOLDER --kind full --kills 20 --seed 0``. One process imports everything and forks a child a
+``python -m tests.support.crashing FOLDER --kind full --kills 20 --seed 0``; the kind ``sft`` is the command ``unigrpo sft``. One process imports everything and forks a child a
 start, so that twenty starts cost one import; it has no thread but its own, so a fork is safe. A child marks every point
 it passes: a forward or a reward call, and every file that is opened, renamed or deleted while a checkpoint is written.
 The parent has it wait at a point and sends SIGKILL, or sends it blindly after a while.
@@ -18,11 +18,16 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
+import yaml
 from peft import LoraConfig
 
-from unigrpo import UniGRPOConfig, UniGRPOTrainer
+import unigrpo.runs.cli
+import unigrpo.runs.sft
+from unigrpo import MaskedDenoisingTrainer, UniGRPOConfig, UniGRPOTrainer
 from unigrpo.training.callbacks import JsonLines
 from unigrpo.training.checkpoints.files import INCOMPLETE, MANIFEST, REMOVED, fault
 from unigrpo.training.checkpoints.run_folder import checkpoint_folder, steps_of
@@ -35,12 +40,16 @@ KEPT = 3
 """``save_total_limit``."""
 SETTINGS = {**TRAINING, "save_strategy": "steps", "save_steps": 1, "save_total_limit": KEPT}
 """Windows of four optimizer steps, three an epoch: two inner updates of two steps."""
-STAGES = ("start", "rollout", "reward", "update", "log", "write", "manifest", "publish", "rotate")
+STAGES = ("start", "rollout", "reward", "held-out", "update", "log", "write", "manifest", "publish", "rotate")
 """Where a child can be; the last four are a checkpoint: its files, manifest and name, the deletion of older ones."""
+GIVEN_STAGES = ("update", "write", "log", "publish", "manifest", "rotate")
+"""Where a run on given answers is killed."""
 POINTS = {"rollout": 30, "reward": 1, "update": 6, "log": 2, "write": 25, "manifest": 3, "publish": 2, "rotate": 6}
 """From how many points of a stage a kill chooses; they are few enough that a life makes about one step."""
 TIMES = ("time/", "train_", "eval_runtime", "tokens_per_second", "run_id")
-KINDS = {
+TIMED = ("trainer_state.json", "training_args.bin", MANIFEST, RECORD, "README.md", "metrics.jsonl", "summary.json")
+KINDS: dict[str, dict[str, Any]] = {
+    "sft": {},
     "full": {"sync_ref_model": True, "ref_model_sync_steps": 3, "ref_model_mixup_alpha": 0.5},
     "lora": {"logging_steps": 3, "disable_dropout": False},
 }
@@ -76,10 +85,11 @@ class Board:
         return bool(self.memory[1])
 
 
-class Watched(UniGRPOTrainer):
-    """A trainer that marks where it is."""
+class Watching:
+    """Has a trainer mark where it is."""
 
     board: Board
+    evaluation = "rollout"
     saving = False
 
     def _save_checkpoint(self, *args, **kwargs):
@@ -88,7 +98,9 @@ class Watched(UniGRPOTrainer):
         self.saving = False
 
     def watch(self) -> None:
-        self.model.register_forward_pre_hook(lambda module, _: self.board.mark(("rollout", "update")[module.training]))
+        self.model.register_forward_pre_hook(
+            lambda module, _: self.board.mark((self.evaluation, "update")[module.training])
+        )
         out = str(self.args.output_dir)
 
         def audit(event: str, arguments: tuple) -> None:
@@ -97,6 +109,20 @@ class Watched(UniGRPOTrainer):
                 self.board.mark(stage_of(event, paths) if self.saving else "log")
 
         sys.addaudithook(audit)
+
+
+class Watched(Watching, UniGRPOTrainer):
+    """A run of reinforcement learning."""
+
+
+class WatchedGiven(Watching, MaskedDenoisingTrainer):
+    """A run on given answers, as the command makes it."""
+
+    evaluation = "held-out"
+
+    def train(self, *args, **kwargs):
+        self.watch()
+        return super().train(*args, **kwargs)
 
 
 def stage_of(event: str, paths: str) -> str:
@@ -110,6 +136,8 @@ def stage_of(event: str, paths: str) -> str:
 
 def train(out: Path, kind: str, steps: int, board: Board) -> None:
     """One life of the run: the same command every time."""
+    if kind == "sft":
+        return fine_tune(out, steps, board)
 
     def reward(prompts, completions, completion_ids, **columns):
         board.mark("reward")
@@ -128,6 +156,28 @@ def train(out: Path, kind: str, steps: int, board: Board) -> None:
     trainer.watch()
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model(str(out / "final"))
+
+
+def fine_tune(out: Path, steps: int, board: Board) -> None:
+    """One life of ``unigrpo sft``."""
+    WatchedGiven.board = board
+    rows = {"path": "builtin:arithmetic", "split": "train", "limit": 12}
+    recipe = {
+        "model": {"path": "builtin:arithmetic", "dtype": "float32"},
+        "datasets": [rows],
+        "eval_datasets": [{**rows, "split": "test", "limit": 2}],
+        **{
+            name: SETTINGS[name]
+            for name in ("save_strategy", "save_steps", "save_total_limit", "use_cpu", "disable_tqdm")
+        },
+        **{"max_length": 48, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 3},
+        **{"output_dir": str(out), "max_steps": steps, "resume_from_checkpoint": True},
+    }
+    path = out.parent / f"{out.name}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    with patch.object(unigrpo.runs.sft, "MaskedDenoisingTrainer", WatchedGiven):
+        if unigrpo.runs.cli.main(["sft", str(path)]) != 0:
+            raise SystemExit("the command failed")
 
 
 def start(run: tuple[Path, str, int], board: Board, aim: tuple[str, int] | None = None) -> int:
@@ -165,10 +215,9 @@ def kill(pid: int, board: Board, after: float | None) -> str | None:
     return board.stage if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else None
 
 
-def draw_kills(kills: int, generator: random.Random) -> list[tuple[str, int] | float]:
+def draw_kills(kills: int, generator: random.Random, stages: list[str]) -> list[tuple[str, int] | float]:
     """Every stage once, the rest anywhere, some of them blind; deletions last, when there is something to delete."""
-    stages = list(POINTS)
-    more = ["rollout", "reward", "update", generator.choice(stages[-4:]), "blind"]
+    more = [*(own for own in ("rollout", "reward", "update") if own in stages), generator.choice(stages[-4:]), "blind"]
     chosen = stages[:kills] + [generator.choice(more) for _ in range(kills - len(stages))]
     generator.shuffle(chosen)
     chosen.sort(key=lambda stage: stage == "rotate")
@@ -214,10 +263,10 @@ def difference(out: Path, whole: Path, steps: int) -> str | None:
                 return f"line {number + 1} of metrics.jsonl: {name} is {own.get(name)}, not {other.get(name)}"
     if len(metrics(out)) != len(metrics(whole)):
         return f"{len(metrics(out))} lines of metrics, not {len(metrics(whole))}"
-    for folder in ("final", f"checkpoint-{steps}"):
+    for folder in ("final" if (whole / "final").exists() else ".", f"checkpoint-{steps}"):
         for path in sorted((whole / folder).iterdir()):
             other = out / folder / path.name
-            timed = path.name in ("trainer_state.json", "training_args.bin", MANIFEST, RECORD, "README.md")
+            timed = path.name in TIMED
             if not timed and path.is_file() and path.read_bytes() != other.read_bytes():
                 return f"{folder}/{path.name}"
     return None
@@ -256,7 +305,8 @@ def main() -> None:
     out.mkdir()
     survive((whole, arguments.kind, arguments.steps), [], board)
     alone = time.monotonic() - began
-    aims = given_kills(arguments.at) or draw_kills(arguments.kills, random.Random(arguments.seed))
+    stages = list(GIVEN_STAGES if arguments.kind == "sft" else POINTS)
+    aims = given_kills(arguments.at) or draw_kills(arguments.kills, random.Random(arguments.seed), stages)
     died = survive((out, arguments.kind, arguments.steps), aims, board)
     wrong = difference(out, whole, arguments.steps) or left_over(out, arguments.steps)
     if wrong is not None:

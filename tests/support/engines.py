@@ -101,8 +101,8 @@ class Watched(UniGRPOTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-class Sharded(Watched):
-    """A trainer whose accelerate shards with FSDP2, which it leaves out on processors without a word."""
+class Sharding:
+    """Has accelerate shard a trainer with FSDP2, which it leaves out on processors without a word."""
 
     def create_accelerator_and_postprocess(self) -> None:
         original = Trainer.create_accelerator_and_postprocess
@@ -125,6 +125,10 @@ class Sharded(Watched):
 
         with patch.object(Trainer, "create_accelerator_and_postprocess", with_plugin):
             super().create_accelerator_and_postprocess()
+
+
+class Sharded(Sharding, Watched):
+    """A sharded run of reinforcement learning."""
 
 
 class Gradients(TrainerCallback):

@@ -8,9 +8,10 @@ import torch
 from peft import LoraConfig
 
 from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer
+from unigrpo.training.engines import engine_of
 
+from .engines import Sharding, deepspeed_config, on_processors, weights
 from .images import picture, tiny_tokenizer
-from .laws import weights
 from .tiny import tiny_model, tiny_processor
 
 
@@ -44,14 +45,21 @@ SMALL = {
 }
 
 
+class ShardedGiven(Sharding, MaskedDenoisingTrainer):
+    """A sharded run of fine-tuning."""
+
+
 def given_trainer(
-    folder: Any, rows: Any = TEXT, *, eval_rows=None, lora=False, model=None, callbacks=None, **arguments
+    folder: Any, rows: Any = TEXT, *, eval_rows=None, lora=False, model=None, callbacks=None, engine="ddp", **arguments
 ):
     """A trainer of ``rows`` (a list, or sources) that writes into ``folder``."""
-    pictures = {"image_tokenizer": tiny_tokenizer()} if isinstance(rows, dict) else {}
-    return MaskedDenoisingTrainer(
+    settings = {**SMALL, **({"image_tokenizer": tiny_tokenizer()} if isinstance(rows, dict) else {}), **arguments}
+    if engine.startswith("zero"):
+        settings.pop("use_cpu")
+        settings["deepspeed"] = deepspeed_config(int(engine[-1]))
+    return (ShardedGiven if engine == "fsdp2" else MaskedDenoisingTrainer)(
         tiny_model() if model is None else model,
-        MaskedDenoisingConfig(str(folder), **{**SMALL, **pictures, **arguments}),
+        MaskedDenoisingConfig(str(folder), **settings),
         rows,
         eval_rows,
         processing_class=tiny_processor(),
@@ -60,24 +68,28 @@ def given_trainer(
     )
 
 
-def divided_run(rank: int, folder: str, batch: int, accumulation: int) -> dict[str, Any]:
+def divided_run(
+    rank: int, folder: str, batch: int, accumulation: int, engine: str = "ddp", lora: bool = False
+) -> dict[str, Any]:
     """Weights, losses and held-out numbers of a mixed run, as one process of several sees them."""
-    trainer = given_trainer(
-        folder,
-        MIXED,
-        eval_rows=[*TEXT[:3], *PICTURES[:2]],
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-    )
-    start = trainer.evaluate()
-    trainer.train()
-    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    held_out = {name: value for name, value in start.items() if not name.endswith("runtime")}
-    return {
-        "weights": {name: own.clone() for name, own in weights(trainer.model).items()},
-        "losses": losses,
-        "held_out": held_out,
-    }
+    with on_processors(engine):
+        trainer = given_trainer(
+            folder,
+            MIXED,
+            eval_rows=[*TEXT[:3], *PICTURES[:2]],
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            engine=engine,
+            lora=lora,
+        )
+        trainer.train()
+        end = trainer.evaluate()
+        return {
+            "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
+            "weights": weights(trainer),
+            "losses": numbers(trainer).tolist(),
+            "held_out": {name: value for name, value in end.items() if not name.endswith(("runtime", "epoch"))},
+        }
 
 
 def numbers(trainer: MaskedDenoisingTrainer) -> torch.Tensor:

@@ -40,8 +40,8 @@ def picture(seed: int, width: int = 50, height: int = 40) -> Image.Image:
 
 
 def image_rows(kind: str, count: int = 4, words: tuple[int, ...] = (2, 70, 5, 9)) -> list[dict]:
-    """Rows of one task, or of all three in turn, with prompts of several lengths."""
-    tasks = ("t2i", "mmu", "text", "t2i", "mmu") if kind == "mixed" else (kind,)
+    """Rows of one task, of three in turn ("mixed"), or of these and r2i ("all"), with prompts of several lengths."""
+    tasks = {"mixed": ("t2i", "mmu", "text", "t2i", "mmu"), "all": ("r2i", "t2i", "mmu", "text")}.get(kind, (kind,))
     rows = prompts(count, words)
     for i, row in enumerate(rows):
         row["task"] = tasks[i % len(tasks)]
@@ -51,13 +51,14 @@ def image_rows(kind: str, count: int = 4, words: tuple[int, ...] = (2, 70, 5, 9)
 
 
 def options(kind: str, count: int = 4, t2i: dict | None = None, **changes) -> dict:
-    """Arguments of ``make_trainer`` for a run of ``kind``; images have 16 codes."""
+    """Arguments of ``make_trainer`` for a run of ``kind``; images have 16 codes. ``t2i`` sets keys of pictures, in r2i too."""
+    pictures = {"steps": 4, "guidance_scale": 1.5, **(t2i or {})}
     return {
         "rows": image_rows(kind, count),
         "image_size": 64,
         "image_tokenizer": tiny_tokenizer(),
         "shuffle_dataset": False,
-        "task_overrides": {"t2i": {"steps": 4, "guidance_scale": 1.5, **(t2i or {})}},
+        "task_overrides": {"t2i": pictures, **({"picture": dict(pictures)} if kind in ("r2i", "all") else {})},
         **changes,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -124,3 +125,44 @@ class Gradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
         self.steps.append(gradients(model))
+
+
+def spread_adapter(model, std: float = 0.1) -> None:
+    """A fresh adapter's first factors drawn anew, larger: what its second ones learn then shows in the weights."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def accumulated(make_trainer, accumulation: int, **options):
+    """Gradients of every step, what the weights have moved and losses, at 16 rows a step and the given accumulation."""
+    recorder = Gradients()
+    trainer = make_trainer(
+        callbacks=[recorder],
+        per_device_train_batch_size=16 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,
+        optim="sgd",
+        max_grad_norm=0.0,
+        **options,
+    )
+    spread_adapter(trainer.model)
+    start = weights(trainer.model)
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    moved = {name: value - start[name] for name, value in weights(trainer.model).items()}
+    return recorder.steps, moved, losses, trainer
+
+
+def assert_accumulation_changes_nothing(make_trainer, counts=(2, 4), **options):
+    """The same gradients, weights and losses under every accumulation; returns the trainer that has none."""
+    steps, moved, losses, trainer = accumulated(make_trainer, 1, **options)
+    assert len(steps) == trainer.args.max_steps
+    for count in counts:
+        other_steps, other_moved, other_losses, _ = accumulated(make_trainer, count, **options)
+        assert losses == pytest.approx(other_losses, abs=2e-5)
+        assert all(difference(own, other) < 1e-4 for own, other in zip(steps, other_steps, strict=True))
+        assert difference(moved, other_moved) < 1e-4
+    return trainer

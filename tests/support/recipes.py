@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unigrpo.runs.packaged import command
 from unigrpo.runs.recipe import Recipe, load_recipe
 
 from . import ROOT
 from .tiny import prompts
 
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-TRAIN = [file for file in RECIPES if "\nrewards:" in file.read_text(encoding="utf-8")]
-SFT = [file for file in RECIPES if file not in TRAIN]
-"""Those of ``unigrpo train``, and those of ``unigrpo sft``, which have no rewards."""
+EVERY = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = [file for file in EVERY if command(file.stem) == "train"]
+SFT_RECIPES = [file for file in EVERY if command(file.stem) == "sft"]
+"""By the command that they are for."""
 
 
 SMALL = [
@@ -92,6 +93,20 @@ def write_flickr(path: Path, rows: int) -> None:
     write_parquet(path, {**columns, "filename": [f"{name}.jpg" for name in names]})
 
 
+def write_mixed_cot(folder: Path, rows: int) -> None:
+    """The files that the Mixed-CoT recipes ask their user for."""
+    (folder / "mixed_cot").mkdir()
+    for end in ("", "_heldout"):
+        texts = [
+            {"prompt": row["prompt"], "completion": f"<think>w1</think>w{i}"} for i, row in enumerate(prompts(rows))
+        ]
+        path = folder / "mixed_cot" / f"text{end}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+        columns = {name: [row[name] for row in texts] for name in ("prompt", "completion")}
+        write_parquet(folder / "mixed_cot" / f"questions{end}.parquet", columns)
+        write_parquet(folder / "mixed_cot" / f"pictures{end}.parquet", {"prompt": columns["prompt"]})
+
+
 FIXTURES = {
     "openai/gsm8k": (write_gsm8k, "jsonl"),
     "leonardPKU/GEOQA_R1V_Train_8K": (write_geoqa, "parquet"),
@@ -110,6 +125,7 @@ def replaced_data(recipe: Recipe, folder: Path, limits: dict[str, int]) -> list[
                 write, suffix = FIXTURES[spec.path]
                 write(folder / f"{section}-{index}.{suffix}", 4)
                 changes.append(f"{section}.{index}.path={folder / f'{section}-{index}.{suffix}'}")
+                changes.append(f"{section}.{index}.split=train")  # The file has fewer rows than a part names.
     return changes
 
 

@@ -63,7 +63,7 @@ class Seen:
     """What a server saw.
 
     Attributes:
-        bodies: JSON of the requests, in order of arrival; ``headers`` and ``paths`` likewise.
+        bodies: JSON of the requests, a list where it comes line by line, in order of arrival; ``headers`` and ``paths`` likewise.
         together: the most requests that were being answered at one time.
         times: when each came, on the monotonic clock.
         written: bytes that ``flood`` got rid of.
@@ -83,7 +83,9 @@ class Seen:
     def serve(self, exchange: Exchange) -> None:
         raw = exchange.rfile.read(int(exchange.headers["Content-Length"]))
         with self.lock:
-            exchange.number, exchange.body = len(self.bodies), json.loads(raw)
+            lines = raw.splitlines() if "ndjson" in exchange.headers.get("Content-Type", "") else None
+            body = json.loads(raw) if lines is None else [json.loads(line) for line in lines]
+            exchange.number, exchange.body = len(self.bodies), body
             self.bodies.append(exchange.body)
             self.headers.append(dict(exchange.headers))
             self.paths.append(exchange.path)

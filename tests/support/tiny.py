@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from unigrpo.models import MMaDAForMaskedDiffusion, MMaDAProcessor
+from unigrpo.models import LLaDAConfig, LLaDAForMaskedDiffusion, MMaDAForMaskedDiffusion, MMaDAProcessor
 
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -75,6 +75,20 @@ def tiny_config_fields() -> dict:
 def tiny_model(dtype: torch.dtype = torch.float32) -> MMaDAForMaskedDiffusion:
     """The goldens' 0.14 M-parameter MMaDA."""
     return MMaDAForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", dtype=dtype, **tiny_config_fields()).eval()
+
+
+def tiny_llada(n_kv_heads: int = 2) -> LLaDAForMaskedDiffusion:
+    """A random LLaDA of two layers."""
+    torch.manual_seed(0)
+    sizes = {
+        "d_model": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": n_kv_heads,
+        "mlp_hidden_size": 48,
+        "vocab_size": 208,
+    }
+    return LLaDAForMaskedDiffusion(LLaDAConfig(**sizes, mask_token_id=184, eos_token_id=161, pad_token_id=161)).eval()
 
 
 def wide_model() -> MMaDAForMaskedDiffusion:

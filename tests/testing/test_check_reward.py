@@ -59,7 +59,7 @@ def test_one_row_is_no_test():
         check_reward(length, ROWS[:1])
 
 
-def takes_two(prompts, completions):
+def takes_by_place(completions, /):
     return [0.0] * len(completions)
 
 
@@ -137,8 +137,8 @@ def logs_infinity(completions, log_metric, **_):
 
 
 BROKEN = {
-    takes_two: (ROWS, r"cannot take what a run hands it .* with \*\*kwargs"),
-    wants_a_column: (ROWS, "cannot take what a run hands it .*'gold'"),
+    takes_by_place: (ROWS, "cannot take what a run hands it: missing a required argument: 'completions'"),
+    wants_a_column: (ROWS, "cannot take what a run hands it: it takes 'gold', which is neither a column"),
     one_for_all: (ROWS, "returned a float: return a list with one score an answer, 3 here"),
     too_few: (ROWS, "returned 2 scores for 3 answers"),
     endless: (ROWS, "returned 4 scores for 3 answers"),

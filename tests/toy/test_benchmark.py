@@ -226,6 +226,7 @@ def test_jobs_run_on_one_thread_each_and_do_not_outlive_their_time(tmp_path, mon
     assert not alive(int((tmp_path / "late").read_text()))
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks processes up in /proc")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
 def test_no_process_is_left_behind(name, tmp_path):

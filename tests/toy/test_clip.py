@@ -141,6 +141,7 @@ def test_noise_has_a_level_of_its_own_for_each_picture():
     assert change.max() < 0.16 and change.min() < 0.03 and change.max() > 0.12
 
 
+@pytest.mark.slow  # Nothing that ships runs it: the checkpoint that it made is tested above.
 def test_a_few_steps_learn_repeat_and_leave_the_global_stream_alone():
     magvit, words = MagvitV2.from_pretrained(TOKENIZER_CHECKPOINT), build_tokenizer()
 

@@ -90,6 +90,7 @@ def test_the_schedule_rises_and_falls_to_zero():
     assert max(values) == pytest.approx(values[49], abs=0.01) and values == sorted(values[:49]) + values[49:]
 
 
+@pytest.mark.slow  # Nothing that ships runs it: the checkpoint that it made is tested above.
 def test_a_few_steps_learn_repeat_and_leave_the_global_stream_alone():
     def run(steps: int):
         generator = torch.Generator().manual_seed(3)

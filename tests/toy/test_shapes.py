@@ -113,13 +113,6 @@ def test_problems_cover_their_split_then_repeat(split):
     assert all(row["prompt"] == caption(spec_of(row)) and row["task"] == "t2i" for row in twice)
 
 
-def test_rows_are_a_function_of_their_arguments():
-    for make in (problems, questions):
-        assert make("train", 40, seed=1) == make("train", 40, seed=1)
-        assert make("train", 40, seed=1) != make("train", 40, seed=2)
-        assert make("test", 20) == make("test", 60)[:20]
-
-
 def test_questions_have_the_answers_of_their_pictures():
     rows = questions("test", 96)
     assert {row["question"] for row in rows} == set(QUESTIONS)
@@ -134,8 +127,6 @@ def test_questions_have_the_answers_of_their_pictures():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="dev"):
-        problems("dev")
     with pytest.raises(ValueError, match="long"):
         caption(SPECS[0], "long")
     with pytest.raises(ValueError, match="star"):

@@ -26,7 +26,6 @@ from unigrpo.training.checkpoints.files import (
     publish,
     seal,
     sync_folder,
-    sync_tree,
     write_text,
 )
 from unigrpo.training.checkpoints.run_folder import (
@@ -55,28 +54,6 @@ def checkpoint(run: Path, step: int) -> Path:
     publish(aside, checkpoint_folder(run, step))
     aside.parent.rmdir()
     return checkpoint_folder(run, step)
-
-
-@pytest.mark.smoke
-def test_every_file_is_on_disk_before_the_manifest_and_that_before_the_name(tmp_path, monkeypatch):
-    happened = []
-    real_sync, real_rename, real_replace = os.fsync, os.rename, os.replace
-
-    def name(descriptor: int) -> str:
-        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
-
-    monkeypatch.setattr(os, "fsync", lambda descriptor: happened.append(name(descriptor)) or real_sync(descriptor))
-    monkeypatch.setattr(os, "rename", lambda old, new: happened.append(f"to {new.name}") or real_rename(old, new))
-    monkeypatch.setattr(os, "replace", lambda old, new: happened.append(f"to {new.name}") or real_replace(old, new))
-    folder = checkpoint_folder(tmp_path, 3)
-    aside = fill(aside_of(folder))
-    sync_tree(aside)
-    written = ["shard", "model", "global_step1", "checkpoint-3"]
-    assert sorted(happened) == sorted(written)
-    seal(aside)
-    publish(aside, folder)
-    assert happened[4:] == [f".{MANIFEST}.new", f"to {MANIFEST}", "checkpoint-3", "to checkpoint-3", tmp_path.name]
-    assert fault(folder) is None
 
 
 def test_faults_name_files_of_folders_below(tmp_path):
@@ -138,6 +115,7 @@ def test_a_half_deleted_folder_never_bears_its_name(tmp_path, monkeypatch):
     assert not folder.exists() and deleted[-1] == ".removed-checkpoint-1"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("steps", "torn", "newest", "best", "limit", "left"),
     [

@@ -88,3 +88,17 @@ def test_wrong_shapes_are_refused():
         contact_sheet([[plain("red")] * 2], row_labels=["a"], column_labels=["x"])
     with pytest.raises(ValueError, match="cell=8"):
         contact_sheet([[plain("red")]], row_labels=["a"], cell=8)
+
+
+def test_captions_stand_under_their_pictures_and_make_room():
+    pictures = [[plain("red"), plain("blue")], [plain("lime")]]
+    bare = contact_sheet(pictures, row_labels=["", ""], cell=64)
+    told = contact_sheet(
+        pictures, row_labels=["", ""], cell=64, captions=[["one", ""], ["a thought of many words " * 9]]
+    )
+    assert told.width == bare.width and told.height > bare.height
+    under = np.asarray(told)[16 + 64 + 2 : 16 + 64 + 40, 16 : 16 + 64]
+    beside = np.asarray(told)[16 + 64 + 2 : 16 + 64 + 40, 16 + 64 + 8 : 16 + 64 + 8 + 64]
+    assert (under < 200).any() and not (beside < 200).any()
+    with pytest.raises(ValueError, match="captions: give one a picture"):
+        contact_sheet(pictures, row_labels=["", ""], captions=[["one"], ["two"]])

@@ -44,6 +44,13 @@ def test_a_run_survives_a_kill_in_a_rollout_and_one_inside_a_checkpoint(tmp_path
     assert "crashes: 2 kills survived (rollout 1, reward 0, update 0, log 0, start 0, checkpoint 1)" in told
 
 
+@pytest.mark.processes
+def test_a_run_on_given_answers_survives_five_kills_in_a_row(tmp_path):
+    """Of the command itself: in a backward pass, a log, and twice inside a checkpoint; at random points of each."""
+    told = crash(tmp_path, "--kind", "sft", "--steps", "12", "--kills", "5", "--seed", "1")
+    assert re.search(r"crashes: 5 kills survived \(.* update [1-9], log [1-9], .*checkpoint 3\)", told)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_run_survives_twenty_kills_in_a_row(tmp_path, kind):

@@ -151,7 +151,7 @@ def test_check_finds_given_answers_that_are_not_there(tmp_path):
         "output_dir": str(tmp_path),
         "use_cpu": True,
     }
-    with pytest.raises(ValueError, match=r"\[0\]\['completion'\]=None must be the answer's text.*column_map"):
+    with pytest.raises(ValueError, match=r"no column 'completion', only .* column_map: \{completion: solution\}"):
         check_recipe(parse_recipe(recipe, "here"))
     recipe["sft_datasets"][0]["column_map"] = {"completion": "solution"}
     assert check_recipe(parse_recipe(recipe, "here"))
@@ -162,7 +162,7 @@ def test_check_finds_given_answers_that_are_not_there(tmp_path):
     [
         (1.0, None, ["sft_weight=1.0", "sft_dataset"]),
         (0.0, ROWS, ["sft_weight=0.0", "sft_dataset"]),
-        (1.0, [{"prompt": "w1"}], ["sft_dataset[0]['completion']=None", "column_map"]),
+        (1.0, [{"prompt": "w1"}], ["sft_dataset[0]['completion']=None", "name your column so"]),
         (1.0, [{"prompt": "w1", "completion": " "}], ["sft_dataset[0]['completion']=' '"]),
         (1.0, [{"prompt": "w1", "completion": "w1 " * 13}], ["13 tokens", "max_completion_length=12"]),
         (1.0, [{"prompt": "w1", "completion": "<|mdm_mask|>"}], ["sft_dataset[0]['completion']", "cannot write"]),

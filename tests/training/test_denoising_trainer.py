@@ -6,22 +6,25 @@ import itertools
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
+import unigrpo.training.given_step as step_module
 from unigrpo import MaskedDenoisingConfig
 from unigrpo.errors import CheckpointError, Interrupted, NonFiniteError
 from unigrpo.models import MMaDAForMaskedDiffusion
+from unigrpo.training import batches
 from unigrpo.training.batches import Unit
-from unigrpo.training.given_step import noised, unit_sums
+from unigrpo.training.given_step import given_step, noised, unit_sums, units_of
 from unigrpo.training.held_out_loss import bound_draw
 
 from ..support.divisions import distance
 from ..support.given_runs import MIXED, PICTURES, TEXT, THOUGHTS, divided_run, given_trainer, numbers
 from ..support.laws import gradients, weights
-from ..support.processes import played
 from ..support.tiny import tiny_config_fields, tiny_model
 
 
@@ -94,6 +97,70 @@ def test_captions_are_dropped_with_their_chance_and_only_captions(tmp_path):
     assert int(written.canvas.ids[0, written.marks][0]) == special["soi"]
 
 
+# ---- which rows, which noise ----
+
+
+def test_every_row_comes_once_an_epoch_in_a_new_order_and_is_noised_anew_each_time(tmp_path):
+    """Of what the model is given: twelve rows, two a step, three epochs."""
+    trainer = given_trainer(tmp_path, per_device_train_batch_size=2, max_steps=18)
+    seen, original = [], trainer._unit_loss
+
+    def watched(model, given, unit):
+        if (trainer._micro_step, given) not in [(own[0], own[1]) for own in seen]:
+            seen.append((trainer._micro_step, given))
+        return original(model, given, unit)
+
+    trainer._unit_loss = watched
+    trainer.train()
+    rows = [tuple(row.ids.tolist()) for _, given in seen for row in given.experiences]
+    epochs = [rows[start : start + 12] for start in (0, 12, 24)]
+    assert len(rows) == 36 and all(len(set(epoch)) == 12 for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    masks = {tuple(row.hidden[0, 0].tolist()) for _, given in seen for row in given.experiences}
+    assert len(masks) > 30
+
+
+def test_rows_of_a_step_have_noise_of_their_own(tmp_path):
+    """Also where they are the same row."""
+    given = given_trainer(tmp_path, TEXT[:1])._given(0)
+    assert len({tuple(row.hidden[0, 0].tolist()) for row in given.experiences}) > 5
+
+
+@pytest.mark.parametrize(("ranks", "micro_steps"), [(2, 1), (4, 2), (8, 1)])
+def test_which_rows_and_which_noise_no_division_changes(tmp_path, ranks, micro_steps):
+    """The rows of all processes, one after the other, are those of one process."""
+    trainer = given_trainer(tmp_path, MIXED)
+
+    def rows(rank, ranks, micro_steps):
+        place = replace(trainer._place(), rank=rank, ranks=ranks, gather=lambda own: own)
+        division = {"rows_per_batch": 8 // ranks // micro_steps, "micro_steps": micro_steps}
+        return given_step(trainer.writer, trainer.train_dataset, trainer._mixture, 3, place, seed=0, **division)
+
+    alone = rows(0, 1, 1).experiences
+    parts = [row for rank in range(ranks) for row in rows(rank, ranks, micro_steps).experiences]
+    assert len(parts) == len(alone) == 8 and len({row.task for row in alone}) > 1
+    for own, other in zip(parts, alone, strict=True):
+        assert own.task == other.task and torch.equal(own.ids, other.ids) and torch.equal(own.hidden, other.hidden)
+        assert torch.equal(own.weight, other.weight)
+
+
+def test_the_order_of_rows_in_a_step_changes_nothing(tmp_path):
+    """Dealt to micro-batches by length, as a run does, backwards, and by chance."""
+    trainer = given_trainer(tmp_path, MIXED, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    given, found = trainer._given(0), []
+    for order in (None, [*range(8)][::-1], [3, 0, 6, 1, 7, 4, 2, 5]):
+        dealt = [] if order is None else [order[start : start + 2] for start in range(0, 8, 2)]
+        if order is not None:
+            given = replace(given, micro_batches=units_of(given.experiences, dealt, trainer.policy, trainer._place()))
+        trainer.model.zero_grad()
+        total = sum(trainer._unit_loss(trainer.model, given, unit) for units in given.micro_batches for unit in units)
+        total.backward()
+        found.append((total.item(), gradients(trainer.model)))
+    for total, own in found[1:]:
+        assert total == pytest.approx(found[0][0], rel=1e-5)
+        assert distance(own, found[0][1]) < 1e-4
+
+
 # ---- division, resume ----
 
 
@@ -104,18 +171,6 @@ def test_micro_batches_change_nothing(tmp_path, batch, accumulation):
     assert distance(parts["weights"], whole["weights"]) < 1e-4
     assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-4)
     assert distance(whole["weights"], weights(tiny_model())) > 1e-3
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize(("processes", "batch", "accumulation"), [(2, 4, 1), (2, 2, 2)])
-def test_processes_change_nothing(tmp_path, processes, batch, accumulation):
-    whole = divided_run(0, str(tmp_path / "whole"), 8, 1)
-    folder = str(tmp_path / "run")
-    scene = ("divided_run", {"folder": folder, "batch": batch, "accumulation": accumulation})
-    for own in played(processes, tmp_path / "scenes", "tests.support.given_runs", scene)[0]:
-        assert distance(own["weights"], whole["weights"]) < 1e-4
-        assert own["losses"] == pytest.approx(whole["losses"], rel=1e-4)
-        assert own["held_out"] == pytest.approx(whole["held_out"], rel=1e-4)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -201,7 +256,7 @@ def test_the_bound_is_the_mean_over_all_masks(tmp_path):
         row, _ = noised(trainer.writer, written, ("test",), 0)
         row.hidden, row.target, row.weight = hidden[None, None], hidden[None, None], weight[None, None].float()
         with torch.no_grad():
-            return float(unit_sums(model, policy, [row], Unit((0,), 0), "cpu"))
+            return float(unit_sums(model, policy, [row], Unit((0,), 0), "cpu")[0])
 
     for count in range(1, n + 1):
         masks = list(itertools.combinations(places.tolist(), count))
@@ -218,15 +273,26 @@ def test_the_bound_is_the_mean_over_all_masks(tmp_path):
 
 
 def test_held_out_numbers_depend_on_nothing_but_rows_and_weights(tmp_path):
-    rows = [*TEXT[:5], *PICTURES[:4]]
-    trainer = given_trainer(tmp_path, MIXED, eval_rows=rows, per_device_eval_batch_size=7)
-    another = given_trainer(tmp_path, MIXED, eval_rows=rows, per_device_eval_batch_size=2, seed=9)
+    """On no seed, no batch, and no dropout of the training that they interrupt."""
+
+    def noisy():
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5))
+            for name, own in model.named_parameters():
+                own.data.normal_(std=0.05) if "lora_B" in name else None
+        return model.train()
+
+    settings = {"eval_rows": [*TEXT[:5], *PICTURES[:4]], "disable_dropout": False}
+    trainer = given_trainer(tmp_path, MIXED, model=noisy(), per_device_eval_batch_size=7, **settings)
+    another = given_trainer(tmp_path, MIXED, model=noisy(), per_device_eval_batch_size=2, seed=9, **settings)
+    trainer.model.train(), another.model.train()
     state = torch.get_rng_state()
     one, other = trainer.evaluate(), another.evaluate()
     for found in (one, other):
         found.pop("eval_runtime"), found.pop("epoch", None)
     assert one == pytest.approx(other, rel=1e-5)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state) and trainer.model.training
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -277,3 +343,57 @@ def test_arguments_that_cannot_train_are_refused(tmp_path, keys, said):
 def test_rows_that_cannot_be_trained_are_refused_before_anything_runs(tmp_path, rows, keys, said):
     with pytest.raises(ValueError, match=said):
         given_trainer(tmp_path, rows, **keys)
+
+
+# ---- rows that do not fit, rows of unlike lengths ----
+
+LONG = {"prompt": "w1", "completion": "w5 " * 40}
+
+
+def test_rows_that_do_not_fit_are_dropped_and_counted_once(tmp_path, capsys):
+    asked = {"prompt": "w1 " * 520, "completion": "w5"}
+    trainer = given_trainer(tmp_path, {"chats": [LONG, *TEXT, asked], "others": TEXT}, overlong="drop")
+    assert trainer.train_dataset["chats"][0] == TEXT[0] and len(trainer.train_dataset["chats"]) == len(TEXT)
+    assert trainer._mixture.sizes == {"chats": len(TEXT), "others": len(TEXT)}
+    said = capsys.readouterr().err
+    assert (
+        said.count("rows do not fit")
+        == said.count("chats: 2 of 14 rows do not fit into max_length=24 and are left out")
+        == 1
+    )
+    with pytest.raises(ValueError, match="train_dataset has no row that fits into max_length=24"):
+        given_trainer(tmp_path, [LONG], overlong="drop")
+    with pytest.raises(ValueError, match="completion"):
+        given_trainer(tmp_path, [*TEXT, {"prompt": "w1", "completion": " "}], overlong="drop")
+
+
+@pytest.mark.parametrize("padding", ["all", "none"])
+def test_rows_of_like_length_stand_together_and_it_changes_no_loss(tmp_path, monkeypatch, padding):
+    """Against units of everything at once, padded to the longest row, in the order in which rows are drawn."""
+    rows = [{"prompt": "w1 " * (1 + 9 * i), "completion": "w5 " * (1 + 3 * i)} for i in range(12)]
+    settings = {
+        "max_length": 200,
+        "train_padding": padding,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 6,
+    }
+    results, sizes = [], []
+    for sorts in (True, False):
+        if not sorts:
+            monkeypatch.setattr(batches, "bucket", lambda experience, policy: 0)
+            monkeypatch.setattr(step_module, "bucket", lambda experience, policy: 0)
+        trainer = given_trainer(tmp_path, rows, **settings)
+        given = trainer._given(0)
+        lengths = [len(own.ids) for own in given.experiences]
+        units = [unit.indices for part in given.micro_batches for unit in part]
+        sizes.append(sum(max(lengths[index] for index in unit) * len(unit) for unit in units))
+        sum(
+            trainer._unit_loss(trainer.model.eval(), given, unit) for part in given.micro_batches for unit in part
+        ).backward()
+        trainer.model.train()
+        results.append(gradients(trainer.model))
+        trainer.train()
+        results.append(numbers(trainer))
+    assert distance(results[0], results[2]) < 1e-5
+    assert results[1].tolist() == pytest.approx(results[3].tolist(), rel=1e-4)
+    assert sizes[0] == sizes[1] if padding == "all" else sizes[0] < 0.8 * sizes[1]

@@ -54,7 +54,7 @@ WINDOW = [
     "rewards/low_ids/group_std",
     *(f"mask_ratio/{fifth}" for fifth in FIFTHS),
 ]
-TASKS = ("text", "mmu", "t2i")
+CANVAS_TASKS = ("text", "mmu", "t2i")
 
 
 def terms(ratio: list[float], low: list[bool] | None = None, high: list[bool] | None = None) -> LossTerms:
@@ -77,7 +77,7 @@ def logged(function, *arguments, by_task: bool = False) -> dict[str, float]:
 
 def names_by_task(log: dict[str, float]) -> set[str]:
     """Names told apart by task, but for the reward's."""
-    return {name for name in log if name.rsplit("/", 1)[-1] in TASKS and not name.startswith("reward/")}
+    return {name for name in log if name.rsplit("/", 1)[-1] in CANVAS_TASKS and not name.startswith("reward/")}
 
 
 # ---- one unit ----
@@ -314,12 +314,12 @@ def test_a_run_of_several_tasks_also_logs_by_task(make_trainer):
     (first,) = train_logs(
         make_trainer(**options("mixed", 4, max_steps=1, gradient_accumulation_steps=4, num_noise_samples=2))
     )
-    for task in TASKS:
+    for task in CANVAS_TASKS[:3]:
         missing = [name for name in [*LOSS, *WINDOW] if f"{name}/{task}" not in first]
         assert missing == [], task
         assert sum(first[f"mask_ratio/{fifth}/{task}"] for fifth in FIFTHS) == pytest.approx(1.0)
-    assert [f"kl_exact/{task}" in first for task in TASKS] == [True, True, False]
-    assert [f"completions/clipped_ratio/{task}" in first for task in TASKS] == [True, True, False]
+    assert [f"kl_exact/{task}" in first for task in CANVAS_TASKS[:3]] == [True, True, False]
+    assert [f"completions/clipped_ratio/{task}" in first for task in CANVAS_TASKS[:3]] == [True, True, False]
     assert first["reward_std"] == pytest.approx(
         (first["reward_std/text"] + first["reward_std/mmu"] + 2 * first["reward_std/t2i"]) / 4, abs=1e-6
     )

@@ -124,12 +124,24 @@ def pair(tmp_path, engine: str, **arguments: Any) -> tuple[list[dict[str, Any]],
     return ranks, alone
 
 
+SPANS = ["picture", "thought"]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-def test_each_process_may_have_a_task_of_its_own(tmp_path, engine):
-    """Text and its estimated KL on one process while the other draws, with the exact KL; then a question about a picture."""
-    ranks, alone = pair(tmp_path, engine, tasks=["text", "t2i", "mmu", "t2i"], count=4, beta=0.04)
+@pytest.mark.parametrize(
+    ("tasks", "seen"),
+    [
+        (["text", "t2i", "mmu", "t2i"], [[["text"], ["mmu"]], [["t2i"], ["t2i"]]]),
+        (["r2i", "text", "t2i", "r2i"], [[SPANS, ["t2i"]], [["text"], SPANS]]),
+    ],
+    ids=["one canvas", "thoughts"],
+)
+def test_each_process_may_have_a_task_of_its_own(tmp_path, engine, tasks, seen):
+    """Text and its estimated KL on one process while the other draws, with the exact KL; then a question about a picture. Or one
+    thinks and draws, two canvases an answer, while the other writes."""
+    ranks, alone = pair(tmp_path, engine, tasks=tasks, count=4, beta=0.04)
     assert [own["engine"]["processes"] for own in ranks] == [2, 2]
-    assert [own["tasks"] for own in ranks] == [[["text"], ["mmu"]], [["t2i"], ["t2i"]]]
+    assert [own["tasks"] for own in ranks] == seen
     assert_same(ranks, alone)
 
 

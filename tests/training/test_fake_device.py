@@ -109,7 +109,9 @@ def scene(kind: str | None = None, lora: bool = False, t2i: dict | None = None, 
     given = options(kind, t2i=t2i) if kind else {"rows": prompts(16)}
     rows = given.pop("rows")
     # Two windows of rows are not needed: each prompt stands G times.
-    args = UniGRPOConfig("unused", **{**TRAINING, **given, **changes, "log_exact_kl": kind is None})
+    args = UniGRPOConfig(
+        "unused", **{**TRAINING, "steps_per_generation": 2, **given, **changes, "log_exact_kl": kind is None}
+    )
     adapter = LoraConfig(r=4, init_lora_weights=False) if lora else None
     trainer = UniGRPOTrainer(tiny_model(), low_ids, args, rows, processing_class=tiny_processor(), peft_config=adapter)
     model = moved(copy.deepcopy(trainer.model))
@@ -137,7 +139,7 @@ def unit_losses(trainer, window, model, reference, metrics: Metrics, device: Any
 def test_a_window_and_its_update_are_the_cpus(name):
     own = scene(**KINDS[name])
     trainer, group = own.trainer, own.trainer.args.num_generations
-    rows = [trainer.train_dataset[index] for index in range(16 // group) for _ in range(group)]
+    rows = [trainer.train_dataset[index] for index in range(8 // group) for _ in range(group)]
     window = make_experience(trainer.pipeline(), rows, 0, Metrics())
     expected = unit_losses(trainer, window, trainer.model, trainer._reference, Metrics(), "cpu")
     assert trainer._guard.flush() == ""

@@ -10,11 +10,12 @@ import torch
 from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.mmada import layouts
+from unigrpo.models.processing import CHAT_TEMPLATE, MMaDAProcessor
 from unigrpo.training.given import Writer
 from unigrpo.training.mixture import Mixture
 from unigrpo.types import TokenSpace
 
-from ..support.tiny import IDS, tiny_model, tiny_processor
+from ..support.tiny import IDS, golden_tokenizer, tiny_model, tiny_processor
 
 
 EOS, EOT = IDS["tiny"]["eos"], IDS["tiny"]["eot"]
@@ -41,8 +42,41 @@ def writer(policy, objective="mmada_cot", given=None, **settings):
     return Writer(policy, objectives_of(objective, given), TwoByTwo(), **settings)
 
 
+@pytest.mark.parametrize("turns", ["last", "all"])
+@pytest.mark.parametrize("padding", ["all", "first", "none"])
+def test_a_check_refuses_what_writing_refuses(policy, padding, turns):
+    """Lengths around the limit, of the first row and of later ones."""
+    own = writer(policy, given={"train_padding": padding}, train_turns=turns)
+    for longest in (1, 9, 30):
+        for asked in range(1, 12, 2):
+            row = {"prompt": "w1 " * asked, "completion": "w5 " * longest}
+            said = []
+            for act in (own.check, own.write):
+                try:
+                    act(row, "rows[3]")
+                    said.append(None)
+                except ValueError as error:
+                    said.append((type(error), str(error)))
+            assert said[0] == said[1]
+
+
 def trained_of(written):
     return written.canvas.ids[0, written.trained].tolist()
+
+
+TWO_NEWLINES = CHAT_TEMPLATE.replace("<|end_header_id|>\n", "<|end_header_id|>\n\n")
+"""The layout of the template stored with LLaDA's tokenizer: two line breaks behind each header."""
+
+
+@pytest.mark.parametrize("turns", ["last", "all"])
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, TWO_NEWLINES], ids=["one newline", "two newlines"])
+def test_the_templates_line_breaks_hide_no_answer(template, turns):
+    """An answer that is looked for behind one line break is none under the other template, and nothing but padding is trained."""
+    own = MMaDAPolicy(tiny_model().config, MMaDAProcessor(golden_tokenizer(), chat_template=template))
+    thought = {"role": "assistant", "content": "<think> w5 </think> w7"}
+    written = writer(own, "dllm", train_turns=turns, max_length=120).write({"messages": [*CHAT[:4], thought]}, "row")
+    last = [*own.answer_ids("<think> w5 </think> w7"), EOT]
+    assert trained_of(written) == ([5, 6, EOT, *last] if turns == "all" else last) and {5, 7} <= set(last)
 
 
 @pytest.mark.smoke
@@ -169,6 +203,21 @@ def test_shares_of_sources_are_their_weights_and_every_row_comes_once_an_epoch()
         epochs = [walked[start : start + size] for start in range(0, len(walked) - size + 1, size)]
         assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
         assert epochs[0] != epochs[1]
+
+
+def test_another_seed_mixes_otherwise_and_walks_a_source_in_another_order():
+    """Both, each by itself."""
+
+    def drawn(seed, place):
+        mixture = Mixture({"a": 40, "b": 40}, {"a": 0.4, "b": 0.6}, rows=4, seed=seed)
+        return [row[place] for number in range(10) for row in sorted(mixture.step(number), key=lambda row: row[0])]
+
+    def order(seed):
+        mixture = Mixture({"a": 40}, None, rows=4, seed=seed)
+        return [index for number in range(10) for _, index in mixture.step(number)]
+
+    assert len({tuple(drawn(seed, 0)) for seed in range(4)}) == 4
+    assert len({tuple(order(seed)) for seed in range(4)}) == 4
 
 
 def test_a_step_is_the_same_however_a_run_comes_to_it():

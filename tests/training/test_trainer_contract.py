@@ -108,7 +108,16 @@ def test_completions_are_written_to_parquet(make_trainer, tmp_path, capsys):
     assert files == ["completions_00000.parquet", "completions_00004.parquet"]
     columns = pyarrow.parquet.read_table(tmp_path / "run" / "completions" / files[1]).to_pydict()
     table = trainer._window.table
-    assert list(columns) == ["task", "prompt", "completion", "low_ids", "half_silent", "first_id", "advantage"]
+    assert list(columns) == [
+        "task",
+        "prompt",
+        "completion",
+        "solution",
+        "low_ids",
+        "half_silent",
+        "first_id",
+        "advantage",
+    ]
     assert columns["prompt"] == table["prompt"]
     assert columns["completion"] == table["completion"]
     assert columns["advantage"] == pytest.approx(table["advantage"])
@@ -152,25 +161,6 @@ def test_evaluation_during_training_keeps_the_best(make_trainer):
     assert metrics["eval_far_reward"] == pytest.approx(greedy_reward(trainer, sets["far"]), abs=1e-6)
 
 
-def test_best_model_by_held_out_reward(make_trainer, tmp_path):
-    trainer = make_trainer(
-        eval_rows=prompts(4),
-        eval_strategy="steps",
-        eval_steps=2,
-        save_strategy="steps",
-        save_steps=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_reward",
-        max_steps=6,
-        lora=True,
-        learning_rate=1e-2,
-    )
-    trainer.train()
-    rewards = {log["step"]: log["eval_reward"] for log in trainer.state.log_history if "eval_reward" in log}
-    assert trainer.state.best_metric == max(rewards.values())
-    assert trainer.evaluate()["eval_reward"] == pytest.approx(max(rewards.values()))
-
-
 def test_evaluation_needs_prompts(make_trainer):
     with pytest.raises(ValueError, match=r"evaluate needs eval_dataset"):
         make_trainer().evaluate()
@@ -211,24 +201,8 @@ def test_attention_mode_reaches_model_and_policy(make_trainer):
     assert not all(bool(row.attention_mask.all()) for row in rows)
 
 
-def test_chat_prompts_reach_rewards_as_messages(make_trainer):
-    seen = []
-
-    def judge(prompts, completions, **_):
-        seen.extend(zip(prompts, completions, strict=True))
-        return [float(len(c[0]["content"]) if isinstance(c, list) else 0) for c in completions]
-
-    chat = [{"role": "user", "content": "w3 w4"}]
-    trainer = make_trainer(rewards=judge, rows=[{"prompt": chat}, {"prompt": "w3 w4"}] * 2, max_steps=1)
-    trainer.train()
-    assert len(seen) == 16
-    assert all((isinstance(p, list), isinstance(c, list)) in {(True, True), (False, False)} for p, c in seen)
-    assert {isinstance(p, list) for p, _ in seen} == {True, False}
-    chats = [row.ids[~row.fill_mask].tolist() for row in trainer._window.experiences]
-    assert len({tuple(ids) for ids in chats}) == 1, "a string is the user message of a chat"
-
-
-LEARNING = [(False, 2e-3), (True, 1e-2)]
+LEARNING = [(False, 2e-3), pytest.param(True, 1e-2, marks=pytest.mark.slow)]
+"""An adapter's gradients are compared elsewhere, and the slow quickstart learns with one."""
 
 
 @pytest.mark.parametrize(("lora", "learning_rate"), LEARNING)
@@ -251,18 +225,9 @@ def test_training_raises_the_reward(make_trainer, lora, learning_rate):
 
 
 def test_unknown_things_raise(make_trainer):
+    """Through the trainer too; what the configuration refuses is tested where it is read."""
     with pytest.raises(ValueError, match=r"unknown reward 'math_corectness'.*math_correctness"):
         make_trainer(rewards="math_corectness")
-    with pytest.raises(ValueError, match=r"sampler='autoregressive' is not valid.*semi_autoregressive"):
-        make_trainer(sampler="autoregressive")
-    with pytest.raises(ValueError, match=r"noising='structurd'.*did you mean 'structured'"):
-        make_trainer(noising="structurd")
-    with pytest.raises(ValueError, match=r"reward_weights has 2 values for 1 rewards"):
-        make_trainer(reward_weights=[1.0, 2.0])
-    with pytest.raises(TypeError, match=r"num_generation\b"):
-        make_trainer(num_generation=4)
-    with pytest.raises(ValueError, match=r"ignore_data_skip=True.*leave it False"):
-        make_trainer(ignore_data_skip=True)
     with pytest.raises(ValueError, match=r"train_dataset\[1\]\['task'\]='picture'"):
         make_trainer(rows=[{"prompt": "w1"}, {"prompt": "w2", "task": "picture"}])
     with pytest.raises(ValueError, match=r"train_dataset has 2 prompts, one rollout needs 4"):
@@ -271,14 +236,6 @@ def test_unknown_things_raise(make_trainer):
         make_trainer(model=get_peft_model(tiny_model(), LoraConfig(r=2, target_modules="all-linear")), lora=True)
     with pytest.raises(ValueError, match=r"no policy is known for Linear.*choose one of"):
         make_trainer(model=torch.nn.Linear(2, 2))
-
-
-def test_reward_errors_reach_the_user(make_trainer):
-    def broken(completions, **_):
-        return [0.0]
-
-    with pytest.raises(ValueError, match=r"'broken' returned 1 scores for 16 completions"):
-        make_trainer(rewards=broken).train()
 
 
 def test_reward_classes_must_match(make_trainer, tmp_path):

@@ -82,6 +82,12 @@ class MaskedDenoising:
         at_least=0,
         below=1,
     )
+    swap_prompt: float = key(
+        0.0,
+        "chance of a row's prompt to be replaced by that of another row of its source, so that the thought alone tells what to draw",
+        at_least=0,
+        below=1,
+    )
     coefficient: float = key(
         1.0, "of the task's loss in the sum over tasks; how often its rows come is another matter", at_least=0
     )

@@ -33,6 +33,7 @@ def score_tokens(
     ref_logprobs: Float[Tensor, "n W"] | None = None,
     counts: list[int] | None = None,
     padded: bool = True,
+    coefficients: Float[Tensor, "b L"] | None = None,
 ) -> TokenScores:
     """log p(token | canvas with ``hidden`` positions corrupted) at ``target``, UniGRPO Eq. 3 (arXiv 2505.15809).
 
@@ -45,19 +46,25 @@ def score_tokens(
         counts: scored tokens of each row where the host knows them, so that it need not wait for the device to say them;
             whoever gives them has called ``check_targets``.
         padded: False where the host knows that no row has padding.
+        coefficients: of each log-probability in a loss that is linear in them. Then ``total`` is their sum over all rows, and
+            alone has a gradient, which is cheaper to make.
 
     Raises:
         ValueError: a scored token lies outside the token space, or a policy without a mask id was not given ``noisy_ids``.
     """
     if counts is None:
         check_targets(canvas, target)
-    tokens = canvas.ids.flatten()[places_of(target, None if counts is None else sum(counts))]
+    places = places_of(target, None if counts is None else sum(counts))
+    tokens = canvas.ids.flatten()[places]
     request = _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_scale, counts, padded)
     if ref_logprobs is not None:
         request["ref_logprobs"] = ref_logprobs
+    if coefficients is not None:
+        request["coefficients"] = coefficients.flatten()[places]
     output = model(**request, targets=tokens)
     kl = None if ref_logprobs is None else _at(target, output.kl)
-    return TokenScores(logps=_at(target, output.logps), entropy=_at(target, output.entropy), kl=kl)
+    total = None if coefficients is None else output.total
+    return TokenScores(logps=_at(target, output.logps), entropy=_at(target, output.entropy), kl=kl, total=total)
 
 
 @torch.no_grad()

@@ -10,11 +10,11 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..data.image_codes import tokenizer_name
-from ..errors import check_choice
 from ..parts import key, keys_of, plain
-from ..types import TASKS
+from ..types import CANVAS_TASKS
 from .accepted import ImageSize, ImageTokenizer, Part, RewardScale
 from .inherited import settle_inherited
+from .overrides import PART_KEYS, read_overrides
 from .presets import preset_of
 from .run_checks import (
     check_engine,
@@ -24,24 +24,23 @@ from .run_checks import (
     check_values,
     settle_batches,
     settle_best_model,
+    settle_checkpointing,
     settle_compile,
 )
 from .run_keys import RUN_KEYS
-from .settings import run_settings, task_settings
-from .task import PARTS, TASK_KEYS, TaskSettings
+from .settings import run_settings, task_settings, with_lengths
+from .task import TASK_KEYS, TaskSettings
+from .tokens import TokensUnsaved
 from .trl_keys import check_known
 from .unread_keys import warn_of_unread
 
-
-PART_KEYS = (*PARTS, "eval_sampler", "advantage_estimator", "algorithm")
-"""Keys that choose a part."""
 
 ALGORITHM_KEYS = {**RUN_KEYS, **TASK_KEYS}
 """What an algorithm gives a value to where the user gave none."""
 
 
 @dataclass
-class UniGRPOConfig(TrainingArguments):
+class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     """Arguments of ``UniGRPOTrainer``: ``transformers.TrainingArguments`` plus the fields below.
 
     ``unigrpo keys`` prints a sentence for each, and ``--help`` of a ``TrlParser`` script too. The keys of parts (samplers,
@@ -140,6 +139,8 @@ class UniGRPOConfig(TrainingArguments):
     # ---- keys of the parts, where they are described; None = not given ----
     advantage_temperature: float | None = None
     num_iterations: int | None = None
+    pictures_per_thought: int | None = None
+    r2i_noise: str | None = None
     advantage_estimator: Part = None
     advantage_clip: float | None = None
     scale_rewards: RewardScale = None
@@ -168,6 +169,9 @@ class UniGRPOConfig(TrainingArguments):
     num_timesteps: int | None = None
     steps: int | None = None
     temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
     guidance_scale: float | None = None
     mask_schedule: str | None = None
     remask_temperature: float | None = None
@@ -184,6 +188,7 @@ class UniGRPOConfig(TrainingArguments):
     max_prompt_length: int | None = None
     prompt_truncation: str | None = None
     max_completion_length: int | None = None
+    mask_truncated_completions: bool | None = None
     image_size: ImageSize = None
     image_transform: str | None = None
     noising: Part = None
@@ -201,10 +206,11 @@ class UniGRPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         settle_inherited(self)
         check_engine(self)
+        settle_checkpointing(self)
         settle_compile(self)
         settle_best_model(self)
         self._read_parts()
-        self._read_overrides()
+        self.task_overrides = read_overrides(self.task_overrides)
         given = self._settle()
         check_values(self, OWN_KEYS)
         # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number. And it must
@@ -227,25 +233,6 @@ class UniGRPOConfig(TrainingArguments):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         for name in PART_KEYS:
             setattr(self, name, plain(name, getattr(self, name)))
-
-    def _read_overrides(self) -> None:
-        """``task_overrides`` as a mapping of its own, also where it was given as JSON."""
-        overrides = self.task_overrides or {}
-        if isinstance(overrides, str):
-            overrides = _json("task_overrides", overrides)
-        if not isinstance(overrides, dict):
-            raise ValueError(f"task_overrides={overrides!r} must be a mapping of tasks")
-        for task, values in overrides.items():
-            check_choice("task_overrides key", task, TASKS)
-            if not isinstance(values, dict):
-                raise ValueError(f"task_overrides.{task}={values!r} must be a mapping of keys")
-        self.task_overrides = {
-            task: {
-                name: plain(f"task_overrides.{task}.{name}", value) if name in PART_KEYS else value
-                for name, value in values.items()
-            }
-            for task, values in overrides.items()
-        }
 
     # ---- what was given ----
 
@@ -277,8 +264,8 @@ class UniGRPOConfig(TrainingArguments):
 
     def _agreed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The values of keys that are not ``given``, None where tasks differ."""
-        preset = preset_of(self.algorithm, ALGORITHM_KEYS)
-        every = [task_settings(given, preset, task, {}) for task in TASKS]
+        preset = self._preset(given, {})
+        every = [task_settings(given, preset, task, {}) for task in CANVAS_TASKS]
         values = run_settings(given, preset, RUN_KEYS)
         for name in TASK_KEYS:
             first, *others = (getattr(own, name) for own in every)
@@ -306,12 +293,13 @@ class UniGRPOConfig(TrainingArguments):
 
     __repr__ = __str__
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What checkpoints store, without the hub's tokens: a folder of weights is made to be passed on."""
-        options = self.model_init_kwargs
-        if isinstance(options, dict):
-            options = {name: value for name, value in options.items() if name != "token"}
-        return {**self.__dict__, "hub_token": None, "model_init_kwargs": options}
+    def take_lengths(self, usual: dict[str, Any] | None) -> None:
+        """Text lengths that suit a checkpoint, its ``sampling_defaults``, for tasks of which none was given."""
+        self._usual = usual or {}
+        self._settle()
+
+    def _preset(self, given: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        return with_lengths(preset_of(self.algorithm, ALGORITHM_KEYS), getattr(self, "_usual", {}), given, overrides)
 
     def for_task(self, task: str) -> TaskSettings:
         """The settings of ``task``; ``settings.py`` says where each value comes from."""
@@ -320,15 +308,8 @@ class UniGRPOConfig(TrainingArguments):
 
     def settings_of(self, task: str, override: dict[str, Any]) -> TaskSettings:
         """The settings of ``task`` with ``override`` in place of its own overrides."""
-        preset = preset_of(self.algorithm, ALGORITHM_KEYS)
+        preset = self._preset(self.given(), {task: override})
         return task_settings(self.given(), preset, task, override, f"task_overrides.{task}." if override else "")
-
-
-def _json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}={text!r} is not JSON: {error}") from error
 
 
 OWN_KEYS = {

@@ -15,7 +15,7 @@ from ..algorithm.surrogates import uses_ratio
 from ..parts import choose
 from ..samplers import answers_task, samplers_for
 from ..samplers.semi_autoregressive import EXACT_DECODING
-from ..types import TASKS
+from ..types import CANVAS_TASKS, is_picture
 from .arguments import UniGRPOConfig
 from .checks import build_parts, check_blocks, eval_sampler
 from .run_keys import ESTIMATOR_KEYS
@@ -63,7 +63,7 @@ def held_out_sampler(settings: TaskSettings) -> Callable:
 
 
 def check_task_sampler(args: UniGRPOConfig, task: str, where: str, held_out: bool = False) -> None:
-    """Raises ``ValueError`` naming ``where`` when the sampler of ``task``, or of its held-out rows, cannot answer it."""
+    """Raises ``ValueError`` naming ``where`` when the sampler of a canvas ``task``, or of its held-out rows, cannot fill it."""
     settings = args.for_task(task)
     key = "eval_sampler" if held_out and settings.eval_sampler is not None else "sampler"
     sampler = eval_sampler(settings) if held_out else settings.choice("sampler")
@@ -72,7 +72,7 @@ def check_task_sampler(args: UniGRPOConfig, task: str, where: str, held_out: boo
             f"{where}: {key}={sampler.name!r} cannot answer task {task!r}; set task_overrides.{task}.{key} to one of "
             f"{list(samplers_for(task))}"
         )
-    if task != "t2i":
+    if not is_picture(task):
         check_blocks(f"{where}, task {task!r}: ", settings)
 
 
@@ -81,15 +81,15 @@ def build_algorithm(args: UniGRPOConfig, task: str) -> Algorithm:
     settings = args.for_task(task)
     parts = build_parts(settings)
     loss = parts["loss"]
-    if settings.loss_type == "dr_grpo" and task == "t2i":
+    if settings.loss_type == "dr_grpo" and is_picture(task):
         # An image always fills its canvas, so there a constant length is its own.
         loss = replace(loss, loss_type="grpo", length_normalization="completion")
     return Algorithm(settings=settings, sampler=parts["sampler"], noising=parts["noising"], loss=loss)
 
 
 def build_algorithms(args: UniGRPOConfig) -> dict[str, Algorithm]:
-    """One algorithm a task."""
-    return {task: build_algorithm(args, task) for task in TASKS}
+    """One algorithm a canvas task."""
+    return {task: build_algorithm(args, task) for task in CANVAS_TASKS}
 
 
 def build_estimator(args: UniGRPOConfig) -> Callable:

@@ -15,12 +15,13 @@ from ..parts import key, keys_of
 from .accepted import ImageSize, ImageTokenizer
 from .denoising_presets import objectives_of
 from .inherited import settle_inherited
-from .run_checks import settle_compile
-from .sorted_keys import check_inherited
+from .run_checks import settle_best_model, settle_checkpointing, settle_compile
+from .sorted_keys import OF_GIVEN_ANSWERS, check_inherited
+from .tokens import TokensUnsaved
 
 
 @dataclass
-class MaskedDenoisingConfig(TrainingArguments):
+class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     """Arguments of ``MaskedDenoisingTrainer``: ``transformers.TrainingArguments`` plus the fields below.
 
     The keys of the objective are None while they are not given: then the preset ``objective`` decides, task by task. What is given
@@ -50,6 +51,9 @@ class MaskedDenoisingConfig(TrainingArguments):
     )
     max_length: int = key(
         512, "positions of a row with text, the codes of its picture not counted; padding fills them up", at_least=2
+    )
+    overlong: str = key(
+        "error", "a row that does not fit: an error, or dropped, and counted once a source", choices=("error", "drop")
     )
     train_turns: str = key("last", "the answers of a chat that are trained", choices=("last", "all"))
     sampling_weights: dict[str, float] | str | None = key(
@@ -82,13 +86,16 @@ class MaskedDenoisingConfig(TrainingArguments):
     train_padding: str | None = None
     train_marks: bool | None = None
     caption_dropout: float | None = None
+    swap_prompt: float | None = None
     coefficient: float | None = None
     # ---- end of the keys of the objective ----
 
     def __post_init__(self) -> None:
         settle_inherited(self)
-        check_inherited(self)
+        check_inherited(self, OF_GIVEN_ANSWERS)
+        settle_checkpointing(self)
         settle_compile(self)
+        settle_best_model(self, "eval_loss")
         for name in ("task_overrides", "sampling_weights"):
             setattr(self, name, _mapping(name, getattr(self, name)))
         for name, about in DENOISING_KEYS.items():

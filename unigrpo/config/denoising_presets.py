@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..algorithm.denoising import MaskedDenoising
-from ..data.given import SFT_TASKS
 from ..errors import check_choice
 from ..parts import import_part, keys_of
+from ..types import SPANS, TASKS
 
+
+OBJECTIVE_TASKS = (*TASKS, *SPANS["r2i"])
+"""Tasks that have a loss. Rows of ``r2i`` have one for thought and picture together, or one for each."""
 
 Objectives = dict[str, dict[str, Any]]
 
@@ -55,7 +58,7 @@ def mmada_stage1() -> Objectives:
 
 
 def mmada_stage2() -> Objectives:
-    """MMaDA, stage 2 (``train_mmada_stage2.py``): SA-1B, CC12M, LAION in place of ImageNet; otherwise ``mmada_stage1``.
+    """MMaDA, arXiv 2505.15809, stage 2 (``train_mmada_stage2.py``): SA-1B, CC12M, LAION in place of ImageNet; otherwise ``mmada_stage1``.
 
     Coefficients of t2i/text/mmu 1/0.1/0.5, rows 7/2/3 a GPU. Authors: learning rate 5e-5, 256 text places, 256 pixels. The
     paper counts this as the second half of its stage 1.
@@ -64,7 +67,7 @@ def mmada_stage2() -> Objectives:
 
 
 def mmada_stage3() -> Objectives:
-    """MMaDA, stage 3 (``train_mmada_stage3.py``): 512 pixels and instructions in place of plain text.
+    """MMaDA, arXiv 2505.15809, stage 3 (``train_mmada_stage3.py``): 512 pixels and instructions in place of plain text.
 
     Coefficients 1/0.4/0.5, rows 4/1/1 a GPU and 4 accumulated, 512 text places. Text is divided by the row's length still, its
     prompt included. The authors' YAML names 256 codes for 512 pixels, which are 1024.
@@ -73,7 +76,7 @@ def mmada_stage3() -> Objectives:
 
 
 def mmada_cot() -> Objectives:
-    """MMaDA's Mixed Long-CoT fine-tuning (``train_mmada_cot_sft.py``; the README calls it ``stage_cot_sft``).
+    """MMaDA's Mixed Long-CoT fine-tuning, arXiv 2505.15809 (``train_mmada_cot_sft.py``; the README calls it ``stage_cot_sft``).
 
     Chats: everything through the last header is context, the rest and its padding are trained, sum -log p / (p n), mean over
     rows. Coefficients 1/0.5/0.5, rows 1/2/1 a GPU and 4 accumulated. Authors: learning rate 5e-5, 512 text places, of chats
@@ -89,7 +92,7 @@ def mmada_cot() -> Objectives:
 
 
 def mmada_stage4() -> Objectives:
-    """MMaDA, stage 4 (``train_mmada_stage4.py``), from the Mixed-CoT checkpoint: coefficients 0.05/0.6/0.4, else ``mmada_cot``.
+    """MMaDA, arXiv 2505.15809, stage 4 (``train_mmada_stage4.py``), from the Mixed-CoT checkpoint: coefficients 0.05/0.6/0.4, else ``mmada_cot``.
 
     Authors: rows 1/2/1 a GPU and 4 accumulated. The "coefficients" inside a task are sampling weights there: text 0.02 plain,
     0.98 instructions; questions about pictures 3.5 thoughts, 5.5 VQA, 0.5 CLEVR, 0.5 Geo170K: ``sampling_weights``.
@@ -118,12 +121,26 @@ def dllm() -> Objectives:
     return {"text": {**keys, "train_padding": "none"}, "mmu": {**keys, "train_padding": "none"}}
 
 
+def think_then_draw() -> Objectives:
+    """``mmada_cot``, but of a thought and its picture (r2i) one is learned at a time, as they are sampled: the thought before there
+    is a picture, the codes after the whole thought.
+
+    Under one mask ratio for both, the law that ``mmada_cot`` reads out of MMaDA's files, a small model draws from the prompt and ignores
+    the thought. Here 30 % of the pictures are taught under another row's prompt, after which the thought decides.
+    """
+    found = mmada_cot()
+    picture = {**found["t2i"], "train_marks": False, "swap_prompt": 0.3}
+    del found["r2i"]
+    return {**found, "thought": {"denominator": "answer", "coefficient": 1.0}, "picture": picture}
+
+
 OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "mmada_stage1": mmada_stage1,
     "mmada_stage2": mmada_stage2,
     "mmada_stage3": mmada_stage3,
     "mmada_cot": mmada_cot,
     "mmada_stage4": mmada_stage4,
+    "think_then_draw": think_then_draw,
     "llada": llada,
     "dllm": dllm,
 }
@@ -144,15 +161,21 @@ def objectives_of(
     found = _preset(name)
     for where, tasks in ((f"objective={name!r} task", found), ("task_overrides key", overrides or {})):
         for task in tasks:
-            check_choice(where, task, SFT_TASKS)
+            check_choice(where, task, OBJECTIVE_TASKS)
     result = {}
-    for task in SFT_TASKS:
+    for task in OBJECTIVE_TASKS:
         own = dict((overrides or {}).get(task, {}))
         if task not in found and not own:
             continue
         keys = {**found.get(task, {}), **(given or {}), **own}
         result[task] = MaskedDenoising(
             **_read(keys, "" if task not in (overrides or {}) else f"task_overrides.{task}.")
+        )
+    spans = [span for span in SPANS["r2i"] if span in result]
+    if spans and ("r2i" in result or len(spans) == 1):
+        raise ValueError(
+            f"objective={name!r} with tasks {list(result)}: give a thought and its picture one law together ('r2i'), or each its own "
+            "('thought' and 'picture')"
         )
     return result
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import check_choice
 from ..parts import Key, import_part
-from ..types import TASKS
+from ..types import CANVAS_TASKS, KINDS
 
 
 def unigrpo() -> dict[str, Any]:
@@ -286,6 +286,7 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     # greedy. k3 over 8192 codes has heavy tails where the exact sum costs one pass.
     "t2i": {"sampler": "emerge", "eval_temperature": 1.0, "kl_estimator": "exact"},
 }
+TASK_DEFAULTS |= {span: TASK_DEFAULTS[kind] for span, kind in KINDS.items()}
 """What a task uses for keys that the user leaves unset. They win over the algorithm's own, except those that a preset
 gives to the task by name."""
 
@@ -320,7 +321,7 @@ def preset_of(algorithm: Any, keys: Mapping[str, Key]) -> dict[str, Any]:
 def _read(values: Mapping[str, Any], keys: Mapping[str, Key], where: str) -> dict[str, Any]:
     read = {}
     for key, value in values.items():
-        if key in TASKS and isinstance(value, Mapping):
+        if key in CANVAS_TASKS and isinstance(value, Mapping):
             read[key] = _read(value, keys, f"{where}{key}.")
         else:
             check_choice(f"{where}key", key, tuple(keys))

@@ -12,16 +12,18 @@ import torch
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS, compares_groups
 from ..errors import check_choice
 from ..parts import Key, choose
-from ..types import TASKS
+from ..types import CANVAS_TASKS
 from .checks import check_bound, check_task
 from .run_keys import ESTIMATOR_KEYS
 from .sorted_keys import check_inherited
 from .task import TASK_KEYS
+from .trl_keys import check_loss
 
 
 def check_engine(args: Any) -> None:
     """Raises ``ValueError`` for what cannot run here or does not apply to diffusion."""
     check_inherited(args)
+    check_loss(args.loss_type)
     if args.use_vllm:
         raise ValueError(
             "use_vllm=True: vLLM decodes autoregressively and cannot roll out a masked-diffusion policy. Leave it "
@@ -37,26 +39,45 @@ def check_engine(args: Any) -> None:
         )
 
 
-def settle_best_model(args: Any) -> None:
-    """The held-out number by which checkpoints are compared: the reward, the higher the better.
+def settle_checkpointing(args: Any) -> None:
+    """``gradient_checkpointing`` under the name that transformers prefers; it fills in the other one itself."""
+    for own in ("checkpointing", "checkpointing_kwargs"):
+        old, new = f"gradient_{own}", f"activation_{own}"
+        if hasattr(args, new) and getattr(args, new) is None:
+            setattr(args, new, getattr(args, old))
+
+
+HELD_OUT = {"eval_reward": "rewards", "eval_loss": "losses"}
+"""By the number that checkpoints are compared by, unless another is named: what an evaluation takes."""
+
+
+def settle_best_model(args: Any, usual: str = "eval_reward", asking: str | None = None) -> None:
+    """The held-out number by which checkpoints are compared: the reward, the higher the better, or the loss.
+
+    Args:
+        usual: its name where none is given.
+        asking: what compares, beside the arguments that do.
 
     Raises:
         ValueError: there is no such number, or it is not there when a checkpoint is written.
     """
     compared = {"load_best_model_at_end": args.load_best_model_at_end, "save_strategy": args.save_strategy == "best"}
     compared["lr_scheduler_type"] = args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-    asking = next((f"{name}={getattr(args, name)!r}" for name, asks in compared.items() if asks), None)
+    asking = next((f"{name}={getattr(args, name)!r}" for name, asks in compared.items() if asks), asking)
     metric = args.metric_for_best_model
-    if metric in ("loss", "eval_loss"):
+    if usual != "eval_loss" and metric in ("loss", "eval_loss"):
         raise ValueError(
             f"metric_for_best_model={metric!r}: held-out answers have no loss; leave it out for 'eval_reward'"
         )
+    if asking is not None:
+        args.metric_for_best_model = metric or usual
+    if args.greater_is_better is None and args.metric_for_best_model is not None:
+        args.greater_is_better = usual != "eval_loss" and not args.metric_for_best_model.endswith("loss")
     if asking is None:
         return
-    args.metric_for_best_model = metric or "eval_reward"
     if args.eval_strategy == "no":
         raise ValueError(
-            f"{asking} compares held-out rewards, and eval_strategy='no' takes none: set it to 'steps' or 'epoch'"
+            f"{asking} compares held-out {HELD_OUT[usual]}, and eval_strategy='no' takes none: set it to 'steps' or 'epoch'"
         )
     if not args.load_best_model_at_end or args.save_strategy == "best":
         return
@@ -160,10 +181,20 @@ def check_values(args: Any, keys: Mapping[str, Key]) -> None:
             f"refill_rounds={args.refill_rounds} with advantage_estimator={estimator.name!r} would throw away groups that it "
             "learns from; set refill_rounds=0"
         )
-    for task in TASKS:
+    for task in CANVAS_TASKS:
         check_task("", args.settings_of(task, {}))
+    check_spans(args)
     if args.sync_ref_model and args.beta == 0:
         raise ValueError("sync_ref_model=True with beta=0 updates a reference that is never used; set beta > 0")
+
+
+def check_spans(args: Any) -> None:
+    """Raises ``ValueError`` for a number of pictures that does not divide a group."""
+    if args.num_generations % args.pictures_per_thought:
+        raise ValueError(
+            f"pictures_per_thought={args.pictures_per_thought} must divide num_generations={args.num_generations}: a group is so "
+            "many pictures of each of its thoughts"
+        )
 
 
 def check_overrides(args: Any) -> None:
@@ -183,7 +214,7 @@ def check_graphs(args: Any) -> None:
     """Raises ``ValueError`` for kept keys and values that CUDA graphs would write over: a replay reuses the memory of the one
     before.
     """
-    for task in ("text", "mmu"):
+    for task in ("text", "mmu", *({"thought"} & set(args.task_overrides))):
         kept = args.for_task(task).kv_cache
         if args.torch_compile_mode in GRAPH_MODES and kept != "none":
             where = f"task_overrides.{task}." if "kv_cache" in args.task_overrides.get(task, {}) else ""
@@ -197,7 +228,7 @@ def check_graphs(args: Any) -> None:
 def check_summed_ratios(args: Any) -> None:
     """Raises ``ValueError`` for summed ratios of more than one update."""
     updates = args.num_iterations * args.steps_per_generation // args.gradient_accumulation_steps
-    settings = [args.for_task(task) for task in TASKS]
+    settings = [args.for_task(task) for task in CANVAS_TASKS]
     summed = [own for own in settings if own.importance_sampling_level == "sequence_sum"]
     if any(own.uses_ratio for own in summed) and updates > 1:
         raise ValueError(

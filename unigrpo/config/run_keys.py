@@ -16,6 +16,15 @@ class RunKeys:
     """What holds for all tasks, because the answers of a window are compared and used together."""
 
     num_iterations: int = key(1, "K, inner updates on one rollout, each with its own noise", at_least=1)
+    pictures_per_thought: int = key(
+        1, "pictures drawn after each thought of a group (task r2i); num_generations is a multiple of it", at_least=1
+    )
+    r2i_noise: str = key(
+        "span",
+        """a thought is noised before there is a picture, and the picture after the whole thought, each with its task's noising
+        ("span"); or both are noised with one ratio, each reading what the other shows ("joint", MMaDA's law)""",
+        choices=("span", "joint"),
+    )
     advantage_estimator: dict[str, Any] | str = key("group_mean", "how rewards lose their baseline")
     advantage_clip: float | None = key(None, "advantages are cut to +-this; none = not", above=0)
     scale_rewards: str = key(

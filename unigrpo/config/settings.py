@@ -9,6 +9,7 @@ from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
 from ..algorithm.loss import PolicyLoss
 from ..algorithm.noising import Noising
 from ..parts import Choice, Key, choose, keys_of, merged
+from ..types import KINDS
 from .presets import SEQUENCE_EPSILON, TASK_DEFAULTS
 from .task import PARTS, SHARED_KEYS, TASK_KEYS, TaskKeys, TaskSettings
 
@@ -27,7 +28,7 @@ def task_settings(
         ValueError: an unknown part, or a key that it does not have; ``where`` prefixes its name.
     """
     usual = {key: value for key, value in preset.items() if key in TASK_KEYS}
-    usual |= {**TASK_DEFAULTS[task], **preset.get(task, {})}
+    usual |= {**TASK_DEFAULTS[task], **preset.get(KINDS.get(task, task), {}), **preset.get(task, {})}
     parts = {}
     for kind, table in PARTS.items():
         named = merged(override.get(kind), given.get(kind), usual.get(kind), TASK_KEYS[kind].default)
@@ -51,6 +52,26 @@ def task_settings(
     set_keys = {key for key in values if chosen.get(key, usual.get(key)) is not None}
     values |= {kind: _as_written(choice, parts, set_keys) for kind, choice in parts.items()}
     return TaskSettings(**values)
+
+
+LENGTHS = ("max_completion_length", "steps", "block_length")
+"""What a checkpoint's ``sampling_defaults`` say of text; they suit each other, so they are taken together or not at all."""
+
+
+def with_lengths(
+    preset: Mapping[str, Any],
+    usual: Mapping[str, Any],
+    given: Mapping[str, Any],
+    overrides: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """``preset`` with the ``usual`` lengths of a checkpoint for each text task of which nobody has set one."""
+    lengths = {key: usual[key] for key in LENGTHS if usual.get(key) is not None}
+    tasks = {}
+    for task in ("text", "mmu"):
+        own = preset.get(task, {})
+        if not any(key in layer for key in LENGTHS for layer in (given, overrides.get(task, {}), preset, own)):
+            tasks[task] = {**own, **lengths}
+    return {**preset, **tasks}
 
 
 def _owner(key: str, parts: Mapping[str, Choice]) -> str | None:

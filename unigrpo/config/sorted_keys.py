@@ -6,7 +6,9 @@ Each field stands here once. A test walks the fields of the installed transforme
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from types import MappingProxyType
 from typing import Any
 
 
@@ -75,6 +77,35 @@ IGNORED = {
 }  # fmt: skip
 """Another value than the default changes nothing, and a warning says why."""
 
+OF_GIVEN_ANSWERS = {
+    "auto_find_batch_size": "it would change the rows of a step; set the batch size yourself",
+    "neftune_noise_alpha": "noise in the embeddings is no part of the objective; leave it out",
+    **dict.fromkeys(
+        ("fp16_full_eval", "bf16_full_eval"),
+        "held-out losses are taken by the model as it is trained; load it in that dtype (model_init_kwargs.dtype)",
+    ),
+    **dict.fromkeys(
+        ("train_sampling_strategy", "group_by_length"),
+        "sampling_weights say how often rows come; for their order in the dataset set shuffle_dataset=False",
+    ),
+    "ignore_data_skip": "a run would go on with other rows than those that it was at; leave it False",
+    "average_tokens_across_devices": "losses are divided over all processes already",
+    "include_num_input_tokens_seen": "tokens are not counted",
+    "torch_empty_cache_steps": "per_device_train_batch_size bounds the memory",
+    "use_cache": "training keeps no keys and values",
+    "length_column_name": "rows are not ordered by their lengths",
+    **dict.fromkeys(
+        ("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"),
+        "evaluate takes losses",
+    ),
+    **dict.fromkeys(
+        ("include_for_metrics", "batch_eval_metrics"), "evaluate takes losses; there is no compute_metrics"
+    ),
+    "do_predict": "a policy predicts no labels; evaluate() takes losses",
+    **dict.fromkeys((name for name in IGNORED if name.startswith("dataloader")), "rows are read in the main process"),
+}
+"""What ``REFUSED`` and ``IGNORED`` say of them where answers are given and none are rolled out."""
+
 UNSORTED = "{names}: not sorted. Put each into WORKS, REFUSED or IGNORED of unigrpo/config/sorted_keys.py, after a run has shown which"
 
 
@@ -84,8 +115,11 @@ def unsorted_fields(kind: type) -> list[str]:
     return [own.name for own in fields(kind) if sum(own.name in place for place in places) != 1]
 
 
-def check_inherited(args: Any) -> None:
+def check_inherited(args: Any, own_words: Mapping[str, str] = MappingProxyType({})) -> None:
     """Warns of inherited keys that do nothing.
+
+    Args:
+        own_words: sentences in place of those of ``REFUSED`` and ``IGNORED``.
 
     Raises:
         ValueError: one that would break the algorithm; the message names the cure.
@@ -96,8 +130,8 @@ def check_inherited(args: Any) -> None:
         if own.name not in REFUSED | IGNORED or _is_default(value, own):
             continue
         if own.name in REFUSED:
-            raise ValueError(f"{own.name}={value!r}: {REFUSED[own.name]}")
-        ignored.append(f"{own.name}={value!r} ({IGNORED[own.name]})")
+            raise ValueError(f"{own.name}={value!r}: {own_words.get(own.name, REFUSED[own.name])}")
+        ignored.append(f"{own.name}={value!r} ({own_words.get(own.name, IGNORED[own.name])})")
     if ignored:
         warnings.warn(f"these keys of TrainingArguments change nothing here: {'; '.join(ignored)}", stacklevel=5)
 

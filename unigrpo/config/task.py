@@ -50,6 +50,10 @@ class TaskKeys:
         choices=("error", "left", "right"),
     )
     max_completion_length: int = key(256, "answer positions on a text canvas", at_least=1)
+    mask_truncated_completions: bool = key(
+        False,
+        "text answers without a stop token, which max_completion_length cut off, are left out of the loss; they keep their reward",
+    )
     image_size: int | list[int] | None = key(
         None, "side in pixels, or [height, width], of pictures made and read; none = the checkpoint's, or 512"
     )

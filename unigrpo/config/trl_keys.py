@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 OF_MODEL = "it belongs to the model: model_init_kwargs={{{name!r}: ...}}"
@@ -21,11 +22,7 @@ INSTEAD = {
     "model_revision": "model_init_kwargs={{'revision': ...}}",
     "max_length": "max_prompt_length and max_completion_length bound the two parts",
     "vllm_importance_sampling_correction": "old log-probabilities are the training model's own; leave it out",
-    "mask_truncated_completions": "answers fill their canvas, and one without a stop token is scored as it is; leave it out",
-    "top_p": "answers are drawn from the whole token space; lower temperature",
-    "top_k": "answers are drawn from the whole token space; lower temperature",
-    "min_p": "answers are drawn from the whole token space; lower temperature",
-    "repetition_penalty": "answers are drawn from the whole token space; lower temperature",
+    "repetition_penalty": "positions are drawn together, so that none knows what the others repeat; the reward 'repetition' does",
     "generation_kwargs": "what a sampler reads are keys of their own: `unigrpo keys sampler`",
     "cache_implementation": "kv_cache is the key of the text sampler",
     "chat_template_kwargs": "a prompt of messages is written by the processor's template; give it one that needs none",
@@ -42,6 +39,14 @@ INSTEAD = {
     "log_completions_hub_repo": "completions lie in output_dir/completions as parquet; upload that folder",
 }
 """Key -> the cure."""
+
+LOSSES = {
+    "cispo": "it is a surrogate here, beside any average: surrogate='cispo', loss_type='dapo' divides as TRL's does",
+    "sapo": "there is no such surrogate: `unigrpo keys surrogate` has those there are",
+    "vespo": "there is no such surrogate: `unigrpo keys surrogate` has those there are",
+    "luspo": "its ratio is importance_sampling_level='sequence'; no loss here weighs an answer by its length",
+}
+"""Values of ``loss_type`` that TRL has -> the cure."""
 
 FAMILIES = {
     "vllm_": "vLLM decodes autoregressively and cannot roll out a masked-diffusion policy; leave it out",
@@ -60,6 +65,12 @@ def cure_of(name: str) -> str | None:
     """What to do in place of a key that only TRL has; None for others."""
     found = INSTEAD.get(name) or next((cure for first, cure in FAMILIES.items() if name.startswith(first)), None)
     return None if found is None else found.format(name=name)
+
+
+def check_loss(loss_type: Any) -> None:
+    """Raises ``ValueError`` for a ``loss_type`` that only TRL has, with the cure."""
+    if isinstance(loss_type, str) and loss_type in LOSSES:
+        raise ValueError(f"loss_type={loss_type!r}: {LOSSES[loss_type]}")
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:

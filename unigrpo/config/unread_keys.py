@@ -9,7 +9,7 @@ from typing import Any
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
 from ..algorithm.loss import PolicyLoss
 from ..parts import Key, choose, keys_of
-from ..types import TASKS
+from ..types import CANVAS_TASKS, KINDS
 from .run_keys import ESTIMATOR_KEYS, RUN_KEYS
 from .task import PARTS, TASK_KEYS, TaskKeys, TaskSettings
 
@@ -19,7 +19,9 @@ def warn_of_unread(args: Any, given: Mapping[str, Any]) -> None:
 
     A warning and no error: a recipe may be run with ``algorithm=`` another one. A key that has its default needs no reader.
     """
-    settings = {task: args.for_task(task) for task in TASKS}
+    # Spans have what their kinds have, unless they are overridden.
+    tasks = [task for task in CANVAS_TASKS if task not in KINDS or task in args.task_overrides]
+    settings = {task: args.for_task(task) for task in tasks}
     unread = [
         f"{key}={value!r} ({_readers(key, settings)})"
         for key, value in given.items()

@@ -7,11 +7,8 @@ from typing import Any
 
 from ..errors import check_choice
 from ..types import TASKS
+from .columns import as_renaming, meant
 from .rows import image_of, task_of
-
-
-SFT_TASKS = (*TASKS, "r2i")
-"""Tasks that a given answer may have: those of a policy, and a thought followed by the picture (MMaDA's r2i)."""
 
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -27,7 +24,7 @@ class Given:
 
     Attributes:
         row: the dataset row, with its ``prompt`` in the form that ``policy.encode`` reads.
-        task: one of ``SFT_TASKS``.
+        task: one of ``TASKS``.
         answer: the text that is trained; None for a picture to draw.
         plain: a text without a prompt: all of it is trained.
     """
@@ -58,7 +55,7 @@ def given_of(row: dict[str, Any], where: str) -> Given:
             )
         row = {**row, "prompt": asked, "completion": last["content"]}
     task = task_of(row)
-    check_choice(f"{where}['task']", task, SFT_TASKS)
+    check_choice(f"{where}['task']", task, TASKS)
     if task == "t2i":
         _asked(row, where)
         _picture(row, where)
@@ -78,25 +75,23 @@ def given_of(row: dict[str, Any], where: str) -> Given:
 
 def _asked(row: dict[str, Any], where: str) -> None:
     if not row.get("prompt"):
+        found = meant([name for name in row if row[name] is not None], ("prompt", "completion"))
+        cure = f", as in dataset.{as_renaming(found)}" if "prompt" in found else ""
         raise ValueError(
             f"{where} has no 'prompt', only {sorted(name for name in row if row[name] is not None)}: give prompt and completion, "
-            "messages, conversations or text (column_map in a recipe)"
+            f"messages, conversations or text{cure}"
         )
 
 
 def _picture(row: dict[str, Any], where: str) -> None:
     if row.get("image") is None and not row.get("images"):
-        raise ValueError(
-            f"{where} is a caption without the picture to draw; give an 'image' column (column_map in a recipe)"
-        )
+        raise ValueError(f"{where} is a caption without the picture to draw; give an 'image' column")
     image_of(row, where)
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(
-            f"{where}={value!r} must be the text that is trained; rename your column (column_map in a recipe)"
-        )
+        raise ValueError(f"{where}={value!r} must be the text that is trained; name your column so, or drop the row")
     return value.strip()
 
 

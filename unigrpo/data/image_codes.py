@@ -143,8 +143,10 @@ def load_tokenizer(tokenizer: Any) -> Any:
         ) from error
 
 
-def tokenizer_without_weights(config: MagvitV2Config, height: int, width: int) -> tuple[MagvitV2, Callable[[], Any]]:
-    """An image tokenizer on the meta device, and a call that reads and draws as many pictures as it takes at once, to count
+def tokenizer_without_weights(
+    config: MagvitV2Config, height: int, width: int, draws: bool = True
+) -> tuple[MagvitV2, Callable[[], Any]]:
+    """An image tokenizer on the meta device, and a call that reads, and where it ``draws`` draws, as many pictures as it takes at once, to count
     what they take.
     """
     with torch.device("meta"):
@@ -154,7 +156,8 @@ def tokenizer_without_weights(config: MagvitV2Config, height: int, width: int) -
 
     def read_and_draw() -> None:
         tokenizer(torch.zeros(count, 3, height, width))
-        tokenizer.decoder(torch.zeros(codes))
+        if draws:
+            tokenizer.decoder(torch.zeros(codes))
 
     return tokenizer, read_and_draw
 

@@ -8,13 +8,10 @@ from typing import Any
 from PIL import Image
 
 from ..errors import check_choice
-from ..terminal import tracked
 from ..types import TASKS
+from .checking import each_row
+from .columns import as_renaming, meant
 from .pictures import TRANSFORMS, load_image
-
-
-MANY_ROWS = 5_000
-"""From here on checking a dataset shows its progress."""
 
 
 def task_of(row: dict[str, Any]) -> str:
@@ -38,11 +35,13 @@ def image_of(row: dict[str, Any], where: str) -> Image.Image:
     images = row.get("images")
     if images is None or len(images) == 0:
         raise ValueError(
-            f"{where} is an image-understanding row without an image; give an 'image' or 'images' column (column_map in "
-            "a recipe), or task='text'"
+            f"{where} is an image-understanding row without an image; give an 'image' or 'images' column, "
+            "or task='text'"
         )
     if len(images) > 1:
-        raise ValueError(f"{where}['images'] holds {len(images)} images; the policy reads one a prompt")
+        raise ValueError(
+            f"{where}['images'] holds {len(images)} images; the policy reads one a prompt: keep one, or lay them side by side"
+        )
     return load_image(images[0], f"{where}['images'][0]")
 
 
@@ -66,12 +65,34 @@ def read_row(dataset: Any, index: int, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} cannot be read ({error}); replace its picture or drop the row") from error
 
 
-def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], str], None] | None = None) -> None:
+def as_prompts(dataset: Any) -> Any:
+    """``dataset`` with the chats of its column ``messages`` as ``prompt`` where it has none; other rows as they are."""
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, list):
+        renamed = "messages" in columns and "prompt" not in columns
+        return dataset.rename_column("messages", "prompt") if renamed else dataset
+    if not isinstance(dataset, list | tuple):
+        return dataset
+    return [
+        {"prompt" if name == "messages" else name: value for name, value in row.items()}
+        if isinstance(row, dict) and "messages" in row and "prompt" not in row
+        else row
+        for row in dataset
+    ]
+
+
+def check_dataset(
+    dataset: Any,
+    name: str,
+    check_row: Callable[[dict[str, Any], str], Any] | None = None,
+    learn: Callable[[Any], None] | None = None,
+) -> None:
     """Reads every row once, so that one that cannot be used is found now and not hours into a run.
 
     Args:
         name: names the dataset in errors.
-        check_row: further checks, ``check_row(row, where)``.
+        check_row: further checks, ``check_row(row, where)``; of many rows they run in other processes (``each_row``).
+        learn: is told what ``check_row`` returned of each row, in order.
 
     Raises:
         ValueError: an empty set, a missing or empty prompt, an unknown task, an unreadable picture; it names the row.
@@ -82,25 +103,32 @@ def check_dataset(dataset: Any, name: str, check_row: Callable[[dict[str, Any], 
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty")
-    rows = range(len(dataset))
-    for index in tracked(rows, f"checking {name}") if len(rows) >= MANY_ROWS else rows:
+
+    def looked_at(index: int) -> Any:
         where = f"{name}[{index}]"
         row = read_row(dataset, index, where)
-        if "prompt" not in row:
-            raise ValueError(
-                f"{where} has no 'prompt' column, only {sorted(row)}; rename yours (column_map in a recipe)"
-            )
-        task = task_of(row)
-        _check_prompt(row["prompt"], task, where)
-        if task not in TASKS:
-            raise ValueError(f"{where}['task']={task!r}: choose one of {TASKS}")
-        if task == "mmu":
-            image_of(row, where)
-        transform = row.get("image_transform")
-        if transform is not None:
-            check_choice(f"{where}['image_transform']", transform, TRANSFORMS)
-        if check_row is not None:
-            check_row(row, where)
+        _check_row(row, where)
+        return None if check_row is None else check_row(row, where)
+
+    for found in each_row(len(dataset), name, looked_at):
+        if learn is not None:
+            learn(found)
+
+
+def _check_row(row: dict[str, Any], where: str) -> None:
+    if "prompt" not in row:
+        found = meant(row, ("prompt", "solution"))
+        cure = f"rename yours, as in dataset.{as_renaming(found)}" if "prompt" in found else "rename yours"
+        raise ValueError(f"{where} has no 'prompt' column, only {sorted(row)}; {cure}, or give 'messages'")
+    task = task_of(row)
+    _check_prompt(row["prompt"], task, where)
+    if task not in TASKS:
+        raise ValueError(f"{where}['task']={task!r}: choose one of {TASKS}")
+    if task == "mmu":
+        image_of(row, where)
+    transform = row.get("image_transform")
+    if transform is not None:
+        check_choice(f"{where}['image_transform']", transform, TRANSFORMS)
 
 
 def _check_prompt(prompt: Any, task: str, where: str) -> None:
@@ -120,5 +148,10 @@ def _check_prompt(prompt: Any, task: str, where: str) -> None:
             raise ValueError(
                 f"{where}['prompt']: content must be text, or parts with 'type' and text, got {content!r}"
             )
+    if prompt[-1]["role"] == "assistant":
+        raise ValueError(
+            f"{where}: the chat ends with the assistant, whose answer is what a run samples; end it with the user, or train the given "
+            "answer with MaskedDenoisingTrainer (`unigrpo sft`)"
+        )
     if task == "t2i" and not any(message["role"] == "user" and message["content"] for message in prompt):
         raise ValueError(f"{where}['prompt'] has no user message, so there is no caption to draw: {prompt!r}")

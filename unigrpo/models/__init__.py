@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoProcessor
 
 from ..errors import import_named
 from .base import DiffusionPolicy
@@ -25,6 +25,9 @@ POLICIES: dict[str, type[DiffusionPolicy]] = {
 for _model in (*(policy.model_class for policy in POLICIES.values()), MagvitV2):
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
     AutoModel.register(_model.config_class, _model, exist_ok=True)
+for _policy in POLICIES.values():
+    AutoModelForMaskedLM.register(_policy.model_class.config_class, _policy.model_class, exist_ok=True)
+    AutoProcessor.register(_policy.model_class.config_class, _policy.processor_class, exist_ok=True)
 
 
 def resolve_policy(name: str | type[DiffusionPolicy], folders: Sequence[str | Path] = ()) -> type[DiffusionPolicy]:

@@ -60,8 +60,10 @@ def adapter_base(path: str) -> str:
     return base
 
 
-def load_adapter(model: Any, path: str, allow_missing: Sequence[str] | str = ()) -> Any:
+def load_adapter(model: Any, path: str, allow_missing: Sequence[str] | str = (), trained: bool = False) -> Any:
     """``model`` with the adapter of a folder that ``adapter_base`` has read; ``allow_missing`` as in ``load_module``.
+
+    With ``trained`` its weights require gradients.
 
     Raises:
         CheckpointError: tensors that the adapter lacks, or that have no place or another shape in it.
@@ -79,7 +81,7 @@ def load_adapter(model: Any, path: str, allow_missing: Sequence[str] | str = ())
         }
         own = {name for name, parameter in model.named_parameters() if id(parameter) in vocabulary}
         try:
-            adapted = PeftModel.from_pretrained(model, path)
+            adapted = PeftModel.from_pretrained(model, path, is_trainable=trained)
         except (RuntimeError, KeyError) as error:
             raise _unfit(error, what) from error
         wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import shutil
 from pathlib import Path
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -223,3 +225,14 @@ def _check_targets(model: PeftModel, wanted: str | list[str] | set[str]) -> None
             f"lora target_modules={unmatched} match no module of {type(base).__name__}, so they would stay frozen "
             f"without a word; matched are {linear}. 'all-linear' takes every layer but the head"
         )
+
+
+def keep_out_vocabulary(model: PeftModel) -> None:
+    """Saves of the adapters hold no copy of the base's embeddings, unless an adapter stands on them.
+
+    peft would compare the vocabulary with the base's configuration, which it does not find behind ``builtin:`` or offline. No
+    vocabulary is resized here: ``resize_token_embeddings`` is refused.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    if not names & set(EMBEDDING_LAYER_NAMES):
+        model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]  # of this one

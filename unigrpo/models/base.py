@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import TooLongError
 from ..types import Canvas, TokenSpace
 from .loading import fresh_module, load_module, load_processor
 from .placing import on_host
@@ -71,6 +72,8 @@ class DiffusionPolicy(ABC):
 
         No code of that folder runs: a processor that needs it is loaded by the caller and given.
         """
+        if processing_class is None:
+            processing_class = getattr(model, "saved_processor", None)
         if processing_class is None:
             if not model.config.name_or_path:
                 raise ValueError("processing_class=None needs a model loaded from a path or id; pass the processor")
@@ -167,7 +170,7 @@ def fit_prompt(tokens: list[int], limit: int, truncation: str, prompt: Any, cure
     """``tokens`` if they fit, else an error that ends in ``cure``, or their last (``"left"``) or first ``limit`` ids.
 
     Raises:
-        ValueError: too long with ``truncation="error"``.
+        TooLongError: too long with ``truncation="error"``.
     """
     if len(tokens) <= limit:
         return tokens
@@ -175,7 +178,7 @@ def fit_prompt(tokens: list[int], limit: int, truncation: str, prompt: Any, cure
         return tokens[-limit:]
     if truncation == "right":
         return tokens[:limit]
-    raise ValueError(
+    raise TooLongError(
         f"prompt of {len(tokens)} tokens is longer than the {limit} that fit: {str(prompt)[:80]!r}. {cure}"
     )
 

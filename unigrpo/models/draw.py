@@ -17,6 +17,24 @@ ROWS_IN_CACHE = 8
 """Rows whose probabilities stay in a CPU's cache between the passes over them; a GPU takes all rows at once."""
 
 
+ROWS_SORTED = 64
+"""Rows whose probabilities a GPU sorts at once to truncate them: 64 x 134,656 fp64 sums are 69 MB."""
+
+
+class Truncation(NamedTuple):
+    """Which tokens may be drawn at all: one after the other, as transformers' ``generate`` takes them.
+
+    Attributes:
+        top_k: the k likeliest; 0 = all.
+        top_p: of these, the fewest likeliest whose share of the mass is at least p (nucleus sampling, arXiv 1904.09751); 1 = all.
+        min_p: of these, those at least p times as likely as the likeliest (arXiv 2407.01082); 0 = all.
+    """
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
 class Draw:
     """How a forward chooses tokens for the selected rows.
 
@@ -26,19 +44,23 @@ class Draw:
     Args:
         uniforms: ``[n]`` fp64 in [0, 1), one a row; None = the likeliest token.
         entropy: whether the entropy of each row is wanted as well.
+        truncation: what may be drawn; None = every token. The likeliest token is always among it.
 
     Raises:
         ValueError: uniforms of another dtype.
     """
 
-    def __init__(self, *, uniforms: Tensor | None = None, entropy: bool = False) -> None:
+    def __init__(
+        self, *, uniforms: Tensor | None = None, entropy: bool = False, truncation: Truncation | None = None
+    ) -> None:
         if uniforms is not None and uniforms.dtype != torch.float64:
             raise ValueError(f"uniforms are {uniforms.dtype}; a vocabulary needs torch.float64")
-        self.uniforms, self.entropy = uniforms, entropy
+        self.uniforms, self.entropy, self.truncation = uniforms, entropy, truncation
 
     def part(self, rows: slice) -> Draw:
         """The same for some of the rows."""
-        return Draw(uniforms=None if self.uniforms is None else self.uniforms[rows], entropy=self.entropy)
+        uniforms = None if self.uniforms is None else self.uniforms[rows]
+        return Draw(uniforms=uniforms, entropy=self.entropy, truncation=self.truncation)
 
 
 class TokenScores(NamedTuple):
@@ -52,6 +74,9 @@ class TokenScores(NamedTuple):
         kl: exact KL(policy || reference) over the token space; None without a reference.
         tokens: int64, those that were drawn; None where they were given.
         doubt: the probability of all other tokens together, of drawn ones: it ranks tokens whose own probability rounds to 1.
+        total: sum of the log-probabilities times the coefficients that were given, ``[]``; it alone has a gradient then.
+        kept: log of the mass that a truncation left, of drawn ones: ``logps - kept`` is the law they were drawn from. None
+            where nothing was cut off.
     """
 
     logps: Tensor
@@ -59,6 +84,8 @@ class TokenScores(NamedTuple):
     kl: Tensor | None = None
     tokens: Tensor | None = None
     doubt: Tensor | None = None
+    total: Tensor | None = None
+    kept: Tensor | None = None
 
 
 def choose_tokens(logits: Tensor, draw: Draw) -> TokenScores:
@@ -67,24 +94,30 @@ def choose_tokens(logits: Tensor, draw: Draw) -> TokenScores:
     A column of -inf is never drawn. A row with NaN or +inf, or of -inf alone, has no distribution: the log-probability and
     the entropy that come with its column are NaN, and samplers refuse it.
     """
-    size = ROWS_IN_CACHE if on_host(logits) else max(len(logits), 1)
+    size = ROWS_IN_CACHE if on_host(logits) else max(len(logits), 1) if draw.truncation is None else ROWS_SORTED
     parts = []
     for start in range(0, max(len(logits), 1), size):
         part = slice(start, start + size)
         own = draw.part(part)
-        parts.append(_choose(logits[part], own.uniforms, own.entropy))
+        parts.append(_choose(logits[part], own))
     return join(parts)
 
 
-def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> TokenScores:
-    logits = logits.float()
+def _choose(logits: Tensor, draw: Draw) -> TokenScores:
+    logits, kept = logits.float(), None
     probs = logits.softmax(dim=1)
-    columns = logits.argmax(dim=1) if uniforms is None else draw_columns(probs, uniforms)
+    if draw.uniforms is None:
+        columns = logits.argmax(dim=1)
+    elif draw.truncation is None:
+        columns = draw_columns(probs, draw.uniforms)
+    else:
+        masses = truncated(probs, draw.truncation)
+        columns, kept = draw_columns(masses, draw.uniforms), masses.sum(dim=1).log()
     picked = columns[:, None]
     # The log of the probability itself: what was chosen has mass.
     logps = probs.gather(1, picked).squeeze(1).log()
     entropy = None
-    if with_entropy:
+    if draw.entropy:
         # The chosen column is a good reference point: log-sum-exp = its logit - its log-probability.
         lse = logits.gather(1, picked).squeeze(1) - logps
         entropy = lse - torch.linalg.vecdot(probs, logits)
@@ -93,7 +126,24 @@ def _choose(logits: Tensor, uniforms: Tensor | None, with_entropy: bool) -> Toke
             entropy = lse - torch.linalg.vecdot(probs, floored(logits))
     # A sum of small numbers keeps what 1 - p loses: fp32 tells p = 1 - 1e-8 from 1 - 1e-30.
     doubt = probs.scatter_(1, picked, 0.0).sum(dim=1)
-    return TokenScores(logps, entropy, tokens=columns, doubt=doubt)
+    return TokenScores(logps, entropy, tokens=columns, doubt=doubt, kept=kept)
+
+
+def truncated(probs: Tensor, truncation: Truncation) -> Tensor:
+    """``probs [n, W]`` with 0 for what may not be drawn; tokens as likely as the last that may be are kept too."""
+    top_k, top_p, min_p = truncation
+    least = probs.new_zeros(len(probs), 1)
+    if 0 < top_k < probs.shape[1]:
+        least = probs.topk(top_k, dim=1).values[:, -1:]
+    if top_p < 1:
+        ordered = probs.masked_fill(probs < least, 0.0).sort(dim=1, descending=True).values
+        sums = ordered.double().cumsum(dim=1)
+        # A token is needed while those before it hold less than their share; the first one always is.
+        needed = (sums - ordered < top_p * sums[:, -1:]).sum(dim=1, keepdim=True).clamp(min=1)
+        least = torch.maximum(least, ordered.gather(1, needed - 1))
+    if min_p > 0:
+        least = torch.maximum(least, min_p * probs.amax(dim=1, keepdim=True))
+    return probs.masked_fill(probs < least, 0.0)
 
 
 def floored(logits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The forward contract: what every policy's ``forward`` takes and returns, and an adapter for foreign models.
 
-``model(**inputs, select=, counts=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=, draw=, cache=)``; the arguments
-are described at ``LLaDAForMaskedDiffusion.forward``. ``cache`` is for models whose policy says ``supports_cache``.
+``model(**inputs, select=, counts=, targets=, token_space=, temperature=, guidance_scale=, ref_logprobs=, draw=, cache=,
+coefficients=)``; the arguments are described at ``LLaDAForMaskedDiffusion.forward``. ``cache`` is for models whose policy says ``supports_cache``.
 """
 
 from __future__ import annotations
@@ -14,22 +14,28 @@ from transformers.utils import ModelOutput
 
 from ..types import TokenSpace
 from .draw import Draw, choose_tokens, floored
+from .elsewhere import OpensElsewhere, label_loss, labelled
 from .head import check_temperature, gather_logps
+from .inherited import refuse_swallowed
 from .placing import places_of
 
 
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
-    """fp32 ``logits``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn ``tokens [n]`` with
-    their ``logps [n]``, ``doubt [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``.
+    """fp32 ``logits``; of labels the ``loss``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn
+    ``tokens [n]`` with their ``logps [n]``, ``doubt [n]``, of a truncated draw ``kept [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``. With coefficients there
+    is a ``total []``, which alone has a gradient.
     """
 
+    loss: Tensor | None = None
     logits: Tensor | None = None
     tokens: Tensor | None = None
     logps: Tensor | None = None
     entropy: Tensor | None = None
     kl: Tensor | None = None
     doubt: Tensor | None = None
+    total: Tensor | None = None
+    kept: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -43,7 +49,7 @@ def combine_guidance(rows: Tensor, scale: float) -> Tensor:
     return unconditional + (scale + 1.0) * (conditional - unconditional)
 
 
-class MaskedDiffusionMixin:
+class MaskedDiffusionMixin(OpensElsewhere):
     """Gives a Hugging Face masked LM the forward contract: ``class Mine(MaskedDiffusionMixin, BertForMaskedLM): pass``.
 
     The wrapped ``forward`` must return ``.logits [B, L, V]``. Its logits are made in full, then selected.
@@ -60,11 +66,23 @@ class MaskedDiffusionMixin:
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
         counts: list[int] | None = None,
+        coefficients: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
         **kwargs,
     ) -> MaskedDiffusionOutput:
-        """See ``LLaDAForMaskedDiffusion.forward`` for shapes and meanings."""
+        """See ``LLaDAForMaskedDiffusion.forward`` for shapes and meanings.
+
+        Raises:
+            TypeError: an argument that the wrapped ``forward`` of transformers would swallow.
+        """
         check_temperature(temperature)
-        logits = super().forward(*args, **kwargs).logits
+        refuse_swallowed(super().forward, kwargs)
+        if labels is not None:
+            shift = getattr(getattr(self, "policy_class", None), "logit_shift", 0)
+            select, targets = labelled(labels, shift, select=select, targets=targets, draw=draw)
+        found = super().forward(*args, **kwargs)
+        logits, states = found.logits, getattr(found, "hidden_states", None)
         with torch.autocast(logits.device.type, enabled=False):
             if select is not None:
                 logits = logits.flatten(0, 1)[places_of(select, None if counts is None else sum(counts))]
@@ -86,8 +104,14 @@ class MaskedDiffusionMixin:
                     logps=drawn.logps,
                     entropy=drawn.entropy,
                     doubt=drawn.doubt,
+                    kept=drawn.kept,
                 )
             if targets is None:
-                return MaskedDiffusionOutput(logits=rows)
+                return MaskedDiffusionOutput(logits=rows, hidden_states=states)
             scores = gather_logps(rows, targets, token_space, ref_logprobs)
-        return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl)
+            if labels is not None:
+                return MaskedDiffusionOutput(loss=label_loss(scores.logps, labels, loss_weights))
+        if coefficients is None:
+            return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl)
+        total = torch.where(coefficients != 0, coefficients * scores.logps, 0.0).sum()
+        return MaskedDiffusionOutput(logps=scores.logps.detach(), entropy=scores.entropy, total=total)

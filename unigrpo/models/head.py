@@ -223,6 +223,51 @@ def _recompute_gradients(ctx, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Te
     return grad_hidden, grad_weight.to(weight.dtype)
 
 
+class _WeightedSum(torch.autograd.Function):
+    """sum_n coefficient_n log p_n over a vocabulary slice, row chunk by row chunk; log p and entropy without gradient.
+
+    The sum's slopes are known while a chunk's logits are there. So both gradients are made in the forward: a trainable head
+    costs three products a token, where one that must wait for the loss recomputes the logits and costs four.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, coefficients, space, temperature):
+        """The sum ``[]``, ``logps`` and ``entropy`` ``[n]``; arguments as ``VocabularyHead.forward``'s, ``weight [V, d]``."""
+        wanted, trainable = ctx.needs_input_grad[:2]
+        like = {"dtype": torch.float32, "device": weight.device}
+        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.grad_hidden = torch.empty(hidden.shape, **like) if wanted or trainable else None
+        ctx.grad_weight = torch.zeros(weight.shape, **like) if trainable else None
+        logps, entropy, start = torch.empty(len(targets), **like), torch.empty(len(targets), **like), 0
+        for rows, ids, _ in _chunks(hidden, targets, None):
+            part = slice(start, start + len(rows))
+            logits = space_logits(rows, weight, space, temperature)
+            scores, probs = _scores_and_probs(logits, ids, space, None)
+            logps[part], entropy[part] = scores.logps, scores.entropy
+            if ctx.grad_hidden is not None:
+                (slope,) = _slopes(logits, probs, ids, None, None, space)
+                slope.mul_(coefficients[part, None] / temperature)
+                ctx.grad_hidden[part] = _matmul(slope, weight[space.start : space.stop], hidden.dtype)
+                if trainable:
+                    ctx.grad_weight[space.start : space.stop].addmm_(slope.T, rows.float())
+            start += len(rows)
+            # The next chunk's logits are made when these are gone.
+            logits = probs = slope = None
+        ctx.mark_non_differentiable(logps, entropy)
+        return torch.where(coefficients != 0, coefficients * logps, 0.0).sum(), logps, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        """Gradients of ``hidden`` and, of a trainable head, of ``weight``, times what the sum is multiplied with."""
+        found = (ctx.grad_hidden, ctx.grad_weight)
+        ctx.grad_hidden = ctx.grad_weight = None
+        parts = (
+            None if own is None else own.mul_(grad).to(dtype) for own, dtype in zip(found, ctx.dtypes, strict=True)
+        )
+        return *parts, None, None, None, None
+
+
 def check_temperature(temperature: float) -> None:
     """Raises ``ValueError`` for a temperature that logits cannot be divided by."""
     if not temperature >= LEAST_TEMPERATURE:
@@ -240,6 +285,7 @@ class VocabularyHead(nn.Linear):
         temperature: float = 1.0,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
+        coefficients: Tensor | None = None,
     ) -> Tensor | TokenScores:
         """fp32 logits, the scores of ``targets``, or tokens chosen as ``draw`` says.
 
@@ -250,6 +296,8 @@ class VocabularyHead(nn.Linear):
             temperature: divides the logits, ``LEAST_TEMPERATURE`` at least.
             ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over the token space, for the exact KL.
             draw: how to choose a token for each row.
+            coefficients: ``[n]`` fp32 of the targets' log-probabilities in a loss that is linear in them and is known to be;
+                without a reference.
 
         Returns:
             logits ``[..., W]`` without targets and draw, else ``TokenScores``, which never hold more
@@ -267,6 +315,10 @@ class VocabularyHead(nn.Linear):
                 rows = hidden.reshape(-1, hidden.shape[-1])
                 flat = by_chunks(lambda part: space_logits(part, self.weight, space, temperature), rows)
                 return flat.view(*hidden.shape[:-1], space.width)
+            if coefficients is not None:
+                found = (hidden, self.weight, targets, coefficients, space, temperature)
+                total, logps, entropy = _WeightedSum.apply(*found)
+                return TokenScores(logps, entropy, total=total)
             logps, entropy, kl = _SelectedLogProbs.apply(
                 hidden, self.weight, targets, ref_logprobs, space, temperature
             )

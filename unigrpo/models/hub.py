@@ -136,6 +136,49 @@ def finding(path: str | Path, what: str) -> Iterator[None]:
         )
 
 
+@contextmanager
+def pushing(name: str) -> Iterator[None]:
+    """What libraries raise inside the block because nothing can be written to the hub's ``name`` becomes one sentence.
+
+    Raises:
+        NotReachableError: the hub does not answer or must not be asked.
+        SourceError: it does not let this user write there.
+    """
+    cure = "or leave push_to_hub out and send the folder later with `hf upload`"
+    try:
+        yield
+    except Exception as error:
+        chain = _chain(error)
+        status = _status(chain)
+        if status in (401, 403):
+            raise SourceError(
+                f"push_to_hub: the hub does not let this user write to {name!r}: log in with `hf auth login`, or give a hub_token "
+                f"with the right to write there, {cure}"
+            ) from None
+        if status is None and not _is_of_network(chain):
+            raise
+        why = (
+            "offline mode is set, unset HF_HUB_OFFLINE"
+            if constants.HF_HUB_OFFLINE
+            else "the hub does not answer, check the network"
+        )
+        why = why if status is None else f"the hub answers with status {status}, try again"
+        raise NotReachableError(f"push_to_hub: {name!r} cannot be written: {why}, {cure}") from None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and those that led to it."""
+    chain, own = [error], error
+    while (own := own.__cause__ or own.__context__) is not None and own not in chain:
+        chain.append(own)
+    return chain
+
+
+def _status(chain: list[BaseException]) -> int | None:
+    """The status with which the hub answered."""
+    return next((own.response.status_code for own in chain if getattr(own, "response", None) is not None), None)
+
+
 def fetched(path: str, file: str, what: str) -> str | None:
     """Where a file of an id or a folder lies, once it is in the cache; None for a folder without it."""
     with finding(path, what):
@@ -149,14 +192,12 @@ def _reason(error: BaseException, place: str) -> tuple[type[SourceError], str] |
         return None
     if not network and not isinstance(error, PermissionError) and getattr(error, "errno", None) is not None:
         return None
-    chain, own = [error], error
-    while (own := own.__cause__ or own.__context__) is not None and own not in chain:
-        chain.append(own)
+    chain = _chain(error)
 
     def raised(*kinds: type[BaseException]) -> bool:
         return any(isinstance(own, kinds) for own in chain)
 
-    status = next((own.response.status_code for own in chain if getattr(own, "response", None) is not None), None)
+    status = _status(chain)
     if raised(PermissionError):
         return SourceError, f"gives no access to {place!r}: permission is denied; change its owner or mode"
     if raised(GatedRepoError) or (status == 403 and raised(HfHubHTTPError)):

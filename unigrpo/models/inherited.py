@@ -6,10 +6,13 @@ Each public name stands here once. A test walks those of the installed transform
 from __future__ import annotations
 
 import difflib
+import inspect
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import TransformersKwargs
 
 from .placing import on_host
 
@@ -55,7 +58,6 @@ UNSORTED = (
 )
 
 NOT_TAKEN = {
-    "labels": "it has no loss of its own: give targets, with select, for log-probabilities",
     "output_attentions": "scaled_dot_product_attention keeps no attention weights",
     "past_key_values": "keys and values are kept by cache",
     "use_cache": "keys and values are kept by cache",
@@ -103,6 +105,32 @@ def refuse_arguments(given: dict[str, Any], taken: tuple[str, ...]) -> None:
         near = difflib.get_close_matches(name, taken, n=1)
         why = NOT_TAKEN.get(name) or (f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(taken)}")
         raise TypeError(f"forward() takes no {name!r}: {why}")
+
+
+def refuse_swallowed(forward: Any, given: dict[str, Any]) -> None:
+    """Raises ``TypeError`` for arguments that a ``forward`` of transformers takes by ``**kwargs`` and reads nowhere."""
+    if not given:
+        return
+    named, swallows = _named_arguments(getattr(forward, "__func__", forward))
+    if given.get("output_attentions"):
+        raise TypeError(f"forward() takes no 'output_attentions': {NOT_TAKEN['output_attentions']}")
+    for name in given if swallows else ():
+        if name not in named:
+            near = difflib.get_close_matches(name, named, n=1)
+            raise TypeError(
+                f"forward() takes no {name!r}: "
+                + (f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(named)}")
+            )
+
+
+@lru_cache
+def _named_arguments(forward: Any) -> tuple[tuple[str, ...], bool]:
+    """The names that a forward takes, and whether it takes any others without reading them."""
+    taken = inspect.signature(forward).parameters.values()
+    named = [own.name for own in taken if own.kind is not own.VAR_KEYWORD]
+    others = [own for own in taken if own.kind is own.VAR_KEYWORD]
+    swallows = any("TransformersKwargs" in str(own.annotation) for own in others)
+    return (*named[1:], *TransformersKwargs.__annotations__, "return_dict"), swallows
 
 
 def _is_off(name: str, value: Any) -> bool:

@@ -24,6 +24,7 @@ ASKED = (
     "draw",
     "cache",
     "counts",
+    "coefficients",
 )
 """Arguments of a forward that say what is asked for; the others are the model's inputs."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -24,7 +26,20 @@ THINK_PROMPT = (
     "Reason about the question step by step before you answer. Write the reasoning between <think> and </think>, "
     "then write the final answer after it.\n"
 )
-"""Default instruction of ``think_prompt=True``; pass the text itself to use the one a checkpoint was tuned on."""
+"""Default instruction of ``think_prompt=True`` for answers in text."""
+
+THINK_DRAW_PROMPT = "Before you draw, describe the picture in more detail between <think> and </think>. Then draw what you described.\n"
+"""Default instruction of ``think_prompt=True`` for a thought before a picture (task ``r2i``)."""
+
+THINK_PROMPTS = {
+    "mmada": (
+        "You should first think about the reasoning process in the mind and then provide the user with the answer. The "
+        "reasoning process is enclosed within <think> </think> tags, i.e. <think> reasoning process here </think> answer here\n",
+        "You should first think out a more detailed version of the description and then provide the user with the image. The "
+        "detailed description is enclosed within <think> </think> tags, i.e. <think> detailed description here </think> image here\n",
+    ),
+}
+"""Instructions by name, for text and for ``r2i``: those that MMaDA's public code writes before questions and captions."""
 
 CHAT_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
@@ -73,13 +88,14 @@ class MMaDAProcessor(ProcessorMixin):
     Args:
         tokenizer: the checkpoint's tokenizer.
         chat_template: Jinja template; None = the library's one-newline template.
-        think_prompt: None or False = nothing, True = ``THINK_PROMPT``, or a text; placed before the last user message.
+        think_prompt: None or False = nothing, True = ``THINK_PROMPT``, for ``r2i`` ``THINK_DRAW_PROMPT``, a name in
+            ``THINK_PROMPTS``, or a text for all tasks; placed before the last user message.
     """
 
     def __init__(
         self, tokenizer=None, chat_template: str | None = None, think_prompt: str | bool | None = None, **kwargs: Any
     ) -> None:
-        self.think_prompt = THINK_PROMPT if think_prompt is True else (think_prompt or None)
+        self.think_prompt = think_prompt or None
         super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod
@@ -89,6 +105,8 @@ class MMaDAProcessor(ProcessorMixin):
         The tokenizer of LLaDA-8B-Base lacks the three chat tokens, which follow its last id; they are added.
         """
         think_prompt = kwargs.pop("think_prompt", None)
+        # None, as AutoProcessor gives it, would ask on standard input whether code of the folder may run.
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if saved.get("processor_class") != cls.__name__:
             # A template beside a bare tokenizer is the tokenizer's own, which has two newlines.
@@ -105,8 +123,34 @@ class MMaDAProcessor(ProcessorMixin):
             think_prompt=saved.get("think_prompt") if think_prompt is None else think_prompt,
         )
 
-    def chat_text(self, prompt: Prompt) -> str:
-        """The prompt through the chat template, ready for the assistant's answer. A string is one user message."""
+    def instruction(self, task: str) -> str:
+        """What is written before the last user message of a prompt of ``task``; empty for nothing."""
+        if not self.think_prompt:
+            return ""
+        usual = (THINK_PROMPT, THINK_DRAW_PROMPT)
+        named = usual if self.think_prompt is True else THINK_PROMPTS.get(str(self.think_prompt))
+        return str(self.think_prompt) if named is None else named[task == "r2i"]
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in transformers; what it writes opens in transformers 4 too, which knows neither the tokenizer's class of 5, nor
+        a list of ``extra_special_tokens``, nor a template in a file of its own.
+        """
+        written = super().save_pretrained(save_directory)
+        file = Path(save_directory, "tokenizer_config.json")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if settings["tokenizer_class"] == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(settings.get("extra_special_tokens"), list):
+            settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+        settings["chat_template"] = self.chat_template
+        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        file.write_text(text, encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return written
+
+    def chat_text(self, prompt: Prompt, task: str = "text") -> str:
+        """The prompt of ``task`` through the chat template, ready for the assistant's answer. A string is one user message."""
         messages = (
             [{"role": "user", "content": prompt}]
             if isinstance(prompt, str)
@@ -114,15 +158,16 @@ class MMaDAProcessor(ProcessorMixin):
         )
         if not messages:
             raise ValueError("prompt=[] holds no message; give a string or at least one message")
-        if self.think_prompt:
+        instruction = self.instruction(task)
+        if instruction:
             last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
             if last is None:
                 raise ValueError(
                     f"think_prompt needs a user message, the prompt has roles {[m['role'] for m in messages]}"
                 )
-            messages[last]["content"] = self.think_prompt + messages[last]["content"]
+            messages[last]["content"] = instruction + messages[last]["content"]
         return render_chat(self.tokenizer, messages, chat_template=self.chat_template, add_generation_prompt=True)
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
+    def encode_prompt(self, prompt: Prompt, task: str = "text") -> list[int]:
         """Token ids of ``chat_text``."""
-        return self.tokenizer(self.chat_text(prompt), add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.chat_text(prompt, task), add_special_tokens=False)["input_ids"]

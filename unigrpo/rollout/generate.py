@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.image_codes import ImageCodec, load_tokenizer
 from ..data.pictures import load_image
 from ..errors import check_choice
-from ..models import DiffusionPolicy, resolve_policy
-from ..models.adapter_files import ADAPTER_FILE, adapter_base, load_adapter
+from ..models import DiffusionPolicy, policy_class_of
 from ..models.builtin import model_path
-from ..models.loading import check_from_scratch, load_config, load_processor
-from ..parts import Choice, choose
+from ..models.opening import open_model
+from ..models.reference import is_peft
+from ..parts import choose
 from ..samplers import samplers_for
-from ..types import TASKS, keyed_generator
+from ..types import TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
+from .generate_options import check_options, in_own_names
+from .sample import with_thoughts
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class ThoughtAndPicture(NamedTuple):
+    """An answer to a prompt of task ``r2i``."""
+
+    thought: str
+    picture: Image.Image
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,17 +60,21 @@ class LoadedPolicy:
         sampler: str | None = None,
         image_size: int | list[int] | None = None,
         image_transform: str = "squash",
+        num_return_sequences: int = 1,
         batch_size: int = 8,
-        seed: int = 0,
+        seed: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> list[Any]:
-        """One answer a prompt: text, or with ``task="t2i"`` an RGB ``PIL.Image``.
+        """One answer a prompt: text, with ``task="t2i"`` an RGB ``PIL.Image``, or with ``task="r2i"`` a ``ThoughtAndPicture``. Calling the
+        policy is the same.
 
         Args:
             prompts: a string, one chat (a list of messages), or a list of strings or chats.
             images: the picture that each prompt asks about (PIL image, path or bytes), one a prompt or one for all.
-            task: ``"text"``, ``"mmu"`` or ``"t2i"``; default mmu with ``images``, else text.
+            task: ``"text"``, ``"mmu"``, ``"t2i"`` or ``"r2i"`` (a thought, and then the picture); default mmu with ``images``, else
+                text. What is set for text holds for thoughts, and what is set for pictures for theirs; ``options`` go to the sampler
+                of the picture.
             max_completion_length: positions of a text answer; default 256.
             steps: denoising steps; default one a position of text, 16 for a picture.
             block_length: of text, default 32, or the whole answer if that is shorter.
@@ -64,44 +83,163 @@ class LoadedPolicy:
             image_size: side in pixels or ``[height, width]``, of pictures made and read; default 512.
                 A checkpoint's ``config.sampling_defaults`` replaces the defaults of text lengths and image size.
             image_transform: how ``images`` get that size: ``"squash"``, ``"crop"`` or ``"pad"``.
+            num_return_sequences: answers a prompt, those of one prompt after another.
+            seed: of the random numbers, default 0; each answer has its own.
             on_step: progress of a batch, ``on_step(done, total)``.
-            options: further fields of the sampler (``remasking``, ``guidance_scale``, ``stop`` ...).
+            options: further fields of the sampler (``remasking``, ``guidance_scale``, ``stop`` ...), and the names of others:
+                ``max_new_tokens``, ``num_inference_steps``, ``do_sample``, ``generator``.
 
         Raises:
-            ValueError: pictures that do not fit the prompts or cannot be read, or a policy without an image tokenizer or size.
+            ValueError: an unknown option, pictures that do not fit the prompts or cannot be read, or a policy without an image
+                tokenizer or size.
         """
         one_chat = not isinstance(prompts, str) and len(prompts) > 0 and isinstance(prompts[0], dict)
         prompts = [prompts] if isinstance(prompts, str) or one_chat else list(prompts)
         task = task or ("text" if images is None else "mmu")
         check_choice("task", task, TASKS)
-        usual = getattr(self.model.config, "sampling_defaults", None) or {}
-        length = max_completion_length or usual.get("max_completion_length", 256)
-        settings: dict[str, Any] = {"steps": steps or 16, "temperature": 1.0 if temperature is None else temperature}
-        if task != "t2i":
-            settings = {
-                "steps": steps or usual.get("steps", length),
-                "block_length": block_length or usual.get("block_length", min(32, length)),
-                "temperature": temperature or 0.0,
-            }
-        name = sampler or TASK_SAMPLERS[task]
-        fill = _sampler(choose("sampler", name, samplers_for(task)), settings, options)
+        named = {
+            "max_completion_length": max_completion_length,
+            "steps": steps,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        fill, length, seed = self._sampling(task, sampler, named, block_length, options)
         rows = [{"prompt": prompt} for prompt in prompts]
         if task == "mmu":
             transforms = [image_transform] * len(prompts)
             codes = self._codec().encode(_pictures(images, len(prompts)), self._size(image_size), transforms)
             rows = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
-        lengths = {"max_completion_length": length}
-        if task == "t2i":
-            lengths = {"image_tokens": self._codec().count(self._size(image_size))}
+        lengths = {} if task == "t2i" else {"max_completion_length": length}
+        if is_picture(spans_of(task)[-1]):
+            lengths["image_tokens"] = self._codec().count(self._size(image_size))
+        rows = [row for row in rows for _ in range(num_return_sequences)]
+        thoughts: list[Any] = []
+        if task == "r2i":
+            named |= {"seed": seed}
+            think, _, _ = self._sampling("text", None, {**named, "max_completion_length": length}, block_length, {})
+            for rollout in self._filled(rows, "thought", lengths, batch_size, think, seed, on_step):
+                place = len(thoughts)
+                count = len(rollout.completions)
+                rows[place : place + count] = with_thoughts(rows[place : place + count], rollout)
+                thoughts += rollout.completions
         answers: list[Any] = []
+        for rollout in self._filled(rows, spans_of(task)[-1], lengths, batch_size, fill, seed, on_step):
+            own = rollout.completions
+            drawn = is_picture(rollout.canvas.task)
+            answers += self._codec().decode(own, self._size(image_size)) if drawn else own
+        return list(map(ThoughtAndPicture, thoughts, answers)) if thoughts else answers
+
+    __call__ = generate
+
+    def complete(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_completion_length: int | None = None,
+        steps: int | None = None,
+        block_length: int | None = None,
+        temperature: float | None = None,
+        sampler: str | None = None,
+        num_return_sequences: int = 1,
+        batch_size: int = 8,
+        seed: int | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """``generate`` for text prompts that are ids already: ``[B, L]``, padded on the left -> ``[B, L + length]`` with the answers.
+
+        Args:
+            input_ids: int64; the whole prompt, chat template included.
+            attention_mask: ``[B, L]``, 1 = real token; None = all.
+
+        Raises:
+            ValueError: padding on the right, an unknown option, or a policy without a mask id.
+        """
+        if self.policy.mask_token_id is None:
+            raise ValueError(
+                f"{type(self.policy).__name__} has no mask id to write at: give prompts as text to generate()"
+            )
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if not bool(real[:, -1].all()):
+            raise ValueError(
+                "attention_mask has padding on the right, where the answer begins: set padding_side='left'"
+            )
+        named = {
+            "max_completion_length": max_completion_length,
+            "steps": steps,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        fill, length, seed = self._sampling("text", sampler, named, block_length, options)
+        prompt, real = (own.repeat_interleave(num_return_sequences, dim=0) for own in (input_ids, real))
+        holes = torch.ones(len(prompt), length, dtype=torch.bool, device=prompt.device)
+        canvas = Canvas(
+            ids=torch.cat([prompt, torch.full_like(holes, self.policy.mask_token_id, dtype=prompt.dtype)], dim=1),
+            fill_mask=torch.cat([torch.zeros_like(real), holes], dim=1),
+            attention_mask=torch.cat([real, holes], dim=1),
+            task="text",
+            token_space=self.policy.token_space("text"),
+        )
+        parts = (canvas.take(own) for own in torch.arange(len(prompt)).split(batch_size))
+        return torch.cat([rollout.canvas.ids for rollout in self._fill(parts, fill, ("generate", seed), on_step)])
+
+    def _sampling(
+        self,
+        task: str,
+        sampler: str | None,
+        named: dict[str, Any],
+        block_length: int | None,
+        options: dict[str, Any],
+    ) -> tuple[Callable, int, int]:
+        """The sampler with all ``options``, the positions of a text answer, and the seed."""
+        usual = getattr(self.model.config, "sampling_defaults", None) or {}
+        named = in_own_names(options, named)
+        length = named["max_completion_length"] or usual.get("max_completion_length", 256)
+        steps, temperature = named["steps"], named["temperature"]
+        settings: dict[str, Any] = {"steps": steps or 16, "temperature": 1.0 if temperature is None else temperature}
+        if not is_picture(spans_of(task)[-1]):
+            settings = {
+                "steps": steps or usual.get("steps", length),
+                "block_length": block_length or usual.get("block_length", min(32, length)),
+                "temperature": temperature or 0.0,
+            }
+        choice = choose("sampler", sampler or TASK_SAMPLERS[task], samplers_for(spans_of(task)[-1]))
+        known = [item.name for item in fields(choice.part)]
+        check_options(options, known, inspect.signature(self.generate).parameters, choice.name)
+        fill = choice.part(**{key: value for key, value in settings.items() if key in known}, **options)
+        return fill, length, named["seed"] or 0
+
+    def _filled(
+        self,
+        rows: list[dict[str, Any]],
+        span: str,
+        lengths: dict[str, int],
+        batch_size: int,
+        fill: Callable,
+        seed: int,
+        on_step: Callable | None,
+    ) -> Iterator[Rollout]:
+        """The canvases of ``rows``, filled batch by batch."""
+        starts = range(0, len(rows), batch_size)
+        canvases = (self.policy.encode(rows[start : start + batch_size], span, **lengths) for start in starts)
+        key = ("generate", span, seed) if span == "thought" else ("generate", seed)
+        return self._fill(canvases, fill, key, on_step)
+
+    def _fill(
+        self, canvases: Iterable[Canvas], fill: Callable, key: tuple[str | int, ...], on_step: Callable | None
+    ) -> Iterator[Rollout]:
+        """The canvases one after another, filled in eval mode; each row has a generator of its own."""
+        training, start = self.model.training, 0
         self.model.eval()
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            canvas = self.policy.encode(part, task, **lengths).to(self.model.device)
-            streams = [keyed_generator("generate", seed, start + row) for row in range(len(part))]
-            filled = fill(self.model, self.policy, canvas, on_step=on_step, generators=streams).completions
-            answers += self._codec().decode(filled, self._size(image_size)) if task == "t2i" else filled
-        return answers
+        try:
+            for canvas in canvases:
+                streams = [keyed_generator(*key, start + row) for row in range(len(canvas.ids))]
+                start += len(canvas.ids)
+                moved = canvas.to(self.model.device)
+                yield fill(self.model, self.policy, moved, on_step=on_step, generators=streams)
+        finally:
+            self.model.train(training)
 
     def _size(self, given: int | list[int] | None) -> int | list[int]:
         """The size of pictures: the given one, else the policy's."""
@@ -120,16 +258,7 @@ class LoadedPolicy:
         return self.codec.to(self.model.device)
 
 
-def _sampler(choice: Choice, settings: dict[str, Any], options: dict[str, Any]) -> Callable:
-    """The chosen sampler with those of the usual ``settings`` that it has, and all ``options``."""
-    known = [item.name for item in fields(choice.part)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"sampler {choice.name!r} has no option {unknown}; it has {known}")
-    return choice.part(**{key: value for key, value in settings.items() if key in known}, **options)
-
-
-TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit"}
+TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit", "r2i": "maskgit"}
 
 
 def _pictures(images: Any, count: int) -> list[Image.Image]:
@@ -140,7 +269,7 @@ def _pictures(images: Any, count: int) -> list[Image.Image]:
 
 
 def load_policy(
-    path: str,
+    path: str | PreTrainedModel | PeftModel,
     *,
     policy: str | type[DiffusionPolicy] | None = None,
     dtype: str | torch.dtype = "auto",
@@ -152,7 +281,9 @@ def load_policy(
     seed: int = 0,
     **model_kwargs: Any,
 ) -> LoadedPolicy:
-    """A policy from a hub id, a path, ``builtin:NAME`` or an adapter folder (its base model is loaded beneath it).
+    """A policy from a hub id, a path, ``builtin:NAME``, an adapter folder (its base model is loaded beneath it) or a loaded module.
+
+    That base may be an adapter's folder too, which is then merged into its own.
 
     ``image_tokenizer`` (id, path or module) replaces the one that the model's config names. ``allow_missing`` names
     parameters, with ``*`` for any letters, that may start from random values because the files lack them. With
@@ -162,29 +293,54 @@ def load_policy(
         CheckpointError: parameters that do not come from the files, another family's checkpoint, or a folder with an adapter
             and a whole model.
         ValueError: an unknown policy or shipped checkpoint, damaged files, or files that need code without
-            ``trust_remote_code=True``.
+            ``trust_remote_code=True``; options of loading for a module that is loaded already.
         SourceError: there is nothing at ``path``, or no way to it.
     """
-    path = model_path(path)
-    adapter = Path(path) / ADAPTER_FILE
-    base = model_path(adapter_base(path)) if adapter.exists() else path
-    trusted = bool(model_kwargs.get("trust_remote_code"))
-    name = policy or load_config(base, trust_remote_code=trusted).model_type
-    family = resolve_policy(name)
-    if allow_missing:
-        model_kwargs["allow_missing"] = allow_missing
-    if from_scratch:
-        check_from_scratch({"from_scratch": True, **model_kwargs}, adapter.exists())
-        model = family.fresh_model(base, seed, dtype=dtype, **model_kwargs)
-    else:
-        model = family.load_model(base, dtype=dtype, **model_kwargs)
-    if processing_class is None and (Path(path) / "processor_config.json").exists():
-        # Saved beside an adapter, it holds the prompt options the adapter was trained with.
-        processing_class = load_processor(family.processor_class, path)
-    described = family.from_model(model, processing_class)
-    if adapter.exists():
-        model = load_adapter(model, path, allow_missing)
+    if not isinstance(path, str | Path):
+        options = {**model_kwargs, **({} if dtype == "auto" else {"dtype": dtype})}
+        options |= {"from_scratch": True} if from_scratch else {}
+        return _of_module(path, policy, processing_class, image_tokenizer, device, [*options, *allow_missing])
+    about = {"from_scratch": from_scratch, "seed": seed, "dtype": dtype}
+    opened = open_model(str(path), policy, allow_missing, **about, **model_kwargs)
+    model = opened.model
+    base = model.get_base_model() if is_peft(model) else model
+    described = opened.family.from_model(base, opened.processor if processing_class is None else processing_class)
     if device is None and "device_map" not in model_kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device) if device is not None else model
     return LoadedPolicy(model=model.eval(), policy=described, image_tokenizer=image_tokenizer)
+
+
+def _of_module(
+    model: Any, policy: Any, processor: Any, image_tokenizer: Any, device: Any, unread: list
+) -> LoadedPolicy:
+    if unread:
+        raise ValueError(
+            f"load_policy of a loaded {type(model).__name__} reads no files: leave out {', '.join(map(str, unread))}"
+        )
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    described = policy_class_of(base, policy).from_model(base, processor)
+    model = model if device is None else model.to(device)
+    return LoadedPolicy(model=model, policy=described, image_tokenizer=image_tokenizer)
+
+
+def generate(
+    model: PreTrainedModel | PeftModel,
+    inputs: Any = None,
+    *,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    processing_class: Any = None,
+    policy: str | type[DiffusionPolicy] | None = None,
+    **options: Any,
+) -> Any:
+    """``model.generate``: ``LoadedPolicy.generate`` of prompts, ``LoadedPolicy.complete`` of ids.
+
+    Raises:
+        ValueError: neither or both are given, or what those two raise.
+    """
+    if (inputs is None) == (input_ids is None):
+        raise ValueError("generate() takes either prompts or input_ids: give one of them")
+    loaded = load_policy(model, policy=policy, processing_class=processing_class)
+    ids = inputs if isinstance(inputs, Tensor) else input_ids
+    return loaded.generate(inputs, **options) if ids is None else loaded.complete(ids, attention_mask, **options)

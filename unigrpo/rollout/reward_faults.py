@@ -41,8 +41,15 @@ def failed_call(error: BaseException, seconds: float | None, places: list[int]) 
     elif isinstance(error, asyncio.CancelledError):
         kind, text = "raised", "cancelled itself"
     else:
-        kind, text = "raised", f"raised {type(error).__name__}: {shortened(error, 300)}{_places(error)}"
+        kind, text = "raised", f"raised {type(error).__name__}: {shortened(error, 300)}{_places(error)}{_cure(error)}"
     return Fault(kind=kind, text=text, places=places, error=error)
+
+
+def _cure(error: BaseException) -> str:
+    """What to do about an error that rewards for conversations raise on texts."""
+    if not (isinstance(error, TypeError) and "string indices must be integers" in str(error)):
+        return ""
+    return ". A prompt that is a string has a string for its completion; of a list of messages it is a list of one message"
 
 
 def _places(error: BaseException) -> str:

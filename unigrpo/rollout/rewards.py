@@ -19,6 +19,7 @@ from ..models.processing import render_chat
 from ..rewards import get_reward
 from ..types import Sample
 from .bounded_call import outcome_of, outcomes_together
+from .reward_arguments import as_messages, reads_messages, taken
 from .reward_faults import Fault, described, error_of, failed_call
 from .reward_values import CallLog, as_list, as_scores, own_copy, state_copy
 
@@ -251,7 +252,8 @@ class RewardSet:
         """What each reward returned, as a list, or ended with: the functions one after the other, then coroutines together."""
         outcomes: list[Any] = []
         for place, (function, log) in enumerate(zip(self.functions, logs, strict=True)):
-            call = partial(_called, function, self._arguments(samples, trainer_state, log), len(samples))
+            arguments = self._arguments(samples, trainer_state, log, reads_messages(function))
+            call = partial(_called, function, arguments, len(samples))
             outcomes.append(outcome_of(call, self.timeout))
             if isinstance(outcomes[-1], BaseException) and self.on_error == "raise":
                 for outcome in outcomes:
@@ -265,7 +267,10 @@ class RewardSet:
             outcomes[place] = outcome
         return outcomes
 
-    def _arguments(self, samples: list[Sample], trainer_state: Any, log: CallLog) -> dict[str, Any]:
+    def _arguments(
+        self, samples: list[Sample], trainer_state: Any, log: CallLog, messages: bool = False
+    ) -> dict[str, Any]:
+        """Of one call; ``messages``: texts as conversations too."""
         seen: dict[int, Any] = {}
         arguments = {
             **{key: [sample.row.get(key) for sample in samples] for key in sorted(self.columns)},
@@ -275,6 +280,11 @@ class RewardSet:
             "completion_ids": [sample.completion_ids for sample in samples],
             "task": [sample.task for sample in samples],
         }
+        if any(sample.earlier for sample in samples):
+            arguments["thoughts"] = [sample.thought for sample in samples]
+        if messages:
+            for name, role in (("prompts", "user"), ("completions", "assistant")):
+                arguments[name] = [as_messages(text, role) for text in arguments[name]]
         return {
             **{key: own_copy(values, seen) for key, values in arguments.items()},
             "trainer_state": state_copy(trainer_state),
@@ -325,7 +335,7 @@ class RewardSet:
 
 def _called(function: Callable, arguments: dict[str, Any], expected: int) -> Any:
     """The function's scores as a list, or what is to be awaited for them. Reading an iterator is part of the call."""
-    result = function(**arguments)
+    result = function(**taken(function, arguments))
     return result if inspect.isawaitable(result) else as_list(result, expected)
 
 

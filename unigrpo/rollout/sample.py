@@ -17,20 +17,27 @@ from ..data.rows import image_of, task_of
 from ..models.base import DiffusionPolicy
 from ..models.lockstep import lockstep
 from ..samplers.kv_cache import check_cache
-from ..types import TASKS, Rollout, Sample, keyed_generator
+from ..types import SPANS, TASKS, Rollout, Sample, is_picture, keyed_generator, spans_of
 from .fit_memory import in_batches
 from .pipeline import Pipeline, evaluating
 
 
-def sampled(row: dict[str, Any], rollout: Rollout, index: int, images: list[Image.Image] | None = None) -> Sample:
-    """The answer to ``row`` that ``rollout`` (B = 1) holds."""
+def sampled(
+    row: dict[str, Any],
+    rollout: Rollout,
+    index: int,
+    images: list[Image.Image] | None = None,
+    earlier: tuple[Rollout, ...] = (),
+) -> Sample:
+    """The answer to ``row`` that ``rollout`` (B = 1) holds, ``earlier`` the spans before it."""
     return Sample(
         row=row,
         completion=rollout.completions[0],
         completion_ids=rollout.canvas.ids[rollout.completion_mask].tolist(),
-        task=rollout.canvas.task,
+        task=task_of(row),
         images=images,
         rollout=rollout,
+        earlier=earlier,
         index=index,
     )
 
@@ -42,10 +49,12 @@ def sample_answers(
     *,
     indices: list[int] | None = None,
     stream: str = "sample",
+    pictures_per_thought: int = 1,
 ) -> list[Sample]:
     """Answers to ``rows`` in order, one each; ``indices`` are their global numbers (default: this rank's).
 
-    An answer depends on its prompt and its number alone, not on those that ``rollout_batch_size`` puts beside it.
+    An answer depends on its prompt and its number alone, not on those that ``rollout_batch_size`` puts beside it. So many
+    neighbours as ``pictures_per_thought`` have the same thought.
     """
     if indices is None:
         start = pipe.rank * len(rows)
@@ -60,13 +69,37 @@ def sample_answers(
             own = [rows[i] for i in members]
             coded, images = prompt_images(pipe.policy, pipe.args, pipe.codec, own, task)
             keys = [(stream, pipe.args.seed, window, indices[i]) for i in members]
-            for i, rollout, pictures in zip(members, roll_out(pipe, model, task, coded, keys), images, strict=True):
-                samples[i] = sampled(rows[i], rollout, indices[i], pictures)
+            earlier: list[tuple[Rollout, ...]] = [()] * len(members)
+            if task in SPANS:
+                thoughts = roll_out_thoughts(pipe, model, coded, keys, pictures_per_thought)
+                coded = [with_thoughts([row], own)[0] for row, own in zip(coded, thoughts, strict=True)]
+                earlier = [(own,) for own in thoughts]
+            rollouts = roll_out(pipe, model, spans_of(task)[-1], coded, keys)
+            for i, rollout, pictures, before in zip(members, rollouts, images, earlier, strict=True):
+                samples[i] = sampled(rows[i], rollout, indices[i], pictures, before)
     return samples
 
 
+def roll_out_thoughts(
+    pipe: Pipeline, model: Any, rows: list[dict[str, Any]], keys: list[tuple], together: int
+) -> list[Rollout]:
+    """One thought (B = 1) a row of ``r2i``, in order; ``together`` neighbours share one, which is written once."""
+    own = [("thought", *key[:-1], key[-1] // together) for key in keys]
+    first = {key: place for place, key in reversed(list(enumerate(own)))}
+    places = sorted(first.values())
+    written = roll_out(pipe, model, "thought", [rows[place] for place in places], [own[place] for place in places])
+    by_key = {own[place]: rollout for place, rollout in zip(places, written, strict=True)}
+    return [by_key[key] for key in own]
+
+
+def with_thoughts(rows: list[dict[str, Any]], thoughts: Rollout) -> list[dict[str, Any]]:
+    """The rows with the ids ``[C]`` of their thoughts, the tail behind a stop token included, as ``policy.encode`` reads them."""
+    written = thoughts.canvas.ids[thoughts.canvas.fill_mask].view(len(rows), -1).cpu()
+    return [{**row, "thought_ids": own} for row, own in zip(rows, written, strict=True)]
+
+
 def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], keys: list[tuple]) -> list[Rollout]:
-    """One rollout (B = 1) a row of ``task``, in order, each with the random stream of its key.
+    """One rollout (B = 1) a row on a canvas of ``task``, in order, each with the random stream of its key.
 
     A batch is padded to its own longest prompt. Where padding is attended like text, an answer would then depend on its
     batch, so there all keep one padding, that of the longest prompt.
@@ -83,7 +116,7 @@ def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], 
         generators = [keyed_generator(*keys[index]) for index in batch]
         sampler = pipe.algorithms[task].sampler
         rollout = sampler(model, pipe.policy, own.to(pipe.device), on_step=on_step, generators=generators)
-        if task == "t2i":
+        if is_picture(task):
             size = image_size(pipe.args, pipe.policy, task)
             rollout = replace(rollout, completions=pipe.codec.decode(rollout.completions, size))
         # One copy of each field, not one of each answer's: noise and rewards are made on the CPU.
@@ -132,13 +165,15 @@ def _picture_source(row: dict[str, Any]) -> Any:
 def canvas_arguments(
     args: UniGRPOConfig, policy: DiffusionPolicy, codec: ImageCodec | None, task: str
 ) -> dict[str, Any]:
-    """The arguments of ``policy.encode`` for ``task``."""
-    settings = args.for_task(task)
-    shared = {"max_prompt_length": settings.max_prompt_length, "prompt_truncation": settings.prompt_truncation}
-    if task != "t2i":
-        return {**shared, "max_completion_length": settings.max_completion_length}
-    count = codec.count(image_size(args, policy, task))
-    return {**shared, "image_tokens": count, "trim_padding": args.trim_padding}
+    """The arguments of ``policy.encode`` for a canvas ``task``. Both spans of ``r2i`` have one prompt, the thought's, and one layout."""
+    in_span = task in SPANS["r2i"]
+    settings = args.for_task("thought" if in_span else task)
+    arguments = {"max_prompt_length": settings.max_prompt_length, "prompt_truncation": settings.prompt_truncation}
+    if in_span or not is_picture(task):
+        arguments["max_completion_length"] = settings.max_completion_length
+    if in_span or is_picture(task):
+        arguments["image_tokens"] = codec.count(image_size(args, policy, "picture" if in_span else task))
+    return {**arguments, "trim_padding": args.trim_padding} if task == "t2i" else arguments
 
 
 def check_prompt(
@@ -151,16 +186,18 @@ def check_prompt(
 ) -> None:
     """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
     task = task_of(row)
-    check_task_sampler(args, task, where, held_out)
-    if not held_out and task != "t2i":
-        check_cache(args.for_task(task).kv_cache, policy, f"{where}, task {task!r}: ")
+    for span in spans_of(task):
+        check_task_sampler(args, span, where, held_out)
+        if not held_out and not is_picture(span):
+            check_cache(args.for_task(span).kv_cache, policy, f"{where}, task {span!r}: ")
     if task != "text" and codec is None:
         raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
     if task == "mmu":
         # Codes cost a forward of the tokenizer; for the length their number is enough.
         row = {**row, "image_codes": torch.zeros(codec.count(image_size(args, policy, task)), dtype=torch.int64)}
     try:
-        canvas = policy.encode([row], task, **canvas_arguments(args, policy, codec, task))
+        first = spans_of(task)[0]
+        canvas = policy.encode([row], first, **canvas_arguments(args, policy, codec, first))
         policy.rows(canvas.fill_mask)
     except ValueError as error:
         column = "['prompt']" if str(error).startswith("prompt") else ""

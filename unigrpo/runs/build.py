@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
@@ -12,21 +11,20 @@ from torch.utils.data import ConcatDataset
 from transformers import BitsAndBytesConfig
 
 from ..config.arguments import UniGRPOConfig
-from ..data.gym import GYM, problems
-from ..data.rows import undecoded
-from ..errors import RecipeError, ReturnError, SourceError, import_named
+from ..errors import RecipeError, ReturnError
 from ..models import DiffusionPolicy, resolve_policy
-from ..models.builtin import BUILTIN, model_path
-from ..models.hub import finding
+from ..models.builtin import model_path
 from ..models.loading import check_from_scratch
 from ..models.quantization import quantization_config
 from ..parts import import_part
 from ..rewards import get_reward
 from ..rewards._service import ServiceReward
+from ..rollout.reward_arguments import taken
 from ..rollout.reward_values import as_list
 from ..rollout.rewards import resolve_reward, reward_name
-from .reach import FILE_KINDS, part_paths
-from .recipe import DatasetSpec, Recipe
+from .dataset_spec import DatasetSpec, prompt_rows
+from .reach import part_paths
+from .recipe import Recipe
 
 
 def build_config(recipe: Recipe) -> UniGRPOConfig:
@@ -128,7 +126,7 @@ class ForTask:
                 log_extra(column, values)
 
             part["log_extra"] = log_of_rows
-        result = self.reward(task=[self.task] * len(mine), **part)
+        result = self.reward(**taken(self.reward, {"task": [self.task] * len(mine), **part}))
 
         async def spread_later() -> list[float | None]:
             return spread(await result)
@@ -188,101 +186,22 @@ def build_rewards(recipe: Recipe) -> list[Any]:
     return built
 
 
-def build_dataset(specs: list[DatasetSpec]) -> Any:
-    """The rows of all ``specs``, one after the other; None for an empty list.
+def dataset_names(recipe: Recipe) -> dict[str, list[str]]:
+    """The paths of a recipe's datasets, by what they are used for."""
+    used = {"trained on": recipe.datasets, "given answers": recipe.sft_datasets, "held out": recipe.eval_datasets}
+    return {use: list(dict.fromkeys(spec.path for spec in specs)) for use, specs in used.items() if specs}
+
+
+def build_dataset(specs: list[DatasetSpec], given: bool = False) -> Any:
+    """The rows of all ``specs``, one after the other; None for an empty list. ``given`` as in ``prompt_rows``.
 
     Raises:
         RecipeError: an unknown shipped set or a column that is not there.
     """
-    parts = [load_rows(spec) for spec in specs]
+    parts = [prompt_rows(spec, given) for spec in specs]
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else ConcatDataset(parts)
-
-
-def load_rows(spec: DatasetSpec) -> Any:
-    """One dataset with our column names."""
-    if spec.path.startswith(BUILTIN):
-        rows = _builtin_rows(spec)
-    elif spec.path.startswith(GYM):
-        rows = _gym_rows(spec)
-    else:
-        rows = _hub_or_file(spec)
-        if spec.limit is not None:
-            rows = rows.select(range(min(spec.limit, len(rows))))
-    return _rename(rows, spec)
-
-
-BUILTIN_SETS = {
-    "arithmetic": "unigrpo.toy.arithmetic:problems",
-    "countdown": "unigrpo.toy.countdown:problems",
-    "running_sums": "unigrpo.toy.running_sums:problems",
-    "shapes": "unigrpo.toy.shapes:problems",
-    "sudoku": "unigrpo.toy.sudoku:problems",
-}
-"""``builtin:NAME`` as a dataset -> the function ``(split, limit) -> rows`` that makes it. Imported when it is asked for."""
-
-BUILTIN_QUESTIONS = {"shapes": "unigrpo.toy.shapes:questions"}
-"""The same for rows of task ``mmu``."""
-
-
-def _builtin_rows(spec: DatasetSpec) -> Any:
-    from datasets import Dataset
-
-    name = spec.path.removeprefix(BUILTIN)
-    sets = {**BUILTIN_SETS, **BUILTIN_QUESTIONS} if spec.task == "mmu" else BUILTIN_SETS
-    if name not in sets:
-        raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in sets]}")
-    try:
-        return Dataset.from_list(import_named(sets[name])(spec.split, spec.limit))
-    except ValueError as error:
-        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
-
-
-def _gym_rows(spec: DatasetSpec) -> Any:
-    from datasets import Dataset
-
-    try:
-        return Dataset.from_list(problems(spec.path.removeprefix(GYM), spec.split, spec.limit))
-    except ValueError as error:
-        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
-
-
-def _hub_or_file(spec: DatasetSpec) -> Any:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    suffix = Path(spec.path).suffix
-    if suffix in FILE_KINDS and not Path(spec.path).is_file():
-        raise RecipeError(f"dataset file {spec.path!r} does not exist")
-    try:
-        if suffix == ".txt":
-            return load_dataset("text", data_files=spec.path, split="train").rename_column("text", "prompt")
-        if suffix in FILE_KINDS:
-            return load_dataset(FILE_KINDS[suffix], data_files=spec.path, split="train")
-        with finding(spec.path, f"dataset {spec.path!r}"):
-            return load_dataset(spec.path, spec.name, split=spec.split)
-    except SourceError:
-        raise
-    except (ValueError, RuntimeError, DatasetGenerationError) as error:
-        # RuntimeError: a hub dataset that is a script, which datasets no longer runs.
-        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
-
-
-def _rename(rows: Any, spec: DatasetSpec) -> Any:
-    missing = [theirs for theirs in spec.column_map.values() if theirs not in rows.column_names]
-    if missing:
-        raise RecipeError(f"dataset {spec.path!r}: column_map names {missing}, its columns are {rows.column_names}")
-    for ours, theirs in spec.column_map.items():
-        if ours != theirs:
-            if ours in rows.column_names:
-                rows = rows.remove_columns(ours)
-            rows = rows.rename_column(theirs, ours)
-    for name, value in (("task", spec.task), ("prompt", spec.prompt), ("image_transform", spec.image_transform)):
-        if value is not None:
-            rows = rows.remove_columns(name) if name in rows.column_names else rows
-            rows = rows.add_column(name, [value] * len(rows))
-    return undecoded(rows)
 
 
 def resolve_names(recipe: Recipe) -> None:

@@ -29,6 +29,7 @@ EPILOG = """examples:
   unigrpo train quickstart lora.r=16 lora.lora_alpha=32 learning_rate=1e-3     the same with LoRA
   unigrpo train quickstart seed=1 output_dir=runs/seed1
   unigrpo sft chats.yaml                                fine-tune on given answers, before RL or after it
+  unigrpo check chats.yaml                              the same check for it, and rows as they are trained
   unigrpo recipes                                       what else ships; `unigrpo recipes copy NAME` to change one
   accelerate launch -m unigrpo train RECIPE             several GPUs
   unigrpo check quickstart quickstart_image             find mistakes before any GPU time
@@ -223,13 +224,15 @@ def _sample_arguments(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
     sample.add_argument("prompts", nargs="+", metavar="PROMPT", help="one or more questions, or captions to draw")
     sample.add_argument(
-        "--task", choices=("text", "mmu", "t2i"), help="default: mmu with --image, else text; t2i draws the prompts"
+        "--task",
+        choices=("text", "mmu", "t2i", "r2i"),
+        help="default: mmu with --image, else text; t2i draws the prompts, r2i thinks first",
     )
     sample.add_argument("--image", action="append", help="picture that the questions are about; one, or one a prompt")
     sample.add_argument("--output", default="samples", help="folder for pictures that are drawn (default: samples)")
     sample.add_argument("--image-size", type=int, help="side in pixels (default: the checkpoint's, or 512)")
     sample.add_argument("--image-tokenizer", help="id or path (default: the one that the model names)")
-    sample.add_argument("--sampler", help="maskgit (default) or emerge for t2i")
+    sample.add_argument("--sampler", help="maskgit (default) or emerge for pictures")
     sample.add_argument(
         "--max-completion-length", type=int, help="positions the policy may write (default: 256, or the checkpoint's)"
     )

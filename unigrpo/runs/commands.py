@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import import_named
-from ..terminal import say
+from ..terminal import console, say
 
 
 if TYPE_CHECKING:
@@ -77,16 +77,22 @@ def run_check(arguments: argparse.Namespace) -> int:
 def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> bool:
     """Prints what is found about one recipe; whether it may run."""
     from .check import check_recipe
+    from .check_sft import check_sft_recipe
     from .memory_report import memory_report
     from .reach import code_of, sources_of
-    from .recipe import load_recipe
+    from .sft import load_any_recipe
 
+    shown: list[Any] = []
     try:
-        recipe = load_recipe(file, overrides)
+        recipe = load_any_recipe(file, overrides)
         if arguments.list_code:
             say("\n  ".join([f"{file}:", *code_of(recipe), *sources_of(recipe)]))
             return True
-        notes, fits = check_recipe(recipe, arguments.offline), True
+        fits = True
+        if recipe.kind == "sft":
+            notes, shown = check_sft_recipe(recipe, arguments.offline)
+        else:
+            notes = check_recipe(recipe, arguments.offline)
         if arguments.memory is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # The check has shown the recipe's own.
@@ -98,13 +104,16 @@ def _checked(file: str, overrides: list[str], arguments: argparse.Namespace) -> 
     say(f"{file}: ok" if fits else f"{file}: FAILED, does not fit a card of {arguments.memory:g} GB")
     for note in notes:
         say(f"  {note}")
+    for part in shown:
+        say()
+        console().print(part)
     return fits
 
 
 def _loaded(file: str, overrides: list[str], more: Sequence[str] = ()) -> Recipe:
-    from .recipe import load_recipe
+    from .sft import load_any_recipe
 
-    return load_recipe(file, [*overrides, *more])
+    return load_any_recipe(file, [*overrides, *more])
 
 
 def run_keys(arguments: argparse.Namespace) -> int:
@@ -120,6 +129,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     """``unigrpo sample MODEL PROMPT ...``: prints answers, or saves pictures and a sheet of them."""
     from ..rollout.generate import load_policy
     from ..samplers.semi_autoregressive import EXACT_DECODING
+    from ..types import is_picture, spans_of
 
     task = arguments.task or ("mmu" if arguments.image else "text")
     policy = load_policy(
@@ -135,7 +145,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{len(images)} --image for {len(arguments.prompts)} prompts; give one, or one a prompt")
         images = [image for image in images for _ in range(arguments.num)]
     options: dict[str, Any] = {}
-    if arguments.guidance_scale is not None or task != "t2i":
+    if arguments.guidance_scale is not None or not is_picture(spans_of(task)[-1]):
         options["guidance_scale"] = arguments.guidance_scale or 0.0
     for_text = {key: getattr(arguments, key) for key in ("remasking", *EXACT_DECODING)}
     options |= {key: value for key, value in for_text.items() if value is not None}
@@ -152,23 +162,34 @@ def run_sample(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         **options,
     )
-    if task == "t2i":
-        _save_pictures(arguments.prompts, arguments.num, answers, Path(arguments.output))
+    if is_picture(spans_of(task)[-1]):
+        _save_pictures(repeated, arguments.num, answers, Path(arguments.output))
         return 0
     for prompt, answer in zip(repeated, answers, strict=True):
         say(f"> {prompt}\n{answer}\n")
     return 0
 
 
-def _save_pictures(prompts: list[str], num: int, pictures: list[Any], folder: Path) -> None:
+def _save_pictures(prompts: list[str], num: int, answers: list[Any], folder: Path) -> None:
+    """Pictures, each with its thought beside it where there is one, and a sheet of all, a prompt a line."""
     from ..training.contact_sheet import contact_sheet
 
     folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures):
+    drawn = [(answer.picture, answer.thought) if isinstance(answer, tuple) else (answer, "") for answer in answers]
+    for number, (picture, thought) in enumerate(drawn):
         picture.save(folder / f"{number:04d}.png")
-    rows = [pictures[start : start + num] for start in range(0, len(pictures), num)]
-    contact_sheet(rows, row_labels=prompts).save(folder / "sheet.png")
-    say(f"wrote {len(pictures)} pictures and sheet.png to {folder}")
+        if thought:
+            (folder / f"{number:04d}.txt").write_text(thought + "\n")
+            say(f"> {prompts[number]}\n{thought}\n")
+    lines = [drawn[start : start + num] for start in range(0, len(drawn), num)]
+    captions = [[thought for _, thought in own] for own in lines]
+    sheet = contact_sheet(
+        [[picture for picture, _ in own] for own in lines],
+        row_labels=prompts[::num],
+        captions=captions if any(thought for own in captions for thought in own) else (),
+    )
+    sheet.save(folder / "sheet.png")
+    say(f"wrote {len(drawn)} pictures and sheet.png to {folder}")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -265,15 +286,20 @@ def run_recipes(arguments: argparse.Namespace) -> int:
     packaged.check_known(names)
     for name in names:
         written = packaged.copy(name, Path(arguments.to))
-        use = "accelerate launch --config_file {} -m unigrpo train RECIPE" if "/" in name else "unigrpo train {}"
-        say(f"wrote {', '.join(map(str, written))}; to use it: {use.format(written[0])}")
+        kind, file = packaged.command(name), written[0]
+        launch = f"accelerate launch --config_file {file} -m unigrpo train RECIPE"
+        use = launch if kind == "launch" else f"unigrpo {kind} {file}"
+        say(f"wrote {', '.join(map(str, written))}; to use it: {use}")
     if names:
         return 0
-    for title, names in (("recipes", packaged.names()), ("launch files", packaged.launch_files())):
+    commands = {name: packaged.command(name) for name in packaged.names()}
+    lists = {
+        f"recipes for `unigrpo {own}`": [name for name in commands if commands[name] == own]
+        for own in ("train", "sft")
+    }
+    for title, names in {**lists, "launch files": packaged.launch_files()}.items():
         say(f"{title}:")
         for name in names:
-            say(f"  {name:22} {packaged.line(name)}")
-    say(
-        "\n`unigrpo train NAME` runs a recipe; `unigrpo recipes copy NAME` writes one into this folder, to be changed."
-    )
+            say(f"  {name:30} {packaged.line(name)}")
+    say("\n`unigrpo recipes copy NAME` writes one into this folder, to be changed.")
     return 0

@@ -8,9 +8,10 @@ from ..data.rows import task_of
 from ..errors import RecipeError
 from ..rewards._answers import gold_answer
 from ..rollout.rewards import RewardSet, resolve_reward
-from ..types import Sample
+from ..types import Sample, is_picture, spans_of
 from .build import build_rewards
-from .recipe import DatasetSpec, Recipe
+from .dataset_spec import DatasetSpec
+from .recipe import Recipe
 
 
 GOLD_ROWS = 64
@@ -27,7 +28,7 @@ def check_golds(recipe: Recipe, rows: Any, spec: DatasetSpec) -> list[str]:
         RecipeError: one scores less, or a verifier can read none.
     """
     answers = [_perfect(rows[index]) for index in range(min(GOLD_ROWS, len(rows)))]
-    answers = [answer for answer in answers if answer.task != "t2i"]
+    answers = [answer for answer in answers if not is_picture(spans_of(answer.task)[-1])]
     tasks = {answer.task for answer in answers}
     rewards = build_rewards(recipe)
     own = [i for i, reward in enumerate(recipe.rewards) if reward.name in VERIFIERS and reward.task in {None, *tasks}]

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from ..rollout.pipeline import Pipeline
-from ..terminal import console, say
+from ..terminal import console, middle_out, say
 from ..trainer import UniGRPOTrainer
 from ..training.evaluation import Accuracy, bootstrap, held_out_answers, reward_summary
 from ..training.metrics import Metrics
@@ -22,8 +22,8 @@ from .plots import picture_sheet
 from .recipe import Recipe
 
 
-SHOWN = 3
-"""Texts that are kept to be shown beside the answers after training."""
+KEPT, SHOWN = 512, 3
+"""Texts that are kept to be compared with the answers after training, and those of them that are shown."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,13 +34,21 @@ class HeldOut:
         accuracy: over all answers that have a measure, None where none has.
         tasks: the same by task.
         rewards: means of the run's rewards, raw and weighted.
-        shown: the first texts that were asked and answered.
+        shown: the first ``KEPT`` texts that were asked and answered, with their gold.
     """
 
     accuracy: Accuracy | None
     tasks: dict[str, Accuracy]
     rewards: dict[str, float]
     shown: list[dict[str, str]]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Accuracy, over all and by task, and rewards, by name."""
+        found = {} if self.accuracy is None else {"accuracy": self.accuracy.mean}
+        if len(self.tasks) > 1:
+            found |= {f"accuracy of {task}": own.mean for task, own in self.tasks.items()}
+        return {**found, **self.rewards}
 
     def __str__(self) -> str:
         if self.accuracy is None:
@@ -73,7 +81,7 @@ def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe, metrics: Metr
         accuracy=everything,
         tasks=tasks,
         rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward") and value == value},
-        shown=[{"prompt": str(s.row["prompt"]), "completion": str(s.completion)} for s in texts[:SHOWN]],
+        shown=[_as_text(sample) for sample in texts[:KEPT]],
     )
 
 
@@ -90,6 +98,11 @@ def accuracies(
     tasks = {task: bootstrap(own) for task, own in sorted(outcomes.items())}
     everything = [right for own in outcomes.values() for right in own]
     return bootstrap(everything) if everything else None, tasks
+
+
+def _as_text(sample: Sample) -> dict[str, str]:
+    own = {"prompt": sample.row["prompt"], "completion": sample.completion, "gold": sample.row.get("solution")}
+    return {name: str(value) for name, value in own.items() if value is not None}
 
 
 def compare_held_out(before: HeldOut | None, after: HeldOut | None) -> dict[str, Any]:
@@ -136,14 +149,15 @@ def load_before(out: Path) -> HeldOut | None:
 
 
 def show_before_after(before: HeldOut, after: HeldOut) -> None:
-    """Three held-out texts with the answers before and after training; without texts, one line."""
-    title = f"{before}  →  {after}"
-    if not before.shown:
-        say(title)
+    """What changed, then three held-out texts with their gold and the answers before and after, those that changed first."""
+    say(f"{before}  →  {after}")
+    # An interrupted run may have kept fewer texts.
+    pairs = list(zip(before.shown, after.shown, strict=False))
+    if not pairs:
         return
-    view = Table(title=title, show_lines=True)
-    for name in ("prompt", "before", "after"):
-        view.add_column(name)
-    for old, new in zip(before.shown, after.shown, strict=True):
-        view.add_row(old["prompt"], old["completion"], new["completion"])
+    view = Table(show_lines=True, expand=True)
+    for name, share in (("prompt", 3), ("gold", 2), ("before", 4), ("after", 4)):
+        view.add_column(name, ratio=share, overflow="fold")
+    for old, new in sorted(pairs, key=lambda pair: pair[0]["completion"] == pair[1]["completion"])[:SHOWN]:
+        view.add_row(old["prompt"], old.get("gold", ""), middle_out(old["completion"]), middle_out(new["completion"]))
     console().print(view)

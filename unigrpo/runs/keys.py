@@ -10,8 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
+from ..algorithm.denoising import MaskedDenoising
 from ..algorithm.loss import PolicyLoss
 from ..config.arguments import OWN_KEYS
+from ..config.denoising_arguments import DENOISING_KEYS
+from ..config.denoising_presets import OBJECTIVES
 from ..config.presets import PRESETS
 from ..config.run_keys import RunKeys
 from ..config.task import PARTS, TaskKeys
@@ -23,6 +26,8 @@ WHOLE = {
     "of the run": dict(OWN_KEYS) | dict(keys_of(RunKeys)),
     "of each task": keys_of(TaskKeys),
     "of the loss": keys_of(PolicyLoss),
+    "of fine-tuning (`unigrpo sft`)": DENOISING_KEYS,
+    "of a fine-tuning objective": keys_of(MaskedDenoising),
 }
 WIDTH = 120
 
@@ -42,6 +47,8 @@ def describe(words: Sequence[str] = ()) -> Iterator[str]:
         yield from _keys(keys)
     for kind in KINDS:
         yield from _about(kind)
+    for name in OBJECTIVES:
+        yield from _objective(name)
 
 
 def _about(word: str) -> Iterator[str]:
@@ -61,9 +68,14 @@ def _about(word: str) -> Iterator[str]:
     readers = [(f"{kind} {name}", keys_of(part)) for kind, name, part in parts]
     readers = [(title, keys[word]) for title, keys in [*WHOLE.items(), *readers] if word in keys]
     if not named and not readers:
+        if word in OBJECTIVES:
+            yield from _objective(word)
+            return
         if word not in PRESETS:
             keys = {key for keys in (*WHOLE.values(), *(keys_of(part) for *_, part in parts)) for key in keys}
-            near = difflib.get_close_matches(word, [*keys, *KINDS, *(name for _, name, _ in parts), *PRESETS], n=1)
+            near = difflib.get_close_matches(
+                word, [*keys, *KINDS, *(name for _, name, _ in parts), *PRESETS, *OBJECTIVES], n=1
+            )
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"{word!r} is no key and no part: {hint}`unigrpo keys` lists all")
         yield f"algorithm {word}"
@@ -73,6 +85,14 @@ def _about(word: str) -> Iterator[str]:
     for title, about in readers:
         yield f"Key {title}" if title in WHOLE else title
         yield from _keys({word: about})
+
+
+def _objective(name: str) -> Iterator[str]:
+    text = " ".join((inspect.getdoc(OBJECTIVES[name]) or "").partition("\n\n")[0].split())
+    yield textwrap.fill(f"objective {name}: {text}", WIDTH, subsequent_indent="    ")
+    for task, keys in OBJECTIVES[name]().items():
+        yield f"  {task}: " + (", ".join(f"{key}={value}" for key, value in keys.items()) or "the defaults")
+    yield ""
 
 
 def _part(title: str, part: Any, without: Mapping[str, Key] = MappingProxyType({})) -> Iterator[str]:

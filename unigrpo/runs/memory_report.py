@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ..data.image_codes import sides
 from .build import build_config
-from .memory import PHASES, Memory, memory_of
+from .memory import Memory, memory_of
+from .memory_sft import memory_of_sft
 from .recipe import Recipe
+from .sft import config_to_check
 
 
-CHANGE_THE_RUN = ("lora", "lora.r", "image_size", "task_overrides.t2i.image_size", "task_overrides.mmu.image_size")
+CHANGE_THE_RUN = (
+    "lora",
+    "lora.r",
+    "image_size",
+    "max_length",
+    "task_overrides.t2i.image_size",
+    "task_overrides.mmu.image_size",
+)
 """Keys that are not about memory and speed alone."""
 
 
@@ -19,12 +29,12 @@ def memory_report(load: Callable[..., Recipe], card: float) -> tuple[list[str], 
 
     ``load`` gives the recipe with some more overrides.
     """
-    memory = memory_of(load())
+    memory = memory_of_any(load())
     lines = [
         "memory by arithmetic, in GB of 10^9 bytes, of one process that shares no weights; CUDA's own comes on top:"
     ]
     for part in memory.parts:
-        when = "always" if part.phases == PHASES else ", ".join(part.phases)
+        when = "always" if part.phases == memory.every else ", ".join(part.phases)
         lines.append(f"  {part.name:17}{_gb(part.bytes):>6}  {when:15}  {part.how}")
     lines += [f"  {note}" for note in memory.notes]
     lines.append("  sums: " + ", ".join(f"{phase} {_gb(count)}" for phase, count in memory.phases.items()))
@@ -37,12 +47,17 @@ def memory_report(load: Callable[..., Recipe], card: float) -> tuple[list[str], 
     return lines + _keys_to_turn(load, memory, card * 1e9), False
 
 
+def memory_of_any(recipe: Recipe) -> Memory:
+    """The parts of a run of either kind."""
+    return memory_of_sft(recipe) if recipe.kind == "sft" else memory_of(recipe)
+
+
 def _keys_to_turn(load: Callable[..., Recipe], memory: Memory, card: float) -> list[str]:
     """One line a key, those that save most first, and one with those that together are enough."""
     over = [phase for phase, count in memory.phases.items() if count > card]
     found = []
-    for values in _turns(load()):
-        after = memory_of(load(values[0].split("; "))).phases
+    for values in (_turns_sft if load().kind == "sft" else _turns)(load()):
+        after = memory_of_any(load(values[0].split("; "))).phases
         each = {own: memory.phases[own] - after.get(own, 0) for own in over}
         saved = max(each.values())
         # Of all that it helps, the largest phase.
@@ -57,7 +72,7 @@ def _keys_to_turn(load: Callable[..., Recipe], memory: Memory, card: float) -> l
         keys = [values for _, _, values in found if (values[0].split("=")[0] not in CHANGE_THE_RUN) is kind]
         for values, step in [(values, step) for step in range(3) for values in keys if step < len(values)]:
             trial = {**taken, values[0]: values[step]}
-            lower = max(memory_of(load("; ".join(trial.values()).split("; "))).phases.values())
+            lower = max(memory_of_any(load("; ".join(trial.values()).split("; "))).phases.values())
             if peak > card and lower < peak:
                 peak, taken = lower, trial
     words = " ".join(taken.values()).replace(";", "") or "no key helps"
@@ -71,7 +86,7 @@ def _keys_to_turn(load: Callable[..., Recipe], memory: Memory, card: float) -> l
 
 def _turns(recipe: Recipe) -> list[list[str]]:
     """A key with its values, the mildest first, as overrides; several that belong together stand between "; "."""
-    args, model, lora = build_config(recipe), recipe.model, recipe.lora or {}
+    args, lora = build_config(recipe), recipe.lora or {}
     batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     rows = max(batch * args.steps_per_generation, args.per_device_eval_batch_size if recipe.eval_datasets else 0)
     rows = min(rows, args.rollout_batch_size or rows)
@@ -80,22 +95,54 @@ def _turns(recipe: Recipe) -> list[list[str]]:
     sizes = (batch, accumulation, args.steps_per_generation)
     where = [f"task_overrides.{task}." for task, own in args.task_overrides.items() if "image_size" in own]
     where += [""] if "image_size" in recipe.config or not where else []
-    side = max(max(sides(args.for_task(task).image_size or 512)) for task in ("mmu", "t2i")) // 2 // 16 * 16
+    side = max(max(sides(args.for_task(task).image_size or 512)) for task in ("mmu", "t2i", "picture")) // 2 // 16 * 16
     found = [
-        [] if lora else ["lora={r: 64, lora_alpha: 64}"],
-        ["model.load_in_4bit=true"] if lora and not model.load_in_4bit and not model.load_in_8bit else [],
-        [] if args.gradient_checkpointing else ["gradient_checkpointing=true"],
+        *_model_turns(recipe, args),
         [f"rollout_batch_size={rows // by}" for by in (2, 4, 8) if rows >= by],
         [smaller.format(sizes[0] // by, sizes[1] * by, sizes[2] * by) for by in (2, 4, 8) if batch % by == 0],
         [] if args.offload_image_tokenizer else ["offload_image_tokenizer=true"],
         [] if args.offload_reward_models else ["offload_reward_models=true"],
-        [f"lora.r={lora.get('r', 8) // 2}"] if lora.get("r", 8) > 1 and lora else [],
+        _smaller_adapter(lora),
         ["; ".join(f"{own}image_size={side}" for own in where)],
     ]
     found += [
-        [f"task_overrides.{task}.kv_cache=none"] for task in ("text", "mmu") if args.for_task(task).kv_cache != "none"
+        [f"task_overrides.{task}.kv_cache=none"]
+        for task in ("text", "mmu", "thought")
+        if args.for_task(task).kv_cache != "none"
     ]
     return [values for values in found if values]
+
+
+def _turns_sft(recipe: Recipe) -> list[list[str]]:
+    """The same of a recipe with given answers."""
+    args, lora = config_to_check(recipe), recipe.lora or {}
+    batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    held_out = args.per_device_eval_batch_size if recipe.eval_datasets else 1
+    smaller = "per_device_train_batch_size={}; gradient_accumulation_steps={}"
+    found = [
+        *_model_turns(recipe, args),
+        [smaller.format(batch // by, accumulation * by) for by in (2, 4, 8) if batch % by == 0],
+        [f"per_device_eval_batch_size={held_out // by}" for by in (2, 4, 8) if held_out % by == 0],
+        [] if args.offload_image_tokenizer else ["offload_image_tokenizer=true"],
+        _smaller_adapter(lora),
+        [f"image_size={max(sides(args.image_size or 512)) // 2 // 16 * 16}"],
+        [f"max_length={args.max_length // by}" for by in (2, 4) if args.max_length >= 8],
+    ]
+    return [values for values in found if values]
+
+
+def _model_turns(recipe: Recipe, args: Any) -> list[list[str]]:
+    """Keys of the model and of what it keeps."""
+    model, lora = recipe.model, recipe.lora or {}
+    return [
+        [] if lora else ["lora={r: 64, lora_alpha: 64}"],
+        ["model.load_in_4bit=true"] if lora and not model.load_in_4bit and not model.load_in_8bit else [],
+        [] if args.gradient_checkpointing else ["gradient_checkpointing=true"],
+    ]
+
+
+def _smaller_adapter(lora: dict[str, Any]) -> list[str]:
+    return [f"lora.r={lora.get('r', 8) // 2}"] if lora and lora.get("r", 8) > 1 else []
 
 
 def _gb(count: float) -> str:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 from ..errors import RecipeError
+from .bounded_yaml import read_yaml
+from .kinds import kind_of
 
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -26,6 +28,12 @@ def launch_files() -> list[str]:
 def find(name: str) -> Path | None:
     """The file of a recipe's name; None where there is none."""
     return FOLDER / f"{name}.yaml" if name in names() else None
+
+
+def command(name: str) -> str:
+    """The command that takes a recipe, ``"train"`` or ``"sft"``, or ``"launch"`` for a launch file."""
+    name = _known(name)
+    return "launch" if "/" in name else kind_of(read_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def line(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..terminal import say
-from ..training.contact_sheet import contact_sheet
+from ..training.contact_sheet import grouped_sheet
 from ..types import Sample
 
 
@@ -19,14 +19,12 @@ SHEET_PROMPTS, SHEET_SAMPLES = 8, 5
 
 def picture_sheet(samples: list[Sample], title: str) -> Image.Image | None:
     """The first held-out prompts with a few pictures each; None where nothing was drawn."""
-    drawn: dict[str, list[Image.Image]] = {}
-    for sample in samples:
-        if isinstance(sample.completion, Image.Image):
-            drawn.setdefault(str(sample.row["prompt"]), []).append(sample.completion)
-    if not drawn:
-        return None
-    prompts = list(drawn)[:SHEET_PROMPTS]
-    return contact_sheet([drawn[prompt][:SHEET_SAMPLES] for prompt in prompts], row_labels=prompts, title=title)
+    drawn = [
+        (str(sample.row["prompt"]), sample.completion, sample.thought or "")
+        for sample in samples
+        if isinstance(sample.completion, Image.Image)
+    ]
+    return grouped_sheet(drawn, rows=SHEET_PROMPTS, columns=SHEET_SAMPLES, title=title) if drawn else None
 
 
 def side_by_side(left: Path, right: Path, picture: Path) -> None:
@@ -42,13 +40,13 @@ def side_by_side(left: Path, right: Path, picture: Path) -> None:
 
 def draw_curve(metrics: Path, picture: Path, title: str) -> None:
     """Reward over optimizer steps as PNG, a line a task; without matplotlib, a line that says how to get it."""
-    pyplot = pyplot_for(picture)
-    if pyplot is None:
+    figure = figure_for(picture, figsize=(7, 4))
+    if figure is None:
         return
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     names = sorted({name for record in records for name in record if name.startswith("reward/")})
     names = names if len(names) > 1 else ["reward"]
-    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
     for number, name in enumerate(names):
         points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
         if points:
@@ -60,7 +58,6 @@ def draw_curve(metrics: Path, picture: Path, title: str) -> None:
         axis.legend(loc="lower right")
         axis.grid(alpha=0.3)
         figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
 
 
 def _line(axis: Any, points: list[tuple[float, float]], label: str, colour: str) -> None:
@@ -71,14 +68,14 @@ def _line(axis: Any, points: list[tuple[float, float]], label: str, colour: str)
     axis.plot(steps, [sum(part) / len(part) for part in parts], color=colour, label=label)
 
 
-def pyplot_for(picture: Path) -> Any:
-    """``matplotlib.pyplot`` without a display; where it is not installed None, and a line that says how to get it."""
+def figure_for(picture: Path, **options: Any) -> Any:
+    """A figure of matplotlib that only a file shows; where it is not installed None, and a line that says how to get it.
+
+    It stands apart from ``pyplot``, whose backend and figures are the user's: a notebook's plots stay as they were.
+    """
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         say(f"{picture.name} was not drawn: pip install 'unigrpo[plots]'")
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    return Figure(layout="constrained", **options)

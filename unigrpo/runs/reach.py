@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.arguments import PART_KEYS
+from ..data.files import READERS, kind_of
 from ..models.builtin import BUILTIN
 from ..models.hub import looks_local
 from ..parts import plain
@@ -17,11 +18,9 @@ from ..rewards import REWARDS, get_reward
 from ..rollout.reward_values import shortened
 from ..terminal import masked
 from .bounded_yaml import quoted
-from .recipe import FILE_KEYS, Recipe
-
-
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
-"""Files that can be datasets, and the loader of ``datasets`` for each."""
+from .dataset_spec import DatasetSpec
+from .recipe import Recipe
+from .recipe_file import FILE_KEYS
 
 
 def part_paths(recipe: Recipe) -> list[tuple[str, str]]:
@@ -130,9 +129,8 @@ def sources_of(recipe: Recipe) -> list[str]:
     What its model's own configuration names further, such as an image tokenizer, is not known here.
     """
     named = [(recipe.model.path, "model"), (recipe.config.get("image_tokenizer"), "image_tokenizer")]
-    named += [(spec.path, "datasets") for spec in recipe.datasets]
-    named += [(spec.path, "eval_datasets") for spec in recipe.eval_datasets]
-    named += [(spec.path, "sft_datasets") for spec in recipe.sft_datasets]
+    for section in ("datasets", "eval_datasets", "sft_datasets"):
+        named += [(path, section) for spec in getattr(recipe, section) for path in _paths_of(spec)]
     for reward in recipe.rewards:
         if "/" in reward.name and ":" not in reward.name:
             named.append((reward.name, "rewards"))
@@ -158,9 +156,17 @@ def _loaded_by(name: str, arguments: dict[str, Any]) -> list[Any]:
     return [arguments.get(key, taken[key].default) for key in MODELS if key in taken]
 
 
+def _paths_of(spec: DatasetSpec) -> list[str]:
+    """What a dataset reads; files of an id of the hub are part of the id."""
+    paths = [spec.path] if isinstance(spec.path, str) else list(spec.path)
+    if spec.data_files is not None and spec.path in READERS:
+        paths = [spec.data_files] if isinstance(spec.data_files, str) else list(spec.data_files)
+    return [*paths, *([spec.image_folder] if spec.image_folder else [])]
+
+
 def _is_local(path: str) -> bool:
     try:
-        return looks_local(path) or bool(Path(path).suffix in FILE_KINDS) or Path(path).exists()
+        return looks_local(path) or kind_of(path) is not None or Path(path).exists()
     except (OSError, ValueError):
         return False
 

@@ -15,21 +15,11 @@ from ..config.trl_keys import cure_of
 from ..data.pictures import TRANSFORMS
 from ..errors import RecipeError
 from ..types import TASKS
-from . import packaged
-from .allowed_hosts import read_hosts, refuse_hosts
-from .bounded_yaml import MAX_DEPTH, MAX_TEXT, YamlError, quoted, read_yaml
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Safe YAML of bounded size.
-
-    Raises:
-        RecipeError: text that is not YAML, or grows beyond what a recipe needs.
-    """
-    try:
-        return read_yaml(text)
-    except YamlError as error:
-        raise RecipeError(f"{where}: {error}") from error
+from .allowed_hosts import read_hosts
+from .bounded_yaml import quoted
+from .dataset_spec import DatasetSpec
+from .kinds import key_of_other, refuse_other
+from .recipe_file import read_recipe
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,25 +43,6 @@ class ModelSpec:
 
 
 @dataclass(slots=True, kw_only=True)
-class DatasetSpec:
-    """``path`` is a hub id, a ``.jsonl``/``.json``/``.parquet`` file, a ``.txt`` file of one prompt a line,
-    ``builtin:NAME`` or ``reasoning_gym:TASK``.
-
-    ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows, ``prompt`` is one prompt for all rows,
-    ``image_transform`` is how pictures get the model's size: ``squash``, ``crop`` or ``pad``.
-    """
-
-    path: str
-    name: str | None = None
-    split: str = "train"
-    task: str | None = None
-    column_map: dict[str, str] = field(default_factory=dict)
-    limit: int | None = None
-    prompt: str | None = None
-    image_transform: str | None = None
-
-
-@dataclass(slots=True, kw_only=True)
 class RewardSpec:
     """``name`` is a registry name, ``pkg.mod:attr`` or a model path; ``task`` limits it to rows of one task."""
 
@@ -87,7 +58,8 @@ ACCURACY = {"text": "unigrpo.runs.accuracy:integer_match", "mmu": "unigrpo.runs.
 
 @dataclass(slots=True, kw_only=True)
 class Recipe:
-    """A parsed recipe. ``config`` holds the flat ``UniGRPOConfig`` keys; ``accuracy`` names each task's measure.
+    """A parsed recipe. ``config`` holds the flat keys of its config; ``accuracy`` names each task's measure. One for ``unigrpo sft``
+    has no rewards.
 
     ``folder`` is where its file lies: the paths and the code that it names are looked for there first. ``allow_hosts`` are
     the hosts that may get a key, which only a command line can say; ``overrides`` is what it said. ``sampling`` says how a
@@ -109,11 +81,14 @@ class Recipe:
     allow_hosts: tuple[str, ...] = ()
     overrides: tuple[str, ...] = field(default=(), compare=False)
 
+    @property
+    def kind(self) -> str:
+        """``"train"`` or ``"sft"``, the command that runs it."""
+        return "train" if self.rewards else "sft"
+
 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "weight": (int, float),
-    "limit": (int, type(None)),
-    "column_map": (dict,),
     "args": (dict,),
     "device_map": (str, dict, type(None)),
     "think_prompt": (bool, str, type(None)),
@@ -153,66 +128,16 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return replace(parse_recipe(data, source, folder), overrides=tuple(overrides or ()))
 
 
-def read_recipe(path: str | Path, overrides: list[str] | None = None) -> tuple[dict[str, Any], str, Path]:
-    """A recipe's mapping with its overrides, what it is called, and the folder that it is read in.
-
-    Raises:
-        RecipeError: a file that is missing, no text or not YAML.
-    """
-    file, source = find_recipe(str(path))
-    data = parse_yaml(_text(file), source)
-    if not isinstance(data, dict):
-        raise RecipeError(f"{source}: a recipe is a mapping of keys, got {type(data).__name__}")
-    refuse_hosts(data, source)
-    _look_beside(data, file.parent)
-    for override in overrides or []:
-        _override(data, override)
-    return data, source, file.parent
-
-
-def find_recipe(path: str) -> tuple[Path, str]:
-    """The file of a recipe, and what it is called: a path, the same without ``.yaml``, or the name of a shipped one.
-
-    Raises:
-        RecipeError: there is none.
-    """
-    try:
-        own = next((own for own in (Path(path), Path(f"{path}.yaml")) if own.is_file()), None)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"recipe {quoted(path)} cannot be read: {error}") from error
-    if own is not None:
-        return own, str(own)
-    shipped = packaged.find(path)
-    if shipped is not None:
-        return shipped, path
-    if path in packaged.launch_files():
-        raise RecipeError(
-            f"{path!r} is a launch file, not a recipe: `unigrpo recipes copy {path}`, then accelerate launch"
-        )
-    near = difflib.get_close_matches(Path(path).stem, packaged.names(), n=1)
-    hint = f"did you mean {near[0]!r}, which ships with the package? " if near else ""
-    raise RecipeError(f"recipe {quoted(path)} is not a file: {hint}`unigrpo recipes` lists the shipped ones")
-
-
-def _text(file: Path) -> str:
-    """A recipe's text; a file that can be none is not read."""
-    path = str(file)
-    try:
-        size = file.stat().st_size
-        if size > 4 * MAX_TEXT:
-            raise RecipeError(f"recipe {path!r} has {size:,} bytes, and at most {MAX_TEXT:,} characters are read")
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path!r} cannot be read: {error}") from error
-
-
 def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) -> Recipe:
     """A recipe from its mapping, read in ``folder``."""
+    refuse_other(data, "train", source)
     for key in data:
-        known(key, (*SECTIONS, *CONFIG_KEYS), source)
+        known(key, (*SECTIONS, *CONFIG_KEYS), source, key_of_other(key, "train"))
     for key in ("model", "datasets", "rewards"):
         if not data.get(key):
-            raise RecipeError(f"{source}: '{key}' is missing; every recipe needs model, datasets and rewards")
+            raise RecipeError(
+                f"{source}: '{key}' is missing; every recipe needs model, datasets and rewards (without rewards, `unigrpo sft`)"
+            )
     recipe = Recipe(
         source=source,
         model=section(ModelSpec, data["model"], f"{source}: model"),
@@ -253,37 +178,6 @@ def parse_lora(data: dict[str, Any], source: str) -> dict[str, Any] | None:
         raise RecipeError(f"{source}: {error}") from error
 
 
-FILE_KEYS = ("image_tokenizer", "deepspeed", "fsdp_config", "accelerator_config")
-"""Keys of a run that may hold a path to read."""
-
-
-def _look_beside(data: dict[str, Any], folder: Path) -> None:
-    """Paths in a recipe's file that lie beside it become paths from the current folder.
-
-    Those of the model, the datasets, ``FILE_KEYS`` and the ``model`` of a reward; what is written, ``output_dir``, is not.
-    """
-
-    def replaced(values: Any, *keys: str) -> None:
-        if isinstance(values, dict):
-            values |= {key: _beside(values[key], folder) for key in keys if key in values}
-
-    replaced(data.get("model"), "path")
-    for section in ("datasets", "eval_datasets", "sft_datasets", "rewards"):
-        entries = data.get(section)
-        for entry in entries if isinstance(entries, list) else []:
-            replaced(entry.get("args") if section == "rewards" and isinstance(entry, dict) else entry, "path", "model")
-    replaced(data, *FILE_KEYS)
-
-
-def _beside(path: Any, folder: Path) -> Any:
-    if not isinstance(path, str) or folder == Path() or Path(path).is_absolute():
-        return path
-    try:
-        return str(folder / path) if (folder / path).exists() else path
-    except (OSError, ValueError):  # A name that is too long, or no name.
-        return path
-
-
 def parse_policy(given: Any, source: str) -> str | None:
     if given is None or isinstance(given, str):
         return given
@@ -305,12 +199,13 @@ def parse_accuracy(given: Any, source: str) -> dict[str, Any]:
     return {**ACCURACY, **(given or {})}
 
 
-def known(key: str, valid: tuple[str, ...], where: str) -> None:
+def known(key: str, valid: tuple[str, ...], where: str, cure: str | None = None) -> None:
+    """Raises ``RecipeError`` for a key that is not among ``valid``, with the ``cure`` that is given, or the nearest that is."""
     if key in valid:
         return
     near = difflib.get_close_matches(str(key)[:100], valid, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {sorted(valid)}"
-    raise RecipeError(f"{where}: unknown key {quoted(key)}; {cure_of(str(key)) or hint}")
+    raise RecipeError(f"{where}: unknown key {quoted(key)}; {cure or cure_of(str(key)) or hint}")
 
 
 def section(kind: type, value: Any, where: str) -> Any:
@@ -319,21 +214,22 @@ def section(kind: type, value: Any, where: str) -> Any:
     for key in value:
         known(key, tuple(item.name for item in fields(kind)), where)
     for key, item in value.items():
-        types = FIELD_TYPES.get(key, (str, type(None)))
+        types = {**FIELD_TYPES, **getattr(kind, "TYPES", {})}.get(key, (str, type(None)))
         if not isinstance(item, types) or (isinstance(item, bool) and bool not in types):
             raise RecipeError(f"{where}.{key}={quoted(item)} must be of type {' or '.join(t.__name__ for t in types)}")
     required = "name" if kind is RewardSpec else "path"
-    if not isinstance(value.get(required), str):
-        raise RecipeError(f"{where}: '{required}' must be a string, got {quoted(value.get(required))}")
-    for key in ("column_map", "args"):
-        if key in value:
+    if value.get(required) is None:
+        raise RecipeError(f"{where}: '{required}' must be a string, got None")
+    for key in ("column_map", "args", "path"):
+        if isinstance(value.get(key), dict | list):
             _check_words(value[key], key == "column_map", f"{where}.{key}")
     return kind(**value)
 
 
-def _check_words(mapping: dict, values_too: bool, where: str) -> None:
+def _check_words(mapping: dict | list, values_too: bool, where: str) -> None:
     wrong = [item for item in mapping if not isinstance(item, str)]
-    wrong += [item for item in mapping.values() if values_too and not isinstance(item, str)]
+    values = mapping.values() if isinstance(mapping, dict) and values_too else ()
+    wrong += [item for item in values if not isinstance(item, str)]
     if wrong:
         raise RecipeError(f"{where}: {quoted(wrong[0])} must be text")
 
@@ -342,28 +238,3 @@ def sections(kind: type, values: Any, where: str) -> list[Any]:
     if not isinstance(values, list):
         raise RecipeError(f"{where} must be a list, got {quoted(values)}")
     return [section(kind, value, f"{where}[{index}]") for index, value in enumerate(values)]
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    """Sets ``a.b.0.c=value`` in place."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"override {quoted(override)} is not of the form key=value")
-    value = parse_yaml(text, f"override {quoted(key)}")
-    *parents, last = key.split(".")
-    if len(parents) >= MAX_DEPTH:
-        raise RecipeError(f"override {quoted(key)} has {len(parents) + 1} parts, and at most {MAX_DEPTH} are read")
-    node: Any = data
-    for part in parents:
-        if isinstance(node, dict) and node.get(part) is None:
-            node[part] = {}
-        node = node[_place(node, part, override)]
-    node[_place(node, last, override)] = value
-
-
-def _place(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, dict):
-        return part
-    if isinstance(node, list) and part in map(str, range(len(node))):
-        return int(part)
-    raise RecipeError(f"override {quoted(override)}: {quoted(part)} is not a place in the recipe")

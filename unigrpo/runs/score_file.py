@@ -16,7 +16,7 @@ from ..errors import RewardError
 from ..rollout.reward_values import shortened
 from ..rollout.rewards import RewardSet, resolve_reward
 from ..terminal import tracked
-from ..types import TASKS, Sample
+from ..types import TASKS, Sample, is_picture, spans_of
 from .build import build_rewards
 from .recipe import Recipe
 from .score_report import Column, report, weighted
@@ -122,7 +122,7 @@ def _sample(line: str, where: str) -> Sample:
     if not isinstance(ids, list):
         raise ValueError(f"{where}: `completion_ids` must be a list of tokens, got {shortened(repr(ids))}")
     images = [image_of(row, where)] if task == "mmu" else None
-    answer = load_image(completion, f"{where}['completion']") if task == "t2i" else completion
+    answer = load_image(completion, f"{where}['completion']") if is_picture(spans_of(task)[-1]) else completion
     return Sample(row=row, completion=answer, completion_ids=ids, task=task, images=images)
 
 

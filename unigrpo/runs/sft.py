@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from ..config.denoising_arguments import MaskedDenoisingConfig
 from ..errors import RecipeError, import_named
 from ..models.builtin import BUILTIN
+from ..models.reference import is_peft
 from ..sft import MaskedDenoisingTrainer
 from ..terminal import say
 from ..training.callbacks import JsonLines
@@ -22,20 +24,12 @@ from ..training.engines import engine_of
 from ..training.setup import load_trainable
 from .again import command_again
 from .bounded_yaml import quoted
-from .build import build_lora, build_policy, import_parts, load_rows
-from .recipe import (
-    DatasetSpec,
-    ModelSpec,
-    Recipe,
-    known,
-    parse_accuracy,
-    parse_lora,
-    parse_policy,
-    read_recipe,
-    section,
-    sections,
-)
-from .sft_held_out import HeldOutQuestions, MeasuredBefore, build_sampling, compared, said
+from .build import build_lora, build_policy, dataset_names, import_parts
+from .dataset_spec import DatasetSpec, check_given_columns, load_rows
+from .kinds import key_of_other, kind_of, refuse_other
+from .recipe import ModelSpec, Recipe, known, parse_accuracy, parse_lora, parse_policy, parse_recipe, section, sections
+from .recipe_file import read_recipe
+from .sft_held_out import HeldOutQuestions, MeasuredBefore, build_sampling, compared, flat, said
 from .train import build_processor, model_options, settle_folder, versions
 
 
@@ -65,10 +59,21 @@ def load_sft_recipe(path: str | Path, overrides: list[str] | None = None) -> Rec
     return replace(parse_sft_recipe(data, source, folder), overrides=tuple(overrides or ()))
 
 
+def load_any_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """A recipe of ``unigrpo train`` or of ``unigrpo sft``, as its keys say; see ``load_recipe``."""
+    data, source, folder = read_recipe(path, overrides)
+    parse = parse_recipe if kind_of(data) == "train" else parse_sft_recipe
+    return replace(parse(data, source, folder), overrides=tuple(overrides or ()))
+
+
 def parse_sft_recipe(data: dict[str, Any], source: str, folder: Path | None = None) -> Recipe:
     """A recipe of ``unigrpo sft`` from its mapping; it has no rewards."""
+    refuse_other(data, "sft", source)
     for key in data:
-        known(key, (*SECTIONS, *CONFIG_KEYS), source)
+        # Keys of TRL's scripts for RL have no cure here.
+        near = difflib.get_close_matches(str(key)[:100], (*SECTIONS, *CONFIG_KEYS), n=1)
+        cure = f"did you mean {near[0]!r}?" if near else "`unigrpo keys` lists those there are"
+        known(key, (*SECTIONS, *CONFIG_KEYS), source, key_of_other(key, "sft") or cure)
     for key in ("model", "datasets"):
         if not data.get(key):
             raise RecipeError(f"{source}: '{key}' is missing; every recipe of `unigrpo sft` needs model and datasets")
@@ -112,10 +117,16 @@ def build_sft_config(recipe: Recipe) -> MaskedDenoisingConfig:
         raise RecipeError(f"{recipe.source}: {error}") from error
 
 
+def config_to_check(recipe: Recipe) -> MaskedDenoisingConfig:
+    """``build_sft_config`` on whatever machine: a check computes nothing, so that a recipe for a GPU need not meet one."""
+    return build_sft_config(replace(recipe, config={"use_cpu": True, **recipe.config}))
+
+
 def given_rows(spec: DatasetSpec) -> Any:
     """The rows of a dataset; shipped ones get the answers that belong to them."""
-    rows, name = load_rows(spec), spec.path.removeprefix(BUILTIN)
-    if not spec.path.startswith(BUILTIN) or "completion" in rows.column_names:
+    rows, name = load_rows(spec), spec.shipped
+    if name is None or "completion" in rows.column_names:
+        check_given_columns(spec, rows)
         return rows
     if name not in ANSWERS:
         raise RecipeError(
@@ -153,10 +164,7 @@ def build_sft_trainer(
         peft_config=build_lora(recipe),
         policy=policy,
     )
-    trainer.about = {"recipe": recipe.source, "model": spec.path}
-    if recipe.lora is not None:
-        for config in trainer.model.peft_config.values():
-            config.base_model_name_or_path = spec.path
+    trainer.about = {"recipe": recipe.source, "model": spec.path, "datasets": dataset_names(recipe)}
     return trainer
 
 
@@ -202,7 +210,7 @@ def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe, questions: HeldOutQues
         **(trainer.run.identity if trainer.run is not None else {}),
         "recipe": recipe.source,
         "model": recipe.model.path,
-        "lora": recipe.lora is not None,
+        "lora": is_peft(trainer.model),
         "seed": trainer.args.seed,
         "optimizer_steps": trainer.state.global_step,
         "train_seconds": round(train_seconds, 1),
@@ -211,9 +219,13 @@ def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe, questions: HeldOutQues
         "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
         **({} if after is None else compared(start.before, after)),
     }
+    trainer.held_out = {
+        when: flat(own) for when, own in (("before", start.before), ("after", after)) if own is not None
+    }
     if trainer.is_world_process_zero():
         with named(out / "summary.json"):
             write_json(out / "summary.json", summary)
+        trainer.create_model_card()
         for line in said(summary):
             say(line)
         say(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")

@@ -139,6 +139,12 @@ def compared(before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, 
     return found
 
 
+def flat(measured: dict[str, Any]) -> dict[str, float]:
+    """Losses and, where there is one, the accuracy, by name."""
+    found = {key: value for key, value in measured.items() if key not in ("accuracy", "tasks")}
+    return {**found, **({"accuracy": measured["accuracy"]["mean"]} if "accuracy" in measured else {})}
+
+
 def said(summary: dict[str, Any]) -> Iterator[str]:
     """Held-out numbers before and after, a line each."""
     before, after = ({**(summary.get(f"held_out_{label}") or {})} for label in ("before", "after"))

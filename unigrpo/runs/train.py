@@ -21,6 +21,7 @@ from ..data.rows import task_of
 from ..errors import CheckpointError
 from ..models import MMaDAProcessor
 from ..models.builtin import model_path
+from ..models.reference import is_peft
 from ..rollout.generate import load_policy
 from ..rollout.pipeline import Pipeline
 from ..terminal import console, say
@@ -42,6 +43,7 @@ from .build import (
     build_policy,
     build_quantization,
     build_rewards,
+    dataset_names,
     resolve_names,
 )
 from .held_out import HeldOut, compare_held_out, held_out, load_before, measure, show_before_after
@@ -66,17 +68,13 @@ def build_trainer(recipe: Recipe, args: UniGRPOConfig | None = None) -> UniGRPOT
         args=args,
         train_dataset=build_dataset(recipe.datasets),
         eval_dataset=build_dataset(recipe.eval_datasets),
-        sft_dataset=build_dataset(recipe.sft_datasets),
+        sft_dataset=build_dataset(recipe.sft_datasets, given=True),
         processing_class=build_processor(recipe),
         peft_config=build_lora(recipe),
         policy=policy,
     )
-    trainer.about = {"recipe": recipe.source, "model": spec.path}
+    trainer.about = {"recipe": recipe.source, "model": spec.path, "datasets": dataset_names(recipe)}
     trainer.reward_args = [arguments_digest(reward.args) for reward in recipe.rewards]
-    if recipe.lora is not None:
-        # The adapter names its base model as the recipe does, not by a path of this machine.
-        for config in trainer.model.peft_config.values():
-            config.base_model_name_or_path = spec.path
     return trainer
 
 
@@ -241,7 +239,7 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe) -> dict[str, Any]:
         **run,
         "recipe": recipe.source,
         "model": recipe.model.path,
-        "lora": recipe.lora is not None,
+        "lora": is_peft(trainer.model),
         "seed": trainer.args.seed,
         "optimizer_steps": trainer.state.global_step,
         "train_seconds": round(train_seconds, 1),
@@ -254,10 +252,14 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe) -> dict[str, Any]:
         return summary
     with named(out / "summary.json"):
         write_json(out / "summary.json", summary)
+    trainer.held_out = {
+        when: own.numbers for when, own in (("before", start.before), ("after", after)) if own is not None
+    }
     if start.before is not None and after is not None:
         show_before_after(start.before, after)
     side_by_side(out / "images_before.png", out / "images_after.png", out / "images.png")
     draw_curve(out / "metrics.jsonl", out / "reward_curve.png", curve_title(summary))
+    trainer.create_model_card()
     say(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
     return summary
 

@@ -5,6 +5,7 @@ One of your own is a class named ``pkg.mod:Class`` in a recipe. Its ``tasks`` sa
 
 from collections.abc import Callable
 
+from ..types import KINDS
 from .emerge import Emerge
 from .left_to_right import LeftToRight
 from .maskgit import MaskGIT
@@ -21,8 +22,9 @@ SAMPLERS: dict[str, Callable] = {
 
 
 def answers_task(sampler: Callable, task: str) -> bool:
-    """Whether a sampler can answer ``task``: image samplers know no block, those of text no picture."""
-    return task in getattr(sampler, "tasks", (task,))
+    """Whether a sampler can fill a canvas of ``task``: image samplers know no block, those of text no picture."""
+    tasks = getattr(sampler, "tasks", (task,))
+    return task in tasks or KINDS.get(task) in tasks
 
 
 def samplers_for(task: str) -> dict[str, Callable]:

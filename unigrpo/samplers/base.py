@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..models.draw import Draw
+from ..models.draw import Draw, Truncation
 from ..models.placing import upload
+from ..parts import key
 from ..types import Canvas, Rollout, TokenSpace
 
 
 TEMPERATURE = """0 = argmax, else tokens are drawn from softmax(logits / temperature); likelihoods use the same"""
+DRAWN = ("temperature is above 0", lambda settings: settings.temperature > 0)
+"""When a sampler draws tokens at all."""
+
 GUIDANCE = "s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 = off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncated:
+    """The keys of a sampler that may leave out unlikely tokens. They change what is drawn, not how tokens are ranked."""
+
+    top_k: int = key(
+        0, "only the k likeliest tokens are drawn, 0 = all; likelihoods keep the whole law", at_least=0, read_if=DRAWN
+    )
+    top_p: float = key(
+        1.0,
+        "only the fewest likeliest tokens that hold this share of the mass are drawn, 1 = all; likelihoods keep the whole law",
+        above=0,
+        at_most=1,
+        read_if=DRAWN,
+    )
+    min_p: float | None = key(
+        None,
+        "only tokens at least this many times as likely as the likeliest are drawn, none = all; likelihoods keep the whole law",
+        at_least=0,
+        at_most=1,
+        read_if=DRAWN,
+    )
+
+    @property
+    def truncation(self) -> Truncation | None:
+        """What ``CanvasWriter.draw`` is told; None where every token may be drawn."""
+        own = Truncation(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p or 0.0)
+        return None if own == Truncation() else own
 
 
 class Drawn(NamedTuple):
@@ -25,6 +58,12 @@ class Drawn(NamedTuple):
     logps: Tensor
     entropy: Tensor | None = None
     doubt: Tensor | None = None
+    kept: Tensor | None = None
+
+    @property
+    def sampling_logps(self) -> Tensor:
+        """Log-probabilities ``[n]`` under the law that the tokens were drawn from."""
+        return self.logps if self.kept is None else self.logps - self.kept
 
 
 class CanvasWriter:
@@ -109,20 +148,22 @@ class CanvasWriter:
         streams: list[torch.Generator],
         *,
         entropy: bool = False,
+        truncation: Truncation | None = None,
         **options: Any,
     ) -> Drawn:
         """A token for each of the n ``holes [b, L]`` in ``rows [b]``, row-major; temperature 0 = argmax.
 
-        ``counts`` are the holes of each row, ``entropy`` as in ``Draw``; ``options`` are further arguments of the forward.
+        ``counts`` are the holes of each row, ``entropy`` and ``truncation`` as in ``Draw``; ``options`` are further arguments of the forward.
         """
+        chances = uniforms(counts, streams, self.ids.device) if temperature else None
         output = model(
             **self._request(rows, holes, counts),
             token_space=self.canvas.token_space,
             temperature=temperature or 1.0,
-            draw=Draw(uniforms=uniforms(counts, streams, self.ids.device) if temperature else None, entropy=entropy),
+            draw=Draw(uniforms=chances, entropy=entropy, truncation=truncation),
             **options,
         )
-        return Drawn(output.tokens, output.logps, output.entropy, output.doubt)
+        return Drawn(output.tokens, output.logps, output.entropy, output.doubt, getattr(output, "kept", None))
 
     def _request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""

@@ -12,12 +12,12 @@ from ..models.base import DiffusionPolicy
 from ..models.placing import upload
 from ..parts import check_keys, key
 from ..types import Canvas, Rollout
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, check_streams, scatter, uniforms
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Truncated, check_streams, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Emerge:
+class Emerge(Truncated):
     """MaskGRPO's sampler (arXiv 2510.02880): no confidence ranking, so exploration is not spent on easy background.
 
     From share k(u) to k(u') of hidden tokens, each hidden token stays hidden with probability k(u') / k(u), independently,
@@ -62,8 +62,9 @@ class Emerge:
             if active:
                 rows, places = upload(active, canvas.ids.device), upload(shown[active], canvas.ids.device)
                 counts, streams = [counts[row] for row in active], [generators[row] for row in active]
-                drawn = writer.draw(model, rows, places, counts, self.temperature, streams)
-                writer.write(rows, places, scatter(places, drawn.tokens), scatter(places, drawn.logps), step)
+                drawn = writer.draw(model, rows, places, counts, self.temperature, streams, truncation=self.truncation)
+                tokens, logps = scatter(places, drawn.tokens), scatter(places, drawn.sampling_logps)
+                writer.write(rows, places, tokens, logps, step)
             if on_step is not None:
                 on_step(step + 1, self.steps)
         return writer.rollout()

@@ -9,14 +9,14 @@ from typing import ClassVar
 import torch
 
 from ..models.base import DiffusionPolicy
-from ..parts import check_keys, key
+from ..parts import check_keys, key, keys_of
 from ..types import Canvas, Rollout
-from .base import GUIDANCE, TEMPERATURE
+from .base import GUIDANCE, TEMPERATURE, Truncated
 from .semi_autoregressive import SemiAutoregressive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftToRight:
+class LeftToRight(Truncated):
     """Each token is drawn with all earlier ones visible and all later ones hidden (JustGRPO, arXiv 2601.15165).
 
     The semi-autoregressive sampler with blocks of one token: as many steps as the canvas has positions, fewer where every
@@ -46,5 +46,6 @@ class LeftToRight:
             block_length=1,
             temperature=self.temperature,
             guidance_scale=self.guidance_scale,
+            **{name: getattr(self, name) for name in keys_of(Truncated)},
         )
         return sampler(model, policy, canvas, on_step=on_step, generators=generators)

@@ -14,12 +14,12 @@ from ..models.base import DiffusionPolicy
 from ..models.placing import upload
 from ..parts import check_keys, key
 from ..types import Canvas, Rollout
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, check_streams, scatter, uniforms
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Truncated, check_streams, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskGIT:
+class MaskGIT(Truncated):
     """MMaDA's image sampler (``t2i_generate``; MaskGIT, arXiv 2202.04200).
 
     Each step draws a token for every hidden position, then hides the ``floor(N k)`` least confident of them again, where
@@ -87,7 +87,7 @@ class MaskGIT:
             [generators[row] for row in active],
         )
         image, holes = image[rows], writer.hidden[rows]
-        tokens, logps, noise = self._draw(model, writer, rows, holes, counts, image, streams)
+        tokens, logps, sampling_logps, noise = self._draw(model, writer, rows, holes, counts, image, streams)
         keep = torch.zeros_like(holes)
         if step < self.steps - 1:
             sizes, unknown = image.sum(dim=1), upload(counts, image.device)
@@ -96,13 +96,17 @@ class MaskGIT:
             again = torch.minimum(again, unknown - 1).clamp(min=1)
             confidence = (logps.clamp(min=math.log(1e-20)) + scale * noise).masked_fill(~holes, torch.inf)
             keep = least(confidence, again) & holes
-        writer.write(rows, holes & ~keep, tokens, logps, step)
+        writer.write(rows, holes & ~keep, tokens, sampling_logps, step)
 
-    def _draw(self, model, writer: CanvasWriter, rows, holes, counts, image, streams) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, their log-probabilities and Gumbel noise, ``[b, L]``, at the ``holes`` of the ``image``."""
-        drawn = writer.draw(model, rows, holes, counts, self.temperature, streams)
+    def _draw(self, model, writer: CanvasWriter, rows, holes, counts, image, streams) -> tuple[Tensor, ...]:
+        """Tokens, their log-probabilities under the model and under the law they were drawn from, and Gumbel noise.
+
+        All ``[b, L]``, at the ``holes`` of the ``image``.
+        """
+        drawn = writer.draw(model, rows, holes, counts, self.temperature, streams, truncation=self.truncation)
         noise = gumbel(uniforms(counts, streams, holes.device)).float()
-        return scatter(holes, drawn.tokens), scatter(holes, drawn.logps), scatter(holes, noise)
+        columns = (drawn.tokens, drawn.logps, drawn.sampling_logps, noise)
+        return tuple(scatter(holes, column) for column in columns)
 
 
 def gumbel(uniform: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..types import Canvas, Rollout
-from .base import CanvasWriter, Drawn, scatter
+from .base import CanvasWriter, Drawn, Truncated, scatter
 from .maskgit import MaskGIT, gumbel
 from .semi_autoregressive import BlockWriter, SemiAutoregressive
 
@@ -25,6 +25,12 @@ def check_one_stream(generators: list[torch.Generator]) -> None:
         raise ValueError("the public code draws all rows from one generator: give the same one for every row")
 
 
+def check_whole_law(sampler: Truncated) -> None:
+    """Raises ``ValueError`` where tokens would be left out, which the public code does not do."""
+    if sampler.truncation is not None:
+        raise ValueError(f"{type(sampler).__name__} draws from the whole law: leave top_k, top_p and min_p unset")
+
+
 class PublicTextSampler(SemiAutoregressive):
     """``generate`` and ``mmu_generate``: tokens from the whole vocabulary by Gumbel noise in fp64.
 
@@ -32,13 +38,14 @@ class PublicTextSampler(SemiAutoregressive):
     temperature > 0 the rows' generators must be the same object.
 
     Raises:
-        ValueError: approximate decoding, or ``remasking="random"``.
+        ValueError: approximate decoding, a truncated law, or ``remasking="random"``.
     """
 
     __slots__ = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_whole_law(self)
         shortcuts = (self.confidence_threshold, self.exit_entropy)
         if self.kv_cache != "none" or shortcuts != (None, None):
             raise ValueError("PublicTextSampler is exact: leave kv_cache, confidence_threshold and exit_entropy unset")
@@ -85,6 +92,10 @@ class PublicImageSampler(MaskGIT):
 
     __slots__ = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole_law(self)
+
     def __call__(
         self,
         model,
@@ -104,7 +115,7 @@ class PublicImageSampler(MaskGIT):
         # The public code's fp32: two thirds of the way it hides 511 of 1024 codes, not 512.
         return float(torch.cos(torch.tensor(done, dtype=torch.float32) * math.pi * 0.5))
 
-    def _draw(self, model, writer: CanvasWriter, rows, holes, counts, image, streams) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, model, writer: CanvasWriter, rows, holes, counts, image, streams) -> tuple[Tensor, ...]:
         generator = streams[0]
         logits, space = writer.logits(model, rows, holes, counts, writer.canvas.token_space)
         probs = logits.softmax(dim=-1)
@@ -115,6 +126,7 @@ class PublicImageSampler(MaskGIT):
         noise = torch.zeros(image.shape[0], int(image[0].sum())).uniform_(0, 1, generator=generator)
         return (
             scatter(holes, columns + space.start),
+            scatter(holes, logps),
             scatter(holes, logps),
             scatter(image, gumbel(noise).flatten().to(image.device)),
         )

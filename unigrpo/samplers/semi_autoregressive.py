@@ -13,7 +13,7 @@ from ..models.base import DiffusionPolicy
 from ..models.placing import upload
 from ..parts import check_keys, internal, key
 from ..types import Canvas, Rollout
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, check_streams, scatter, uniforms
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, Truncated, check_streams, scatter, uniforms
 from .kv_cache import BlockCache
 
 
@@ -33,7 +33,7 @@ def transfer_counts(masked: list[int], steps: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SemiAutoregressive:
+class SemiAutoregressive(Truncated):
     """LLaDA's and MMaDA's text sampler (``generate``, ``mmu_generate``).
 
     A canvas is cut into blocks of ``block_length`` written positions. Each step runs the model, draws a token for every
@@ -182,7 +182,7 @@ class BlockWriter(CanvasWriter):
             confidence = uniforms(counts, streams, self.ids.device).float()
         wanted = upload([k[row] for row in rows], self.ids.device)
         commit = _most_confident(confidence, candidates, wanted) | self._sure(drawn, candidates)
-        self.write(active, commit, scatter(candidates, drawn.tokens), scatter(candidates, drawn.logps), step)
+        self.write(active, commit, scatter(candidates, drawn.tokens), scatter(candidates, drawn.sampling_logps), step)
 
     def draw_block(
         self,
@@ -195,9 +195,8 @@ class BlockWriter(CanvasWriter):
     ) -> Drawn:
         """A token for each of the ``holes [b, L]`` in ``rows [b]``; arguments as in ``draw``."""
         with_entropy = self.sampler.exit_entropy is not None
-        return self.draw(
-            model, rows, holes, counts, self.sampler.temperature, streams, entropy=with_entropy, **options
-        )
+        options |= {"entropy": with_entropy, "truncation": self.sampler.truncation}
+        return self.draw(model, rows, holes, counts, self.sampler.temperature, streams, **options)
 
     def _sure(self, drawn: Drawn, candidates: Tensor) -> Tensor:
         """What is committed beside the schedule, ``[b, L]``: probable tokens, and all of a block without a doubtful hole."""

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from ..rewards import get_reward
+from ..rollout.reward_arguments import taken
 from .require import require
 
 
@@ -98,12 +99,10 @@ class _Trial:
 
     def _called(self, arguments: dict[str, Any]) -> Any:
         try:
+            arguments = taken(self.function, arguments)
             inspect.signature(self.function).bind(**arguments)
         except TypeError as error:
-            raise AssertionError(
-                f"it cannot take what a run hands it ({error}): every argument comes by name, so take those that you use and the "
-                "rest with **kwargs"
-            ) from error
+            raise AssertionError(f"it cannot take what a run hands it: {error}") from error
         except ValueError:
             pass  # A function without a signature, such as a built-in one: the call will tell.
         result = self.function(**arguments)

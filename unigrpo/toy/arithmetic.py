@@ -70,7 +70,7 @@ def trace(row: dict[str, Any]) -> str:
     return f"<think>{passed}</think>{a + b}"
 
 
-TOO_EARLY = 0.45
+TOO_EARLY = 0.5
 """How often the careless teacher starts to count one too early."""
 
 

@@ -222,9 +222,18 @@ def score_batch(
     temperature: float = 1.0,
     guidance_scale: float | None = None,
     ref_logprobs: Tensor | None = None,
+    coefficients: Tensor | None = None,
 ) -> TokenScores:
     """``score_tokens`` of a batch."""
     noisy = (batch.canvas, batch.hidden, batch.target, batch.noisy_ids)
     return score_tokens(
-        model, policy, *noisy, temperature, guidance_scale, ref_logprobs, counts=batch.counts, padded=batch.padded
+        model,
+        policy,
+        *noisy,
+        temperature,
+        guidance_scale,
+        ref_logprobs,
+        counts=batch.counts,
+        padded=batch.padded,
+        coefficients=coefficients,
     )

@@ -15,10 +15,10 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils.import_utils import is_in_notebook
 
 from ..rollout.rewards import RewardSet
-from ..terminal import console, say, visible
+from ..terminal import console, middle_out, say, visible
 from .checkpoints.files import append_line, named, write_text
 from .checkpoints.run_record import read_record
-from .contact_sheet import contact_sheet
+from .contact_sheet import grouped_sheet
 from .scores import refuse_unreadable
 
 
@@ -36,6 +36,10 @@ BAR = {
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
 """Prompts and pictures a prompt on a contact sheet of completions."""
+
+
+WIDTHS = {"prompt": 12, "completion": 20}
+"""Characters that these columns of a completions table keep, however narrow the terminal is."""
 
 
 def shown_metrics(logs: dict[str, float]) -> dict[str, str]:
@@ -193,11 +197,13 @@ def _finite(value: Any) -> Any:
 
 
 def show_completions(table: dict[str, list], step: int, limit: int | None) -> None:
-    """A rich table of sampled answers on standard output; long texts are cut."""
+    """A rich table of sampled answers on standard output; texts fold, and of long ones the end is shown."""
     rows = len(table["prompt"]) if limit is None else min(limit, len(table["prompt"]))
+    if len(set(table.get("task", ()))) == 1:
+        table = {name: column for name, column in table.items() if name != "task"}
     view = Table(title=f"Completions at step {step}", show_lines=True)
     for name in table:
-        view.add_column(name)
+        view.add_column(name, overflow="fold", min_width=WIDTHS.get(name, 4), max_width=None if name in WIDTHS else 6)
     for index in range(rows):
         view.add_row(*(_cell(column[index]) for column in table.values()))
     console().print(view)
@@ -210,14 +216,16 @@ def save_completions(table: dict[str, list], folder: Path, step: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     columns = {name: [_stored(value) for value in values] for name, values in table.items()}
     Dataset.from_dict(columns).to_parquet(folder / f"completions_{step:05d}.parquet")
-    groups: dict[str, list[Image.Image]] = {}
-    for prompt, completion in zip(table["prompt"], table["completion"], strict=True):
-        if isinstance(completion, Image.Image):
-            groups.setdefault(str(prompt), []).append(completion)
-    shown = dict(list(groups.items())[:SHEET_ROWS])
-    if shown:
-        rows = [pictures[:SHEET_COLUMNS] for pictures in shown.values()]
-        contact_sheet(rows, row_labels=list(shown), title=f"step {step}").save(folder / f"images_{step:05d}.png")
+    thoughts = table.get("thought", [None] * len(table["prompt"]))
+    drawn = [
+        (str(prompt), completion, thought or "")
+        for prompt, completion, thought in zip(table["prompt"], table["completion"], thoughts, strict=True)
+        if isinstance(completion, Image.Image)
+    ]
+    if drawn:
+        grouped_sheet(drawn, rows=SHEET_ROWS, columns=SHEET_COLUMNS, title=f"step {step}").save(
+            folder / f"images_{step:05d}.png"
+        )
 
 
 def _stored(value: Any) -> str | int | float | None:
@@ -231,5 +239,4 @@ def _cell(value: Any) -> str:
         return f"{value:.3g}"
     if isinstance(value, Image.Image):
         return f"picture of {value.width} x {value.height} pixels"
-    text = value if isinstance(value, str) else str(value)
-    return text if len(text) <= 400 else text[:400] + " …"
+    return middle_out(str(value))

@@ -6,13 +6,22 @@ from typing import Any
 
 from ..config.arguments import UniGRPOConfig
 from ..data.image_codes import ImageCodec
-from ..data.rows import check_dataset, task_of, undecoded
+from ..data.rows import as_prompts, check_dataset, task_of, undecoded
+from ..data.tables import rows_of, sets_of
 from ..errors import check_choice
 from ..models import DiffusionPolicy
 from ..rollout.rewards import RewardSet
 from ..rollout.sample import check_prompt
 from .demonstrations import check_demonstration
 from .setup import load_codec, named_sets
+
+
+def held_out_sets(given: Any) -> Any:
+    """What was given as ``eval_dataset``: the rows, or sets of rows by name; pictures stay encoded."""
+    sets = sets_of(given, "eval_dataset")
+    if isinstance(sets, dict):
+        return {name: undecoded(as_prompts(part)) for name, part in sets.items()}
+    return undecoded(as_prompts(sets))
 
 
 class CheckedDatasets:
@@ -28,14 +37,12 @@ class CheckedDatasets:
     def _checked(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
         """The datasets with their pictures left encoded, every row checked."""
         if train_dataset is not None:
-            train_dataset = undecoded(train_dataset)
-            check_dataset(train_dataset, "train_dataset", self._check_row)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: undecoded(part) for name, part in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = undecoded(eval_dataset)
+            train_dataset = undecoded(as_prompts(rows_of(train_dataset, "train_dataset")))
+            check_dataset(train_dataset, "train_dataset", self._check_row, self._learn_trained)
+        if eval_dataset is not None:
+            eval_dataset = held_out_sets(eval_dataset)
         for name, part in named_sets(eval_dataset):
-            check_dataset(part, name, self._check_held_out_row)
+            check_dataset(part, name, self._check_held_out_row, self._learn)
         self._check_best_metric(eval_dataset)
         return train_dataset, eval_dataset
 
@@ -62,26 +69,35 @@ class CheckedDatasets:
         if dataset is None:
             return None
 
-        def check(row: dict[str, Any], where: str) -> None:
-            self._know_codec(row)
+        def check(row: dict[str, Any], where: str) -> str:
+            self._know_codec(task_of(row))
             check_demonstration(self.policy, self.args, self.codec, row, where)
+            return task_of(row)
 
-        dataset = undecoded(dataset)
-        check_dataset(dataset, "sft_dataset", check)
+        dataset = undecoded(rows_of(dataset, "sft_dataset"))
+        check_dataset(dataset, "sft_dataset", check, self._know_codec)
         return dataset
 
-    def _know_codec(self, row: dict[str, Any]) -> None:
+    def _know_codec(self, task: str) -> None:
         """The first row with a picture loads the image tokenizer."""
-        if self.codec is None and task_of(row) != "text":
+        if self.codec is None and task != "text":
             self.codec = load_codec(self._image_tokenizer, self.policy, self.args.offload_image_tokenizer)
 
-    def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> None:
-        """A dataset row that this run cannot answer is an error."""
-        self._know_codec(row)
+    def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> tuple[str, tuple[str, ...]]:
+        """A dataset row that this run cannot answer is an error; its task and columns."""
+        self._know_codec(task_of(row))
         check_prompt(self.policy, self.args, self.codec, row, where, held_out)
-        self.rewards.know_columns(row)
-        if not held_out:
-            self._tasks.add(task_of(row))
+        return task_of(row), tuple(row)
 
-    def _check_held_out_row(self, row: dict[str, Any], where: str) -> None:
-        self._check_row(row, where, held_out=True)
+    def _check_held_out_row(self, row: dict[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
+        return self._check_row(row, where, held_out=True)
+
+    def _learn(self, found: tuple[str, tuple[str, ...]]) -> None:
+        """What the run knows from now on of a row's task and columns."""
+        task, columns = found
+        self._know_codec(task)
+        self.rewards.know_columns(dict.fromkeys(columns))
+
+    def _learn_trained(self, found: tuple[str, tuple[str, ...]]) -> None:
+        self._learn(found)
+        self._tasks.add(found[0])

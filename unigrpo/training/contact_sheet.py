@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +12,7 @@ PAPER, INK, FAINT, FRAME = (255, 255, 255), (32, 33, 36), (110, 113, 120), (214,
 GAP, MARGIN = 8, 16
 LABEL_WIDTH = 168
 LABEL_SIZE, TITLE_SIZE = 14, 20
+CAPTION_SIZE, CAPTION_LINES = 11, 3
 LINE_SPACING = 4
 
 
@@ -20,6 +21,7 @@ def contact_sheet(
     *,
     row_labels: Sequence[str],
     column_labels: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
     title: str | None = None,
     cell: int = 96,
 ) -> Image.Image:
@@ -30,6 +32,7 @@ def contact_sheet(
             factor without blurring, a large one is reduced; the aspect is kept.
         row_labels: one a row, at the left, wrapped, and cut with an ellipsis where it needs more lines than fit.
         column_labels: one a column of the longest row, above it; none at all is allowed.
+        captions: what stands under each picture, shaped like ``rows``; none at all is allowed.
         title: a line above everything.
         cell: pixels, at least 32, so that a label has room beside it.
 
@@ -43,6 +46,8 @@ def contact_sheet(
         raise ValueError(f"row_labels: {len(row_labels)} for {len(rows)} rows; give one a row")
     if len(column_labels) not in (0, columns):
         raise ValueError(f"column_labels: {len(column_labels)} for {columns} columns; give one a column, or none")
+    if captions and [len(own) for own in captions] != [len(row) for row in rows]:
+        raise ValueError("captions: give one a picture, in the shape of rows, or none")
     if cell < 32:
         raise ValueError(f"cell={cell}: give at least 32 pixels")
     label, heading = _Font.of(LABEL_SIZE), _Font.of(TITLE_SIZE)
@@ -53,7 +58,13 @@ def contact_sheet(
     title_height = len(title_lines) * heading.line + (GAP if title_lines else 0)
     head_height = max((len(lines) for lines in head_lines), default=0) * label.line
     top = MARGIN + title_height + head_height + (GAP if head_height else 0)
-    height = top + len(rows) * (cell + GAP) - GAP + MARGIN
+    small = _Font.of(CAPTION_SIZE)
+    under = [[small.wrap(text, cell, most=CAPTION_LINES) for text in own] for own in captions] or [
+        [[]] * len(row) for row in rows
+    ]
+    caption_height = max(len(lines) for own in under for lines in own) * small.line
+    pitch = cell + GAP + caption_height
+    height = top + len(rows) * pitch - GAP + MARGIN
 
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -63,13 +74,38 @@ def contact_sheet(
         bottom = MARGIN + title_height + head_height
         label.write(draw, lines, left + cell // 2, bottom - len(lines) * label.line, FAINT, anchor="ma")
     for index, (row, text) in enumerate(zip(rows, row_labels, strict=True)):
-        y = top + index * (cell + GAP)
+        y = top + index * pitch
         lines = label.wrap(text, label_width - 2 * GAP, most=max(1, cell // label.line)) if text else []
         label.write(draw, lines, MARGIN, y + (cell - len(lines) * label.line + LINE_SPACING) // 2, INK)
         for column, picture in enumerate(row):
             x = MARGIN + label_width + column * (cell + GAP)
             _place(sheet, draw, picture, x, y, cell)
+            small.write(draw, under[index][column], x + cell // 2, y + cell + LINE_SPACING // 2, FAINT, anchor="ma")
     return sheet
+
+
+def grouped_sheet(
+    drawn: Iterable[tuple[str, Image.Image, str]], *, rows: int, columns: int, title: str | None = None
+) -> Image.Image:
+    """The first ``columns`` pictures of each of the first ``rows`` prompts.
+
+    Args:
+        drawn: prompt, picture, and what stands under it (a thought), empty where nothing does.
+
+    Raises:
+        ValueError: no pictures.
+    """
+    groups: dict[str, list[tuple[Image.Image, str]]] = {}
+    for prompt, picture, caption in drawn:
+        groups.setdefault(prompt, []).append((picture, caption))
+    shown = {prompt: own[:columns] for prompt, own in list(groups.items())[:rows]}
+    captions = [[caption for _, caption in own] for own in shown.values()]
+    return contact_sheet(
+        [[picture for picture, _ in own] for own in shown.values()],
+        row_labels=list(shown),
+        captions=captions if any(caption for own in captions for caption in own) else (),
+        title=title,
+    )
 
 
 def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: Image.Image, x: int, y: int, cell: int) -> None:

@@ -20,8 +20,8 @@ from ..data.image_codes import ImageCodec
 from ..data.rows import image_of, task_of
 from ..models.base import DiffusionPolicy
 from ..rollout.pipeline import Pipeline
-from ..rollout.sample import canvas_arguments, check_prompt, image_size, prompt_images, sampled
-from ..types import Canvas, Experience, Rollout, keyed_generator
+from ..rollout.sample import canvas_arguments, check_prompt, image_size, prompt_images
+from ..types import SPANS, Canvas, Experience, Rollout, keyed_generator
 from .batches import Unit, collate, cut_units, pad_units, score_batch, unit_draws
 from .experience import corrupted, unpack
 
@@ -47,8 +47,7 @@ def demonstrations(pipe: Pipeline, dataset: Any, micro_step: int) -> tuple[list[
         key = (pipe.args.seed, step)
         noise = NOISING(rollout, num_iterations=1, num_samples=1, key=("demonstration", *key), rows=[number])
         noise = corrupted(pipe.policy, noise, rollout, ("demonstration", *key, number))
-        given = sampled(row, rollout, number)
-        experiences.append(unpack(given, noise, 1.0, 0.0, pipe.policy.attends_padding))
+        experiences.append(unpack(rollout, noise, number, 1.0, 0.0, pipe.policy.attends_padding))
     draws = [unit_draws(own) for own in experiences]
     units = cut_units(experiences, draws, [list(range(count))], pipe.policy)
     everyone = pipe.gather(torch.tensor([len(units[0])], device=pipe.device))
@@ -105,13 +104,18 @@ def answer_ids(policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec |
 
 def check_given(row: dict[str, Any], where: str) -> None:
     """Raises ``ValueError`` naming row and column where a given answer is missing; needs no policy."""
+    if task_of(row) in SPANS:
+        raise ValueError(
+            f"{where}: rows of task {task_of(row)!r} are no part of the auxiliary loss; train on them with `unigrpo sft`, "
+            "objective think_then_draw"
+        )
     if task_of(row) == "t2i":
         image_of(row, where)
         return
     text = row.get("completion")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(
-            f"{where}['completion']={text!r} must be the answer's text; rename your column (column_map in a recipe)"
+            f"{where}['completion']={text!r} must be the answer's text; name your column so, or drop the row"
         )
 
 
@@ -119,8 +123,8 @@ def check_demonstration(
     policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, row: dict[str, Any], where: str
 ) -> None:
     """Raises ``ValueError`` naming row and column for a given answer that cannot be written."""
-    check_prompt(policy, args, codec, row, where)
     check_given(row, where)
+    check_prompt(policy, args, codec, row, where)
     task = task_of(row)
     if task == "t2i":
         return

@@ -108,12 +108,12 @@ def prepare_reference(accelerator: Accelerator, twin: nn.Module, sync: bool = Fa
     return accelerator.prepare_model(twin, device_placement=True, evaluation_mode=True)
 
 
-def check_same_graph(accelerator: Accelerator, algorithms: dict[str, Algorithm], tasks: set[str]) -> None:
+def check_same_graph(accelerator: Accelerator, algorithms: dict[str, Algorithm], tasks: list[str]) -> None:
     """Raises ``ValueError`` for tasks that ZeRO-3 cannot train in one run.
 
     It compares the modules that processes visit, forward and backward; the exact KL's own gradient counts as one more visit.
     """
-    exact = {task: algorithms[task].settings.exact_kl for task in sorted(tasks)}
+    exact = {task: algorithms[task].settings.exact_kl for task in tasks}
     if is_deepspeed_zero3_enabled() and accelerator.num_processes > 1 and len(set(exact.values())) > 1:
         estimated = [task for task, own in exact.items() if not own]
         raise ValueError(

@@ -89,8 +89,10 @@ def held_out_answers(
 
 def _kept(sample: Sample, place: int, scores: Scores) -> Sample:
     """The sample with its scores, the ones at ``place``, on the CPU, without its prompt's pictures."""
-    rollout = sample.rollout.to("cpu")
-    return replace(sample, rollout=rollout, scores=scores.values[place], lost=scores.lost, images=None)
+    earlier, rollout = tuple(own.to("cpu") for own in sample.earlier), sample.rollout.to("cpu")
+    return replace(
+        sample, earlier=earlier, rollout=rollout, scores=scores.values[place], lost=scores.lost, images=None
+    )
 
 
 def comparable(lost: Tensor) -> Tensor:
@@ -129,6 +131,6 @@ def reward_summary(
         raise ValueError(f"no reward applies to any held-out answer: {rewards.names} all returned None")
     if len(scored):
         metrics.add("reward", scored.mean())
-    completion_metrics(metrics, [sample.rollout for sample in samples], stop_token_ids)
+    completion_metrics(metrics, [rollout for sample in samples for rollout in sample.rollouts], stop_token_ids)
     found = {"reward": math.nan, **metrics.flush()}
     return {f"{prefix}_{name}": value for name, value in found.items()}

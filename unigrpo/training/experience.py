@@ -14,9 +14,9 @@ from ..models.base import DiffusionPolicy
 from ..rollout.pipeline import Pipeline
 from ..rollout.rewards import Scores
 from ..rollout.sample import sample_answers
-from ..types import TASKS, Experience, Noise, Rollout, Sample, keyed_generator
+from ..types import TASKS, Experience, Noise, Rollout, Sample, is_picture, keyed_generator
 from .diagnostics import window_metrics
-from .metrics import Metrics, completion_metrics, reward_metrics, task_metrics
+from .metrics import Metrics, completion_metrics, has_stopped, reward_metrics, task_metrics
 from .old_and_reference import add_old_and_reference, log_decoding_gap, log_exact_kl
 from .scores import compare, count_unreadable, count_unscored, local_slice, refill, score_answers
 from .window import Window, cut_window
@@ -33,7 +33,7 @@ def make_experience(
     """
     args, rewards = pipe.args, pipe.rewards
     with metrics.timed("time/rollout"):
-        samples = sample_answers(pipe, rows, window)
+        samples = sample_answers(pipe, rows, window, pictures_per_thought=args.pictures_per_thought)
     with metrics.timed("time/reward"):
         scores = score_answers(pipe, samples, metrics)
     first = samples[0].row["prompt"]
@@ -46,9 +46,9 @@ def make_experience(
         advantages = compare(args, rewards.weights, scores.values)
     unscored = count_unscored(rewards, args.num_generations, first, scores.values, unscored, metrics)
     tasks = log_answers(pipe, samples, scores.values, advantages, metrics)
-    noises = [draw_noise(pipe, sample, window) for sample in samples]
+    noises = [[draw_noise(pipe, rollout, sample.index, window) for rollout in sample.rollouts] for sample in samples]
     local = local_slice(pipe.rank, len(samples))
-    experiences = unpack_all(samples, noises, advantages, local, pipe.policy.attends_padding)
+    experiences = unpack_all(pipe, samples, noises, advantages, local)
     result = cut_window(pipe, experiences, window)
     with metrics.timed("time/old_and_reference"):
         add_old_and_reference(pipe, result)
@@ -68,21 +68,30 @@ def log_answers(
     tasks = [TASKS[number] for number in pipe.gather(numbers).tolist()]
     reward_metrics(metrics, pipe.rewards.names, values, advantages, pipe.args.num_generations, tasks)
     task_metrics(metrics, tasks, advantages.rewards)
-    completion_metrics(metrics, [sample.rollout for sample in samples], pipe.policy.stop_token_ids)
+    completion_metrics(
+        metrics, [rollout for sample in samples for rollout in sample.rollouts], pipe.policy.stop_token_ids
+    )
     return tasks
 
 
-def draw_noise(pipe: Pipeline, sample: Sample, window: int) -> Noise:
-    """The answer's corruption for all inner updates, ``[1, K, S, L]``."""
-    algorithm = pipe.algorithms[sample.task]
+def leaves_out(pipe: Pipeline, rollout: Rollout) -> bool:
+    """Whether a text was cut off and its task's ``mask_truncated_completions`` keeps such texts out of the loss."""
+    task = rollout.canvas.task
+    masks = not is_picture(task) and pipe.algorithms[task].settings.mask_truncated_completions
+    return masks and not has_stopped(rollout, pipe.policy.stop_token_ids)
+
+
+def draw_noise(pipe: Pipeline, rollout: Rollout, index: int, window: int) -> Noise:
+    """The corruption of an answer, or of one span of it, for all inner updates, ``[1, K, S, L]``."""
+    algorithm = pipe.algorithms[rollout.canvas.task]
     noise = algorithm.noising(
-        sample.rollout,
+        rollout,
         num_iterations=pipe.args.num_iterations,
         num_samples=algorithm.settings.num_noise_samples,
         key=(pipe.args.seed, window),
-        rows=[sample.index],
+        rows=[index],
     )
-    return corrupted(pipe.policy, noise, sample.rollout, (pipe.args.seed, window, sample.index))
+    return corrupted(pipe.policy, noise, rollout, (pipe.args.seed, window, index))
 
 
 def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tuple[int | str, ...]) -> Noise:
@@ -95,17 +104,52 @@ def corrupted(policy: DiffusionPolicy, noise: Noise, rollout: Rollout, key: tupl
 
 
 def unpack_all(
-    samples: list[Sample], noises: list[Noise], advantages: Advantages, local: slice, attends_padding: bool
+    pipe: Pipeline, samples: list[Sample], noises: list[list[Noise]], advantages: Advantages, local: slice
 ) -> list[Experience]:
-    """The training data of this rank's ``samples``, whose advantages are the ``local`` ones."""
+    """The training data of this rank's ``samples``, whose advantages are the ``local`` ones; an answer's spans are neighbours."""
     values, rewards = advantages.values[local].tolist(), advantages.rewards[local].tolist()
-    columns = zip(samples, noises, values, rewards, strict=True)
-    return [unpack(sample, noise, value, reward, attends_padding) for sample, noise, value, reward in columns]
+    experiences: list[Experience] = []
+    for sample, noise, value, reward in zip(samples, noises, values, rewards, strict=True):
+        shared = (sample.index, value, reward, pipe.policy.attends_padding)
+        spans = [
+            unpack(rollout, own, *shared, leaves_out(pipe, rollout))
+            for rollout, own in zip(sample.rollouts, noise, strict=True)
+        ]
+        experiences += noised_together(spans) if pipe.args.r2i_noise == "joint" and len(spans) > 1 else spans
+    return experiences
 
 
-def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attends_padding: bool) -> Experience:
-    """One answer's training data on the CPU, without its padding where that is masked anyway (not ``attends_padding``)."""
-    rollout, canvas = sample.rollout, sample.rollout.canvas
+def noised_together(spans: list[Experience]) -> list[Experience]:
+    """The spans of one answer, each scored on the finished answer with what any of them hides hidden.
+
+    Raises:
+        ValueError: spans with different numbers of draws.
+    """
+    draws = [own.hidden.shape[1] for own in spans]
+    if len(set(draws)) > 1:
+        raise ValueError(
+            f"r2i_noise='joint' hides both spans of an answer in one draw, and {[own.task for own in spans]} have {draws} draws: "
+            "give them the same noising and num_noise_samples"
+        )
+    hidden = torch.stack([own.hidden for own in spans]).any(dim=0)
+    return [replace(own, ids=spans[-1].ids, hidden=hidden) for own in spans]
+
+
+def unpack(
+    rollout: Rollout,
+    noise: Noise,
+    index: int,
+    advantage: float,
+    reward: float,
+    attends_padding: bool,
+    left_out: bool = False,
+) -> Experience:
+    """The training data of an answer, or of a span, on the CPU, without its padding where that is masked anyway.
+
+    Of one that is ``left_out`` of the loss no token counts and none is scored: it adds nothing to what losses divide by
+    either, but stays one of their answers.
+    """
+    canvas = rollout.canvas
     keep = slice(None) if attends_padding else canvas.attention_mask[0].cpu().nonzero().squeeze(1)
 
     def own(value: Tensor | None) -> Tensor | None:
@@ -115,10 +159,10 @@ def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attend
         ids=own(canvas.ids),
         attention_mask=own(canvas.attention_mask),
         fill_mask=own(canvas.fill_mask),
-        completion_mask=own(rollout.completion_mask),
+        completion_mask=own(rollout.completion_mask) & (not left_out),
         hidden=own(noise.hidden),
-        target=own(noise.target),
-        weight=own(noise.weight),
+        target=own(noise.target) & (not left_out),
+        weight=own(noise.weight) * (not left_out),
         input_ids=own(noise.input_ids),
         sampling_logps=own(rollout.sampling_logps),
         step_map=own(rollout.step_map),
@@ -128,7 +172,7 @@ def unpack(sample: Sample, noise: Noise, advantage: float, reward: float, attend
         active=reward == reward,
         task=canvas.task,
         token_space=canvas.token_space,
-        index=sample.index,
+        index=index,
     )
 
 
@@ -141,6 +185,11 @@ def answer_table(
         "prompt": [sample.row["prompt"] for sample in samples],
         "completion": [sample.completion for sample in samples],
     }
+    if any(sample.earlier for sample in samples):
+        table["thought"] = [sample.thought for sample in samples]
+    golds = [sample.row.get("solution") for sample in samples]
+    if any(gold is not None for gold in golds):
+        table["solution"] = golds
     for name, column in zip(names, values.T.tolist(), strict=True):
         table[name] = column
     for name, column in scores.extras.items():

@@ -46,7 +46,7 @@ class FiniteGuard:
         self.indices += [] if unit.dummy else list(unit.indices)
 
         def described(place: int, loss: float) -> str:
-            own = describe(experiences[unit.indices[place]], unit.indices[place], table)
+            own = describe(experiences, unit.indices[place], table)
             return f"loss {loss} of {own} at inner update {k + 1}"
 
         self._unread.append((losses, described))
@@ -65,7 +65,7 @@ class FiniteGuard:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if math.isfinite(float(norm)) or self.faults:
             return
-        named = "; ".join(describe(experiences[index], index, table) for index in self.indices[:SHOWN])
+        named = "; ".join(describe(experiences, index, table) for index in self.indices[:SHOWN])
         more = f" and {len(self.indices) - SHOWN} more" if len(self.indices) > SHOWN else ""
         self._faults.append(f"gradient of an optimizer step with {named or 'given answers alone'}{more}")
 
@@ -76,8 +76,10 @@ class FiniteGuard:
         return found
 
 
-def describe(experience: Experience, index: int, table: dict[str, list]) -> str:
-    """One answer in words."""
+def describe(experiences: list[Experience], place: int, table: dict[str, list]) -> str:
+    """The answer, or the span of one, at ``place`` in words; ``table`` has a line for each answer of this rank."""
     prompts: list[Any] = table.get("prompt", [])
-    prompt = f", prompt {str(prompts[index])[:60]!r}" if index < len(prompts) else ""
+    experience = experiences[place]
+    answer = experience.index - experiences[0].index
+    prompt = f", prompt {str(prompts[answer])[:60]!r}" if answer < len(prompts) else ""
     return f"row {experience.index} (task {experience.task}, advantage {experience.advantage:.3g}{prompt})"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +14,9 @@ from ..algorithm.denoising import Hidden, MaskedDenoising
 from ..data.given import Given, given_of
 from ..data.image_codes import ImageCodec
 from ..data.rows import image_of
+from ..errors import TooLongError
 from ..models.base import DiffusionPolicy
-from ..types import Canvas, Experience, TokenSpace
+from ..types import SPANS, Canvas, Experience, TokenSpace
 from .demonstrations import fill
 
 
@@ -25,11 +27,25 @@ class Written:
     Attributes:
         trained: ``[L]`` bool, what may be hidden.
         marks: ``[L]`` bool, the two tokens around a picture to draw.
+        codes: ``[L]`` bool, those of a picture that follows a thought; None for other rows.
     """
 
     canvas: Canvas
     trained: Tensor
     marks: Tensor
+    codes: Tensor | None = None
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """An error inside the block names the row."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(where):
+            raise
+        kind = TooLongError if isinstance(error, TooLongError) else ValueError
+        raise kind(f"{where}: {error}") from error
 
 
 class Writer:
@@ -57,31 +73,72 @@ class Writer:
         self.policy, self.objectives, self.codec, self.vocabulary = policy, objectives, codec, vocabulary
         self.max_length, self.train_turns = max_length, train_turns
         self.image_size, self.image_transform = image_size or policy.image_size, image_transform
+        self._seen: set[str] = set()
 
-    def write(self, row: dict[str, Any], where: str, codes: bool = True) -> Written:
+    @property
+    def by_span(self) -> bool:
+        """Whether a thought and its picture have each a law of their own, so that a row trains one of them at a time."""
+        return SPANS["r2i"][0] in self.objectives
+
+    def write(self, row: dict[str, Any], where: str, codes: bool = True, span: str | None = None) -> Written:
         """The row on its canvas.
 
         Args:
             where: names the row in errors.
             codes: False leaves pictures uncoded, zeros in their place: for checks.
+            span: of a row of ``r2i`` the thought alone, without a picture yet, or the picture alone; None = the whole row.
 
         Raises:
-            ValueError: an answer that does not fit or would be cut away, or a task that has no loss.
+            TooLongError: an answer that does not fit or would be cut away.
+            ValueError: no row of ``given_of``, or a task that has no loss.
         """
+        given = self._given(row, where)
+        with _naming(where):
+            ways = {"t2i": self._picture, "r2i": self._thought}
+            written = ways.get(given.task, self._text)(given, where, codes)
+        written = replace(written, canvas=replace(written.canvas, token_space=self.vocabulary))
+        return written if span is None else self.one_span(written, span)
+
+    def check(self, row: dict[str, Any], where: str) -> str:
+        """The row's task; raises what ``write`` would, in less time where lengths say it."""
+        given = self._given(row, where)
+        task = given.task
+        fills = task in ("text", "mmu") and not given.plain and self.objectives[task].train_padding != "first"
+        if task not in self._seen or not fills or self.train_turns == "all":
+            self.write(row, where, codes=False)
+            # Rows that fill their canvas are all as long: what the model takes is known by the first.
+            self._seen.add(task)
+            return task
+        with _naming(where):
+            answer, room = self._answer(given), self.max_length
+            row = given.row
+            if task == "mmu":
+                found = self._codes(given, where, codes=False)
+                row, room = {**row, "image_codes": found}, room + len(found)
+            self._padding(task, room, self._prompt_length(row, task, len(answer)), len(answer), where)
+        return task
+
+    def _given(self, row: dict[str, Any], where: str) -> Given:
         given = given_of(row, where)
-        if given.task not in self.objectives:
+        if given.task not in self.objectives and not (given.task == "r2i" and self.by_span):
             raise ValueError(
                 f"{where}: the objective has no loss for task {given.task!r}, only for {sorted(self.objectives)}; choose another "
                 "objective, or give one in task_overrides"
             )
         if given.task != "text" and self.codec is None:
             raise ValueError(f"{where}: task {given.task!r} needs image_tokenizer")
-        try:
-            ways = {"t2i": self._picture, "r2i": self._thought}
-            written = ways.get(given.task, self._text)(given, where, codes)
-        except ValueError as error:
-            raise error if str(error).startswith(where) else ValueError(f"{where}: {error}") from error
-        return replace(written, canvas=replace(written.canvas, token_space=self.vocabulary))
+        return given
+
+    def one_span(self, written: Written, span: str) -> Written:
+        """The thought of a row, with masks where the picture will be, or the picture behind the whole thought."""
+        assert written.codes is not None, "a row with a thought and a picture"
+        canvas, codes = written.canvas, written.codes
+        own, ids = codes, canvas.ids
+        if span == "thought":
+            assert self.policy.mask_token_id is not None, "families with the layout have a mask id"
+            own, ids = canvas.fill_mask[0] & ~codes, ids.masked_fill(codes[None], self.policy.mask_token_id)
+        canvas = replace(canvas, ids=ids, fill_mask=own[None], task=span)
+        return replace(written, canvas=canvas, trained=written.trained & own)
 
     def _codes(self, given: Given, where: str, codes: bool) -> Tensor:
         """Codes ``[N]`` of the row's picture."""
@@ -124,21 +181,29 @@ class Writer:
         """A thought, its padding and the picture."""
         answer, row = self._answer(given), {**given.row, "image_codes": self._codes(given, where, codes)}
         used = self._prompt_length(given.row, "text", len(answer))
-        padding = self._padding(given.task, self.max_length, used, len(answer), where)
-        canvas = self.policy.encode_thought(row, answer, used + len(answer) + padding)
+        padding = self._padding("thought" if self.by_span else given.task, self.max_length, used, len(answer), where)
+        room = used + len(answer) + padding
+        canvas = self.policy.encode_thought(row, answer, room)
         trained = canvas.fill_mask[0].clone()
-        return Written(canvas=canvas, trained=trained, marks=torch.zeros_like(trained))
+        codes = trained & (torch.arange(len(trained)) > len(trained) - 2 - len(row["image_codes"]))
+        return Written(canvas=canvas, trained=trained, marks=torch.zeros_like(trained), codes=codes)
 
     def _answer(self, given: Given) -> list[int]:
         """Ids of a text with the stop token that ends it."""
         assert given.answer is not None, "text is answered with text"
-        return [*self.policy.answer_ids(given.answer), *self.policy.stop_token_ids[-1:]]
+        ids = [*self.policy.answer_ids(given.answer), *self.policy.stop_token_ids[-1:]]
+        if len(ids) > self.max_length:
+            raise TooLongError(
+                f"the answer needs {len(ids)} positions, and there are {self.max_length}: part of the answer would be cut away. Raise "
+                f"max_length={self.max_length}, or shorten the row"
+            )
+        return ids
 
     def _padding(self, task: str, room: int, used: int, count: int, where: str) -> int:
         """Padding behind an answer of ``count`` tokens after ``used`` others in ``room`` positions."""
         spare, kind = room - used - count, self.objectives[task].train_padding
         if spare < 0:
-            raise ValueError(
+            raise TooLongError(
                 f"{where}: {used} tokens before the answer and {count} of the answer need {used + count} positions, "
                 f"and there are {room}: part of the answer would be cut away. Raise max_length={self.max_length}, or shorten the row"
             )

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..algorithm.denoising import Hidden, MaskedDenoising, denoising_sum
 from ..algorithm.noising import random_corruption
-from ..data.rows import read_row
+from ..data.given import given_of
+from ..data.rows import read_row, task_of
 from ..models.base import DiffusionPolicy
-from ..types import Experience, keyed_generator
+from ..types import SPANS, Experience, is_picture, keyed_generator
 from .batches import Unit, bucket, collate, cut_units, pad_units, score_batch, unit_draws
 from .given import Writer, Written, experience_of
 from .mixture import Mixture
@@ -67,8 +68,10 @@ def given_step(
     for number in range(place.rank * own, (place.rank + 1) * own):
         source, index = rows[number]
         where = f"{source}[{index}]"
-        written = writer.write(read_row(sources[source], index, where), where)
-        experience, hidden = noised(writer, written, ("step", seed, step, number), number)
+        key = ("step", seed, step, number)
+        row, span = one_span(writer, sources[source], read_row(sources[source], index, where), key)
+        written = writer.write(row, where, span=span)
+        experience, hidden = noised(writer, written, key, number)
         experiences.append(experience)
         shares.append(hidden.share)
     order = sorted(range(own), key=lambda i: (experiences[i].task, bucket(experiences[i], writer.policy), i))
@@ -81,11 +84,30 @@ def given_step(
     )
 
 
+def one_span(
+    writer: Writer, rows: Any, row: dict[str, Any], key: tuple[int | str, ...]
+) -> tuple[dict[str, Any], str | None]:
+    """Which span of a row of ``r2i`` is trained where each has a law of its own: either, with equal chance; else None.
+
+    The row comes with the prompt of another one of its ``rows`` now and then (``swap_prompt``).
+    """
+    if task_of(row) != "r2i" or not writer.by_span:
+        return row, None
+    generator = keyed_generator("span", *key)
+    span = SPANS["r2i"][int(torch.randint(2, (), generator=generator))]
+    if float(torch.rand((), generator=generator)) < writer.objectives[span].swap_prompt:
+        other = int(torch.randint(len(rows), (), generator=generator))
+        given, prompt = (given_of(own, "a row").row for own in (row, read_row(rows, other, f"row {other}")))
+        row = {key: value for key, value in given.items() if key not in ("messages", "conversations")}
+        row["prompt"] = prompt["prompt"]
+    return row, span
+
+
 def noised(writer: Writer, written: Written, key: tuple[int | str, ...], number: int) -> tuple[Experience, Hidden]:
     """A row under its task's law, drawn from ``key``."""
     task, policy = written.canvas.task, writer.policy
     objective = writer.objectives[task]
-    if task == "t2i" and objective.caption_dropout:
+    if is_picture(task) and objective.caption_dropout:
         draw = torch.rand((), dtype=torch.float64, generator=keyed_generator("caption", *key))
         written = writer.without_caption(written) if float(draw) < objective.caption_dropout else written
     hidden = objective.hide(written.trained, written.marks, generator=keyed_generator("denoise", *key))
@@ -126,8 +148,14 @@ def divisors(
     return {task: max(value, 1.0) for task, value in zip(tasks, total, strict=True)}
 
 
-def unit_sums(model: Any, policy: DiffusionPolicy, experiences: list[Experience], unit: Unit, device: Any) -> Tensor:
-    """Each row's weighted sum of -log p, ``[b]``, 0 in a dummy unit; differentiable."""
+def unit_sums(
+    model: Any, policy: DiffusionPolicy, experiences: list[Experience], unit: Unit, device: Any
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of -log p of all rows, ``[]`` and differentiable, and of each without gradient, ``[b]``.
+
+    Both are 0 in a dummy unit.
+    """
     batch = collate(experiences, unit, 0, policy, device)
-    scores = score_batch(model, policy, batch)
-    return denoising_sum(scores.logps, batch.weight) * batch.scale
+    scores = score_batch(model, policy, batch, coefficients=-batch.weight * batch.scale[:, None])
+    assert scores.total is not None, "asked for with the coefficients"
+    return scores.total, denoising_sum(scores.logps, batch.weight) * batch.scale

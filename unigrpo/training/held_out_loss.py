@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..algorithm.denoising import Hidden
 from ..algorithm.noising.base import random_subset
-from ..data.rows import read_row
+from ..data.rows import read_row, task_of
 from ..rollout.pipeline import evaluating
-from ..types import Experience, keyed_generator
+from ..types import SPANS, Experience, keyed_generator
 from .given import Writer, Written
 from .given_step import Place, hidden_row, noised, unit_sums, units_of
 
@@ -36,7 +36,8 @@ def held_out_loss(
 ) -> dict[str, float]:
     """Numbers of ``dataset`` for each task, over all processes; all of them call it together.
 
-    The noise depends on a row's number alone, not on the run, its seed or its processes.
+    The noise depends on a row's number alone, not on the run, its seed or its processes. Where thoughts and pictures have laws of their
+    own, the rows of ``r2i`` are measured by either, in turn.
 
     Returns:
         ``TASK_loss``, the objective without its coefficient; ``TASK_nats_per_token``, the bound on -log p of what is trained
@@ -64,7 +65,9 @@ def held_out_loss(
 def _row(writer: Writer, dataset: Any, number: int, name: str, draws: int) -> tuple[list[Experience], str, float, int]:
     """A row's draws under its law and for the bound, its task, mean share and number of trained tokens."""
     where = f"{name}[{number}]"
-    written = writer.write(read_row(dataset, number, where), where)
+    row = read_row(dataset, number, where)
+    span = SPANS["r2i"][number % 2] if task_of(row) == "r2i" and writer.by_span else None
+    written = writer.write(row, where, span=span)
     by_law = [noised(writer, written, ("held out", number, draw), number) for draw in range(draws)]
     bounds = []
     for draw in range(draws):
@@ -79,7 +82,7 @@ def _sums(writer: Writer, model: Any, experiences: list[Experience], place: Plac
     found = torch.zeros(len(experiences), dtype=torch.float64)
     (units,) = units_of(experiences, [list(range(len(experiences)))], writer.policy, place)
     for unit in units:
-        values = unit_sums(model, writer.policy, experiences, unit, place.device).double().cpu()
+        values = unit_sums(model, writer.policy, experiences, unit, place.device)[1].double().cpu()
         if not unit.dummy:
             found[list(unit.indices)] = values
     return found

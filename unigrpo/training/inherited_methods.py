@@ -21,7 +21,7 @@ _WORKS = """
 
 WORKS = frozenset(_WORKS.split())
 
-_ANSWERS = "a policy predicts no labels: use evaluate() to score answers, and load_policy(output_dir).generate(...) to write some"
+_ANSWERS = "a policy predicts no labels: use evaluate() to {evaluates}, and generate(prompts) to write answers"
 
 REFUSED = {
     "predict": _ANSWERS,
@@ -29,9 +29,10 @@ REFUSED = {
     "evaluation_loop": _ANSWERS,
     "get_eval_dataloader": "evaluate() reads the rows of its set itself; give it one, evaluate(dataset)",
     "get_test_dataloader": "evaluate() reads the rows of its set itself; give it one, evaluate(dataset)",
-    "hyperparameter_search": "it makes the model anew for every trial, and a run has one: start `unigrpo train RECIPE key=value` "
+    "hyperparameter_search": "it makes the model anew for every trial, and a run has one: start `unigrpo {command} RECIPE key=value` "
     "for every value",
 }
+"""By name the cure, in the words of the trainer: what it ``evaluates``, and its ``command``."""
 
 UNSORTED = "{names}: not sorted. Put each into WORKS or REFUSED of unigrpo/training/inherited_methods.py, after a call has shown which"
 
@@ -43,13 +44,18 @@ def unsorted_names(kind: type) -> list[str]:
 
 def _refused(name: str, cure: str) -> Any:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        raise ValueError(f"{name}() has no meaning for this trainer: {cure}")
+        raise ValueError(f"{name}() has no meaning for this trainer: {cure.format(**self._words)}")
 
-    method.__name__, method.__doc__ = name, f"Raises ``ValueError``: {cure}."
+    method.__name__, method.__doc__ = name, "Raises ``ValueError`` with the cure."
     return method
 
 
+WORDS = {"evaluates": "score answers", "command": "train"}
+"""Of reinforcement learning; another trainer has its own ``_words``."""
+
 RefusedMethods = type(
-    "RefusedMethods", (), {name: _refused(name, cure) for name, cure in REFUSED.items()} | {"__module__": __name__}
+    "RefusedMethods",
+    (),
+    {name: _refused(name, cure) for name, cure in REFUSED.items()} | {"__module__": __name__, "_words": WORDS},
 )
 """A mixin before ``Trainer`` with the methods of ``REFUSED``."""

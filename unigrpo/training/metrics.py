@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithm.advantages import Advantages, group_moments
 from ..models.placing import on_host
-from ..types import Rollout
+from ..types import Rollout, is_picture
 
 
 class Metrics:
@@ -160,21 +160,23 @@ def task_metrics(metrics: Metrics, tasks: list[str], rewards: Tensor) -> None:
         metrics.add(f"reward/{task}", rewards[torch.tensor([own == task for own in tasks])].nanmean())
 
 
+def has_stopped(rollout: Rollout, stop_token_ids: tuple[int, ...]) -> bool:
+    """Whether the one answer of ``rollout`` wrote a stop token; a text without one was cut off by its canvas."""
+    ids = rollout.canvas.ids[rollout.completion_mask].cpu()
+    return bool(torch.isin(ids, torch.tensor(stop_token_ids, dtype=torch.int64)).any())
+
+
 def completion_metrics(metrics: Metrics, rollouts: list[Rollout], stop_token_ids: tuple[int, ...]) -> None:
     """``completions/*`` lengths of texts; an answer without a stop token filled its canvas and counts as clipped.
 
     Images always fill their canvas, so they add to ``num_completion_tokens`` alone.
     """
     metrics.add("num_completion_tokens", sum(int(rollout.completion_mask.sum()) for rollout in rollouts))
-    rollouts = [rollout for rollout in rollouts if rollout.canvas.task != "t2i"]
+    rollouts = [rollout for rollout in rollouts if not is_picture(rollout.canvas.task)]
     if not rollouts:
         return
-    stops = torch.tensor(stop_token_ids, dtype=torch.int64)
-    lengths, stopped = [], []
-    for rollout in rollouts:
-        ids = rollout.canvas.ids[rollout.completion_mask].cpu()
-        lengths.append(len(ids))
-        stopped.append(bool(torch.isin(ids, stops).any()))
+    lengths = [int(rollout.completion_mask.sum()) for rollout in rollouts]
+    stopped = [has_stopped(rollout, stop_token_ids) for rollout in rollouts]
     counts = torch.tensor(lengths, dtype=torch.float32)
     ended = counts[torch.tensor(stopped)]
     for prefix, values in (("", counts), ("terminated_", ended)):

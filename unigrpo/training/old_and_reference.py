@@ -17,7 +17,7 @@ from ..config.build import Algorithm
 from ..models.base import DiffusionPolicy
 from ..models.lockstep import forwards_meet, lockstep
 from ..rollout.pipeline import Pipeline, evaluating
-from ..types import Experience
+from ..types import Experience, canvas_tasks
 from .batches import Batch, Unit, collate, score_batch
 from .diagnostics import thinned
 from .metrics import Metrics
@@ -121,7 +121,7 @@ def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metr
     For tasks whose ``kl`` is an estimate. ``tasks`` are those of all ranks' answers: every rank makes the same forwards, one
     without a unit of the task makes them on another unit and lets the result go.
     """
-    for task in sorted(set(tasks)):
+    for task in canvas_tasks(tasks):
         settings = pipe.algorithms[task].settings
         if not settings.needs_reference or settings.exact_kl:
             continue
@@ -144,13 +144,16 @@ def log_exact_kl(pipe: Pipeline, window: Window, tasks: list[str], metrics: Metr
 def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[str], metrics: Metrics) -> None:
     """``sampling/decoding_gap/{mean,max}``: |log p when drawn - log p by an exact forward on the same holes|, in nats.
 
-    For tasks that decode with kept keys and values: what a cache is off. One denoising step of each answer of the task's first
+    For tasks that decode with kept keys and values (what a cache is off) or leave out unlikely tokens (``top_k``, ``top_p``,
+    ``min_p``: minus the log of the mass that was left, by which the likelihood's law is another one). One denoising step of each answer of the task's first
     unit, drawn by the window's ``number``. ``tasks`` as in ``log_exact_kl``.
     """
-    for task in sorted(set(tasks)):
-        cached = getattr(pipe.algorithms[task].sampler, "kv_cache", "none") != "none"
+    for task in canvas_tasks(tasks):
+        sampler = pipe.algorithms[task].sampler
+        cached = getattr(sampler, "kv_cache", "none") != "none"
+        differs = cached or getattr(sampler, "truncation", None) is not None
         unit, own = _unit_of(window, task)
-        if not cached or unit is None or pipe.policy.mask_token_id is None:
+        if not differs or unit is None or pipe.policy.mask_token_id is None:
             continue
         before = [_at_one_step(window.experiences[index], (pipe.args.seed, number)) for index in unit.indices]
         batch = collate(before, Unit(tuple(range(len(before))), 0), 0, pipe.policy, pipe.device)

@@ -64,7 +64,8 @@ def refill(
     fresh = [pipe.new_prompt(window, attempt, samples[i].index // group) for i in stale]
     indices = [samples[i].index for i in stale]
     with metrics.timed("time/rollout"):
-        again = sample_answers(pipe, fresh, window, indices=indices, stream=f"refill-{attempt}")
+        together = {"pictures_per_thought": pipe.args.pictures_per_thought}
+        again = sample_answers(pipe, fresh, window, indices=indices, stream=f"refill-{attempt}", **together)
     local = scores.values[local_slice(pipe.rank, len(samples))].clone()
     with metrics.timed("time/reward"):
         new = own_scores(pipe, again, metrics)

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from ..config.arguments import UniGRPOConfig
+from ..config.run_checks import settle_best_model
 from ..data.image_codes import ImageCodec, load_tokenizer
-from ..models import DiffusionPolicy, resolve_policy
-from ..models.adapters import add_adapter, check_adapter, check_trains, keep_start
-from ..models.builtin import model_path
-from ..models.loading import check_from_scratch, load_config
+from ..models import DiffusionPolicy
+from ..models.adapters import add_adapter, check_adapter, check_trains, keep_out_vocabulary, keep_start, merged
+from ..models.builtin import model_name, model_path
+from ..models.loading import check_from_scratch
+from ..models.opening import lineage, open_model
 from ..models.quantization import check_quantization, prepare_quantised
 from ..rollout.rewards import RewardSet, offload, resolve_reward
 from ..terminal import masked
@@ -31,7 +33,20 @@ def check_arguments(args: UniGRPOConfig) -> None:
     if args.n_gpu > 1:
         raise ValueError(f"{args.n_gpu} GPUs are visible to one process; start with `accelerate launch`")
     if args.ignore_data_skip:
-        raise ValueError("ignore_data_skip=True would resume a window with another window's prompts; leave it False")
+        raise ValueError(
+            "ignore_data_skip=True would go on with other rows than those that the run was at; leave it False"
+        )
+
+
+def settle_early_stopping(args: Any, callbacks: list[TrainerCallback] | None, usual: str) -> None:
+    """``metric_for_best_model`` for a callback that stops a run early, as ``settle_best_model`` has it.
+
+    Raises:
+        ValueError: nothing is evaluated on the way.
+    """
+    for own in callbacks or []:
+        if isinstance(own, EarlyStoppingCallback):
+            settle_best_model(args, usual, type(own).__name__)
 
 
 def load_trainable(
@@ -40,38 +55,52 @@ def load_trainable(
     init_kwargs: dict[str, Any] | str | None,
     args: UniGRPOConfig,
     adapters: bool,
-) -> PreTrainedModel:
+) -> PreTrainedModel | PeftModel:
     """A policy's module from a hub id, path or ``builtin:NAME``, in the checkpoint's dtype unless told otherwise.
 
-    With ``from_scratch=True`` among ``init_kwargs`` its weights are drawn from the run's ``seed``, and none are read. Its attribute ``load_again`` loads it once more, for engines under which it cannot be copied.
+    From an adapter's folder it is the ``PeftModel`` to go on with; where further ``adapters`` will be put on it, its base with that
+    adapter merged in.
+
+    Its attribute ``load_again`` loads a whole model once more, for engines under which it cannot be copied, and
+    ``saved_processor`` is what was saved beside an adapter. With
+    ``from_scratch=True`` among ``init_kwargs`` the weights are drawn from the run's ``seed``, and none are read.
 
     Raises:
-        ValueError: text in place of options, quantised weights that no ``adapters`` will be put on, or without the package for them; options that
-            the model does not take.
+        ValueError: text in place of options, quantised weights that no adapter will be put on, that one would be merged into, or
+            without the package for them; options that the model does not take.
     """
     if isinstance(init_kwargs, str):
         raise ValueError(
             "model_init_kwargs is a text, which is not shown in case it has a token: give a mapping, or JSON of one"
         )
-    check_from_scratch(init_kwargs, adapters)
-    check_quantization(init_kwargs, adapters)
+    adapted = len(lineage(model)) > 1
+    check_from_scratch(init_kwargs, adapters or adapted)
+    check_quantization(init_kwargs, adapters or adapted)
     options = {"dtype": "auto", **(init_kwargs or {})}
     if options.get("quantization_config") is not None:
         # Made of the weights while they are loaded, on the device that has to compute with them.
         options.setdefault("device_map", {"": str(args.device)})
-    model = model_path(model)
-    trusted = bool(options.get("trust_remote_code"))
-    name = policy or load_config(model, trust_remote_code=trusted).model_type
-    family = resolve_policy(name)
-    load = partial(family.load_model, model)
-    if options.pop("from_scratch", False):
-        load = partial(family.fresh_model, model, args.seed)
-    load = partial(load, **options)
     try:
-        module = load()
+        opened = open_model(model, policy, trained=not adapters, seed=args.seed, **options)
     except TypeError as error:
         raise ValueError(f"model_init_kwargs={masked(init_kwargs)}: {error}") from error
-    module.load_again = load
+    module = opened.model
+    if adapted and adapters:
+        if getattr(module.get_base_model(), "is_quantized", False):
+            raise ValueError(
+                f"{model!r} is an adapter on a quantised base, and a new one needs it merged, which would round it: leave out lora "
+                "(peft_config) to go on with that adapter, or start from what `unigrpo merge` makes of it"
+            )
+        module = merged(module)
+    elif not adapted:
+        fresh = options.pop("from_scratch", False)
+        load = partial(opened.family.fresh_model, seed=args.seed) if fresh else opened.family.load_model
+        module.load_again = partial(load, model_path(model), **options)
+    base = module.get_base_model() if isinstance(module, PeftModel) else module
+    base.saved_processor = opened.processor
+    if not isinstance(module, PeftModel):
+        # What an adapter on it names as its base.
+        base.name_or_path = model
     return module
 
 
@@ -109,6 +138,16 @@ def reward_set(
     resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
     offload(resolved, offload_models)
     return RewardSet(functions=resolved, weights=weights, on_error=on_error, timeout=timeout)
+
+
+def check_stops(args: UniGRPOConfig, policy: DiffusionPolicy) -> None:
+    """Raises ``ValueError`` where every text answer would count as cut off, and none would be trained."""
+    masks = any(args.for_task(task).mask_truncated_completions for task in ("text", "mmu"))
+    if masks and not policy.stop_token_ids:
+        raise ValueError(
+            f"mask_truncated_completions=True leaves every answer out of the loss: {type(policy).__name__} has no stop token "
+            "that would end one. Leave it False"
+        )
 
 
 def warn_of_waits(args: UniGRPOConfig, rewards: RewardSet) -> None:
@@ -156,10 +195,15 @@ def trainable(
             check_adapter(model.peft_config[model.active_adapter])
             if with_reference:
                 keep_start(model, fresh=not was_adapted)
-    if not isinstance(model, PeftModel):
+            keep_out_vocabulary(model)
+    if isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            # It is saved: the name of what ships, and no folder of this machine.
+            config.base_model_name_or_path = model_name(config.base_model_name_or_path or "") or None
+        if args.gradient_checkpointing:
+            model.enable_input_require_grads()
+    else:
         warn_of_half_precision(model)
-    elif args.gradient_checkpointing:
-        model.enable_input_require_grads()
     if args.disable_dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):

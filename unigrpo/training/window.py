@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..config.arguments import UniGRPOConfig
 from ..config.build import Algorithm
 from ..rollout.pipeline import Pipeline
-from ..types import TASKS, Experience, keyed_generator
+from ..types import CANVAS_TASKS, Experience, keyed_generator
 from .batches import Unit, bucket, count_scored, cut_units, pad_units, unit_draws
 from .old_policy import kl_acts, moves_policy
 
@@ -21,7 +22,7 @@ class Window:
 
     Attributes:
         experiences: training data in sampling order.
-        order: the shuffled indices that micro-batches are cut from.
+        order: the shuffled answers that micro-batches are cut from; their numbers count answers, not spans.
         micro_batches: ``steps_per_generation`` lists of units.
         local_tokens, step_tokens: ``[micro-steps, K, tasks, 2]`` fp32, scored tokens and experiences of each task, those without
             a reward included: of this rank's micro-batch, and of the whole optimizer step on all ranks.
@@ -40,7 +41,7 @@ class Window:
     def tokens_per_row(self, loss_type: str, step: int, k: int, task: str) -> float:
         """Mean scored tokens of an experience of ``task`` in micro-step ``step``: of its optimizer step, for ``"bnpo"`` its own."""
         counted = self.local_tokens if loss_type == "bnpo" else self.step_tokens
-        tokens, count = counted[step, k, TASKS.index(task)].tolist()
+        tokens, count = counted[step, k, CANVAS_TASKS.index(task)].tolist()
         return max(tokens, 1.0) / max(count, 1.0)
 
 
@@ -52,19 +53,28 @@ def cut_window(pipe: Pipeline, experiences: list[Experience], window: int) -> Wi
     gradient is the same sum either way.
     """
     generator = keyed_generator("order", pipe.args.seed, window, pipe.rank)
-    order = torch.randperm(len(experiences), generator=generator).tolist()
+    answers = spans_by_answer(experiences)
+    order = torch.randperm(len(answers), generator=generator).tolist()
     steps = steps_by_index(pipe.args, window)
     # "bnpo" divides by the tokens of a micro-batch: there it matters who stands with whom.
     alike = all(algorithm.loss.loss_type != "bnpo" for algorithm in pipe.algorithms.values())
     acts = _kl_acts(pipe.args, pipe.algorithms)
 
-    def place(index: int) -> tuple:
-        own = experiences[index]
+    def place(answer: int) -> tuple:
+        own = experiences[answers[answer][0]]
         kind = (moves_policy(own, acts[own.task]), own.task, bucket(own, pipe.policy)) if alike else ()
         return steps[own.index], *kind
 
     order.sort(key=place)
     return rebuild_window(pipe, experiences, order)
+
+
+def spans_by_answer(experiences: list[Experience]) -> list[list[int]]:
+    """The places of each answer's spans, which are neighbours, in the order of the answers."""
+    return [
+        [place for place, _ in own]
+        for _, own in itertools.groupby(enumerate(experiences), key=lambda item: item[1].index)
+    ]
 
 
 def steps_by_index(args: UniGRPOConfig, window: int) -> list[int]:
@@ -82,9 +92,12 @@ def steps_by_index(args: UniGRPOConfig, window: int) -> list[int]:
 
 def rebuild_window(pipe: Pipeline, experiences: list[Experience], order: list[int]) -> Window:
     """The window of ``experiences`` in a known ``order``; a resume and a fresh window share this path."""
-    steps = pipe.args.steps_per_generation
+    steps, answers = pipe.args.steps_per_generation, spans_by_answer(experiences)
     size = len(order) // steps
-    dealt = [order[step * size : (step + 1) * size] for step in range(steps)]
+    dealt = [
+        [place for answer in order[step * size : (step + 1) * size] for place in answers[answer]]
+        for step in range(steps)
+    ]
     draws = _draws_to_cut(pipe.args, pipe.algorithms, experiences)
     units = cut_units(experiences, draws, dealt, pipe.policy)
     counts = torch.tensor([[len(unit) for unit in units]], device=pipe.device)
@@ -118,10 +131,10 @@ def count_tokens(
     algorithms: dict[str, Algorithm], num_iterations: int, experiences: list[Experience], dealt: list[list[int]]
 ) -> Tensor:
     """``Window.local_tokens``: tokens by which ``"bnpo"`` and ``"dapo"`` divide."""
-    counts = torch.zeros(len(dealt), num_iterations, len(TASKS), 2)
+    counts = torch.zeros(len(dealt), num_iterations, len(CANVAS_TASKS), 2)
     for step, indices in enumerate(dealt):
         for own in (experiences[index] for index in indices):
-            algorithm, place = algorithms[own.task], TASKS.index(own.task)
+            algorithm, place = algorithms[own.task], CANVAS_TASKS.index(own.task)
             whole = algorithm.loss.length_normalization == "completion"
             for k in range(num_iterations):
                 scored = float(own.completion_mask.sum()) if whole else count_scored(own, k, algorithm.mixes_draws)

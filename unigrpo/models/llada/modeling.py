@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ...types import TokenSpace
 from ..cache import KeyValueCache, LayerCache
 from ..draw import Draw
+from ..elsewhere import OpensElsewhere, label_loss, labelled
 from ..forward import MaskedDiffusionOutput, combine_guidance
 from ..head import VocabularyHead
 from ..inherited import RefusedMethods, check_attention_mask, refuse_arguments
@@ -179,18 +180,24 @@ class LLaDATrunk(nn.Module):
         """
         if attention_mask is None or self.config.attn_mask_mode == "none":
             return None
-        if on_host(attention_mask) and bool(attention_mask.all()):
+        if on_host(attention_mask) and not torch.compiler.is_compiling() and bool(attention_mask.all()):
             return None
         return attention_mask.bool()[:, None, None, :]
 
 
-class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
+class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
     """LLaDA with the whole forward contract: trunk, row selection, head and log-softmax inside ``forward``."""
 
     config_class = LLaDAConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again: the name that peft asks by, and that transformers 5.24 deprecates."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     _no_split_modules = ["LLaDABlock"]
     _supports_sdpa = True
 
@@ -246,10 +253,13 @@ class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
         draw: Draw | None = None,
         cache: KeyValueCache | None = None,
         counts: list[int] | None = None,
+        coefficients: Tensor | None = None,
         output_hidden_states: bool = False,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
         **kwargs,
     ) -> MaskedDiffusionOutput:
-        """Logits of chosen rows over a chosen vocabulary range, log-probabilities of given tokens, or tokens drawn.
+        """Logits of chosen rows over a chosen vocabulary range, log-probabilities of given tokens, tokens drawn, or a loss.
 
         Args:
             input_ids: ``[B, L]`` int64 (or ``inputs_embeds [B, L, d]``).
@@ -266,11 +276,17 @@ class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
             draw: how to choose a token for each selected row; needs ``select``.
             cache: keys and values to fill or to use; its span says which columns are computed. Inputs stay ``[B, L]``.
             counts: selected positions of each row, where the host knows them: it then does not wait for the device.
+            coefficients: ``[n]`` fp32, what the targets' log-probabilities are multiplied with in a loss that is linear in them.
+                The ``total`` is then their weighted sum, and alone has a gradient; a trained head makes it in three products a
+                token instead of four.
+            labels: ``[B, L]`` int64, the true tokens of ``input_ids``, which has been noised already; -100 = not scored. They
+                belong to their own position, not to the one before. ``MaskedDenoisingCollator`` makes both.
+            loss_weights: ``[B, L]``, the coefficient of each label's -log p; the loss is then their sum over B.
 
         Returns:
             ``MaskedDiffusionOutput`` with fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``); with ``logps [n]``
             and ``entropy [n]`` (and ``kl [n]`` with a reference) when ``targets`` are given; with ``tokens [n]`` and their
-            ``logps [n]`` when a ``draw`` is.
+            ``logps [n]`` when a ``draw`` is; with ``labels`` the ``loss`` alone, the mean of -log p over them.
 
         Raises:
             ValueError: arguments that do not go together, a mask that is none, or a selected row outside the cache's span.
@@ -281,6 +297,8 @@ class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
         check_attention_mask(attention_mask)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if labels is not None:
+            select, targets = labelled(labels, 0, select=select, targets=targets, draw=draw)
         if (targets is not None or draw is not None) and select is None:
             raise ValueError("targets and draws need select, the [B, L] mask of the rows they belong to")
         if cache is not None and cache.span is not None:
@@ -289,12 +307,17 @@ class LLaDAForMaskedDiffusion(RefusedMethods, PreTrainedModel):
         rows, states = self.model(embeds, attention_mask, position_ids, select, cache, output_hidden_states, counts)
         if guidance_scale is not None:
             rows = combine_guidance(rows, guidance_scale)
-        scores = self.model.transformer["ff_out"](rows, targets, token_space, temperature, ref_logprobs, draw)
+        asked = (targets, token_space, temperature, ref_logprobs, draw, coefficients)
+        scores = self.model.transformer["ff_out"](rows, *asked)
         if draw is not None:
             return MaskedDiffusionOutput(**scores._asdict())
         if targets is None:
             return MaskedDiffusionOutput(logits=scores, hidden_states=states)
-        return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl, hidden_states=states)
+        if labels is not None:
+            return MaskedDiffusionOutput(loss=label_loss(scores.logps, labels, loss_weights), hidden_states=states)
+        return MaskedDiffusionOutput(
+            logps=scores.logps, entropy=scores.entropy, kl=scores.kl, total=scores.total, hidden_states=states
+        )
 
 
 TAKEN = tuple(list(inspect.signature(LLaDAForMaskedDiffusion.forward).parameters)[1:-1])

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...types import Canvas, TokenSpace
-from ..base import fit_prompt
+from ...types import SPANS, Canvas, TokenSpace, is_picture
+from ..base import fit_prompt, left_pad
 from ..processing import MMaDAProcessor, prompt_text
 from ..text_canvas import TextCanvasPolicy
 from . import layouts
@@ -54,9 +54,9 @@ class MMaDAPolicy(TextCanvasPolicy):
             )
 
     def token_space(self, task: str) -> TokenSpace:
-        """``t2i``: the codebook's ids. Else the ids below the image offset minus the mask id."""
+        """Of pictures the codebook's ids. Else the ids below the image offset minus the mask id."""
         offset = self.config.image_token_offset
-        if task == "t2i":
+        if is_picture(task):
             return TokenSpace(start=offset, stop=offset + self.config.codebook_size)
         return TokenSpace(start=0, stop=offset, exclude=(self.mask_token_id,))
 
@@ -78,9 +78,11 @@ class MMaDAPolicy(TextCanvasPolicy):
           the image's codes ``[N]``.
         * ``t2i``: ``[iPAD]* <|t2i|> bos caption eos <|soi|> MASK*image_tokens <|eoi|>``, padded to the longest caption,
           or to all text slots where ``trim_padding`` is False or padding is attended.
+        * ``thought``: ``[pad]* <|r2i|> chat-prompt MASK*max_completion_length <|soi|> MASK*image_tokens <|eoi|>``, of which the
+          thought is written, and ``picture``: the same with ``row["thought_ids"]``, of which the codes are.
 
         Args:
-            max_completion_length: answer positions of text and mmu.
+            max_completion_length: answer positions of text and mmu, and of a thought.
             max_prompt_length: longest prompt in tokens, the image included; for t2i the text slots, default 512.
             prompt_truncation: ``"error"``, ``"left"`` or, for captions, ``"right"``.
             image_tokens: codes of an image to make.
@@ -88,6 +90,10 @@ class MMaDAPolicy(TextCanvasPolicy):
         Raises:
             ValueError: a prompt that does not fit, or a length that leaves no room for one.
         """
+        if task in SPANS["r2i"]:
+            return self._encode_spans(
+                rows, task, max_completion_length, image_tokens, max_prompt_length, prompt_truncation
+            )
         if task == "t2i":
             return self._encode_images_to_make(rows, image_tokens, max_prompt_length, prompt_truncation, trim_padding)
         return self.encode_text(
@@ -150,6 +156,44 @@ class MMaDAPolicy(TextCanvasPolicy):
             token_space=self.token_space("t2i"),
         )
 
+    def _encode_spans(
+        self,
+        rows: list[dict[str, Any]],
+        task: str,
+        length: int,
+        image_tokens: int,
+        max_prompt_length: int | None,
+        truncation: str,
+    ) -> Canvas:
+        """The two canvases of ``r2i``, whose layout is one."""
+        if truncation == "right":
+            raise ValueError(
+                f"prompt_truncation='right' would cut the end of a chat prompt of task {task!r}, which opens the thought; use 'left'"
+            )
+        special = self.config.special_token_ids
+        # Beside the prompt: <|r2i|>, which is never cut, <|soi|> and <|eoi|>.
+        limit = self._room("max_completion_length + image_tokens", length + image_tokens, max_prompt_length, around=3)
+        prompts = [
+            fit_prompt(self.processor.encode_prompt(row["prompt"], "r2i"), limit, truncation, row["prompt"])
+            for row in rows
+        ]
+        prompt_ids, prompt_mask = left_pad([[special["r2i"], *own] for own in prompts], self.pad_token_id)
+        empty = torch.full((length,), self.mask_token_id)
+        thoughts = torch.stack([row["thought_ids"] if task == "picture" else empty for row in rows])
+        codes = torch.full((len(rows), image_tokens), self.mask_token_id)
+        ids = torch.cat([prompt_ids, thoughts, layouts.around(codes, [special["soi"]], [special["eoi"]])], dim=1)
+        place, start = torch.arange(ids.shape[1]), prompt_ids.shape[1]
+        thought = (place >= start) & (place < start + length)
+        picture = (place > start + length) & (place < ids.shape[1] - 1)
+        real = torch.ones(len(rows), ids.shape[1] - start, dtype=torch.bool)
+        return Canvas(
+            ids=ids,
+            fill_mask=(picture if task == "picture" else thought).expand_as(ids).clone(),
+            attention_mask=torch.cat([prompt_mask, real], dim=1),
+            task=task,
+            token_space=self.token_space(task),
+        )
+
     def encode_thought(self, row: dict[str, Any], thought: list[int], max_length: int) -> Canvas:
         """``<|r2i|> chat-prompt thought eos* <|soi|> codes <|eoi|>`` with everything in place: a row to train on.
 
@@ -164,7 +208,7 @@ class MMaDAPolicy(TextCanvasPolicy):
         Raises:
             ValueError: prompt and thought do not fit.
         """
-        prompt, special = self.processor.encode_prompt(row["prompt"]), self.config.special_token_ids
+        prompt, special = self.processor.encode_prompt(row["prompt"], "r2i"), self.config.special_token_ids
         if len(prompt) + len(thought) > max_length:
             raise ValueError(
                 f"a prompt of {len(prompt)} and a thought of {len(thought)} tokens do not fit {max_length} positions"
@@ -186,8 +230,12 @@ class MMaDAPolicy(TextCanvasPolicy):
 
     def guidance_canvas(self, canvas: Canvas) -> Canvas:
         """``t2i``: the same canvas with an empty caption, ``[iPAD]* <|t2i|> bos eos <|soi|>``. Else every prompt token
-        hidden, the image included.
+        hidden, the image included; of a ``picture`` its thought too, and of both spans of ``r2i`` not the marks of the layout.
         """
+        if canvas.task in SPANS["r2i"]:
+            marks = torch.tensor([self.config.special_token_ids[name] for name in ("r2i", "soi", "eoi")])
+            kept = torch.isin(canvas.ids, marks.to(canvas.ids.device)) | canvas.fill_mask | ~canvas.attention_mask
+            return replace(canvas, ids=torch.where(kept, canvas.ids, self.mask_token_id))
         if canvas.task != "t2i":
             return super().guidance_canvas(canvas)
         special, config = self.config.special_token_ids, self.config
@@ -199,10 +247,10 @@ class MMaDAPolicy(TextCanvasPolicy):
         return replace(canvas, ids=ids, attention_mask=canvas.attention_mask & (place >= start - 3))
 
     def decode(self, canvas: Canvas, completion_mask: Tensor) -> list[str] | list[Tensor]:
-        """``t2i``: the codes ``[N]`` int64 of each image, for the image tokenizer. Else the text of each completion,
-        stop token and other special tokens left out.
+        """Of pictures the codes ``[N]`` int64 of each, for the image tokenizer. Else the text of each completion, stop token and
+        other special tokens left out.
         """
-        if canvas.task != "t2i":
+        if not is_picture(canvas.task):
             return super().decode(canvas, completion_mask)
         rows = [ids[mask] for ids, mask in zip(canvas.ids, completion_mask, strict=True)]
         return [row - self.config.image_token_offset for row in rows]

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from ...terminal import console, say
-from ..plots import pyplot_for
+from ..plots import figure_for
 
 
 WIDTH = 6.5
@@ -85,17 +85,16 @@ def draw_scatter(result: dict[str, Any], picture: Path) -> bool:
 
     Without matplotlib, a line that says how to get it. Returns whether the picture was made.
     """
-    pyplot = pyplot_for(picture)
-    if pyplot is None:
-        return False
     tasks = result["tasks"]
-    figure, axes = pyplot.subplots(1, len(tasks), figsize=(WIDTH * len(tasks), 4), layout="constrained", squeeze=False)
+    figure = figure_for(picture, figsize=(WIDTH * len(tasks), 4))
+    if figure is None:
+        return False
+    axes = figure.subplots(1, len(tasks), squeeze=False)
     for axis, (task, measured) in zip(axes[0], tasks.items(), strict=True):
         _panel(axis, measured["decoding"])
         axis.set_title(f"{task}: {result['model']}", fontsize=9)
     axes[0][0].set_ylabel("tokens equal to exact decoding, %")
     figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
     return True
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runs.plots import pyplot_for
+from ...runs.plots import figure_for
 
 
 POINTS = 60
@@ -20,11 +20,11 @@ def draw_curves(results: dict[str, Any], picture: Path) -> bool:
 
     Without matplotlib, a line that says how to get it. Returns whether the picture was made.
     """
-    pyplot = pyplot_for(picture)
-    if pyplot is None:
-        return False
     tasks = list(results["tasks"])
-    figure, axes = pyplot.subplots(1, len(tasks), figsize=(WIDTH * len(tasks), 4), layout="constrained", squeeze=False)
+    figure = figure_for(picture, figsize=(WIDTH * len(tasks), 4))
+    if figure is None:
+        return False
+    axes = figure.subplots(1, len(tasks), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         for number, algorithm in enumerate(results["algorithms"]):
             names = [f"{task}-{algorithm}-{seed}" for seed in results["seeds"]]
@@ -40,7 +40,6 @@ def draw_curves(results: dict[str, Any], picture: Path) -> bool:
     if lines:
         figure.legend(lines.values(), lines, loc="outside right center")
     figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
     return True
 
 

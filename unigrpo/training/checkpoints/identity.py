@@ -20,6 +20,7 @@ from ...config.run_keys import RUN_KEYS
 from ...data.image_codes import tokenizer_name
 from ...models.reference import is_peft
 from ...rollout.rewards import RewardSet, reward_name
+from ...types import canvas_tasks
 
 
 KEPT = ("seed", "data_seed", "world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "optim")
@@ -54,7 +55,7 @@ def described(
     """What the run of ``args`` keeps, and what may change: JSON, equal for runs that are the same.
 
     Args:
-        tasks: those of the training rows; each has its settings under its name.
+        tasks: those of the training rows; each of their canvases has its settings under its name.
         policy: the name of its class.
         reward_args: a digest for each reward of the arguments that it was made with, where they are known.
     """
@@ -64,7 +65,7 @@ def described(
     own["optim"] = str(getattr(args.optim, "value", args.optim)).removesuffix("_fused")
     unread = () if args.sft_weight else ("sft_batch_size",)
     unread += () if args.sync_ref_model else ("ref_model_mixup_alpha", "ref_model_sync_steps")
-    settings = {task: asdict(args.for_task(task)) for task in sorted(tasks)}
+    settings = {task: asdict(args.for_task(task)) for task in canvas_tasks(tasks)}
     kept = {name: value for name, value in own.items() if name not in (*TOLD, *SILENT, *unread)}
     told = {name: own[name] for name in TOLD if own[name] is not None}
     for task, values in settings.items():

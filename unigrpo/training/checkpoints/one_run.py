@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
-from huggingface_hub import ModelCard
 from torch import nn
 
 from ...errors import CheckpointError
 from ...models.checkpoint_files import ADAPTER_WEIGHTS, FULL_WEIGHTS, weights_in
 from ...models.reference import is_peft
+from .carded import Carded, without_card_of_peft
 from .files import describe, named
 from .identity import adapter_keys, dataset_digest, described, weights_digest
 from .run_record import RECORD, RunRecord, read_record, write_record
 
 
-CARD = "README.md"
-
-
-class OneRun:
+class OneRun(Carded):
     """A mixin before ``transformers.Trainer``: its run has an identity, and its folder no weights of another.
 
     Attributes:
@@ -35,10 +32,8 @@ class OneRun:
         run: the record of the run, on processes that write, once it is trained.
     """
 
-    about: dict[str, Any] = {}
     reward_args: list[str] | None = None
     start: dict[str, str] = {}
-    run: RunRecord | None = None
     _datasets: tuple[str, ...] = ("train_dataset", "eval_dataset", "sft_dataset")
     _new_id = ""
     """What the run is called if it is a new one, the same on all processes."""
@@ -72,25 +67,28 @@ class OneRun:
         Raises:
             CheckpointError: the folder holds some.
         """
-        if self._aside is not None:
-            super().save_model(output_dir, _internal_call)
-            return
         folder = Path(output_dir or self.args.output_dir)
         before = _stamps(folder)
-        self._on_writers(lambda: self._check_kind(folder))
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save and self.run is not None:
-            # A whole model is saved without a card: the one that is there is somebody's own.
-            if is_peft(self.model) and _stamps(folder).get(CARD) != before.get(CARD):
-                _name_in_card(folder, self.run)
-            if folder.resolve() == Path(self.args.output_dir).resolve():
-                self._list_files(folder, before)
+        if self._aside is None:
+            self._on_writers(lambda: self._check_kind(folder))
+        with without_card_of_peft(self.accelerator.unwrap_model(self.model)):
+            super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.write_card(folder)
+            self._list_if_own(folder, before)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, with the run's identity among the metadata."""
+        folder = Path(self.args.output_dir)
+        before = _stamps(folder)
         super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero() and self.run is not None:
-            _name_in_card(Path(self.args.output_dir), self.run)
+        if self.args.should_save:
+            self._list_if_own(folder, before)
+
+    create_model_card.__doc__ = Carded.create_model_card.__doc__
+
+    def _list_if_own(self, folder: Path, before: dict[str, tuple[int, int]]) -> None:
+        if self._aside is None and self.run is not None and folder.resolve() == Path(self.args.output_dir).resolve():
+            self._list_files(folder, before)
 
     def _check_kind(self, folder: Path) -> None:
         adapted = is_peft(self.model)
@@ -143,16 +141,3 @@ def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
     with os.scandir(folder) as entries:
         found = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
     return {name: (state.st_mtime_ns, state.st_size) for name, state in found}
-
-
-def _name_in_card(folder: Path, run: RunRecord) -> None:
-    """The run's identity among the metadata of the model card that was saved with an adapter."""
-    card = folder / CARD
-    if not card.is_file():
-        return
-    try:
-        loaded = ModelCard.load(card)
-        loaded.data.unigrpo = run.identity
-        loaded.save(card)
-    except (ValueError, OSError):  # Somebody's own, which is no model card.
-        return

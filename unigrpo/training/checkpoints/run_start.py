@@ -44,7 +44,7 @@ def begin(
         raise CheckpointError(f"cannot resume from {checkpoint} in another run's folder: {used(folder, left)}")
     if stored is None:
         return own, [
-            f"{checkpoint} does not say of which run it is, as those of earlier versions do not: that model, algorithm, rewards "
+            f"{checkpoint} does not say of which run it is, as those of earlier versions do not: that model, method "
             "and seed are the same is not checked"
         ]
     return _gone_on(checkpoint, own, stored, there)
@@ -68,7 +68,7 @@ def _gone_on(place: Path, own: RunRecord, stored: RunRecord, there: RunRecord | 
     if broken:
         raise CheckpointError(
             f"cannot resume from {place}, of run {stored.run_id}: {'; '.join(broken)}. A run keeps these to its end: "
-            "its window, optimizer and order of prompts were made with them. Set them back, or start a new run (another output_dir), from its weights (model path) if you like"
+            "what its checkpoints hold was made with them. Set them back, or start a new run (another output_dir), from its weights (model path) if you like"
         )
     files = there.files if there is not None and there.run_id == stored.run_id else {}
     record = replace(own, run_id=stored.run_id, about={**own.about, **stored.about}, files=files)

@@ -27,8 +27,6 @@ from .window_file import load_window, save_window
 REFERENCE_FILE = "reference_model.safetensors"
 WINDOW_FILE = "rollout_window_{rank}.safetensors"
 
-CURE = "A lower learning_rate, log_ratio_clip, advantage_clip, or leaving these rows out may help"
-
 
 def window_file(checkpoint: str | Path, rank: int) -> Path:
     """Where a checkpoint keeps the rollout buffer of one rank."""
@@ -61,6 +59,7 @@ class WindowCheckpoints(AtomicCheckpoints):
     args: UniGRPOConfig
     _window: Window | None
     _step_failed = False
+    _cure = "A lower learning_rate, log_ratio_clip, advantage_clip, or leaving these rows out may help"
 
     @property
     def _window_shape(self) -> tuple[int, int]:
@@ -181,7 +180,7 @@ class WindowCheckpoints(AtomicCheckpoints):
         changed = {name: f"{value} there, {own[name]} here" for name, value in sizes.items() if value != own[name]}
         if changed:
             raise ValueError(
-                f"{checkpoint} counts rollouts of another size: {changed}; resume with the same batch sizes, or start a "
+                f"{checkpoint} counts batches of another size: {changed}; resume with the same batch sizes, or start a "
                 "new run from its weights"
             )
 
@@ -216,8 +215,8 @@ class WindowCheckpoints(AtomicCheckpoints):
             try:
                 self._save_checkpoint(model, trial=None)
             except CheckpointError as error:
-                raise NonFiniteError(f"{what}. {CURE}. The state before it is lost: {error}") from error
-        raise NonFiniteError(f"{what}. The weights before it are in {folder}; resume from there. {CURE}")
+                raise NonFiniteError(f"{what}. {self._cure}. The state before it is lost: {error}") from error
+        raise NonFiniteError(f"{what}. The weights before it are in {folder}; resume from there. {self._cure}")
 
     def _stop_if_applied(self, engine: nn.Module) -> None:
         """Raises ``NonFiniteError`` after a step of DeepSpeed's with a gradient that was not finite.
@@ -230,5 +229,5 @@ class WindowCheckpoints(AtomicCheckpoints):
             return
         raise NonFiniteError(
             f"gradient of step {self.state.global_step + 1} is not finite, and DeepSpeed has applied it already; resume "
-            f"from the last checkpoint. {CURE}"
+            f"from the last checkpoint. {self._cure}"
         )

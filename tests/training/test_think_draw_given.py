@@ -1,0 +1,96 @@
+"""Fine-tuning on thoughts and their pictures, each under a law of its own: what is hidden, what is read, what is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unigrpo.config.denoising_presets import objectives_of
+from unigrpo.models.mmada import MMaDAPolicy
+from unigrpo.training.given import Writer
+from unigrpo.training.given_step import one_span
+from unigrpo.types import TokenSpace
+
+from ..support.given_runs import MIXED, THOUGHTS, given_trainer
+from ..support.images import picture
+from ..support.tiny import tiny_model, tiny_processor
+
+
+class Codec:
+    """Four codes, 0 to 3, of whatever picture."""
+
+    def encode(self, images, size, transforms):
+        return torch.arange(4)[None]
+
+    def count(self, size):
+        return 4
+
+
+@pytest.fixture(scope="module")
+def writer():
+    model = tiny_model()
+    policy = MMaDAPolicy.from_model(model, tiny_processor())
+    space = TokenSpace(start=0, stop=model.config.vocab_size)
+    return Writer(policy, objectives_of("think_then_draw"), Codec(), max_length=24, image_size=64, vocabulary=space)
+
+
+ROW = {"prompt": "w1 w2", "completion": "w5 w6", "image": picture(0), "task": "r2i"}
+
+
+def test_the_spans_are_the_canvases_that_rollouts_write_on(writer):
+    policy = writer.policy
+    thought, drawn = (writer.write(ROW, "row", span=span) for span in ("thought", "picture"))
+    length = int(thought.canvas.fill_mask.sum())
+    first = policy.encode([ROW], "thought", max_completion_length=length, image_tokens=4)
+    ids = thought.canvas.ids[thought.canvas.fill_mask]
+    second = policy.encode([{**ROW, "thought_ids": ids}], "picture", max_completion_length=length, image_tokens=4)
+    for written, canvas in ((thought, first), (drawn, second)):
+        assert torch.equal(written.canvas.fill_mask, canvas.fill_mask) and torch.equal(
+            written.trained, canvas.fill_mask[0]
+        )
+        hidden = written.canvas.ids.masked_fill(written.canvas.fill_mask, policy.mask_token_id)
+        assert torch.equal(hidden, canvas.ids) and written.canvas.task == canvas.task
+    codes = drawn.canvas.ids[drawn.canvas.fill_mask] - policy.config.image_token_offset
+    assert codes.tolist() == [0, 1, 2, 3]
+
+
+def test_a_row_trains_either_span_and_pictures_see_other_prompts_now_and_then(writer):
+    rows = [{**ROW, "prompt": f"w{i}", "completion": f"w{30 + i}"} for i in range(40)]
+    drawn = [one_span(writer, rows, rows[n % 40], ("step", 0, n)) for n in range(4000)]
+    spans = [span for _, span in drawn]
+    assert abs(spans.count("thought") / 4000 - 0.5) < 4 * (0.25 / 4000) ** 0.5
+    swapped = {"thought": [], "picture": []}
+    for n, (row, span) in enumerate(drawn):
+        swapped[span].append(row["prompt"] != rows[n % 40]["prompt"])
+        assert row["completion"] == rows[n % 40]["completion"], "the thought belongs to the picture"
+    assert not any(swapped["thought"])
+    count = len(swapped["picture"])
+    expected = 0.3 * 39 / 40
+    assert abs(sum(swapped["picture"]) / count - expected) < 4 * (expected * (1 - expected) / count) ** 0.5
+
+
+def test_a_chat_that_is_swapped_keeps_its_answer(writer):
+    def chat(asked, said):
+        return {
+            "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}],
+            "image": picture(0),
+            "task": "r2i",
+        }
+
+    rows = [chat("w1", "w31"), chat("w2", "w32")]
+    found = [one_span(writer, rows, rows[0], ("step", 0, n))[0] for n in range(60)]
+    other = [row for row in found if row.get("prompt") == [{"role": "user", "content": "w2"}]]
+    assert other and all(row["completion"] == "w31" for row in other)
+    assert writer.write(other[0], "row", span="picture").canvas.task == "picture"
+
+
+def test_runs_measure_both(tmp_path):
+    trainer = given_trainer(
+        tmp_path, MIXED, eval_rows=[*THOUGHTS, *THOUGHTS], objective="think_then_draw", max_steps=2
+    )
+    trainer.train()
+    logged = {key for log in trainer.state.log_history for key in log}
+    assert {"loss/thought", "loss/picture"} & logged
+    found = trainer.evaluate()
+    assert found["eval_loss"] == pytest.approx(found["eval_thought_loss"] + found["eval_picture_loss"])
+    assert {"eval_thought_nats_per_token", "eval_picture_nats_per_token"} <= found.keys()

@@ -1,0 +1,89 @@
+"""A policy's module from wherever it was left: a whole model, an adapter on one, or an adapter on what another has made of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import DiffusionPolicy, resolve_policy
+from .adapter_files import ADAPTER_FILE, adapter_base, load_adapter
+from .builtin import model_path
+from .loading import check_from_scratch, load_config, load_processor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What lies at a path.
+
+    Attributes:
+        model: a ``PreTrainedModel``, or a ``PeftModel`` where the path is an adapter's.
+        family: its policy class.
+        processor: the one saved beside an adapter, with the prompt options that it was trained with; None = the base's.
+    """
+
+    model: Any
+    family: type[DiffusionPolicy]
+    processor: Any = None
+
+
+def lineage(path: str) -> list[str]:
+    """``path``, the base that it names if it is an adapter's folder, the base of that, and last a whole model.
+
+    Names of shipped checkpoints are folders in it.
+
+    Raises:
+        ValueError: an adapter whose configuration is damaged, or adapters that name each other as their bases.
+    """
+    found = [model_path(path)]
+    while (Path(found[-1]) / ADAPTER_FILE).is_file():
+        base = model_path(adapter_base(found[-1]))
+        if Path(base).exists() and any(Path(base).samefile(own) for own in found):
+            raise ValueError(
+                f"adapter {path!r} ends nowhere, its bases name each other ({' -> '.join([*found, base])}): set "
+                f"base_model_name_or_path in {ADAPTER_FILE} to the model that it was trained on"
+            )
+        found.append(base)
+    return found
+
+
+def open_model(
+    path: str,
+    policy: str | type[DiffusionPolicy] | None = None,
+    allow_missing: Sequence[str] | str = (),
+    trained: bool = False,
+    from_scratch: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Opened:
+    """What lies at ``path``: a hub id, a folder, ``builtin:NAME`` or an adapter's folder.
+
+    An adapter whose base is an adapter's folder too is put on that base with its adapter merged in.
+
+    Args:
+        policy, allow_missing: as in ``load_policy``.
+        trained: the adapter's weights require gradients.
+        from_scratch: the weights are drawn from ``seed``, and none are read.
+        options: of ``from_pretrained`` of the whole model.
+
+    Raises:
+        CheckpointError, SourceError, ValueError: as in ``load_policy``; also an adapter that cannot be merged, where another one
+            lies on it.
+    """
+    from .adapters import merged
+
+    *adapters, base = lineage(path)
+    name = policy or load_config(base, trust_remote_code=bool(options.get("trust_remote_code"))).model_type
+    family = resolve_policy(name)
+    if allow_missing:
+        options["allow_missing"] = allow_missing
+    if from_scratch:
+        check_from_scratch({"from_scratch": from_scratch, **options}, bool(adapters))
+        return Opened(model=family.fresh_model(base, seed, **options), family=family)
+    model: Any = family.load_model(base, **options)
+    for number, folder in enumerate(reversed(adapters)):
+        model = load_adapter(merged(model) if number else model, folder, allow_missing, trained)
+    saved = bool(adapters) and (Path(adapters[0]) / "processor_config.json").exists()
+    processor = load_processor(family.processor_class, adapters[0]) if saved else None
+    return Opened(model=model, family=family, processor=processor)

@@ -1,0 +1,70 @@
+"""The names that people type when they ask for answers, those of transformers and diffusers, as the library's own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+SAME = {"max_new_tokens": "max_completion_length", "num_inference_steps": "steps"}
+"""Their name of something -> ours."""
+
+ELSEWHERE = {
+    "max_length": "it would count the prompt: give max_completion_length (or max_new_tokens), which counts the answer alone",
+    "num_beams": "a canvas is filled in any order and has no beams: leave it out",
+    "generation_config": "give its values one by one",
+    "stopping_criteria": "an answer ends at the policy's stop tokens: leave it out",
+    "streamer": "tokens are not written from left to right: on_step(done, total) tells of the progress",
+    "pad_token_id": "the policy says it: leave it out",
+    "eos_token_id": "the policy says it: leave it out",
+    "use_cache": 'give kv_cache="prefix" or "dual"',
+}
+"""What people type that has no meaning here, and the cure."""
+
+
+def in_own_names(options: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    """``named`` with what ``options`` say of it in other words, which are taken out of ``options``.
+
+    ``do_sample`` False is a temperature of 0, True one of 1 unless a temperature is given. A ``generator`` gives the seed.
+
+    Raises:
+        ValueError: one thing is said twice, or in two ways that disagree.
+    """
+    found = dict(named)
+    for theirs, own in SAME.items():
+        value = options.pop(theirs, None)
+        if value is not None and found[own] is not None:
+            raise ValueError(f"{theirs}={value} and {own}={found[own]} are one thing: give one of them")
+        found[own] = found[own] if value is None else value
+    sampled, temperature = options.pop("do_sample", None), found["temperature"]
+    if sampled is not None and temperature is not None and bool(sampled) != bool(temperature):
+        raise ValueError(f"do_sample={sampled} and temperature={temperature} disagree: 0 is greedy; give one of them")
+    if sampled is not None and temperature is None:
+        found["temperature"] = float(bool(sampled))
+    generator = options.pop("generator", None)
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator={generator!r} is no torch.Generator; give one, or seed=0")
+        if found["seed"] is not None:
+            raise ValueError(f"generator and seed={found['seed']} are given: give one of them")
+        found["seed"] = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return found
+
+
+def check_options(options: Iterable[str], known: Iterable[str], own: Iterable[str], sampler: str) -> None:
+    """Raises ``ValueError`` for the first of ``options`` that is no field of the sampler (``known``).
+
+    ``own`` are the further names that ``generate`` takes.
+    """
+    known = list(known)
+    for name in options:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, [*known, *own, *SAME, "do_sample", "generator"], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"sampler {sampler!r} has no option {name!r}: {ELSEWHERE.get(name) or f'{hint}it has {known}'}"
+        )

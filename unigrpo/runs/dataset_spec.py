@@ -1,0 +1,163 @@
+"""What a recipe says of a dataset, and the rows that it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..data.columns import as_mapping, meant
+from ..data.files import beside, is_on_hub, open_rows
+from ..data.gym import GYM, problems
+from ..data.rows import as_prompts, undecoded
+from ..errors import RecipeError, SourceError, import_named
+from ..models.builtin import BUILTIN
+
+
+@dataclass(slots=True, kw_only=True)
+class DatasetSpec:
+    """``path`` and ``data_files`` are as in ``data.files.open_rows``, or ``builtin:NAME`` or ``reasoning_gym:TASK``.
+
+    ``column_map`` is ``{our column: theirs}``, ``limit`` keeps the first rows, ``prompt`` is one prompt for all rows,
+    ``image_folder`` is where pictures lie that are named by relative paths, ``image_transform`` how pictures get the model's size:
+    ``squash``, ``crop`` or ``pad``.
+    """
+
+    TYPES: ClassVar[dict[str, tuple[type, ...]]] = {
+        "path": (str, list),
+        "data_files": (str, list, dict, type(None)),
+        "limit": (int, type(None)),
+        "column_map": (dict,),
+    }
+    PATHS: ClassVar[tuple[str, ...]] = ("path", "data_files", "image_folder")
+
+    path: str | list[str]
+    name: str | None = None
+    split: str = "train"
+    data_files: str | list[str] | dict[str, Any] | None = None
+    task: str | None = None
+    column_map: dict[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    prompt: str | None = None
+    image_folder: str | None = None
+    image_transform: str | None = None
+
+    @property
+    def shipped(self) -> str | None:
+        """The name behind ``builtin:``; None for others."""
+        return (
+            self.path.removeprefix(BUILTIN) if isinstance(self.path, str) and self.path.startswith(BUILTIN) else None
+        )
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the hub is asked for it."""
+        made = self.shipped is not None or (isinstance(self.path, str) and self.path.startswith(GYM))
+        return not made and is_on_hub(self.path)
+
+
+BUILTIN_SETS = {
+    "arithmetic": "unigrpo.toy.arithmetic:problems",
+    "countdown": "unigrpo.toy.countdown:problems",
+    "running_sums": "unigrpo.toy.running_sums:problems",
+    "shapes": "unigrpo.toy.shapes:problems",
+    "sudoku": "unigrpo.toy.sudoku:problems",
+}
+"""``builtin:NAME`` as a dataset -> the function ``(split, limit) -> rows`` that makes it. Imported when it is asked for."""
+
+BUILTIN_QUESTIONS = {"shapes": "unigrpo.toy.shapes:questions"}
+"""The same for rows of task ``mmu``."""
+
+
+def load_rows(spec: DatasetSpec) -> Any:
+    """One dataset with our column names.
+
+    Raises:
+        RecipeError: it cannot be read, an unknown shipped set, or a column that is not there.
+        SourceError: there is nothing at its path.
+    """
+    if spec.shipped is not None:
+        rows = _builtin_rows(spec, spec.shipped)
+    elif isinstance(spec.path, str) and spec.path.startswith(GYM):
+        rows = _made(spec, lambda: problems(str(spec.path).removeprefix(GYM), spec.split, spec.limit))
+    else:
+        try:
+            rows = open_rows(spec.path, name=spec.name, split=spec.split, data_files=spec.data_files)
+        except SourceError:
+            raise
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        if spec.limit is not None:
+            rows = rows.select(range(min(spec.limit, len(rows))))
+    return undecoded(beside(_renamed(rows, spec), spec.path, spec.image_folder))
+
+
+def prompt_rows(spec: DatasetSpec, given: bool = False) -> Any:
+    """``load_rows`` for a run that samples answers: chats are prompts.
+
+    Args:
+        given: the rows have answers too, for the auxiliary loss.
+
+    Raises:
+        RecipeError: rows without a prompt; the message has the ``column_map`` that is probably meant.
+    """
+    rows = as_prompts(load_rows(spec))
+    answer = "solution" if not given else "image" if spec.task == "t2i" else "completion"
+    lacking = "prompt" not in rows.column_names or (given and answer not in rows.column_names)
+    if lacking:
+        raise _lacks(spec, rows, ("prompt", answer))
+    return rows
+
+
+def check_given_columns(spec: DatasetSpec, rows: Any) -> None:
+    """Raises ``RecipeError`` for rows in none of the forms of ``data.given``, with the ``column_map`` that is probably meant."""
+    columns = set(rows.column_names)
+    if not columns & {"messages", "conversations", "text", "prompt"}:
+        raise _lacks(spec, rows, ("prompt", "image" if spec.task == "t2i" else "completion"))
+    if (
+        "prompt" in columns
+        and spec.task != "t2i"
+        and not columns & {"messages", "conversations", "completion", "task"}
+    ):
+        raise _lacks(spec, rows, ("prompt", "completion"))
+
+
+def _lacks(spec: DatasetSpec, rows: Any, wanted: tuple[str, str]) -> RecipeError:
+    columns = rows.column_names
+    found = {**spec.column_map, **meant(columns, wanted)}
+    missing = [ours for ours in wanted if ours not in columns and ours != "solution"]
+    cure = f"write column_map: {as_mapping(found)}" if found else "say with column_map: {ours: theirs} which they are"
+    return RecipeError(
+        f"dataset {spec.path!r} has no column {' or '.join(map(repr, missing))}, only {columns}; {cure}"
+    )
+
+
+def _builtin_rows(spec: DatasetSpec, name: str) -> Any:
+    sets = {**BUILTIN_SETS, **BUILTIN_QUESTIONS} if spec.task == "mmu" else BUILTIN_SETS
+    if name not in sets:
+        raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in sets]}")
+    return _made(spec, lambda: import_named(sets[name])(spec.split, spec.limit))
+
+
+def _made(spec: DatasetSpec, make: Any) -> Any:
+    from datasets import Dataset
+
+    try:
+        return Dataset.from_list(make())
+    except ValueError as error:
+        raise RecipeError(f"dataset {spec.path!r}: {error}") from error
+
+
+def _renamed(rows: Any, spec: DatasetSpec) -> Any:
+    missing = [theirs for theirs in spec.column_map.values() if theirs not in rows.column_names]
+    if missing:
+        raise RecipeError(f"dataset {spec.path!r}: column_map names {missing}, its columns are {rows.column_names}")
+    for ours, theirs in spec.column_map.items():
+        if ours != theirs:
+            if ours in rows.column_names:
+                rows = rows.remove_columns(ours)
+            rows = rows.rename_column(theirs, ours)
+    for name, value in (("task", spec.task), ("prompt", spec.prompt), ("image_transform", spec.image_transform)):
+        if value is not None:
+            rows = rows.remove_columns(name) if name in rows.column_names else rows
+            rows = rows.add_column(name, [value] * len(rows))
+    return rows

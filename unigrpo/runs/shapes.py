@@ -1,0 +1,131 @@
+"""What a recipe trains, known without its weights: the model's class and configuration, the canvas of each task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..config.arguments import UniGRPOConfig
+from ..config.denoising_arguments import MaskedDenoisingConfig
+from ..data.image_codes import sides, tokenizer_config
+from ..errors import RecipeError
+from ..models import POLICIES, MagvitV2Config, resolve_policy
+from ..models.builtin import model_path
+from ..models.loading import load_config
+from ..models.mmada.policy import TEXT_SLOTS
+from ..models.opening import lineage
+from ..types import SPANS, canvas_tasks
+from .build import build_policy
+from .recipe import Recipe
+
+
+PROMPT = {"text": 160, "mmu": 160, "t2i": 50, "thought": 160, "picture": 160}
+"""Tokens of a question or of a caption, where no ``max_prompt_length`` bounds them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A task's canvas: its positions, those that an answer fills, and how many tokens it is chosen among. ``settings`` are those of
+    an RL run.
+
+    ``pixels`` are height and width of its pictures; ``assumed`` says what no key bounds.
+    """
+
+    settings: Any
+    length: int
+    answer: int
+    width: int
+    pixels: tuple[int, int] = (0, 0)
+    assumed: str = ""
+
+
+def model_family(recipe: Recipe, args: UniGRPOConfig | MaskedDenoisingConfig) -> tuple[Any, Any, torch.dtype, str]:
+    """The class, the configuration and the dtype of a recipe's model, and a note where these are the published ones.
+
+    Raises:
+        RecipeError: the model is not reachable, and is none whose published sizes are known.
+    """
+    policy, note, options = build_policy(recipe), "", args.model_init_kwargs or {}
+    assert isinstance(options, dict), "a mapping since the config was made"
+    try:
+        path = lineage(recipe.model.path)[-1]
+        config = load_config(path, trust_remote_code=bool(options.get("trust_remote_code")))
+    except OSError as error:
+        if policy not in POLICIES.values():
+            raise RecipeError(
+                f"{recipe.source}: model {recipe.model.path} is not reachable, so its memory cannot be counted; set policy "
+                f"to one of {sorted(POLICIES)} to count with the published sizes"
+            ) from error
+        config = policy.model_class.config_class(dtype="bfloat16")
+        note = f"model {recipe.model.path}: not reachable, counted by the published 8B sizes"
+    policy = policy or resolve_policy(config.model_type)
+    if not isinstance(policy.model_class, type) or not issubclass(policy.model_class, PreTrainedModel):
+        raise RecipeError(
+            f"{recipe.source}: the model_class of policy {policy.__name__} is no PreTrainedModel, so its memory cannot be "
+            "counted"
+        )
+    dtype = options.get("dtype", recipe.model.dtype)
+    dtype = config.dtype or torch.float32 if dtype == "auto" else dtype
+    return policy.model_class, config, getattr(torch, dtype) if isinstance(dtype, str) else dtype, note
+
+
+def shapes_of(recipe: Recipe, args: UniGRPOConfig, config: Any) -> tuple[MagvitV2Config | None, list[Shape]]:
+    """The image tokenizer, where one is needed, and the canvas of each task, of a model of the configuration ``config``.
+
+    A tokenizer that is not reachable is counted as showlab/magvitv2.
+    """
+    tasks = canvas_tasks({spec.task or "text" for spec in (*recipe.datasets, *recipe.sft_datasets)})
+    tokenizer = tokenizer_of(args, config, tasks)
+    return tokenizer, [shape_of(args, config, tokenizer, task) for task in tasks]
+
+
+def tokenizer_of(args: Any, config: Any, tasks: list[str]) -> MagvitV2Config | None:
+    """The image tokenizer's configuration, where one of ``tasks`` needs it."""
+    if tasks == ["text"]:
+        return None
+    path = args.image_tokenizer or getattr(config, "image_tokenizer", None)
+    try:
+        return MagvitV2Config() if path is None else tokenizer_config(model_path(path))
+    except OSError:
+        return MagvitV2Config()
+
+
+def picture_of(config: Any, tokenizer: MagvitV2Config, size: Any) -> tuple[tuple[int, int], int]:
+    """Height and width of a picture of that size, or None for the checkpoint's, and its codes."""
+    usual = (getattr(config, "sampling_defaults", None) or {}).get("image_size", 512)
+    pixels = sides(size or usual)
+    return pixels, pixels[0] // tokenizer.factor * (pixels[1] // tokenizer.factor)
+
+
+def shape_of(args: UniGRPOConfig, config: Any, tokenizer: MagvitV2Config | None, task: str) -> Shape:
+    """The canvas of ``task`` with a prompt as long as a run takes, or a usual one where it takes any."""
+    own, text = args.for_task(task), getattr(config, "image_token_offset", config.vocab_size)
+    assumed = f"prompts of task {task!r} are counted with {PROMPT[task]} tokens, as max_prompt_length is not set"
+    assumed = assumed if own.max_prompt_length is None else ""
+    if task == "text":
+        answer = own.max_completion_length
+        length = (own.max_prompt_length or PROMPT[task]) + answer
+        return Shape(settings=own, length=length, answer=answer, width=text, assumed=assumed)
+    assert tokenizer is not None, "a task with pictures has one"
+    pixels, codes = picture_of(config, tokenizer, own.image_size)
+    if task in SPANS["r2i"]:
+        thought = args.for_task("thought")
+        pixels, codes = picture_of(config, tokenizer, args.for_task("picture").image_size)
+        # Beside prompt, thought and codes: the task's mark, and one on either side of the picture.
+        length = (thought.max_prompt_length or PROMPT[task]) + thought.max_completion_length + codes + 3
+        answer, width = (
+            (codes, tokenizer.codebook_size) if task == "picture" else (thought.max_completion_length, text)
+        )
+        return Shape(settings=own, length=length, answer=answer, width=width, pixels=pixels, assumed=assumed)
+    if task == "mmu":
+        answer, width = own.max_completion_length, text
+        length = (own.max_prompt_length or codes + 3 + PROMPT[task]) + answer
+    else:
+        answer, width = codes, tokenizer.codebook_size
+        slots = own.max_prompt_length or (PROMPT[task] + 2 if args.trim_padding else TEXT_SLOTS)
+        # Beside the text slots and the codes: the caption's end, and a mark on either side of the picture.
+        length = slots + codes + 3
+    return Shape(settings=own, length=length, answer=answer, width=width, pixels=pixels, assumed=assumed)
