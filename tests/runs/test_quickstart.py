@@ -18,9 +18,9 @@ def commit_seed() -> int:
     return int(done.stdout[:6], 16)
 
 
-def train(recipe: str, tmp_path: Path, label: str, *overrides: str) -> dict:
+def train(recipe: str, tmp_path: Path, label: str, *overrides: str, command: str = "train") -> dict:
     """The run's summary, after a line for the record of each task."""
-    command = [sys.executable, "-m", "unigrpo", "train", str(ROOT / "recipes" / f"{recipe}.yaml")]
+    command = [sys.executable, "-m", "unigrpo", command, str(ROOT / "recipes" / f"{recipe}.yaml")]
     command += [f"output_dir={tmp_path}", "disable_tqdm=true", *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2400)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -46,6 +46,19 @@ def test_quickstart_gains_thirty_points(seed, tmp_path):
     assert summary["held_out_accuracy_before"]["count"] >= 500
     assert summary["gain_points"] >= 30
     assert summary["train_seconds"] < 300
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5000)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_from_random_weights_to_a_trained_policy_in_two_commands(seed, tmp_path):
+    taught, rewarded = tmp_path / "taught", tmp_path / "rewarded"
+    summary = train("quickstart_sft", taught, f"from scratch, seed {seed}", f"seed={seed}", command="sft")
+    assert summary["held_out_accuracy_before"]["mean"] == 0
+    assert summary["held_out_accuracy_after"]["mean"] >= 0.3
+    again = train("quickstart", rewarded, f"after it, seed {seed}", f"seed={seed}", f"model.path={taught}")
+    assert again["held_out_accuracy_before"] == summary["held_out_accuracy_after"]
+    assert again["gain_points"] >= 20
 
 
 @pytest.mark.slow

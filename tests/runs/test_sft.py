@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from unigrpo import UniGRPOConfig, UniGRPOTrainer, load_policy
 from unigrpo.errors import RecipeError
 from unigrpo.runs.cli import main
-from unigrpo.runs.sft import build_sft_config, build_sft_trainer, parse_sft_recipe
+from unigrpo.runs.recipe import parse_recipe
+from unigrpo.runs.sft import build_sft_trainer, parse_sft_recipe, run_sft_recipe
+from unigrpo.runs.train import build_trainer, evaluate_recipe
 
 
 ARITHMETIC = {"path": "builtin:arithmetic", "split": "train", "limit": 64}
@@ -28,6 +33,8 @@ RECIPE = {
     "disable_tqdm": True,
     "save_steps": 2,
 }
+
+SAMPLING = {"max_completion_length": 16, "steps": 16, "block_length": 4}
 
 
 def recipe(**changes):
@@ -76,6 +83,53 @@ def test_the_same_command_goes_on(tmp_path):
     assert json.loads((tmp_path / "run-2" / "summary.json").read_text())["run_id"] != first["run_id"]
 
 
+def test_a_run_from_scratch_goes_on_from_its_checkpoint_and_not_from_new_weights(tmp_path):
+    """A run that stopped after two steps and went on ends with the weights of one that did not stop."""
+    changes = {
+        "model": {"path": "builtin:arithmetic", "from_scratch": True},
+        "lr_scheduler_type": "constant",
+        "eval_datasets": [],
+    }
+    ended = {}
+    for name, starts in (("whole", [[]]), ("resumed", [["max_steps=2"], ["resume_from_checkpoint=true"]])):
+        path = written(tmp_path, **changes, output_dir=str(tmp_path / name))
+        for start in starts:
+            assert main(["sft", path, "seed=4", *start]) == 0
+        ended[name] = load_file(tmp_path / name / "model.safetensors")
+    fresh = load_policy("builtin:arithmetic", from_scratch=True, seed=4, device="cpu").model.state_dict()
+    for key, value in ended["whole"].items():
+        assert torch.equal(value, ended["resumed"][key]), key
+        assert (value - fresh[key]).abs().max() < 1e-3, key
+    rewards = [{"name": "think_format"}]
+    config = {
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "use_cpu": True,
+        "seed": 4,
+        "output_dir": str(tmp_path / "rl"),
+    }
+    rl = parse_recipe({**changes, "datasets": [ARITHMETIC], "rewards": rewards, **config, **SAMPLING}, "rl")
+    start = build_trainer(rl).model.state_dict()
+    assert all(torch.equal(value, start[key]) for key, value in fresh.items())
+
+
+def test_held_out_answers_are_judged_as_evaluate_judges_them(tmp_path, capsys):
+    path = written(tmp_path, sampling=SAMPLING, eval_datasets=[{**ARITHMETIC, "split": "test", "limit": 24}])
+    assert main(["sft", path, "max_steps=1", "learning_rate=1e-9"]) == 0
+    shown = capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    rl = {"model": {"path": "builtin:arithmetic"}, "datasets": [ARITHMETIC], "rewards": [{"name": "think_format"}]}
+    rl |= {"eval_datasets": [{**ARITHMETIC, "split": "test", "limit": 24}], "output_dir": str(tmp_path), **SAMPLING}
+    measured = evaluate_recipe(parse_recipe({**rl, "use_cpu": True}, "rl"))
+    assert measured.accuracy is not None and 0.1 < measured.accuracy.mean < 0.9
+    assert summary["held_out_accuracy_before"] == summary["held_out_accuracy_after"] == asdict(measured.accuracy)
+    assert summary["gain_points"] == 0 and f"held-out accuracy: {measured.accuracy} -> {measured.accuracy}" in shown
+    assert "accuracy" not in summary["held_out_before"]
+    judged = written(tmp_path, sampling=SAMPLING, accuracy="tests.support.controls:never")
+    assert main(["sft", judged, "max_steps=1"]) == 0
+    assert json.loads((tmp_path / "run-2" / "summary.json").read_text())["held_out_accuracy_after"]["mean"] == 0
+
+
 def test_datasets_are_sources_with_their_weights_and_adapters_are_named_by_the_recipe(tmp_path):
     own = recipe(
         datasets=[{**ARITHMETIC, "weight": 3}, {**ARITHMETIC, "weight": 1}], lora={"r": 2}, output_dir=str(tmp_path)
@@ -98,6 +152,15 @@ def test_datasets_are_sources_with_their_weights_and_adapters_are_named_by_the_r
         ({"datasets": [{**ARITHMETIC, "weight": 1}, ARITHMETIC]}, r"datasets have weights \[1, None\]"),
         ({"datasets": [{**ARITHMETIC, "weight": "much"}]}, r"datasets\[0\].weight"),
         ({"lora": 3}, "lora must be a mapping"),
+        ({"sampling": 3}, "sampling must be a mapping"),
+        ({"sampling": {"beta": 0}}, "sampling: unknown key 'beta'"),
+        ({"sampling": {"steps": 0}}, "here: sampling: steps=0"),
+        ({"sampling": {}, "eval_datasets": []}, "sampling asks for held-out answers, and no row of eval_datasets has"),
+        (
+            {"model": {"path": "builtin:arithmetic", "from_scratch": True}, "lora": {"r": 2}},
+            "from_scratch=True with an adapter",
+        ),
+        ({"model": {"path": "builtin:arithmetic", "from_scratch": 1}}, "model.from_scratch=1 must be of type bool"),
         ({"objective": "mmada_stage9"}, "here: objective='mmada_stage9' is not valid"),
         ({"objective": "nowhere.at:all"}, "here: objective='nowhere.at:all' cannot be imported"),
         ({"datasets": [{"path": "builtin:sudoku"}]}, "'builtin:sudoku' ships without answers"),
@@ -105,8 +168,7 @@ def test_datasets_are_sources_with_their_weights_and_adapters_are_named_by_the_r
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path, changes, said):
     with pytest.raises(RecipeError, match=said):
-        own = recipe(output_dir=str(tmp_path), **changes)
-        build_sft_trainer(own, build_sft_config(own))
+        run_sft_recipe(recipe(output_dir=str(tmp_path), **changes))
 
 
 def test_a_dataset_of_several_files_is_trained_on_and_named_in_the_card(tmp_path):

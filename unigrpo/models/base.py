@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import TooLongError
 from ..types import Canvas, TokenSpace
-from .loading import load_module, load_processor
+from .loading import fresh_module, load_module, load_processor
 from .placing import on_host
 
 
@@ -60,6 +60,11 @@ class DiffusionPolicy(ABC):
             SourceError: there is nothing at ``path``, or no way to it.
         """
         return load_module(cls.model_class, path, **kwargs)
+
+    @classmethod
+    def fresh_model(cls, path: str, seed: int, **kwargs: Any):
+        """The module of the configuration at a hub id or a path, its weights drawn from ``seed``; see ``fresh_module``."""
+        return fresh_module(cls.model_class, path, seed, **kwargs)
 
     @classmethod
     def from_model(cls, model, processing_class=None) -> DiffusionPolicy:

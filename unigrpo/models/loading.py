@@ -7,16 +7,17 @@ transformers' None, which asks on standard input.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from ..errors import CheckpointError
 from .adapter_files import ADAPTER_FILE
-from .checkpoint_files import check_declared, check_loaded, hub_file, reading
+from .checkpoint_files import MANY_LAYERS, check_declared, check_loaded, check_numbers, hub_file, reading
 from .hub import finding
 
 
@@ -74,6 +75,68 @@ def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
             check_declared(_own_kernels(config, kwargs), model_class, path, what, **kwargs)
             kwargs.pop("force_download", None)  # All of it was, just now.
         return _complete(model_class.from_pretrained, path, what, allow_missing, **kwargs)
+
+
+NOT_FROM_SCRATCH = {
+    "quantization_config": "packs weights that were trained",
+    "device_map": "places weights while they are read",
+    "allow_missing": "names what files lack",
+}
+"""Options that say something of weights in files, and what."""
+
+
+def check_from_scratch(options: Mapping[str, Any] | None, adapters: bool) -> None:
+    """Raises ``ValueError`` for options that do not go with ``from_scratch``."""
+    options = options or {}
+    asked = options.get("from_scratch")
+    if not isinstance(asked, bool | None):
+        raise ValueError(f"from_scratch={asked!r} must be true or false")
+    for name, what in NOT_FROM_SCRATCH.items() if asked else ():
+        if options.get(name):
+            raise ValueError(f"from_scratch=True reads no weights, and {name} {what}: leave out one of the two")
+    if asked and adapters:
+        raise ValueError(
+            "from_scratch=True with an adapter would leave the random weights under it as they are: train the whole model "
+            "(lora: null)"
+        )
+
+
+def fresh_module(model_class: Any, path: str, seed: int, **kwargs: Any) -> Any:
+    """A module of the configuration at ``path``, whose weights its class draws from ``seed``; no weights are read.
+
+    Args:
+        seed: the same one makes the same weights, on the CPU and in float32, whatever was drawn before.
+        kwargs: of ``from_pretrained``, as far as they are no matter of weights.
+
+    Raises:
+        CheckpointError: the configuration of another family.
+        ValueError: it cannot be read, or ``model_class`` is no ``PreTrainedModel``.
+        SourceError: there is nothing at ``path``, or no way to it.
+        TypeError: an option that the configuration does not take.
+    """
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise ValueError(
+            f"from_scratch=True needs a model_class derived from PreTrainedModel, and it is {model_class!r}"
+        )
+    check_from_scratch({"from_scratch": True, **kwargs}, False)
+    _check_whole(path)
+    dtype, what = kwargs.pop("dtype", "auto"), f"model {str(path)!r}"
+    kernels = {name: kwargs.pop(name, None) for name in IMPLEMENTATIONS}
+    trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
+    with reading(what), finding(path, what):
+        if (file := hub_file(path, "config.json", **kwargs)) is not None:
+            _check_family(file, model_class.config_class.model_type, what)
+        config, left = model_class.config_class.from_pretrained(path, **trusted, **kwargs, return_unused_kwargs=True)
+        left = sorted(left.keys() - trusted.keys())
+        if left:
+            raise TypeError(f"unexpected keyword argument {left[0]!r}: nothing takes it from scratch")
+        check_numbers(config.to_dict(), what, MANY_LAYERS)
+        config.name_or_path = str(path)
+        dtype = config.dtype if dtype == "auto" else dtype
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            module = model_class(_own_kernels(config, kernels))
+        return module.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32)
 
 
 def _complete(load: Callable, path: str, what: str, allow_missing: Sequence[str] | str = (), **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from . import DiffusionPolicy, resolve_policy
 from .adapter_files import ADAPTER_FILE, adapter_base, load_adapter
 from .builtin import model_path
-from .loading import load_config, load_processor
+from .loading import check_from_scratch, load_config, load_processor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,8 @@ def open_model(
     policy: str | type[DiffusionPolicy] | None = None,
     allow_missing: Sequence[str] | str = (),
     trained: bool = False,
+    from_scratch: bool = False,
+    seed: int = 0,
     **options: Any,
 ) -> Opened:
     """What lies at ``path``: a hub id, a folder, ``builtin:NAME`` or an adapter's folder.
@@ -62,6 +64,7 @@ def open_model(
     Args:
         policy, allow_missing: as in ``load_policy``.
         trained: the adapter's weights require gradients.
+        from_scratch: the weights are drawn from ``seed``, and none are read.
         options: of ``from_pretrained`` of the whole model.
 
     Raises:
@@ -75,6 +78,9 @@ def open_model(
     family = resolve_policy(name)
     if allow_missing:
         options["allow_missing"] = allow_missing
+    if from_scratch:
+        check_from_scratch({"from_scratch": from_scratch, **options}, bool(adapters))
+        return Opened(model=family.fresh_model(base, seed, **options), family=family)
     model: Any = family.load_model(base, **options)
     for number, folder in enumerate(reversed(adapters)):
         model = load_adapter(merged(model) if number else model, folder, allow_missing, trained)

@@ -280,6 +280,8 @@ def load_policy(
     processing_class: Any = None,
     image_tokenizer: Any = None,
     allow_missing: Sequence[str] = (),
+    from_scratch: bool = False,
+    seed: int = 0,
     **model_kwargs: Any,
 ) -> LoadedPolicy:
     """A policy from a hub id, a path, ``builtin:NAME``, an adapter folder (its base model is loaded beneath it) or a loaded module.
@@ -287,7 +289,8 @@ def load_policy(
     That base may be an adapter's folder too, which is then merged into its own.
 
     ``image_tokenizer`` (id, path or module) replaces the one that the model's config names. ``allow_missing`` names
-    parameters, with ``*`` for any letters, that may start from random values because the files lack them.
+    parameters, with ``*`` for any letters, that may start from random values because the files lack them. With
+    ``from_scratch`` all do: of the checkpoint only the configuration and the tokenizer are read, and the weights are drawn from ``seed``.
 
     Raises:
         CheckpointError: parameters that do not come from the files, another family's checkpoint, or a folder with an adapter
@@ -298,8 +301,10 @@ def load_policy(
     """
     if not isinstance(path, str | Path):
         options = {**model_kwargs, **({} if dtype == "auto" else {"dtype": dtype})}
+        options |= {"from_scratch": True} if from_scratch else {}
         return _of_module(path, policy, processing_class, image_tokenizer, device, [*options, *allow_missing])
-    opened = open_model(str(path), policy, allow_missing, dtype=dtype, **model_kwargs)
+    drawn: dict[str, Any] = {"from_scratch": from_scratch, "seed": seed}
+    opened = open_model(str(path), policy, allow_missing, dtype=dtype, **drawn, **model_kwargs)
     model = opened.model
     base = model.get_base_model() if is_peft(model) else model
     described = opened.family.from_model(base, opened.processor if processing_class is None else processing_class)

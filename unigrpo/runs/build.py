@@ -14,6 +14,7 @@ from ..config.arguments import UniGRPOConfig
 from ..errors import RecipeError, ReturnError
 from ..models import DiffusionPolicy, resolve_policy
 from ..models.builtin import model_path
+from ..models.loading import check_from_scratch
 from ..models.quantization import quantization_config
 from ..parts import import_part
 from ..rewards import get_reward
@@ -72,10 +73,16 @@ def build_quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
     """How the recipe's base weights are quantised.
 
     Raises:
-        RecipeError: keys that do not go together, or a package that is missing.
+        RecipeError: keys that do not go together, of ``from_scratch`` too, or a package that is missing.
     """
     spec = recipe.model
+    about_weights = {
+        "from_scratch": spec.from_scratch,
+        "quantization_config": spec.load_in_8bit or spec.load_in_4bit,
+        "device_map": spec.device_map,
+    }
     try:
+        check_from_scratch(about_weights, recipe.lora is not None)
         return quantization_config(
             spec.load_in_8bit, spec.load_in_4bit, spec.bnb_4bit_quant_type, spec.use_bnb_nested_quant
         )

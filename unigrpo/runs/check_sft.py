@@ -23,12 +23,13 @@ from ..models.opening import lineage
 from ..terminal import Text, tracked
 from ..training.given import Writer, Written
 from ..types import TASKS, keyed_generator, spans_of
-from .build import build_lora, build_policy
+from .build import build_accuracy, build_lora, build_policy
 from .check import check_image_tokenizer, check_model, check_output, check_quantised, is_local, reached, reached_rows
 from .dataset_spec import DatasetSpec
 from .reach import code_of
 from .recipe import Recipe
 from .sft import config_to_check, given_rows
+from .sft_held_out import build_sampling
 from .shown_rows import padding_of, shown_row
 from .train import build_processor
 
@@ -94,6 +95,9 @@ def check_sft_recipe(recipe: Recipe, offline: bool = False) -> tuple[list[str], 
     with asking_once(offline):
         args = config_to_check(recipe)
         build_lora(recipe)
+        sampling = build_sampling(recipe, args)
+        if sampling is not None:
+            build_accuracy(recipe)
         missing = check_quantised(recipe, args, offline)
         check_output(Path(str(args.output_dir)))
         notes = code_of(recipe) + missing

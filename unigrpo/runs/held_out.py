@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,22 @@ def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> HeldOut:
 
 def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe, metrics: Metrics | None = None) -> HeldOut:
     """``accuracy(completion, solution)`` of each task's samples with its interval, and the run's rewards."""
+    everything, tasks = accuracies(samples, build_accuracy(recipe))
+    texts = [sample for sample in samples if isinstance(sample.completion, str)]
+    summary = reward_summary(pipe.rewards, pipe.policy.stop_token_ids, samples, "", metrics)
+    return HeldOut(
+        accuracy=everything,
+        tasks=tasks,
+        rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward") and value == value},
+        shown=[_as_text(sample) for sample in texts[:KEPT]],
+    )
+
+
+def accuracies(
+    samples: list[Sample], judges: Mapping[str, Callable[[str, Any], bool]]
+) -> tuple[Accuracy | None, dict[str, Accuracy]]:
+    """How many answers are right by the ``judges`` of their tasks, over all that have a solution, and by task."""
     outcomes: dict[str, list[bool]] = {}
-    judges = build_accuracy(recipe)
     for sample in samples:
         judge, solution = judges.get(sample.task), sample.row.get("solution")
         if judge is not None and solution is not None:
@@ -82,14 +97,7 @@ def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe, metrics: Metr
             outcomes.setdefault(sample.task, []).append(right)
     tasks = {task: bootstrap(own) for task, own in sorted(outcomes.items())}
     everything = [right for own in outcomes.values() for right in own]
-    texts = [sample for sample in samples if isinstance(sample.completion, str)]
-    summary = reward_summary(pipe.rewards, pipe.policy.stop_token_ids, samples, "", metrics)
-    return HeldOut(
-        accuracy=bootstrap(everything) if everything else None,
-        tasks=tasks,
-        rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward") and value == value},
-        shown=[_as_text(sample) for sample in texts[:KEPT]],
-    )
+    return bootstrap(everything) if everything else None, tasks
 
 
 def _as_text(sample: Sample) -> dict[str, str]:
@@ -105,20 +113,21 @@ def compare_held_out(before: HeldOut | None, after: HeldOut | None) -> dict[str,
     if before.accuracy is None or after.accuracy is None:
         return out
     out["held_out_accuracy_before"], out["held_out_accuracy_after"] = asdict(before.accuracy), asdict(after.accuracy)
-    out["gain_points"] = _points(before.accuracy, after.accuracy)
+    out["gain_points"] = points(before.accuracy, after.accuracy)
     if len(before.tasks) > 1:
         out["tasks"] = {
             task: {
                 "before": asdict(own),
                 "after": asdict(after.tasks[task]),
-                "gain_points": _points(own, after.tasks[task]),
+                "gain_points": points(own, after.tasks[task]),
             }
             for task, own in before.tasks.items()
         }
     return out
 
 
-def _points(before: Accuracy, after: Accuracy) -> float:
+def points(before: Accuracy, after: Accuracy) -> float:
+    """What was gained, in percentage points."""
     return round(100 * (after.mean - before.mean), 2)
 
 

@@ -14,8 +14,8 @@ from ..errors import RecipeError
 _SFT = {own.name for own in fields(MaskedDenoisingConfig) if own.init}
 _TRAIN = {own.name for own in fields(UniGRPOConfig) if own.init}
 ONLY = {
-    "train": frozenset({"rewards", "accuracy", "sft_datasets", "allow_hosts", *_TRAIN} - _SFT),
-    "sft": frozenset(_SFT - _TRAIN),
+    "train": frozenset({"rewards", "sft_datasets", "allow_hosts", *_TRAIN} - _SFT),
+    "sft": frozenset({"sampling", *_SFT} - _TRAIN),
 }
 """Command -> the keys that its recipes have and those of the other have not."""
 

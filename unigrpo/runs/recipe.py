@@ -26,6 +26,7 @@ from .recipe_file import read_recipe
 class ModelSpec:
     """``path`` is a hub id, a folder or ``builtin:NAME``; ``think_prompt`` as in ``MMaDAProcessor``.
 
+    ``from_scratch`` reads its configuration and tokenizer alone, and draws the weights from the run's ``seed``.
     ``load_in_8bit`` or ``load_in_4bit`` quantise the base weights under ``lora``; the last two keys are read with 4 bits.
     """
 
@@ -34,6 +35,7 @@ class ModelSpec:
     revision: str | None = None
     device_map: str | dict | None = None
     think_prompt: bool | str | None = None
+    from_scratch: bool = False
     load_in_8bit: bool = False
     load_in_4bit: bool = False
     bnb_4bit_quant_type: str = "nf4"
@@ -60,7 +62,8 @@ class Recipe:
     has no rewards.
 
     ``folder`` is where its file lies: the paths and the code that it names are looked for there first. ``allow_hosts`` are
-    the hosts that may get a key, which only a command line can say; ``overrides`` is what it said.
+    the hosts that may get a key, which only a command line can say; ``overrides`` is what it said. ``sampling`` says how a
+    fine-tuned policy answers held-out rows.
     """
 
     source: str
@@ -72,6 +75,7 @@ class Recipe:
     sft_datasets: list[DatasetSpec] = field(default_factory=list)
     accuracy: dict[str, Any] = field(default_factory=lambda: dict(ACCURACY))
     lora: dict[str, Any] | None = None
+    sampling: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     allow_hosts: tuple[str, ...] = ()
@@ -88,6 +92,7 @@ FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "args": (dict,),
     "device_map": (str, dict, type(None)),
     "think_prompt": (bool, str, type(None)),
+    "from_scratch": (bool,),
     "load_in_8bit": (bool,),
     "load_in_4bit": (bool,),
     "bnb_4bit_quant_type": (str,),
@@ -141,7 +146,7 @@ def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) 
         eval_datasets=sections(DatasetSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
         sft_datasets=sections(DatasetSpec, data.get("sft_datasets") or [], f"{source}: sft_datasets"),
         rewards=sections(RewardSpec, data["rewards"], f"{source}: rewards"),
-        accuracy=_accuracy(data.get("accuracy"), source),
+        accuracy=parse_accuracy(data.get("accuracy"), source),
         lora=parse_lora(data, source),
         config={key: value for key, value in data.items() if key not in SECTIONS},
         folder=folder or Path(),
@@ -179,7 +184,7 @@ def parse_policy(given: Any, source: str) -> str | None:
     raise RecipeError(f"{source}: policy={quoted(given)} must be a name or a 'pkg.mod:attr' path")
 
 
-def _accuracy(given: Any, source: str) -> dict[str, Any]:
+def parse_accuracy(given: Any, source: str) -> dict[str, Any]:
     """Measures by task: one path for the text tasks, or a mapping of tasks to paths, over the defaults."""
     if isinstance(given, str) or (isinstance(given, dict) and "name" in given):
         given = {"text": given, "mmu": given}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
 
 from ..config.denoising_arguments import MaskedDenoisingConfig
 from ..errors import RecipeError, import_named
@@ -24,11 +23,13 @@ from ..training.checkpoints.files import check_writable, named, write_json
 from ..training.engines import engine_of
 from ..training.setup import load_trainable
 from .again import command_again
+from .bounded_yaml import quoted
 from .build import build_lora, build_policy, dataset_names, import_parts
 from .dataset_spec import DatasetSpec, check_given_columns, load_rows
 from .kinds import key_of_other, kind_of, refuse_other
-from .recipe import ModelSpec, Recipe, known, parse_lora, parse_policy, parse_recipe, section, sections
+from .recipe import ModelSpec, Recipe, known, parse_accuracy, parse_lora, parse_policy, parse_recipe, section, sections
 from .recipe_file import read_recipe
+from .sft_held_out import HeldOutQuestions, MeasuredBefore, build_sampling, compared, flat, said
 from .train import build_processor, model_options, settle_folder, versions
 
 
@@ -39,11 +40,13 @@ class GivenSpec(DatasetSpec):
     weight: float | None = None
 
 
-SECTIONS = ("model", "policy", "datasets", "eval_datasets", "lora")
+SECTIONS = ("model", "policy", "datasets", "eval_datasets", "accuracy", "sampling", "lora")
 CONFIG_KEYS = tuple(item.name for item in fields(MaskedDenoisingConfig) if item.init)
 
-ANSWERS = {"arithmetic": "unigrpo.toy.arithmetic:trace"}
-"""Shipped sets -> the function that writes the answer to a row."""
+ANSWERS: dict[str, dict[str | None, str]] = {
+    "arithmetic": {None: "unigrpo.toy.arithmetic:trace", "careless": "unigrpo.toy.arithmetic:careless_trace"}
+}
+"""Shipped sets -> the teachers, by the dataset's ``name``: functions that write the answer to a row."""
 
 
 def load_sft_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -81,11 +84,14 @@ def parse_sft_recipe(data: dict[str, Any], source: str, folder: Path | None = No
         datasets=sections(GivenSpec, data["datasets"], f"{source}: datasets"),
         eval_datasets=sections(GivenSpec, data.get("eval_datasets") or [], f"{source}: eval_datasets"),
         rewards=[],
-        accuracy={},
+        accuracy=parse_accuracy(data.get("accuracy"), source),
         lora=parse_lora(data, source),
+        sampling=data.get("sampling"),
         config={key: value for key, value in data.items() if key not in SECTIONS},
         folder=folder or Path(),
     )
+    if not isinstance(recipe.sampling, dict | None):
+        raise RecipeError(f"{source}: sampling must be a mapping of keys, got {quoted(recipe.sampling)}")
     weights = [spec.weight for spec in recipe.datasets if isinstance(spec, GivenSpec)]
     if len({weight is None for weight in weights}) > 1 or (weights[0] is not None and "sampling_weights" in data):
         raise RecipeError(
@@ -126,20 +132,28 @@ def given_rows(spec: DatasetSpec) -> Any:
         raise RecipeError(
             f"dataset {spec.path!r} ships without answers to train; with answers: {[BUILTIN + n for n in ANSWERS]}"
         )
-    answer = import_named(ANSWERS[name])
+    if spec.name not in ANSWERS[name]:
+        raise RecipeError(f"dataset {spec.path!r}: name={quoted(spec.name)}: choose one of {list(ANSWERS[name])}")
+    answer = import_named(ANSWERS[name][spec.name])
     return rows.add_column("completion", [answer(row) for row in rows])
 
 
-def build_sft_trainer(recipe: Recipe, args: MaskedDenoisingConfig | None = None) -> MaskedDenoisingTrainer:
-    """The trainer that a recipe describes; ``args`` are the recipe's own, where they are made already."""
+def held_out_sets(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's held-out rows by the names of their sets; one alone is called ``eval_dataset``."""
+    found = {f"eval_datasets[{number}]": given_rows(own) for number, own in enumerate(recipe.eval_datasets)}
+    return {"eval_dataset": found["eval_datasets[0]"]} if len(found) == 1 else found
+
+
+def build_sft_trainer(
+    recipe: Recipe, args: MaskedDenoisingConfig | None = None, held_out: dict[str, Any] | None = None
+) -> MaskedDenoisingTrainer:
+    """The trainer that a recipe describes; ``args`` and ``held_out`` are the recipe's own, where they are made already."""
     args = build_sft_config(recipe) if args is None else args
     if args.should_save:
         check_writable(args.output_dir)
     spec, policy, shared = recipe.model, build_policy(recipe), _as_any(args)
     data = {f"datasets[{number}]": given_rows(own) for number, own in enumerate(recipe.datasets)}
-    held_out = {f"eval_datasets[{number}]": given_rows(own) for number, own in enumerate(recipe.eval_datasets)}
-    if len(held_out) == 1:
-        held_out = {"eval_dataset": held_out["eval_datasets[0]"]}
+    held_out = held_out_sets(recipe) if held_out is None else held_out
     model = load_trainable(spec.path, policy, model_options(recipe, shared), shared, recipe.lora is not None)
     trainer = MaskedDenoisingTrainer(
         model=model,
@@ -163,7 +177,7 @@ def run_sft_recipe(recipe: Recipe) -> dict[str, Any]:
     """Train and leave ``metrics.jsonl``, ``summary.json`` and the model in ``output_dir``, which ``unigrpo train`` can start from.
 
     Folders, resuming and signals as in ``run_recipe``. With ``eval_datasets`` the summary has the held-out numbers before and
-    after.
+    after, with ``sampling`` the held-out accuracy too.
 
     Raises:
         CheckpointError, Interrupted: as in ``run_recipe``.
@@ -171,22 +185,27 @@ def run_sft_recipe(recipe: Recipe) -> dict[str, Any]:
     args = build_sft_config(recipe)
     with ExitStack() as lock:
         args.output_dir = settle_folder(_as_any(args), lock)
-        return _run(build_sft_trainer(recipe, args), recipe)
+        # Before weights are loaded: a mistake in them is found at once.
+        held_out, sampling = held_out_sets(recipe), build_sampling(recipe, args)
+        questions = None if sampling is None else HeldOutQuestions(recipe, held_out, sampling)
+        return _run(build_sft_trainer(recipe, args, held_out), recipe, questions)
 
 
-def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe) -> dict[str, Any]:
+def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe, questions: HeldOutQuestions | None) -> dict[str, Any]:
     started = time.perf_counter()
     out = Path(str(trainer.args.output_dir))
     out.mkdir(parents=True, exist_ok=True)
     trainer.go_on = command_again(recipe, str(out), trainer.accelerator.num_processes, "sft")
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
     resume = trainer.args.resume_from_checkpoint
-    start = LossBefore(trainer, broadcast_object_list([_stored(out) if resume else None])[0])
+    start = MeasuredBefore(trainer, questions, broadcast_object_list([_stored(out) if resume else None])[0])
     trainer.add_callback(start)
+    train_started = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume)
+    train_seconds = time.perf_counter() - train_started - start.seconds
     with named(out):
         trainer.save_model()
-    after = trainer.measure(trainer.eval_dataset) if trainer.eval_dataset else None
+    after = start.measure() if trainer.eval_dataset else None
     summary = {
         **(trainer.run.identity if trainer.run is not None else {}),
         "recipe": recipe.source,
@@ -194,18 +213,21 @@ def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe) -> dict[str, Any]:
         "lora": is_peft(trainer.model),
         "seed": trainer.args.seed,
         "optimizer_steps": trainer.state.global_step,
+        "train_seconds": round(train_seconds, 1),
         "wall_seconds": round(time.perf_counter() - started, 1),
         "versions": versions(),
         "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
-        **({} if after is None else {"held_out_before": start.before, "held_out_after": after}),
+        **({} if after is None else compared(start.before, after)),
     }
-    trainer.held_out = {when: own for when, own in (("before", start.before), ("after", after)) if own is not None}
+    trainer.held_out = {
+        when: flat(own) for when, own in (("before", start.before), ("after", after)) if own is not None
+    }
     if trainer.is_world_process_zero():
         with named(out / "summary.json"):
             write_json(out / "summary.json", summary)
         trainer.create_model_card()
-        for name, value in (after or {}).items():
-            say(f"held-out {name}: {(start.before or {}).get(name, float('nan')):.4g} -> {value:.4g}")
+        for line in said(summary):
+            say(line)
         say(f"wrote {out / 'summary.json'}, {out / 'metrics.jsonl'} and the trained weights in {out}")
     return summary
 
@@ -216,24 +238,3 @@ def _stored(out: Path) -> dict[str, float] | None:
         return json.loads((out / "before.json").read_text())
     except (OSError, ValueError):
         return None
-
-
-class LossBefore(TrainerCallback):
-    """Held-out numbers before the first step, by the model as its engine holds it.
-
-    Args:
-        before: what an interrupted run measured; it is not measured again.
-    """
-
-    def __init__(self, trainer: MaskedDenoisingTrainer, before: dict[str, float] | None) -> None:
-        self.trainer, self.before = trainer, before
-
-    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
-        """Measures, and leaves ``before.json``; not in the middle of a run, whose first weights are gone."""
-        if self.before is not None or not self.trainer.eval_dataset or state.global_step:
-            return
-        self.before = self.trainer.measure(self.trainer.eval_dataset)
-        if state.is_world_process_zero:
-            path = Path(args.output_dir) / "before.json"
-            with named(path):
-                write_json(path, self.before)

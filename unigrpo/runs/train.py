@@ -83,6 +83,7 @@ def model_options(recipe: Recipe, args: UniGRPOConfig) -> dict[str, Any]:
     spec = recipe.model
     options = {"dtype": spec.dtype, "revision": spec.revision, "device_map": spec.device_map}
     options["quantization_config"] = build_quantization(recipe)
+    options["from_scratch"] = spec.from_scratch or None
     options = {key: value for key, value in options.items() if value is not None}
     if args.attn_mask_mode is not None:
         options["attn_mask_mode"] = args.attn_mask_mode
@@ -141,11 +142,12 @@ def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | N
     args = build_config(recipe)
     options = model_options(recipe, args)
     if model is not None:
-        options.pop("revision", None)
+        options = {key: value for key, value in options.items() if key not in ("revision", "from_scratch")}
     device = "cpu" if args.use_cpu else None
     processor = build_processor(recipe) if model is None else None
     path = model or recipe.model.path
-    loaded = load_policy(path, policy=build_policy(recipe), device=device, processing_class=processor, **options)
+    options |= {"policy": build_policy(recipe), "device": device, "processing_class": processor, "seed": args.seed}
+    loaded = load_policy(path, **options)
     codec = None
     if any(task_of(row) != "text" for row in rows):
         codec = load_codec(args.image_tokenizer, loaded.policy, args.offload_image_tokenizer).to(loaded.model.device)

@@ -70,6 +70,20 @@ def trace(row: dict[str, Any]) -> str:
     return f"<think>{passed}</think>{a + b}"
 
 
+TOO_EARLY = 0.5
+"""How often the careless teacher starts to count one too early."""
+
+
+def careless_trace(row: dict[str, Any]) -> str:
+    """The completion of a teacher who counts the first number too in ``TOO_EARLY`` of the sums, and so is one short.
+
+    ``127 + 4`` is ``<think>7890</think>130`` then. The row decides: the same one always gets the same answer.
+    """
+    if random.Random(row["prompt"]).random() >= TOO_EARLY:
+        return trace(row)
+    return trace({**row, "a": row["a"] - 1})
+
+
 def _all_pairs() -> Iterator[tuple[int, int]]:
     return ((a, b) for a in FIRST for b in SECOND)
 

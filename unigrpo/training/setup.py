@@ -18,6 +18,7 @@ from ..data.image_codes import ImageCodec, load_tokenizer, tokenizer_name
 from ..models import DiffusionPolicy, policy_class_of
 from ..models.adapters import add_adapter, check_adapter, check_trains, keep_out_vocabulary, keep_start, merged
 from ..models.builtin import model_name, model_path
+from ..models.loading import check_from_scratch
 from ..models.opening import lineage, open_model
 from ..models.quantization import check_quantization, prepare_quantised
 from ..rollout.rewards import RewardSet, offload, resolve_reward
@@ -61,7 +62,8 @@ def load_trainable(
     adapter merged in.
 
     Its attribute ``load_again`` loads a whole model once more, for engines under which it cannot be copied, and
-    ``saved_processor`` is what was saved beside an adapter.
+    ``saved_processor`` is what was saved beside an adapter. With
+    ``from_scratch=True`` among ``init_kwargs`` the weights are drawn from the run's ``seed``, and none are read.
 
     Raises:
         ValueError: text in place of options, quantised weights that no adapter will be put on, that one would be merged into, or
@@ -72,13 +74,14 @@ def load_trainable(
             "model_init_kwargs is a text, which is not shown in case it has a token: give a mapping, or JSON of one"
         )
     adapted = len(lineage(model)) > 1
+    check_from_scratch(init_kwargs, adapters or adapted)
     check_quantization(init_kwargs, adapters or adapted)
     options = {"dtype": "auto", **(init_kwargs or {})}
     if options.get("quantization_config") is not None:
         # Made of the weights while they are loaded, on the device that has to compute with them.
         options.setdefault("device_map", {"": str(args.device)})
     try:
-        opened = open_model(model, policy, trained=not adapters, **options)
+        opened = open_model(model, policy, trained=not adapters, seed=args.seed, **options)
     except TypeError as error:
         raise ValueError(f"model_init_kwargs={masked(init_kwargs)}: {error}") from error
     module = opened.model
@@ -90,7 +93,9 @@ def load_trainable(
             )
         module = merged(module)
     elif not adapted:
-        module.load_again = partial(opened.family.load_model, model_path(model), **options)
+        fresh = options.pop("from_scratch", False)
+        load = partial(opened.family.fresh_model, seed=args.seed) if fresh else opened.family.load_model
+        module.load_again = partial(load, model_path(model), **options)
     base = module.get_base_model() if isinstance(module, PeftModel) else module
     base.saved_processor = opened.processor
     if not isinstance(module, PeftModel):

@@ -52,7 +52,9 @@ class LLaDAConfig(PretrainedConfig):
     """Fields and names of the published ``config.json``; defaults are LLaDA-8B's.
 
     Beside the published ones: ``attn_mask_mode``, ``"bool"`` (padding is never attended) or ``"none"`` (padding is
-    attended like text, as when the released checkpoints were trained).
+    attended like text, as when the released checkpoints were trained), and ``emb_init_std``, the standard deviation of a fresh
+    embedding (None = what ``init_fn`` says). ``init_fn`` is ``"normal"``, ``"mitchell"`` or ``"full_megatron"``, as in OLMo, from which
+    the published code comes.
 
     Raises:
         ValueError: a field asks for a variant of the architecture that no published checkpoint uses.
@@ -82,6 +84,7 @@ class LLaDAConfig(PretrainedConfig):
         rope_theta: float = 500000.0,
         init_fn: str = "mitchell",
         init_std: float = 0.02,
+        emb_init_std: float | None = None,
         mask_token_id: int = 126336,
         eos_token_id: int = 126081,
         pad_token_id: int = 126081,
@@ -102,6 +105,7 @@ class LLaDAConfig(PretrainedConfig):
         self.rope_theta = rope_theta
         self.init_fn = init_fn
         self.init_std = init_std
+        self.emb_init_std = emb_init_std
         self.mask_token_id = mask_token_id
         self.attn_mask_mode = attn_mask_mode
         for name, default in {**FIXED_FIELDS, **PASSIVE_FIELDS}.items():

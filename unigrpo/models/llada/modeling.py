@@ -86,6 +86,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.ff_proj = nn.Linear(size, config.mlp_hidden_size, bias=False)
         self.up_proj = nn.Linear(size, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, size, bias=False)
+        self.attn_out.into_residual = self.ff_out.into_residual = True
 
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -218,16 +219,24 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
         self.model.transformer["ff_out"] = value
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Scaled normal ("mitchell") without truncation: truncating costs minutes at 8B and changes nothing here."""
+        """Normal, with the standard deviations of OLMo's ``init_fn`` "mitchell" (without its depth) or "full_megatron".
+
+        Not truncated: that costs minutes at 8B and changes nothing here.
+        """
         if isinstance(module, RMSNorm):
             initialization.ones_(module.weight)
         elif isinstance(module, nn.Linear | nn.Embedding):
-            std = self.config.init_std
-            if self.config.init_fn == "mitchell":
-                std = 1.0 / math.sqrt(self.config.d_model)
-                if isinstance(module, nn.Linear):
-                    std = 1.0 / math.sqrt(module.in_features)
-            initialization.normal_(module.weight, mean=0.0, std=std)
+            initialization.normal_(module.weight, mean=0.0, std=self._init_std(module))
+
+    def _init_std(self, module: nn.Linear | nn.Embedding) -> float:
+        config, head = self.config, module is self.get_output_embeddings()
+        if isinstance(module, nn.Embedding) and config.emb_init_std is not None:
+            return config.emb_init_std
+        if config.init_fn == "mitchell" or (config.init_fn == "full_megatron" and head):
+            return 1.0 / math.sqrt(module.in_features if isinstance(module, nn.Linear) else config.d_model)
+        if config.init_fn == "full_megatron" and getattr(module, "into_residual", False):
+            return config.init_std / math.sqrt(2 * config.n_layers)
+        return config.init_std
 
     def forward(
         self,
