@@ -19,7 +19,8 @@ import pytest
 from unigrpo.runs.cli import main
 
 from . import figures, quickstarts
-from .quickstarts import ROWS, Code, Row, code_of, measure, table, unigrpo
+from .quickstart_tables import ROWS, Row, table
+from .quickstarts import Code, code_of, measure, unigrpo
 from .support import ROOT
 
 
