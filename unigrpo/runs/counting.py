@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -95,7 +95,7 @@ class Model:
     kind: Any
     config: str
     dtype: torch.dtype
-    adapter: str | None
+    lora: str | None
     autocast: torch.dtype | None
     checkpointing: bool
     dropout: bool
@@ -111,13 +111,11 @@ class Model:
     def trained(self, base: nn.Module) -> nn.Module:
         """``base`` with its adapter."""
         # Some ways to begin compute with the base's weights; how many an adapter has is the same.
-        keys = None if self.adapter is None else {"peft_type": "LORA", **json.loads(self.adapter)}
-        if keys is not None and keys["peft_type"] == "LORA":
-            keys["init_lora_weights"] = True
-        model = add_adapter(base, keys and PeftConfig.from_peft_type(**keys))
+        lora = None if self.lora is None else LoraConfig(**{**json.loads(self.lora), "init_lora_weights": True})
+        model = add_adapter(base, lora)
         if self.checkpointing:
             base.gradient_checkpointing_enable()
-            if keys is not None:
+            if lora is not None:
                 model.enable_input_require_grads()
         for part in model.modules():
             if isinstance(part, nn.Dropout) and not self.dropout:

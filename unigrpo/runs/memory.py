@@ -9,14 +9,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftConfig
 from torch import nn
 
 from ..config.arguments import UniGRPOConfig
 from ..data.image_codes import tokenizer_without_weights
 from ..models.checkpoint_files import first_line
 from ..models.head import ROWS_PER_GPU_CHUNK, VOCAB_PER_CHUNK, VocabularyHead
-from ..models.opening import lineage
 from ..rollout.rewards import without_weights
 from ..types import CANVAS_TASKS
 from .build import build_config, build_rewards
@@ -81,11 +79,8 @@ def memory_of(recipe: Recipe) -> Memory:
     memory.notes += [note for note in (published, *(shape.assumed for shape in shapes)) if note]
     base = model.base()
     add_weights(memory, recipe, args, model, base)
-    if any(args.for_task(task).needs_reference for task in CANVAS_TASKS):
-        if model.adapter is None:
-            memory.add("reference", bytes_of(base), "a frozen copy of the model")
-        elif recipe.lora is None:
-            memory.add("reference", trained_by(model)[1], "a frozen copy of the adapter")
+    if recipe.lora is None and any(args.for_task(task).needs_reference for task in CANVAS_TASKS):
+        memory.add("reference", bytes_of(base), "a frozen copy of the model")
     if tokenizer is not None:
         add_pictures(memory, args, tokenizer, max(shape.pixels for shape in shapes))
     _rewards(memory, recipe, args)
@@ -99,17 +94,10 @@ def memory_of(recipe: Recipe) -> Memory:
 def model_of(recipe: Recipe, args: Any) -> tuple[Model, Any, str]:
     """The model that a run with ``args`` trains, its configuration, and a note where its published sizes are taken."""
     kind, config, dtype, published = model_family(recipe, args)
-    adapter = adapter_of(recipe)
-    adapter = None if adapter is None else json.dumps(adapter, sort_keys=True, default=sorted)
+    lora = None if recipe.lora is None else json.dumps(recipe.lora, sort_keys=True)
     autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     kept = (args.gradient_checkpointing, not args.disable_dropout)
-    return Model(kind, config.to_json_string(use_diff=False), dtype, adapter, autocast, *kept), config, published
-
-
-def adapter_of(recipe: Recipe) -> dict[str, Any] | None:
-    """The keys of the adapter that a run trains: the recipe's, or those of the one that it goes on with; None = the whole model."""
-    path, *bases = lineage(recipe.model.path)
-    return PeftConfig.from_pretrained(path).to_dict() if recipe.lora is None and bases else recipe.lora
+    return Model(kind, config.to_json_string(use_diff=False), dtype, lora, autocast, *kept), config, published
 
 
 def add_largest(memory: Memory, counts: list[Callable[[], Memory]]) -> None:
@@ -142,8 +130,8 @@ def add_weights(memory: Memory, recipe: Recipe, args: Any, model: Model, base: n
     working = [own for own in memory.every if own in MODEL_AT_WORK]
     memory.add("a layer unpacked", largest * size, f"{largest:,} x {size} bytes", *working)
     number, moved = trained_by(model)
-    if model.adapter is not None:
-        memory.add("adapters", moved, f"{number:,} weights, r = {json.loads(model.adapter).get('r', 8)}")
+    if recipe.lora is not None:
+        memory.add("adapters", moved, f"{number:,} weights, r = {recipe.lora.get('r', 8)}")
     memory.add("gradients", moved, "one of each trained weight", "update")
     memory.add("AdamW", 2 * moved, "two moments of each trained weight")
 
@@ -187,7 +175,7 @@ def _update(recipe: Recipe, args: UniGRPOConfig, model: Model, head: nn.Module, 
         coupled = own.choice("noising").name == "coupled"
         rows = max(rows, 1 + 2 * own.num_noise_samples if coupled else own.num_noise_samples)
     add_activations(memory, "update", "update", model, shape, rows, guided)
-    add_update_head(memory, head, rows * shape.answer, shape, model.adapter is not None, own.exact_kl, guided)
+    add_update_head(memory, head, rows * shape.answer, shape, recipe.lora is not None, own.exact_kl, guided)
     return memory
 
 

@@ -75,7 +75,7 @@ def _shape(args: MaskedDenoisingConfig, config: Any, tokenizer: MagvitV2Config |
 def _update(recipe: Recipe, args: MaskedDenoisingConfig, model: Model, head: nn.Module, shape: Shape) -> Memory:
     memory, rows = Memory(every=PHASES), args.per_device_train_batch_size
     add_activations(memory, "update", "update", model, shape, rows)
-    add_update_head(memory, head, rows * shape.answer, shape, model.adapter is not None)
+    add_update_head(memory, head, rows * shape.answer, shape, recipe.lora is not None)
     return memory
 
 
