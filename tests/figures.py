@@ -115,12 +115,17 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     return out
 
 
-def write_table() -> None:
-    """The table of ``tests/README.md`` from ``figures.json``."""
+def between(text: str, start: str, end: str, lines: list[str]) -> str:
+    """``text`` with ``lines`` between two marks of its own."""
+    before, _, rest = text.partition(start)
+    return before + start + "\n" + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+
+
+def with_table(text: str, figures: dict[str, Any]) -> str:
+    """``text`` with its table of ``figures``."""
     lines = ["| what | figure | again: `python -m tests.figures ...` |", "|---|---|---|"]
-    lines += [f"| {what} | {figure} | `{name}` |" for what, figure, name in rows(json.loads(FIGURES.read_text()))]
-    before, _, rest = README.read_text().partition(START)
-    README.write_text(before + START + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
+    lines += [f"| {what} | {figure} | `{name}` |" for what, figure, name in rows(figures)]
+    return between(text, START, END, lines)
 
 
 def main() -> None:
@@ -136,7 +141,7 @@ def main() -> None:
         figures[name] = MEASURES[name](arguments)
         FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
         print(name, json.dumps(figures[name]), flush=True)
-    write_table()
+    README.write_text(with_table(README.read_text(), json.loads(FIGURES.read_text())))
 
 
 if __name__ == "__main__":

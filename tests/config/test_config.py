@@ -50,6 +50,14 @@ ERRORS = {
         {"torch_compile_mode": "max-autotune", "task_overrides": {"mmu": {"kv_cache": "prefix"}}},
         ["torch_compile_mode='max-autotune'", "task_overrides.mmu.kv_cache='prefix'", "'max-autotune-no-cudagraphs'"],
     ),
+    "graphs of a thought": (
+        {
+            "torch_compile_mode": "reduce-overhead",
+            "kv_cache": "dual",
+            "task_overrides": {"text": {"kv_cache": "none"}, "mmu": {"kv_cache": "none"}},
+        },
+        ["torch_compile_mode='reduce-overhead' with kv_cache='dual'"],
+    ),
     "offload": ({"offload_reward_models": "yes"}, ["offload_reward_models='yes'", "true or false"]),
     "vllm": ({"use_vllm": True}, ["use_vllm=True", "Leave it False"]),
     "auto batch": ({"auto_find_batch_size": True}, ["auto_find_batch_size=True", "yourself"]),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
+from unigrpo import MaskedDenoisingConfig
 from unigrpo.config.denoising_presets import OBJECTIVES, objectives_of
 
 
@@ -40,6 +43,37 @@ def test_given_keys_go_over_a_preset_and_a_tasks_own_over_both():
     assert {task: own.coefficient for task, own in found.items()} == {"text": 3.0, "mmu": 3.0, "t2i": 0.5, "r2i": 3.0}
     assert found["t2i"].law == "cosine" and not found["t2i"].train_marks
     assert "t2i" not in objectives_of("llada") and "t2i" in objectives_of("llada", None, {"t2i": {"law": "cosine"}})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"objective": "mmada_cot", "swap_prompt": 0.3}, "swap_prompt=0.3 (read by 'thought' and 'picture')"),
+        ({"objective": "llada", "caption_dropout": 0.1}, "caption_dropout=0.1 (read by 't2i' and 'picture')"),
+        (
+            {"objective": "think_then_draw", "task_overrides": {"t2i": {"swap_prompt": 0.2, "train_padding": "none"}}},
+            "task_overrides.t2i.swap_prompt=0.2 (read by 'thought' and 'picture'); task_overrides.t2i.train_padding='none' (read by "
+            "'text' and 'mmu' and 'r2i' and 'thought')",
+        ),
+        (
+            {"objective": "llada", "task_overrides": {"text": {"train_marks": True}}},
+            "text.train_marks=True (read by 't2i')",
+        ),
+    ],
+)
+def test_a_key_that_no_row_reads_is_named(tmp_path, keys, said):
+    with pytest.warns(
+        UserWarning, match=rf"objective '{keys['objective']}' does not read what was set: .*{re.escape(said)}$"
+    ):
+        MaskedDenoisingConfig(str(tmp_path), use_cpu=True, **keys)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_keys_that_a_row_reads_are_not_named(tmp_path, recwarn, objective):
+    """Those of the preset, those that all tasks read, defaults, and one that one of its tasks reads."""
+    read = {"swap_prompt": 0.3} if objective == "think_then_draw" else {"train_padding": "first"}
+    MaskedDenoisingConfig(str(tmp_path), use_cpu=True, objective=objective, coefficient=2.0, train_marks=False, **read)
+    assert not [own for own in recwarn if "does not read" in str(own.message)]
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from unigrpo.training.metrics import Metrics
 from .tiny import tiny_model
 
 
-def first_window(trainer, number: int = 0):
-    """The first rollout of ``trainer``, without an update."""
+def first_window(trainer, number: int = 0, metrics: Metrics | None = None):
+    """The first rollout of ``trainer``, without an update; what it logs goes to ``metrics``."""
     batch = next(iter(trainer.get_train_dataloader()))
-    return make_experience(trainer.pipeline(), batch, number, Metrics())
+    return make_experience(trainer.pipeline(), batch, number, Metrics() if metrics is None else metrics)
 
 
 def outputs_of(trainer, window, k: int = 0):

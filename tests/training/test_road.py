@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, UniGRPOConfig, UniGRPOTrainer, load_policy
+from unigrpo.errors import CheckpointError
 from unigrpo.models.builtin import SHIPPED
 from unigrpo.models.opening import lineage
 from unigrpo.models.quantization import quantization_config
@@ -102,6 +104,29 @@ def test_each_trainer_starts_from_what_the_other_saved_and_the_reference_is_the_
     last.train()
     last.save_model()
     assert near(logits(load_policy(str(again)).model), logits(last.model)) and not near(logits(last.model), trained)
+
+
+def test_an_adapter_opens_on_the_weights_that_it_was_trained_on_and_on_no_others(tmp_path, base):
+    """An adapter on an adapter whose folder is written again; and one that goes on with it."""
+    below, above, further = (tmp_path / name for name in ("below", "above", "further"))
+    fine_tuning(base, below, LoraConfig(r=4)).save_model()
+    reinforcing(str(below), above, LoraConfig(r=2)).save_model()
+    reinforcing(str(above), further).save_model()
+    weights = below / "adapter_model.safetensors"
+    kept = weights.read_bytes()
+    save_file({name: value + 0.5 for name, value in load_file(weights).items()}, weights)
+    for folder in (above, further):
+        with pytest.raises(
+            CheckpointError, match=rf"{folder}' was trained on the adapter in '{below}', whose weights are others now"
+        ):
+            load_policy(str(folder))
+    with pytest.raises(CheckpointError, match=r"delete base_adapter\.json to open it on the new ones"):
+        fine_tuning(str(above), tmp_path / "no")
+    load_policy(str(below))
+    (above / "base_adapter.json").unlink()
+    load_policy(str(above))
+    weights.write_bytes(kept)
+    load_policy(str(further))
 
 
 def test_a_recipe_starts_from_a_fine_tuned_adapter_by_its_folder(tmp_path, capsys):

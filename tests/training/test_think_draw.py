@@ -15,6 +15,7 @@ from unigrpo.models import LLaDAConfig, LLaDAForMaskedDiffusion
 from unigrpo.models.mmada import MMaDAPolicy, layouts
 from unigrpo.models.processing import MMaDAProcessor
 from unigrpo.rollout.generate import LoadedPolicy, ThoughtAndPicture
+from unigrpo.training.metrics import Metrics
 from unigrpo.training.old_and_reference import _at_one_step
 from unigrpo.training.window import rebuild_window
 from unigrpo.types import Canvas
@@ -145,12 +146,19 @@ def test_a_rollout_does_not_depend_on_the_batch(make_trainer):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_pictures_of_one_thought_share_it_and_nothing_else(make_trainer, count):
     trainer = make_trainer(**options("r2i", pictures_per_thought=count, max_completion_length=6))
-    answers = spans_of_answers(first_window(trainer))
+    metrics = Metrics()
+    window = first_window(trainer, metrics=metrics)
+    answers = spans_of_answers(window)
     thoughts = [tuple(thought.ids.tolist()) for thought, _ in answers]
     pictures = [tuple(picture.ids[picture.fill_mask].tolist()) for _, picture in answers]
     assert all(len(set(thoughts[i : i + count])) == 1 for i in range(0, len(thoughts), count))
     assert len(set(thoughts)) == len(thoughts) // count
     assert len(set(pictures)) == len(pictures)
+    log = metrics.flush()
+    written = [int(row.completion_mask.sum()) for pair in answers for row in pair]
+    assert log["num_completion_tokens"] == sum(written[::2]) / count + sum(written[1::2]), (
+        "a shared thought is written once"
+    )
 
 
 # ---- laws of the update ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,7 @@ from ..algorithm.denoising import MaskedDenoising
 from ..data.pictures import TRANSFORMS
 from ..parts import key, keys_of
 from .accepted import ImageSize, ImageTokenizer
-from .denoising_presets import objectives_of
+from .denoising_presets import objectives_of, unread
 from .inherited import settle_inherited
 from .run_checks import settle_best_model, settle_checkpointing, settle_compile
 from .sorted_keys import OF_GIVEN_ANSWERS, check_inherited
@@ -102,6 +103,8 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
             if name not in ("image_tokenizer", "task_overrides", "sampling_weights", "image_size"):
                 setattr(self, name, about.read(getattr(self, name)))
         self.objectives  # noqa: B018  # It raises for keys that no objective takes.
+        if lost := unread(self.objective, self._given(), self._overrides()):
+            warnings.warn(f"objective {self.objective!r} does not read what was set: {'; '.join(lost)}", stacklevel=3)
         # The parent class wants a number, and must not see torch_compile, with which it turns on TF32.
         held: dict[str, Any] = {"learning_rate": self.learning_rate or 0.0, "torch_compile": False}
         held |= {"torch_compile_backend": None, "torch_compile_mode": None}
@@ -113,9 +116,15 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     @property
     def objectives(self) -> dict[str, MaskedDenoising]:
         """The objective of each task that has one."""
-        given = {name: getattr(self, name) for name in keys_of(MaskedDenoising) if getattr(self, name) is not None}
+        return objectives_of(self.objective, self._given(), self._overrides())
+
+    def _given(self) -> dict[str, Any]:
+        """The objective's keys that every task is given."""
+        return {name: getattr(self, name) for name in keys_of(MaskedDenoising) if getattr(self, name) is not None}
+
+    def _overrides(self) -> dict[str, Any]:
         assert isinstance(self.task_overrides, dict), "a mapping since the config was made"
-        return objectives_of(self.objective, given, self.task_overrides)
+        return self.task_overrides
 
 
 def _mapping(name: str, value: Any) -> Any:

@@ -19,6 +19,14 @@ from ..types import SPANS, TASKS
 OBJECTIVE_TASKS = (*TASKS, *SPANS["r2i"])
 """Tasks that have a loss. Rows of ``r2i`` have one for thought and picture together, or one for each."""
 
+READERS = {
+    "train_padding": ("text", "mmu", "r2i", "thought"),
+    "train_marks": ("t2i",),
+    "caption_dropout": ("t2i", "picture"),
+    "swap_prompt": SPANS["r2i"],
+}
+"""Keys that the rows of some tasks alone read, and these tasks."""
+
 Objectives = dict[str, dict[str, Any]]
 
 
@@ -178,6 +186,21 @@ def objectives_of(
             "('thought' and 'picture')"
         )
     return result
+
+
+def unread(name: str, given: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was set and no row reads, ``KEY=VALUE (its readers)``; the arguments are those of ``objectives_of``, which took them.
+
+    A value that is the default needs no reader.
+    """
+    tasks = set(objectives_of(name, given, overrides))
+    places = [("", tasks, given), *((f"task_overrides.{task}.", {task}, own) for task, own in overrides.items())]
+    return [
+        f"{where}{key}={value!r} (read by {' and '.join(repr(task) for task in READERS[key])})"
+        for where, own, values in places
+        for key, value in values.items()
+        if key in READERS and not own & set(READERS[key]) and value != keys_of(MaskedDenoising)[key].default
+    ]
 
 
 def _preset(name: str) -> Objectives:

@@ -12,7 +12,7 @@ import torch
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS, compares_groups
 from ..errors import check_choice
 from ..parts import Key, choose
-from ..types import CANVAS_TASKS, SPANS
+from ..types import CANVAS_TASKS, SPANS, is_picture
 from .checks import check_bound, check_task
 from .run_keys import ESTIMATOR_KEYS
 from .sorted_keys import check_inherited
@@ -228,7 +228,7 @@ def check_graphs(args: Any) -> None:
     """Raises ``ValueError`` for kept keys and values that CUDA graphs would write over: a replay reuses the memory of the one
     before.
     """
-    for task in ("text", "mmu", *({"thought"} & set(args.task_overrides))):
+    for task in (task for task in CANVAS_TASKS if not is_picture(task)):
         kept = args.for_task(task).kv_cache
         if args.torch_compile_mode in GRAPH_MODES and kept != "none":
             where = f"task_overrides.{task}." if "kv_cache" in args.task_overrides.get(task, {}) else ""

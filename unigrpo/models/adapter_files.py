@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -16,6 +17,11 @@ from .patterns import check_patterns
 
 
 ADAPTER_FILE = "adapter_config.json"
+
+BASE_FILE = "base_adapter.json"
+"""Beside an adapter that lies on another one: which weights that one had."""
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 LARGEST_SETTING = 2**20
 """A whole number in an adapter's configuration is a rank, a scale or a count of layers."""
@@ -58,6 +64,33 @@ def adapter_base(path: str) -> str:
             raise ValueError(f"{str(file)!r}: base_model_name_or_path={base!r} names no model")
         _check_adapter(settings, Path(path))
     return base
+
+
+def adapter_digest(folder: str | Path) -> str | None:
+    """SHA-256 of the weights' file in an adapter's folder; None where it has none."""
+    file = next((own for own in map(Path(folder).joinpath, WEIGHTS) if own.is_file()), None)
+    if file is None:
+        return None
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_base_adapter(folder: str | Path, base: str | Path) -> None:
+    """Raises ``CheckpointError`` where the adapter in ``folder`` was trained on other weights than ``base``, an adapter, has now.
+
+    Folders of earlier versions, and of PEFT alone, do not say which these were, and are believed.
+    """
+    file = Path(folder) / BASE_FILE
+    if not file.is_file():
+        return
+    with reading(repr(str(file))):
+        told = json.loads(file.read_text(encoding="utf-8"))["sha256"]
+    if told != adapter_digest(base):
+        raise CheckpointError(
+            f"adapter {str(folder)!r} was trained on the adapter in {str(base)!r}, whose weights are others now: set "
+            f"base_model_name_or_path in {ADAPTER_FILE} to a folder that still holds them, or delete {file.name} to open it on "
+            "the new ones"
+        )
 
 
 def load_adapter(model: Any, path: str, allow_missing: Sequence[str] | str = (), trained: bool = False) -> Any:
@@ -117,7 +150,7 @@ def _unfit(error: Exception, what: str) -> Exception:
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of an adapter's tensors; empty where the folder has none."""
-    safe, plain = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    safe, plain = map(folder.joinpath, WEIGHTS)
     if safe.is_file():
         return shapes(safe)
     return {name: tuple(value.shape) for name, value in read_weights(plain).items()} if plain.is_file() else {}

@@ -240,19 +240,19 @@ class _WeightedSum(torch.autograd.Function):
         ctx.grad_weight = torch.zeros(weight.shape, **like) if trainable else None
         logps, entropy, start = torch.empty(len(targets), **like), torch.empty(len(targets), **like), 0
         for rows, ids, _ in _chunks(hidden, targets, None):
-            part = slice(start, start + len(rows))
+            part, columns = slice(start, start + len(rows)), (ids - space.start)[:, None]
             logits = space_logits(rows, weight, space, temperature)
-            scores, probs = _scores_and_probs(logits, ids, space, None)
-            logps[part], entropy[part] = scores.logps, scores.entropy
+            logps[part], entropy[part], powers, total = _scored_in_place(logits, columns)
             if ctx.grad_hidden is not None:
-                (slope,) = _slopes(logits, probs, ids, None, None, space)
-                slope.mul_(coefficients[part, None] / temperature)
+                # coefficient (onehot - p), where the powers were.
+                each = (coefficients[part] / temperature)[:, None]
+                slope = powers.mul_(-each / total).scatter_add_(1, columns, each)
                 ctx.grad_hidden[part] = _matmul(slope, weight[space.start : space.stop], hidden.dtype)
                 if trainable:
                     ctx.grad_weight[space.start : space.stop].addmm_(slope.T, rows.float())
             start += len(rows)
             # The next chunk's logits are made when these are gone.
-            logits = probs = slope = None
+            logits = powers = slope = None
         ctx.mark_non_differentiable(logps, entropy)
         return torch.where(coefficients != 0, coefficients * logps, 0.0).sum(), logps, entropy
 
@@ -266,6 +266,24 @@ class _WeightedSum(torch.autograd.Function):
             None if own is None else own.mul_(grad).to(dtype) for own, dtype in zip(found, ctx.dtypes, strict=True)
         )
         return *parts, None, None, None, None
+
+
+def _scored_in_place(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log p of ``columns`` ``[n, 1]`` and entropy, each ``[n]``, from ``logits [n, W]``, which powers of e take the place of.
+
+    A chunk of logits is most of what a step on a long vocabulary holds; so there is no second one, of probabilities or products.
+
+    Returns:
+        log p, entropy, the powers ``[n, W]`` and their sums ``[n, 1]``: p is a power over its row's sum.
+    """
+    top, chosen = logits.amax(dim=-1, keepdim=True), logits.gather(1, columns)
+    powers = logits.sub_(top).exp_()
+    total = powers.sum(dim=-1, keepdim=True)
+    parts = powers.split(VOCAB_PER_CHUNK, dim=1)
+    entropy = (
+        total.log() + torch.stack([torch.special.entr(own).sum(dim=-1) for own in parts]).sum(dim=0)[:, None] / total
+    )
+    return (chosen - top - total.log()).squeeze(1), entropy.squeeze(1), powers, total
 
 
 def check_temperature(temperature: float) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from . import DiffusionPolicy, resolve_policy
-from .adapter_files import ADAPTER_FILE, adapter_base, load_adapter
+from .adapter_files import ADAPTER_FILE, adapter_base, adapter_digest, check_base_adapter, load_adapter
 from .builtin import model_path
 from .loading import check_from_scratch, load_config, load_processor
 
@@ -69,7 +70,7 @@ def open_model(
 
     Raises:
         CheckpointError, SourceError, ValueError: as in ``load_policy``; also an adapter that cannot be merged, where another one
-            lies on it.
+            lies on it, or whose weights are not those that the other one was trained on.
     """
     from .adapters import merged
 
@@ -81,9 +82,13 @@ def open_model(
     if from_scratch:
         check_from_scratch({"from_scratch": from_scratch, **options}, bool(adapters))
         return Opened(model=family.fresh_model(base, seed, **options), family=family)
+    for folder, below in pairwise(adapters):
+        check_base_adapter(folder, below)
     model: Any = family.load_model(base, **options)
     for number, folder in enumerate(reversed(adapters)):
         model = load_adapter(merged(model) if number else model, folder, allow_missing, trained)
+    if len(adapters) > 1:
+        model.get_base_model().base_adapter = adapter_digest(adapters[1])
     saved = bool(adapters) and (Path(adapters[0]) / "processor_config.json").exists()
     processor = load_processor(family.processor_class, adapters[0]) if saved else None
     return Opened(model=model, family=family, processor=processor)

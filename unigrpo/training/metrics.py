@@ -169,8 +169,10 @@ def has_stopped(rollout: Rollout, stop_token_ids: tuple[int, ...]) -> bool:
 def completion_metrics(metrics: Metrics, rollouts: list[Rollout], stop_token_ids: tuple[int, ...]) -> None:
     """``completions/*`` lengths of texts; an answer without a stop token filled its canvas and counts as clipped.
 
-    Images always fill their canvas, so they add to ``num_completion_tokens`` alone.
+    Images always fill their canvas, so they add to ``num_completion_tokens`` alone. What several answers share was written once
+    and counts once: the thought of ``pictures_per_thought`` pictures.
     """
+    rollouts = list({id(rollout): rollout for rollout in rollouts}.values())
     metrics.add("num_completion_tokens", sum(int(rollout.completion_mask.sum()) for rollout in rollouts))
     rollouts = [rollout for rollout in rollouts if not is_picture(rollout.canvas.task)]
     if not rollouts:

@@ -16,6 +16,7 @@ from ..config.arguments import UniGRPOConfig
 from ..config.run_checks import settle_best_model
 from ..data.image_codes import ImageCodec, load_tokenizer, tokenizer_name
 from ..models import DiffusionPolicy, policy_class_of
+from ..models.adapter_files import adapter_digest
 from ..models.adapters import add_adapter, check_adapter, check_trains, keep_out_vocabulary, keep_start, merged
 from ..models.builtin import model_name, model_path
 from ..models.loading import check_from_scratch
@@ -62,7 +63,7 @@ def load_trainable(
     adapter merged in.
 
     Its attribute ``load_again`` loads a whole model once more, for engines under which it cannot be copied, and
-    ``saved_processor`` is what was saved beside an adapter. With
+    ``saved_processor`` is what was saved beside an adapter, ``base_adapter`` the digest of an adapter that was merged into it. With
     ``from_scratch=True`` among ``init_kwargs`` the weights are drawn from the run's ``seed``, and none are read.
 
     Raises:
@@ -92,6 +93,7 @@ def load_trainable(
                 "(peft_config) to go on with that adapter, or start from what `unigrpo merge` makes of it"
             )
         module = merged(module)
+        module.base_adapter = adapter_digest(model_path(model))
     elif not adapted:
         fresh = options.pop("from_scratch", False)
         load = partial(opened.family.fresh_model, seed=args.seed) if fresh else opened.family.load_model

@@ -14,10 +14,11 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ...errors import CheckpointError
+from ...models.adapter_files import BASE_FILE
 from ...models.checkpoint_files import ADAPTER_WEIGHTS, FULL_WEIGHTS, weights_in
 from ...models.reference import is_peft
 from .carded import Carded, without_card_of_peft
-from .files import describe, named
+from .files import describe, named, write_json
 from .identity import adapter_keys, dataset_digest, described, weights_digest
 from .run_record import RECORD, RunRecord, read_record, write_record
 
@@ -74,8 +75,17 @@ class OneRun(Carded):
         with without_card_of_peft(self.accelerator.unwrap_model(self.model)):
             super().save_model(output_dir, _internal_call)
         if self.args.should_save:
+            self._write_base(folder)
             self.write_card(folder)
             self._list_if_own(folder, before)
+
+    def _write_base(self, folder: Path) -> None:
+        """Beside an adapter that lies on another one, which weights that one had: its folder may be written again."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        digest = getattr(model.get_base_model(), "base_adapter", None) if is_peft(model) else None
+        if digest is not None:
+            with named(folder / BASE_FILE):
+                write_json(folder / BASE_FILE, {"sha256": digest})
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self.args.output_dir)

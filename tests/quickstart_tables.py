@@ -1,0 +1,152 @@
+"""What the quickstarts' tables in ``README.md`` are made of: the rows to run, and how their results are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .figures import between
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """``unigrpo COMMAND RECIPE OVERRIDES``; ``{before}`` in an override is the folder of the row's run before it."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    command: str = "train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What is measured together.
+
+    Attributes:
+        name: the table and the row in it, ``quickstart/lora``.
+        label: what the table calls it.
+        runs: one after the other.
+        sampled: the last run is measured at temperature 1 too, where its recipe measures the surest answer.
+    """
+
+    name: str
+    label: str
+    runs: tuple[Run, ...]
+    sampled: bool = False
+
+    @property
+    def table(self) -> str:
+        return self.name.partition("/")[0]
+
+
+def row(name: str, label: str, *overrides: str, sampled: bool = False) -> Row:
+    """A row of one run: of the recipe that its table is called after."""
+    recipe = name.partition("/")[0]
+    return Row(name=name, label=label, runs=(Run(recipe=recipe, overrides=overrides),), sampled=sampled)
+
+
+def shuffled(*names: str) -> list[str]:
+    return [f"rewards.{number}.name=tests.support.controls:shuffled_{own}" for number, own in enumerate(names)]
+
+
+LORA = ("lora.r=16", "lora.lora_alpha=32", "learning_rate=1e-3")
+TEXT_CONTROL, IMAGE_CONTROL = shuffled("correctness", "format"), shuffled("clip_score")
+FROM_TAUGHT = ("model.path={before}", "max_steps=150")
+
+ROWS = (
+    row("quickstart/seed-0", "seed 0, as the line above prints it", "seed=0"),
+    row("quickstart/seed-1", "seed 1", "seed=1"),
+    row("quickstart/seed-2", "seed 2", "seed=2"),
+    row("quickstart/seed-14654921", "seed 14654921, from a commit hash", "seed=14654921"),
+    row("quickstart/lora", f"LoRA: `{' '.join(LORA)}`", *LORA),
+    row("quickstart/shuffled", "control: the same rewards, shuffled among answers", *TEXT_CONTROL, sampled=True),
+    row("quickstart_image/seed-0", "seed 0", "seed=0"),
+    row("quickstart_image/seed-1", "seed 1", "seed=1"),
+    row("quickstart_image/seed-2", "seed 2", "seed=2"),
+    row("quickstart_image/shuffled", "control: the same scores, shuffled among pictures", *IMAGE_CONTROL),
+    row("quickstart_mixed/seed-0", "seed 0"),
+    Row(
+        name="quickstart_sft/seed-0",
+        label="seed 0",
+        runs=(Run(recipe="quickstart_sft", command="sft"), Run(recipe="quickstart", overrides=FROM_TAUGHT)),
+    ),
+)  # fmt: skip
+
+
+# ---- the tables ----
+
+
+def commit(found: dict[str, Any]) -> str:
+    return "an earlier commit" if found["commit"] is None else f"`{found['commit'][:7]}`"
+
+
+def change(found: dict[str, Any]) -> str:
+    """``47.1 % → 83.6 % [80.5, 86.7]``."""
+    before, after = found["before"], found["after"]
+    interval = f"[{100 * after['low']:.1f}, {100 * after['high']:.1f}]"
+    return f"{100 * before['mean']:.1f} % → {100 * after['mean']:.1f} % {interval}"
+
+
+def gain(found: dict[str, Any]) -> str:
+    return f"{found['gain_points']:+.1f} points".replace("-", "−")
+
+
+def text_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
+    lines = {own.label: found.get("quickstart"), f"{own.label}, at temperature 1": found.get("temperature 1")}
+    return [(label, change(accuracy), gain(accuracy)) for label, accuracy in lines.items() if accuracy]
+
+
+def image_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
+    accuracy = found["quickstart_image"]
+    scores = [accuracy["rewards"][when] for when in ("before", "after")]
+    # Its one reward, under the name of the score or of the shuffled one.
+    means = [f"{value:.1f}" for own in scores for name, value in own.items() if name.endswith("clip_score/mean")]
+    return [(own.label, change(accuracy), gain(accuracy), " → ".join(means))]
+
+
+MEASURES = {
+    "t2i": ("draw a caption (`t2i`)", "the pixels, {count} pictures"),
+    "mmu": ("answer about a picture (`mmu`)", "the exact answer, {count} questions"),
+    "text": ("add (`text`)", "the integer, {count} sums"),
+}
+
+
+def mixed_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (task, how.format(count=found[name]["after"]["count"]), change(found[name]), gain(found[name]))
+        for name, (task, how) in MEASURES.items()
+    ]
+
+
+def road_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
+    roads = {"fine-tuning": "quickstart_sft", "then rewards": "quickstart"}
+    return [(f"{own.label}, {what}", change(found[name]), gain(found[name])) for what, name in roads.items()]
+
+
+TABLES: dict[str, tuple[tuple[str, ...], Callable[[Row, dict[str, Any]], list[tuple[str, ...]]]]] = {
+    "quickstart": (("run (3 minutes on 2 cores)", "held-out greedy accuracy", "gain"), text_lines),
+    "quickstart_image": (("run", "pixels right, held-out captions", "gain", "CLIP score"), image_lines),
+    "quickstart_mixed": (("task", "measured by", "before → after", "gain"), mixed_lines),
+    "quickstart_sft": (("run", "held-out greedy accuracy", "gain"), road_lines),
+}
+"""Heads of the tables, and what a row adds to its own; the commit comes last in all of them."""
+
+
+def table(name: str, results: dict[str, Any]) -> list[str]:
+    """A table's lines; a row of other code than that of the newest row is marked."""
+    head, lines_of = TABLES[name]
+    newest = max(results.values(), key=lambda found: found["when"] or "")["code"]
+    lines = [(*head, "code"), ("---",) * (len(head) + 1)]
+    for own in (own for own in ROWS if own.table == name and own.name in results):
+        found = results[own.name]
+        stale = "" if found["code"] == newest or found["commit"] is None else ", stale"
+        lines += [(*line, f"{commit(found)}{stale}") for line in lines_of(own, found["measured"])]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def with_tables(text: str, results: dict[str, Any]) -> str:
+    """``text`` with its tables of ``results``; one that it has no marks for is left out."""
+    for name in {own.table for own in ROWS if own.name in results}:
+        start, end = f"<!-- measured:{name} -->", f"<!-- /measured:{name} -->"
+        text = between(text, start, end, table(name, results)) if start in text else text
+    return text
