@@ -89,7 +89,7 @@ def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
     assert capsys.readouterr().out.splitlines() == expected
 
 
-@pytest.mark.parametrize("model", ["builtin:arithmetic", "builtin:shapes"])
+@pytest.mark.parametrize("model", ["builtin:arithmetic", "builtin:arithmetic_trained"])
 def test_the_training_script_of_the_readme_runs_and_the_model_is_one_line_of_it(model, tmp_path, monkeypatch, capsys):
     """Two steps of it, with fewer answers."""
     text = (ROOT / "README.md").read_text().partition("## Training")[2]

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from peft import LoraConfig, get_peft_model
 
-from unigrpo import UniGRPOTrainer, load_policy
+from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, UniGRPOTrainer, load_policy
 from unigrpo.data.image_codes import load_tokenizer
 from unigrpo.errors import NotReachableError, SourceError
 from unigrpo.models import MMaDAProcessor
@@ -137,9 +137,10 @@ def test_the_reason_and_the_cure_are_named(name, words, hub, tmp_path, monkeypat
         load_tokenizer,
         resolve_reward,
         lambda path: UniGRPOTrainer(path, lambda **_: 0, config(), train_dataset=[]),
+        lambda path: MaskedDenoisingTrainer(path, MaskedDenoisingConfig("out", use_cpu=True), []),
         lambda path: load_rows(DatasetSpec(path=path)),
     ],
-    ids=["policy", "classifier", "tokenizer", "reward", "trainer", "dataset"],
+    ids=["policy", "classifier", "tokenizer", "reward", "trainer", "fine-tuning", "dataset"],
 )
 def test_every_way_in_says_it(load, tmp_path):
     """With offline mode set, as it is in tests."""
