@@ -109,7 +109,7 @@ def test_the_training_script_of_the_readme_runs_and_the_model_is_one_line_of_it(
         exec(compile(script, "README.md", "exec"), names)
     trainer = names["trainer"]
     logged = [entry for entry in trainer.state.log_history if "rewards/short/mean" in entry]
-    assert trainer.state.global_step == 2 and logged and all(0 <= entry["reward"] <= 2.6 for entry in logged)
+    assert trainer.state.global_step == 2 and logged and all(0 <= entry["reward"] < 2.6001 for entry in logged)
     usual = trainer.model.config.sampling_defaults
     assert trainer.args.for_task("text").max_completion_length == usual["max_completion_length"] < 256
     assert capsys.readouterr().out.splitlines()[-1].startswith("<think>")
