@@ -211,10 +211,13 @@ class ImageTextReward(ABC):
 
 
 def pair_of(prompt: Any, completion: Any, images: Any, reward_prompt: Any) -> Pair | None:
-    """The image and the text of one row, or None where it has not got both."""
+    """The image and the text of one row, or None where it has not got both.
+
+    A blank caption is no text. A blank answer is one, because without a score it would be better off than a poor one.
+    """
     if isinstance(completion, Image.Image):
         text = user_text(prompt if reward_prompt is None else reward_prompt)
-        return None if text is None else Pair(completion, text[:MAX_TEXT])
+        return Pair(completion, text[:MAX_TEXT]) if text and not text.isspace() else None
     text = completion_text(completion)
     if isinstance(images, list | tuple):
         images = images[0] if images else None

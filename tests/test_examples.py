@@ -87,3 +87,29 @@ def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
     expected = re.findall(r"# prints (.*)", text)
     assert len(blocks) == len(expected) == 2
     assert capsys.readouterr().out.splitlines() == expected
+
+
+@pytest.mark.parametrize("model", ["builtin:arithmetic", "builtin:arithmetic_trained"])
+def test_the_training_script_of_the_readme_runs_and_the_model_is_one_line_of_it(model, tmp_path, monkeypatch, capsys):
+    """Two steps of it, with fewer answers."""
+    text = (ROOT / "README.md").read_text().partition("## Training")[2]
+    script = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    assert 'model="builtin:arithmetic",  # or "Gen-Verse/MMaDA-8B-MixCoT"\n' in script
+    assert not re.search("max_completion_length|block_length|[^_]steps=", script), "the checkpoint says these"
+    for line, other in {
+        'model="builtin:arithmetic"': f"model={model!r}",
+        "per_device_train_batch_size=128": "per_device_train_batch_size=16",
+        r"max_steps=\d+": "max_steps=2",
+    }.items():
+        script, found = re.subn(line, other, script)
+        assert found == 1
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    with torch.random.fork_rng():
+        exec(compile(script, "README.md", "exec"), names)
+    trainer = names["trainer"]
+    logged = [entry for entry in trainer.state.log_history if "rewards/short/mean" in entry]
+    assert trainer.state.global_step == 2 and logged and all(0 <= entry["reward"] < 2.6001 for entry in logged)
+    usual = trainer.model.config.sampling_defaults
+    assert trainer.args.for_task("text").max_completion_length == usual["max_completion_length"] < 256
+    assert capsys.readouterr().out.splitlines()[-1].startswith("<think>")

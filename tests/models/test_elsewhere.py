@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -25,7 +26,9 @@ from transformers import (
 import unigrpo
 from unigrpo.algorithm.denoising import MaskedDenoising
 from unigrpo.models import MaskedDiffusionMixin, MMaDAProcessor
+from unigrpo.models.builtin import SHIPPED
 from unigrpo.models.elsewhere import labelled
+from unigrpo.models.processing import name_for_transformers_4
 from unigrpo.rollout.generate import load_policy
 
 from ..support.tiny import tiny_llada, tiny_model, tiny_processor
@@ -89,6 +92,23 @@ def test_auto_classes_open_what_we_save(model, folder):
     for gone in ("processor_config.json", "chat_template.jinja"):
         (folder / gone).unlink()
     assert type(AutoProcessor.from_pretrained(folder)) is MMaDAProcessor, "as around a published tokenizer"
+
+
+SHIPPED_TOKENIZERS = sorted(file.parent.name for file in SHIPPED.glob("*/tokenizer_config.json"))
+
+
+@pytest.mark.parametrize("name", SHIPPED_TOKENIZERS)
+def test_tokenizers_that_ship_are_written_as_saved_ones_are(name, tmp_path):
+    """For transformers 4 too: a class that it has, and the chat template where it looks for it."""
+    file = SHIPPED / name / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    shutil.copy(file, tmp_path)
+    if (SHIPPED / name / "processor_config.json").exists():
+        template = MMaDAProcessor.from_pretrained(SHIPPED / name).chat_template
+        assert (SHIPPED / name / "chat_template.jinja").read_text() == settings["chat_template"] == template
+    name_for_transformers_4(tmp_path)
+    assert (tmp_path / file.name).read_text() == file.read_text()
 
 
 ORDERS = {

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
+from typing import ClassVar
 
 import pytest
+import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
+from peft import LoraConfig, get_peft_model
 
-from unigrpo import UniGRPOTrainer, load_policy
+from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, UniGRPOTrainer, load_policy
 from unigrpo.data.image_codes import load_tokenizer
 from unigrpo.errors import NotReachableError, SourceError
+from unigrpo.models import MMaDAProcessor
 from unigrpo.models.builtin import model_path
 from unigrpo.models.hub import asking_once, finding, hub_answers
 from unigrpo.models.loading import load_classifier, load_config
@@ -21,14 +27,22 @@ from unigrpo.rollout.rewards import resolve_reward
 from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
 
 from ..support.configs import config
+from ..support.tiny import golden_tokenizer, tiny_model, tiny_processor
+from ..support.tolerances import FP32
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub of which one model is gated, one forbidden, one has no such revision, and all others are not there."""
+    """A hub of which one model is gated, one forbidden, one has no such revision, those in ``folders`` are what lies
+    there, and all others are not there.
+    """
 
     CODES = {"gated": (401, "GatedRepo"), "forbidden": (403, ""), "old": (404, "RevisionNotFound")}
+    folders: ClassVar[dict[str, Path]] = {}
 
     def do_HEAD(self) -> None:
+        name, _, file = self.path[1:].partition("/resolve/")
+        if name in self.folders:
+            return self.send(self.folders[name] / file.partition("/")[2])
         status, code = next((own for name, own in self.CODES.items() if name in self.path), (404, "RepoNotFound"))
         self.send_response(200 if self.path == "/" else status)
         self.send_header("X-Error-Code", code)
@@ -36,6 +50,18 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
 
     do_GET = do_HEAD
+
+    def send(self, file: Path) -> None:
+        body = file.read_bytes() if file.is_file() else b""
+        self.send_response(200 if body else 404)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "1" * 40)
+        if not body:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
 
     def log_message(self, *_) -> None:
         pass
@@ -111,9 +137,10 @@ def test_the_reason_and_the_cure_are_named(name, words, hub, tmp_path, monkeypat
         load_tokenizer,
         resolve_reward,
         lambda path: UniGRPOTrainer(path, lambda **_: 0, config(), train_dataset=[]),
+        lambda path: MaskedDenoisingTrainer(path, MaskedDenoisingConfig("out", use_cpu=True), []),
         lambda path: load_rows(DatasetSpec(path=path)),
     ],
-    ids=["policy", "classifier", "tokenizer", "reward", "trainer", "dataset"],
+    ids=["policy", "classifier", "tokenizer", "reward", "trainer", "fine-tuning", "dataset"],
 )
 def test_every_way_in_says_it(load, tmp_path):
     """With offline mode set, as it is in tests."""
@@ -161,3 +188,29 @@ def test_a_hub_that_is_not_there_is_asked_once_and_then_the_cache(asked):
     assert not constants.HF_HUB_OFFLINE and not sys.modules["datasets.config"].HF_HUB_OFFLINE
     with pytest.raises(Exception, match=r"known|Name"):
         get_session().head(constants.ENDPOINT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("above", [False, True], ids=["adapter", "adapter on an adapter"])
+def test_an_adapters_id_brings_its_base_and_then_the_cache_is_enough(above, hub, monkeypatch, tmp_path):
+    folders = {f"me/{name}": tmp_path / name for name in ("base", "first", "second")}
+    model, ids = tiny_model(), torch.arange(12)[None]
+    model.save_pretrained(folders["me/base"])
+    tiny_processor().save_pretrained(folders["me/base"])
+    wanted = "me/first"
+    for name, base in [("me/first", "me/base"), ("me/second", "me/first")][: 1 + above]:
+        adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+        adapted.peft_config["default"].base_model_name_or_path = base
+        adapted.save_pretrained(folders[name], save_embedding_layers=False)
+        expected, wanted = adapted.eval()(ids).logits, name
+        model = adapted.merge_and_unload()
+    MMaDAProcessor(golden_tokenizer(), think_prompt=True).save_pretrained(folders[wanted])
+    monkeypatch.setattr(Hub, "folders", folders)
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(Hub, "folders", {} if offline else folders)
+        opened = load_policy(wanted, device="cpu")
+        torch.testing.assert_close(
+            opened.model(ids).logits, expected, rtol=FP32, atol=FP32 * float(expected.abs().max())
+        )
+        assert opened.policy.processor.think_prompt is True, "what was saved beside the adapter"

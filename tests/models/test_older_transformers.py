@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from unigrpo.models.builtin import SHIPPED
 from unigrpo.rollout.generate import load_policy
 from unigrpo.runs.cli import main
 
@@ -78,7 +79,8 @@ def test_transformers_4_opens_what_we_save(older, make_trainer, tmp_path):
     model.bfloat16().save_pretrained(llada)
     tiny_processor().save_pretrained(llada)
     with torch.enable_grad():
-        folders = [llada, merged(tmp_path), *trained(make_trainer)]
+        shipped = [SHIPPED / name for name in ("arithmetic", "shapes")]
+        folders = [llada, merged(tmp_path), *trained(make_trainer), *shipped]
     for folder, found in zip(folders, seen(older, folders), strict=True):
         own = load_policy(str(folder), device="cpu")
         assert found["version"] == "4.46.3" and found["tokenizer"] == "PreTrainedTokenizerFast"

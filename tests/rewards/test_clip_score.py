@@ -145,7 +145,8 @@ def test_the_batch_size_does_not_matter(folder, batch_size):
     [
         (("a", picture(0), None, None), "a"),
         (("a", picture(0), None, "b"), "b"),
-        (("a", picture(0), None, ""), ""),
+        (("a", picture(0), None, ""), None),
+        ((" \n", picture(0), None, None), None),
         (([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], picture(0), None, None), "a\nb"),
         (
             (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from unigrpo import load_policy
 from unigrpo.runs.cli import main
@@ -248,3 +249,19 @@ def test_sample_takes_shortcuts(capsys):
     both = ["--sampler", "left_to_right", "--kv-cache", "dual"]
     assert main(["sample", "builtin:arithmetic_trained", question, *both]) == 2
     assert "sampler 'left_to_right' has no option 'kv_cache'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "builtin:arithmetic_trained", "w", "--max-completion-length", "4", "--block-length", "4"],
+        ["evaluate", "quickstart", "eval_datasets.0.limit=2", "steps=4"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_where_nobody_watches_no_bar_is_drawn(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    transformers.utils.logging.enable_progress_bar()
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "\r" not in shown.err + shown.out and "it/s]" not in shown.err

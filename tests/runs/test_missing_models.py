@@ -62,10 +62,22 @@ def test_a_model_that_is_not_there_is_one_sentence_and_status_2(command, model, 
     assert said[-1].startswith(f"unigrpo: error: model {model!r} is not ") and "Traceback" not in "".join(said)
 
 
-def test_check_offline_asks_nobody(recipe, asked, capsys):
+def test_check_offline_asks_nobody(recipe, asked, monkeypatch, capsys):
+    def connect(_, address):
+        asked.append(address)
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
     assert main(["check", "--offline", recipe, "quickstart"]) == 0
-    assert asked == []
     assert capsys.readouterr().out.count(": not reachable, not checked") == 6
+    for path, said in {
+        "./nope": "'./nope' does not exist",
+        "nope": "'nope' does not exist",
+        "we/ird/id": "not exist",
+    }.items():
+        assert main(["check", "--offline", recipe, f"model.path={path}"]) == 1
+        assert sum(said in line for line in capsys.readouterr().out.splitlines()) == 1
+    assert asked == []
 
 
 @pytest.mark.smoke

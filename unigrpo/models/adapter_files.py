@@ -12,7 +12,17 @@ from typing import Any
 from torch import nn
 
 from ..errors import CheckpointError
-from .checkpoint_files import FULL_WEIGHTS, check_complete, check_numbers, first_line, read_weights, reading, shapes
+from .checkpoint_files import (
+    FULL_WEIGHTS,
+    check_complete,
+    check_numbers,
+    first_line,
+    hub_file,
+    read_weights,
+    reading,
+    shapes,
+)
+from .hub import hub_answers, looks_local
 from .patterns import check_patterns
 
 
@@ -22,6 +32,16 @@ BASE_FILE = "base_adapter.json"
 """Beside an adapter that lies on another one: which weights that one had."""
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+BESIDE = (
+    *WEIGHTS,
+    BASE_FILE,
+    "processor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""What else of an adapter's id on the hub is read, where it is there."""
 
 LARGEST_SETTING = 2**20
 """A whole number in an adapter's configuration is a rank, a scale or a count of layers."""
@@ -42,6 +62,23 @@ def whole_model(folder: str | Path) -> list[str]:
     """Names of the files of a whole model's weights in a folder, which need not be there."""
     names = sorted(own.name for own in Path(folder).iterdir()) if Path(folder).is_dir() else []
     return [name for name in names if FULL_WEIGHTS.fullmatch(name)]
+
+
+def adapter_folder(path: str) -> str:
+    """The folder of the cache for the id of an adapter on the hub; everything else as it is.
+
+    Nobody is asked about a folder, a shipped checkpoint, or in offline mode.
+    """
+    if looks_local(path) or Path(path).exists():
+        return path
+    hub_answers()
+    found = hub_file(path, ADAPTER_FILE)
+    if found is None:
+        return path
+    for name in BESIDE:
+        # Of the same commit, also where somebody writes to it meanwhile.
+        hub_file(path, name, revision=found.parent.name)
+    return str(found.parent)
 
 
 def adapter_base(path: str) -> str:

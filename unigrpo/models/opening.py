@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from . import DiffusionPolicy, resolve_policy
-from .adapter_files import ADAPTER_FILE, adapter_base, adapter_digest, check_base_adapter, load_adapter
+from .adapter_files import ADAPTER_FILE, adapter_base, adapter_digest, adapter_folder, check_base_adapter, load_adapter
 from .builtin import model_path
+from .hub import asking_once
 from .loading import check_from_scratch, load_config, load_processor
 
 
@@ -29,17 +30,18 @@ class Opened:
     processor: Any = None
 
 
+@asking_once()
 def lineage(path: str) -> list[str]:
-    """``path``, the base that it names if it is an adapter's folder, the base of that, and last a whole model.
+    """``path``, the base that it names if it is an adapter, the base of that, and last a whole model.
 
-    Names of shipped checkpoints are folders in it.
+    Names of shipped checkpoints, and ids of adapters on the hub, are folders in it.
 
     Raises:
         ValueError: an adapter whose configuration is damaged, or adapters that name each other as their bases.
     """
-    found = [model_path(path)]
+    found = [adapter_folder(model_path(path))]
     while (Path(found[-1]) / ADAPTER_FILE).is_file():
-        base = model_path(adapter_base(found[-1]))
+        base = adapter_folder(model_path(adapter_base(found[-1])))
         if Path(base).exists() and any(Path(base).samefile(own) for own in found):
             raise ValueError(
                 f"adapter {path!r} ends nowhere, its bases name each other ({' -> '.join([*found, base])}): set "
@@ -49,6 +51,7 @@ def lineage(path: str) -> list[str]:
     return found
 
 
+@asking_once()
 def open_model(
     path: str,
     policy: str | type[DiffusionPolicy] | None = None,
@@ -58,7 +61,7 @@ def open_model(
     seed: int = 0,
     **options: Any,
 ) -> Opened:
-    """What lies at ``path``: a hub id, a folder, ``builtin:NAME`` or an adapter's folder.
+    """What lies at ``path``: a hub id or a folder of a model or an adapter, or ``builtin:NAME``.
 
     An adapter whose base is an adapter's folder too is put on that base with its adapter merged in.
 

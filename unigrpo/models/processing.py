@@ -82,6 +82,18 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) 
         ) from None
 
 
+def name_for_transformers_4(folder: str | Path, **settings: Any) -> None:
+    """Rewrites a saved ``tokenizer_config.json`` under the names that transformers 4 and 5 both know, and adds ``settings`` to it."""
+    file = Path(folder, "tokenizer_config.json")
+    settings = {**json.loads(file.read_text(encoding="utf-8")), **settings}
+    if settings["tokenizer_class"] == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    file.write_text(text, encoding="utf-8")
+
+
 class MMaDAProcessor(ProcessorMixin):
     """Turns prompts into token ids.
 
@@ -136,15 +148,7 @@ class MMaDAProcessor(ProcessorMixin):
         a list of ``extra_special_tokens``, nor a template in a file of its own.
         """
         written = super().save_pretrained(save_directory)
-        file = Path(save_directory, "tokenizer_config.json")
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        if settings["tokenizer_class"] == "TokenizersBackend":
-            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if isinstance(settings.get("extra_special_tokens"), list):
-            settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-        settings["chat_template"] = self.chat_template
-        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        file.write_text(text, encoding="utf-8")
+        name_for_transformers_4(save_directory, chat_template=self.chat_template)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return written

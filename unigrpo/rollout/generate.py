@@ -284,9 +284,9 @@ def load_policy(
     seed: int = 0,
     **model_kwargs: Any,
 ) -> LoadedPolicy:
-    """A policy from a hub id, a path, ``builtin:NAME``, an adapter folder (its base model is loaded beneath it) or a loaded module.
+    """A policy from a hub id, a path, ``builtin:NAME`` or a loaded module; beneath an adapter its base model is loaded.
 
-    That base may be an adapter's folder too, which is then merged into its own.
+    That base may be an adapter too, which is then merged into its own.
 
     ``image_tokenizer`` (id, path or module) replaces the one that the model's config names. ``allow_missing`` names
     parameters, with ``*`` for any letters, that may start from random values because the files lack them. With

@@ -28,8 +28,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if os.environ.get("RANK", "0") == "0":
         say("\n".join(told_before(recipe)))
-    if not sys.stderr.isatty():
-        quiet_bars()
+    quiet_bars()
     run_recipe(recipe)
     return 0
 
@@ -42,14 +41,15 @@ def run_sft(arguments: argparse.Namespace) -> int:
     recipe = load_sft_recipe(arguments.recipe, arguments.overrides)
     if os.environ.get("RANK", "0") == "0":
         say("\n".join(told_before(recipe)))
-    if not sys.stderr.isatty():
-        quiet_bars()
+    quiet_bars()
     run_sft_recipe(recipe)
     return 0
 
 
 def quiet_bars() -> None:
-    """No bars of others': in a file each of their redraws is a line."""
+    """No bars of others' without a terminal: in a file each of their redraws is a line."""
+    if sys.stderr.isatty():
+        return
     import datasets
     import transformers
 
@@ -131,6 +131,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     from ..samplers.semi_autoregressive import EXACT_DECODING
     from ..types import is_picture, spans_of
 
+    quiet_bars()
     task = arguments.task or ("mmu" if arguments.image else "text")
     policy = load_policy(
         arguments.model,
@@ -197,6 +198,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from .recipe import load_recipe
     from .train import evaluate_recipe
 
+    quiet_bars()
     evaluate_recipe(load_recipe(arguments.recipe, arguments.overrides), arguments.model)
     return 0
 
@@ -206,6 +208,7 @@ def run_agreement(arguments: argparse.Namespace) -> int:
     from .agreement.command import agreement
     from .recipe import load_recipe
 
+    quiet_bars()
     agreement(
         load_recipe(arguments.recipe, arguments.overrides),
         model=arguments.model,
@@ -226,6 +229,7 @@ def run_merge(arguments: argparse.Namespace) -> int:
     from ..rollout.generate import load_policy
 
     check_no_checkpoint(arguments.output)
+    quiet_bars()
     loaded = load_policy(arguments.adapter, dtype=arguments.dtype, device="cpu")
     if not is_peft(loaded.model):
         raise ValueError(f"{arguments.adapter!r} holds no adapter (no adapter_config.json); nothing to merge")

@@ -115,6 +115,11 @@ def add_callbacks(trainer: Any) -> UniGRPOProgress | None:
         return None
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
+    if is_in_notebook():
+        from transformers.utils.notebook import NotebookProgressCallback
+
+        # Its table has a column for the loss alone, which says little here; the bar has reward and KL.
+        trainer.remove_callback(NotebookProgressCallback)
     if not (sys.stderr.isatty() or is_in_notebook()):
         trainer.add_callback(LogLines())
         return None

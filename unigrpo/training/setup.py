@@ -19,6 +19,7 @@ from ..models import DiffusionPolicy, policy_class_of
 from ..models.adapter_files import adapter_digest
 from ..models.adapters import add_adapter, check_adapter, check_trains, keep_out_vocabulary, keep_start, merged
 from ..models.builtin import model_name, model_path
+from ..models.hub import asking_once
 from ..models.loading import check_from_scratch
 from ..models.opening import lineage, open_model
 from ..models.quantization import check_quantization, prepare_quantised
@@ -50,6 +51,7 @@ def settle_early_stopping(args: Any, callbacks: list[TrainerCallback] | None, us
             settle_best_model(args, usual, type(own).__name__)
 
 
+@asking_once()
 def load_trainable(
     model: str,
     policy: str | type[DiffusionPolicy] | None,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from ...models.magvit import MagvitV2
+from ...models.processing import name_for_transformers_4
 from ...terminal import say, tracked
 from ..shapes import FORMS, SIDE, SPECS, WORDS, caption
 from .image_tokenizer import CHECKPOINT as TOKENIZER_CHECKPOINT
@@ -214,6 +215,7 @@ def main() -> None:
     train(model, tokenizer, magvit, **{**TRAINING, "steps": args.steps}, generator=generator)
     for part in (model.half(), tokenizer, build_image_processor()):
         part.save_pretrained(args.output)
+    name_for_transformers_4(args.output)
     model = CLIPModel.from_pretrained(args.output, dtype=torch.float32).eval()
     _, pixels = gallery(4, HELD_OUT_SEED)
     for name, shown in (("real pictures", pixels), ("reconstructions", reconstruct(magvit, pixels))):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ...models.adapters import describe
-from ...models.hub import pushing
+from ...models.hub import asking_once, pushing
 from ...models.opening import lineage
 from ...models.reference import is_peft
 from ..card import CARD, Facts, algorithm_lines, card_of, dataset_name, is_ours, sealed
@@ -48,13 +48,15 @@ class Carded:
         base = (config is not None and config.base_model_name_or_path) or getattr(whole, "name_or_path", "") or ""
         data = self.about.get("datasets") or {use: _names(getattr(self, own, None), own) for own, use in USES.items()}
         method, paper = self._method()
+        with asking_once(offline=True):  # What was trained on lies here.
+            stacked = config is not None and bool(base) and len(lineage(base)) > 1
         return Facts(
             name=name,
             base=base,
             # FSDP2 gives a module another class.
             kind=next(own for own in type(whole).__mro__ if not own.__module__.startswith("torch.")),
             adapter=None if config is None else describe(config),
-            base_has_adapter=config is not None and bool(base) and len(lineage(base)) > 1,
+            base_has_adapter=stacked,
             method=method,
             paper=paper,
             data=data,
