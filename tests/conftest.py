@@ -66,7 +66,7 @@ def make_trainer(tmp_path):
             UniGRPOConfig(**arguments),
             prompts(16) if rows is None else rows,
             eval_rows,
-            processing_class=tiny_processor() if processor else None,
+            processing_class=tiny_processor() if processor is True else processor or None,
             peft_config=LoraConfig(r=4, lora_dropout=dropout) if lora else None,
             callbacks=callbacks,
             sft_dataset=sft_rows,

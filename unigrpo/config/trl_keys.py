@@ -25,7 +25,6 @@ INSTEAD = {
     "repetition_penalty": "positions are drawn together, so that none knows what the others repeat; the reward 'repetition' does",
     "generation_kwargs": "what a sampler reads are keys of their own: `unigrpo keys sampler`",
     "cache_implementation": "kv_cache is the key of the text sampler",
-    "chat_template_kwargs": "a prompt of messages is written by the processor's template; give it one that needs none",
     **dict.fromkeys(("entropy_coef", "use_adaptive_entropy", "top_entropy_quantile"), NO_ENTROPY),
     "router_aux_loss_coef": "the models have no experts; leave it out",
     "cast_lm_head_to_fp32": "the head computes in float32 by itself; leave it out",
