@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.arguments import UniGRPOConfig
 from .config.build import build_algorithms
+from .config.trl_keys import check_trainer_arguments
 from .data.image_codes import ImageCodec
 from .data.rows import check_dataset
 from .models import DiffusionPolicy
@@ -76,6 +78,10 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
     train_dataset: Any
     eval_dataset: Any
     _tag_names = ["trl", "unigrpo", "diffusion-language-model"]
+
+    def __new__(cls, *values: Any, **named: Any) -> UniGRPOTrainer:
+        check_trainer_arguments(named, inspect.signature(cls.__init__).parameters)
+        return super().__new__(cls)
 
     def __init__(
         self,

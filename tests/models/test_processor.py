@@ -223,8 +223,8 @@ def test_a_chat_template_reads_what_it_is_given_and_so_does_the_saved_one(tmp_pa
     ("values", "said"),
     [
         (
-            {"breif": True},
-            r"chat_template_kwargs=\{'breif': True\}: the chat template does not read 'breif'; leave it out",
+            {"briefly": True},
+            r"chat_template_kwargs=\{'briefly': True\}: the chat template does not read 'briefly'; leave it out",
         ),
         ({"tail": 3}, r"cannot take them \(UndefinedError: 'int object' has no attribute 'lower'\)"),
         *(

@@ -39,6 +39,14 @@ INSTEAD = {
 }
 """Key -> the cure."""
 
+OF_TRAINER = {
+    "quantization_config": "UniGRPOConfig(model_init_kwargs={'quantization_config': BitsAndBytesConfig(...)})",
+    "tools": "answers are written in one piece, without tools; leave it out",
+    "rollout_func": "a sampler of your own writes rollouts: UniGRPOConfig(sampler='pkg.mod:attr')",
+    "environment_factory": "answers are written in one piece, without steps of an environment; score them with a reward",
+}
+"""Arguments of TRL's trainer -> the cure."""
+
 LOSSES = {
     "cispo": "it is a surrogate here, beside any average: surrogate='cispo', loss_type='dapo' divides as TRL's does",
     "sapo": "there is no such surrogate: `unigrpo keys surrogate` has those there are",
@@ -64,6 +72,13 @@ def cure_of(name: str) -> str | None:
     """What to do in place of a key that only TRL has; None for others."""
     found = INSTEAD.get(name) or next((cure for first, cure in FAMILIES.items() if name.startswith(first)), None)
     return None if found is None else found.format(name=name)
+
+
+def check_trainer_arguments(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ``TypeError`` for an argument that only TRL's trainer has and that is not among the ``known`` ones, with the cure."""
+    for name in names:
+        if name in OF_TRAINER and name not in known:
+            raise TypeError(f"{name} is no argument of UniGRPOTrainer: {OF_TRAINER[name]}")
 
 
 def check_loss(loss_type: Any) -> None:

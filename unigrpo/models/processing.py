@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from ..errors import Overdue
@@ -117,6 +117,13 @@ def settle_template(policy: Any, values: Any) -> Any:
     return policy
 
 
+def _with_chat_tokens(tokenizer: Any) -> Any:
+    missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
 class MMaDAProcessor(ProcessorMixin):
     """Turns prompts into token ids.
 
@@ -156,15 +163,27 @@ class MMaDAProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(
             pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
         )
-        missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
-        if missing:
-            tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
         return cls(
-            tokenizer,
+            _with_chat_tokens(tokenizer),
             chat_template=saved.get("chat_template"),
             think_prompt=saved.get("think_prompt") if think_prompt is None else think_prompt,
             chat_template_kwargs=saved.get("chat_template_kwargs"),
         )
+
+    @classmethod
+    def around(cls, given: Any) -> Any:
+        """A processor around the tokenizer that is ``given``, as ``from_pretrained`` makes it; a processor as it is.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if isinstance(given, PreTrainedTokenizerBase):
+            return cls(_with_chat_tokens(given))
+        if not hasattr(given, "encode_prompt"):
+            raise ValueError(
+                f"processing_class={given!r}: give a tokenizer or a {cls.__name__}, or leave it out for the one saved beside the model"
+            )
+        return given
 
     def instruction(self, task: str) -> str:
         """What is written before the last user message of a prompt of ``task``; empty for nothing."""

@@ -35,18 +35,19 @@ WHOLE = 2000
 def show_completions(table: dict[str, list], step: int, limit: int | None) -> None:
     """A rich table of sampled answers on standard output: texts fold and stand beside the gold, numbers under each other."""
     rows = len(table["prompt"]) if limit is None else min(limit, len(table["prompt"]))
-    if len(set(table.get("task", ()))) == 1:
-        table = {name: column for name, column in table.items() if name != "task"}
     scores = [name for name, column in table.items() if name not in TEXTS and all(map(_is_number, column))]
-    texts = [name for name in table if name not in scores]
+    texts = [name for name in table if name not in scores and name not in ("task", "image")]
+    if len(set(table.get("task", ()))) > 1:
+        scores.insert(0, "task")
+    out = console()
     view = Table(title=f"Completions at step {step}", show_lines=True, expand=True)
     for name in texts:
         view.add_column(name, overflow="fold", ratio=RATIOS.get(name, 3))
-    view.add_column("scores", overflow="fold", max_width=30)
+    view.add_column("scores", overflow="fold", max_width=out.width // 4)
     for index in range(rows):
         numbers = "\n".join(f"{name} {_cell(table[name][index])}" for name in scores)
         view.add_row(*(_cell(table[name][index]) for name in texts), numbers)
-    console().print(view)
+    out.print(view)
 
 
 def _is_number(value: Any) -> bool:
