@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -94,7 +96,8 @@ def test_a_tracker_gets_texts_numbers_and_pictures_by_row(recorders, name):
     first, second, third = rows_of(name, sent["completions"])
     assert [*first][:4] == ["step", "task", "prompt", "image"] and first["step"] == 7
     assert (first["completion"], first["solution"], first["advantage"]) == (ANSWER, "72", 0.123456)
-    assert second["prompt"] == "system: Be brief.\nuser: 2 + 3 ="
+    assert (second["prompt"], second["solution"]) == ("system: Be brief.\nuser: 2 + 3 =", "5")
+    assert third["solution"] is None and third["note"] is None
     assert third["completion"] == f"picture of {PICTURE.width} x {PICTURE.height} pixels"
     assert third["picture"].value is PICTURE and first["image"].value is TABLE["image"][0]
     assert not hasattr(first["picture"], "value") and not hasattr(third["image"], "value")
@@ -156,17 +159,45 @@ def installed(name: str) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_wandb_keeps_the_table_and_the_pictures(tmp_path):
+def test_wandb_keeps_the_table_and_the_pictures(tmp_path, monkeypatch):
     wandb = installed("wandb")
     run = wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(silent=True))
+    sent, log = [], wandb.log
+    monkeypatch.setattr(wandb, "log", lambda values: (sent.append(values["completions"]), log(values)))
     track_completions(TABLE, 7, ["wandb"], [])
-    folder = run.dir
     run.finish()
-    (file,) = Path(folder, "media", "table").glob("completions_*.table.json")
-    table = json.loads(file.read_text())
-    assert table["columns"][:2] == ["step", "task"] and [row[0] for row in table["data"]] == [7, 7, 7]
+    assert list(Path(run.dir, "media", "table").glob("completions_*.table.json"))
+    artifact = wandb.Artifact("answers", "run_table")
+    artifact.add(sent[0], "answers")
+    entries = artifact.manifest.entries
+    assert len([name for name in entries if name.endswith(".png")]) == 2
+    table = json.loads(Path(entries["answers.table.json"].local_path).read_text())
     drawn = table["data"][2][table["columns"].index("picture")]
-    assert (drawn["width"], drawn["height"]) == PICTURE.size
+    assert (drawn["width"], drawn["height"]) == PICTURE.size and drawn["path"] in entries
+
+
+SENT_TO_TRACKIO = """
+import json, trackio
+from tests.training.test_completions import TABLE
+from trackio.sqlite_storage import SQLiteStorage
+from unigrpo.training.completions import track_completions
+run = trackio.init(project="answers", embed=False, auto_log_gpu=False, auto_log_cpu=False)
+track_completions(TABLE, 7, ["trackio"], [])
+trackio.finish()
+print(json.dumps(SQLiteStorage.get_logs("answers", run.name)[0]["completions"]["_value"]))
+"""
+"""In a process of its own: trackio reads its folder from the environment when it is imported."""
+
+
+@pytest.mark.slow
+def test_trackio_keeps_the_table_and_the_pictures(tmp_path):
+    installed("trackio")
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SENT_TO_TRACKIO], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, _, third = json.loads(done.stdout.splitlines()[-1])
+    assert (first["step"], first["completion"], third["solution"]) == (7, ANSWER, None)
+    assert (tmp_path / "media" / third["picture"]["file_path"]).is_file()
 
 
 @pytest.mark.slow

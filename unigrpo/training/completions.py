@@ -97,13 +97,12 @@ def track_completions(
         if wandb.run is not None:
             columns = tracked_columns(table, step, wandb.Image)
             rows = [list(row) for row in zip(*columns.values(), strict=True)]
-            sent = wandb.Table(columns=list(columns), data=rows, allow_mixed_types=True)
-            wandb.log({"completions": sent, "train/global_step": step})
+            wandb.log({"completions": wandb.Table(columns=list(columns), data=rows), "train/global_step": step})
     if "trackio" in report_to:
         import pandas
         import trackio
 
-        frame = pandas.DataFrame(tracked_columns(table, step, trackio.Image))
+        frame = pandas.DataFrame(tracked_columns(table, step, trackio.Image), dtype=object)
         trackio.log({"completions": trackio.Table(dataframe=frame)})
     writers = [
         own.tb_writer for own in callbacks if isinstance(own, TensorBoardCallback) and own.tb_writer is not None
@@ -117,10 +116,14 @@ def track_completions(
 
 
 def tracked_columns(table: dict[str, list], step: int, image: Callable[[Any], Any]) -> dict[str, list]:
-    """The table's columns with the step; pictures are made by ``image``, and drawn ones are a column ``picture`` beside the texts."""
+    """The table's columns with the step, each of one type, as wandb wants them: numbers, texts, or pictures made by ``image``.
+
+    Drawn pictures are a column ``picture`` beside the texts.
+    """
     found: dict[str, list] = {"step": [step] * len(table["prompt"])}
-    found |= {name: [_stored(value) for value in column] for name, column in table.items()}
     for name, column in table.items():
+        numbers = all(map(_is_number, column))
+        found[name] = column if numbers else [None if value is None else str(_stored(value)) for value in column]
         if any(isinstance(value, Image.Image) for value in column):
             pictures = [image(value) if isinstance(value, Image.Image) else None for value in column]
             found["picture" if name == "completion" else name] = pictures
