@@ -159,21 +159,12 @@ def installed(name: str) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_wandb_keeps_the_table_and_the_pictures(tmp_path, monkeypatch):
+def test_wandb_takes_the_table(tmp_path):
     wandb = installed("wandb")
     run = wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(silent=True))
-    sent, log = [], wandb.log
-    monkeypatch.setattr(wandb, "log", lambda values: (sent.append(values["completions"]), log(values)))
     track_completions(TABLE, 7, ["wandb"], [])
     run.finish()
     assert list(Path(run.dir, "media", "table").glob("completions_*.table.json"))
-    artifact = wandb.Artifact("answers", "run_table")
-    artifact.add(sent[0], "answers")
-    entries = artifact.manifest.entries
-    assert len([name for name in entries if name.endswith(".png")]) == 2
-    table = json.loads(Path(entries["answers.table.json"].local_path).read_text())
-    drawn = table["data"][2][table["columns"].index("picture")]
-    assert (drawn["width"], drawn["height"]) == PICTURE.size and drawn["path"] in entries
 
 
 SENT_TO_TRACKIO = """
