@@ -57,6 +57,8 @@ def make_trainer(tmp_path):
         kind=UniGRPOTrainer,
         callbacks=None,
         processor=True,
+        reward_processing_classes=None,
+        of_trainer=None,
         **arguments,
     ):
         arguments = {"output_dir": str(tmp_path / "run"), **TRAINING, **arguments}
@@ -66,10 +68,12 @@ def make_trainer(tmp_path):
             UniGRPOConfig(**arguments),
             prompts(16) if rows is None else rows,
             eval_rows,
-            processing_class=tiny_processor() if processor else None,
+            processing_class=tiny_processor() if processor is True else processor or None,
             peft_config=LoraConfig(r=4, lora_dropout=dropout) if lora else None,
+            reward_processing_classes=reward_processing_classes,
             callbacks=callbacks,
             sft_dataset=sft_rows,
+            **(of_trainer or {}),
         )
 
     return make

@@ -17,7 +17,7 @@ from unigrpo.config.arguments import UniGRPOConfig
 from unigrpo.runs.cli import main
 from unigrpo.runs.held_out import HeldOut, show_before_after
 from unigrpo.terminal import console, masked, say, visible, without_secrets
-from unigrpo.training.callbacks import show_completions
+from unigrpo.training.completions import show_completions
 from unigrpo.training.setup import load_trainable
 
 from .support.escapes import ESCAPES, MARKUP, TEXTS, obeyed, unstyled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .config.arguments import UniGRPOConfig
 from .config.build import build_algorithms
+from .config.trl_keys import check_trainer_arguments
 from .data.image_codes import ImageCodec
 from .data.rows import check_dataset
 from .models import DiffusionPolicy
@@ -27,10 +29,11 @@ from .rollout.pipeline import Pipeline
 from .rollout.rewards import ModelReward
 from .training import evaluation, setup
 from .training.batches import Batch, Unit, collate, score_batch
-from .training.callbacks import ReadGolds, add_callbacks, reference_update, save_completions, show_completions
+from .training.callbacks import ReadGolds, add_callbacks, reference_update
 from .training.check_datasets import CheckedDatasets, held_out_sets
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
+from .training.completions import save_completions, show_completions, track_completions
 from .training.demonstrations import demonstration_loss, demonstrations
 from .training.diagnostics import loss_metrics
 from .training.engines import accumulating, check_same_graph, prepare_reference, reference_copy, settle_precision
@@ -75,6 +78,10 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
     train_dataset: Any
     eval_dataset: Any
     _tag_names = ["trl", "unigrpo", "diffusion-language-model"]
+
+    def __new__(cls, *values: Any, **named: Any) -> UniGRPOTrainer:
+        check_trainer_arguments(named, inspect.signature(cls.__init__).parameters)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -289,12 +296,13 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
     # ---- logs ----
 
     def _show_window(self, window: Window) -> None:
-        """The completions of a fresh window, as a table, as a parquet file and, of pictures, as a contact sheet."""
+        """The completions of a fresh window: a table, a parquet file, of pictures a contact sheet, and tables in trackers."""
         if not self.args.log_completions or not self.is_world_process_zero():
             return
         step = self.state.global_step
         show_completions(window.table, step, self.args.num_completions_to_print)
         save_completions(window.table, Path(str(self.args.output_dir)) / "completions", step)
+        track_completions(window.table, step, list(self.args.report_to or ()), self.callback_handler.callbacks)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics collected since the last training log, averaged over ranks."""

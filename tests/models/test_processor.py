@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unigrpo.models import MMaDAConfig, MMaDAPolicy, MMaDAProcessor
 from unigrpo.models.mmada import layouts
-from unigrpo.models.processing import CHAT_TEMPLATE, THINK_PROMPT
+from unigrpo.models.processing import CHAT_TEMPLATE, THINK_PROMPT, settle_template
 
 from ..support.tiny import IDS, NAMES, golden, golden_tokenizer, tiny_model, tiny_processor
 
@@ -200,6 +200,50 @@ def test_a_saved_processor_comes_back_as_it_was(tmp_path):
     assert len(again.tokenizer) == 197
     assert MMaDAProcessor.from_pretrained(tmp_path, think_prompt=False).think_prompt is None
     assert MMaDAProcessor.from_pretrained(tmp_path, think_prompt="Now.\n").think_prompt == "Now.\n"
+
+
+OPTIONS = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if brief %}w9 {% endif %}{{ tail.lower() }}"
+"""A template that reads two names beside the messages."""
+
+
+def test_a_chat_template_reads_what_it_is_given_and_so_does_the_saved_one(tmp_path):
+    processor = MMaDAProcessor(golden_tokenizer(), chat_template=OPTIONS)
+    policy = MMaDAPolicy(tiny_model().config, processor)
+    assert settle_template(policy, None) is policy and policy.processor is processor
+    settle_template(policy, {"brief": True, "tail": "W8"})
+    assert policy.processor.chat_text("w1") == "w1 w9 w8"
+    canvas = policy.encode([{"prompt": "w1"}], "text", max_completion_length=4)
+    assert canvas.ids[0, :3].tolist() == [1, 9, 8]
+    assert processor.chat_template_kwargs is None, "the caller's own is left as it is"
+    policy.processor.save_pretrained(tmp_path)
+    assert MMaDAProcessor.from_pretrained(tmp_path).chat_text("w1") == "w1 w9 w8"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"briefly": True},
+            r"chat_template_kwargs=\{'briefly': True\}: the chat template does not read 'briefly'; leave it out",
+        ),
+        ({"tail": 3}, r"cannot take them \(UndefinedError: 'int object' has no attribute 'lower'\)"),
+        *(
+            ({name: None}, f"'{name}' is what the processor itself says")
+            for name in ("tokenize", "messages", "chat_template")
+        ),
+    ],
+)
+def test_what_a_chat_template_cannot_take_is_one_sentence(values, said):
+    policy = MMaDAPolicy(tiny_model().config, MMaDAProcessor(golden_tokenizer(), chat_template=OPTIONS))
+    with pytest.raises(ValueError, match=said):
+        settle_template(policy, values)
+
+
+def test_a_processor_without_a_chat_template_takes_no_arguments_for_one():
+    policy = MMaDAPolicy(tiny_model().config, tiny_processor())
+    policy.processor = golden_tokenizer()
+    with pytest.raises(ValueError, match=r"of MMaDAPolicy writes prompts without a chat template; leave it out"):
+        settle_template(policy, {"brief": True})
 
 
 def test_a_folder_with_a_bare_tokenizer_loads(tmp_path):

@@ -480,7 +480,7 @@ def test_a_wrong_log_ends_the_run_or_is_left_out(misuse):
     ],
 )
 def test_logged_columns_have_one_kind_of_value(values, kept, tmp_path):
-    from unigrpo.training.callbacks import save_completions
+    from unigrpo.training.completions import save_completions
 
     rewards = RewardSet(functions=[lambda log_extra, **_: log_extra("why", values) or [1.0] * 3])
     found = rewards.score(answers())

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 import unigrpo.training.given_step as step_module
-from unigrpo import MaskedDenoisingConfig
+from unigrpo import MaskedDenoisingConfig, load_policy
 from unigrpo.errors import CheckpointError, Interrupted, NonFiniteError
 from unigrpo.models import MMaDAForMaskedDiffusion
 from unigrpo.training import batches
@@ -309,6 +309,17 @@ def test_training_lowers_the_bound_of_what_it_sees_and_the_weights_are_read_back
         assert all(torch.equal(own, weights(trainer.model)[name]) for name, own in weights(again).items())
 
 
+def test_the_chat_template_of_given_answers_reads_its_arguments(tmp_path):
+    row = {"messages": [*({"role": role, "content": "w1"} for role in ("user", "assistant") * 2)]}
+    trainer = given_trainer(
+        tmp_path, [row], chat_template_kwargs='{"bos_token": "w9"}', train_turns="all", max_length=80
+    )
+    (own,) = {tuple(own.ids.tolist()) for own in trainer._given(0).experiences}
+    assert own[0] == 9 and own.count(9) == 1
+    trainer.save_model()
+    assert load_policy(str(tmp_path)).policy.processor.encode_prompt("w1")[0] == 9
+
+
 # ---- refusals ----
 
 
@@ -320,6 +331,11 @@ def test_training_lowers_the_bound_of_what_it_sees_and_the_weights_are_read_back
         ({"task_overrides": {"text": {"lawn": 1}}}, "task_overrides.text.key='lawn' is not valid"),
         ({"task_overrides": "{"}, "task_overrides='{' is not JSON"),
         ({"sampling_weights": "3"}, "sampling_weights=3 must be a mapping"),
+        ({"chat_template_kwargs": "[1]"}, r"chat_template_kwargs=\[1\] must be a mapping"),
+        (
+            {"chat_template_kwargs": {"day": object}},
+            "chat_template_kwargs.day=<class 'object'> cannot be saved with the run",
+        ),
         ({"train_turns": "first"}, "train_turns='first' is not valid"),
         ({"max_length": 1}, "max_length=1 must be at least 2"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),

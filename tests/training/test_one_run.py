@@ -87,6 +87,10 @@ OTHERS = {
     "seed": ({"seed": 3}, "seed was 42 and is 3"),
     "batch": ({"per_device_train_batch_size": 8}, "per_device_train_batch_size was 4 and is 8"),
     "generations": ({"num_generations": 8}, "num_generations was 4 and is 8"),
+    "chat template": (
+        {"chat_template_kwargs": {"bos_token": "w9"}},
+        r'chat_template_kwargs was null and is \{"bos_token": "w9"\}',
+    ),
     "optimizer": ({"optim": "adafactor"}, 'optim was "adamw_torch" and is "adafactor"'),
 }
 

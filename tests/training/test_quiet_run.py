@@ -5,12 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from types import ModuleType
 
 import pytest
-from transformers import TrainerCallback
-
-from unigrpo.training import callbacks
 
 
 def test_checkpointed_adapters_train_and_save_without_a_warning(make_trainer, tmp_path):
@@ -39,18 +35,3 @@ assert "matplotlib.pyplot" not in sys.modules
 assert pathlib.Path("curve.png").read_bytes()[:4] == b"\\x89PNG"
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
-
-
-def test_a_notebook_has_the_bar_with_the_reward_in_place_of_a_table_of_losses(make_trainer, monkeypatch):
-    class NotebookProgressCallback(TrainerCallback):
-        """What transformers adds in a notebook, whose own needs IPython."""
-
-    table = ModuleType("transformers.utils.notebook")
-    table.NotebookProgressCallback = NotebookProgressCallback
-    monkeypatch.setitem(sys.modules, table.__name__, table)
-    trainer = make_trainer(disable_tqdm=False)
-    trainer.add_callback(NotebookProgressCallback)
-    monkeypatch.setattr(callbacks, "is_in_notebook", lambda: True)
-    bar = callbacks.add_callbacks(trainer)
-    kinds = [type(own) for own in trainer.callback_handler.callbacks]
-    assert isinstance(bar, callbacks.UniGRPOProgress) and type(bar) in kinds and NotebookProgressCallback not in kinds

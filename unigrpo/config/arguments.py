@@ -13,7 +13,7 @@ from ..parts import key, keys_of, plain
 from ..types import CANVAS_TASKS, KINDS
 from .accepted import ImageSize, ImageTokenizer, Part, RewardScale
 from .inherited import settle_inherited
-from .overrides import PART_KEYS, read_overrides
+from .overrides import PART_KEYS, TEMPLATE_KWARGS, read_overrides, read_template_kwargs
 from .presets import preset_of
 from .run_checks import (
     check_engine,
@@ -51,13 +51,17 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
         ValueError: a value, or a combination, that cannot train; the message names the cure.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "task_overrides"]
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        *("model_init_kwargs", "chat_template_kwargs", "task_overrides"),
+    ]
 
     algorithm: Part = key("unigrpo", "the published method whose values are taken where none are given")
     model_init_kwargs: dict[str, Any] | str | None = key(None, "arguments of the model's from_pretrained")
     attn_mask_mode: str | None = key(
         None, "written into the model's config; none leaves it alone", choices=("bool", "none")
     )
+    chat_template_kwargs: dict[str, Any] | str | None = key(None, TEMPLATE_KWARGS)
     disable_dropout: bool = key(True, "all dropout to 0, so that ratios carry no noise")
     remove_unused_columns: bool = key(False, "rewards read further columns, so they stay")
     learning_rate: float | None = key(None, "none = 1e-6, with adapters 5e-6")  # type: ignore[assignment]  # the trainer decides
@@ -210,6 +214,7 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
         settle_best_model(self)
         self._read_parts()
         self.task_overrides = read_overrides(self.task_overrides)
+        self.chat_template_kwargs = read_template_kwargs(self.chat_template_kwargs)
         given = self._settle()
         check_values(self, OWN_KEYS)
         # None reaches the trainer, which knows whether adapters are trained; the parent class wants a number. And it must

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from ..parts import key, keys_of
 from .accepted import ImageSize, ImageTokenizer
 from .denoising_presets import objectives_of, unread
 from .inherited import settle_inherited
+from .overrides import TEMPLATE_KWARGS, read_mapping, read_template_kwargs
 from .run_checks import settle_best_model, settle_checkpointing, settle_compile
 from .sorted_keys import OF_GIVEN_ANSWERS, check_inherited
 from .tokens import TokensUnsaved
@@ -33,8 +33,9 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     """
 
     _VALID_DICT_FIELDS = [
-        *TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "task_overrides", "sampling_weights",
-    ]  # fmt: skip
+        *TrainingArguments._VALID_DICT_FIELDS,
+        *("model_init_kwargs", "chat_template_kwargs", "task_overrides", "sampling_weights"),
+    ]
 
     objective: str = key(
         "mmada_cot", "the published losses whose values are taken where none are given, or pkg.mod:attr"
@@ -43,6 +44,7 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     attn_mask_mode: str | None = key(
         None, "written into the model's config; none leaves it alone", choices=("bool", "none")
     )
+    chat_template_kwargs: dict[str, Any] | str | None = key(None, TEMPLATE_KWARGS)
     disable_dropout: bool = key(True, "all dropout to 0")
     remove_unused_columns: bool = key(False, "the columns of a row are read by their names, so they stay")
     learning_rate: float | None = key(None, "none = 1e-5, with adapters 1e-4")  # type: ignore[assignment]  # the trainer decides
@@ -97,8 +99,9 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
         settle_checkpointing(self)
         settle_compile(self)
         settle_best_model(self, "eval_loss")
-        for name in ("task_overrides", "sampling_weights"):
-            setattr(self, name, _mapping(name, getattr(self, name)))
+        self.task_overrides = read_mapping("task_overrides", self.task_overrides) or {}
+        self.sampling_weights = read_mapping("sampling_weights", self.sampling_weights)
+        self.chat_template_kwargs = read_template_kwargs(self.chat_template_kwargs)
         for name, about in DENOISING_KEYS.items():
             if name not in ("image_tokenizer", "task_overrides", "sampling_weights", "image_size"):
                 setattr(self, name, about.read(getattr(self, name)))
@@ -125,20 +128,6 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     def _overrides(self) -> dict[str, Any]:
         assert isinstance(self.task_overrides, dict), "a mapping since the config was made"
         return self.task_overrides
-
-
-def _mapping(name: str, value: Any) -> Any:
-    """``value`` as a mapping of its own, also where it was given as JSON; None where there is none to have."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}={value!r} is not JSON: {error}") from error
-    if value is None:
-        return {} if name == "task_overrides" else None
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}={value!r} must be a mapping")
-    return dict(value)
 
 
 DENOISING_KEYS = {name: about for name, about in keys_of(MaskedDenoisingConfig).items() if about.help}

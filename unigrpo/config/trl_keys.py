@@ -25,7 +25,6 @@ INSTEAD = {
     "repetition_penalty": "positions are drawn together, so that none knows what the others repeat; the reward 'repetition' does",
     "generation_kwargs": "what a sampler reads are keys of their own: `unigrpo keys sampler`",
     "cache_implementation": "kv_cache is the key of the text sampler",
-    "chat_template_kwargs": "a prompt of messages is written by the processor's template; give it one that needs none",
     **dict.fromkeys(("entropy_coef", "use_adaptive_entropy", "top_entropy_quantile"), NO_ENTROPY),
     "router_aux_loss_coef": "the models have no experts; leave it out",
     "cast_lm_head_to_fp32": "the head computes in float32 by itself; leave it out",
@@ -39,6 +38,14 @@ INSTEAD = {
     "log_completions_hub_repo": "completions lie in output_dir/completions as parquet; upload that folder",
 }
 """Key -> the cure."""
+
+OF_TRAINER = {
+    "quantization_config": "UniGRPOConfig(model_init_kwargs={'quantization_config': BitsAndBytesConfig(...)})",
+    "tools": "answers are written in one piece, without tools; leave it out",
+    "rollout_func": "a sampler of your own writes rollouts: UniGRPOConfig(sampler='pkg.mod:attr')",
+    "environment_factory": "answers are written in one piece, without steps of an environment; score them with a reward",
+}
+"""Arguments of TRL's trainer -> the cure."""
 
 LOSSES = {
     "cispo": "it is a surrogate here, beside any average: surrogate='cispo', loss_type='dapo' divides as TRL's does",
@@ -65,6 +72,13 @@ def cure_of(name: str) -> str | None:
     """What to do in place of a key that only TRL has; None for others."""
     found = INSTEAD.get(name) or next((cure for first, cure in FAMILIES.items() if name.startswith(first)), None)
     return None if found is None else found.format(name=name)
+
+
+def check_trainer_arguments(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ``TypeError`` for an argument that only TRL's trainer has and that is not among the ``known`` ones, with the cure."""
+    for name in names:
+        if name in OF_TRAINER and name not in known:
+            raise TypeError(f"{name} is no argument of UniGRPOTrainer: {OF_TRAINER[name]}")
 
 
 def check_loss(loss_type: Any) -> None:

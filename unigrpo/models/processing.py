@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from ..errors import Overdue
@@ -94,6 +97,45 @@ def name_for_transformers_4(folder: str | Path, **settings: Any) -> None:
     file.write_text(text, encoding="utf-8")
 
 
+def settle_template(policy: Any, values: Any) -> Any:
+    """``policy`` with a copy of its processor that hands ``values``, a mapping, to the chat template; None leaves it alone.
+
+    Raises:
+        ValueError: a processor without a template, and values that its template does not read or cannot take.
+    """
+    if values is None:
+        return policy
+    processor, said = copy.copy(policy.processor), f"chat_template_kwargs={values}"
+    if not hasattr(processor, "chat_template_kwargs"):
+        raise ValueError(
+            f"{said}: the {type(processor).__name__} of {type(policy).__name__} writes prompts without a chat template; leave it out"
+        )
+    set_here = {"messages", *inspect.signature(processor.tokenizer.apply_chat_template).parameters}
+    for name in values:
+        if name in set_here - {"tools", "documents"}:
+            raise ValueError(f"{said}: {name!r} is what the processor itself says; leave it out")
+        if not re.search(rf"\b{re.escape(name)}\b", processor.chat_template):
+            raise ValueError(
+                f"{said}: the chat template does not read {name!r}; leave it out, or give the processor a template that does"
+            )
+    chat = [{"role": "user", "content": "2 + 3 ="}]
+    render = partial(render_chat, processor.tokenizer, chat, chat_template=processor.chat_template)
+    try:
+        render(add_generation_prompt=True, **values)
+    except Exception as error:
+        raise ValueError(f"{said}: the chat template cannot take them ({type(error).__name__}: {error})") from error
+    processor.chat_template_kwargs = values
+    policy.processor = processor
+    return policy
+
+
+def _with_chat_tokens(tokenizer: Any) -> Any:
+    missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
 class MMaDAProcessor(ProcessorMixin):
     """Turns prompts into token ids.
 
@@ -102,12 +144,19 @@ class MMaDAProcessor(ProcessorMixin):
         chat_template: Jinja template; None = the library's one-newline template.
         think_prompt: None or False = nothing, True = ``THINK_PROMPT``, for ``r2i`` ``THINK_DRAW_PROMPT``, a name in
             ``THINK_PROMPTS``, or a text for all tasks; placed before the last user message.
+        chat_template_kwargs: what the template reads beside the messages, by name; saved with the processor.
     """
 
     def __init__(
-        self, tokenizer=None, chat_template: str | None = None, think_prompt: str | bool | None = None, **kwargs: Any
+        self,
+        tokenizer=None,
+        chat_template: str | None = None,
+        think_prompt: str | bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.think_prompt = think_prompt or None
+        self.chat_template_kwargs = chat_template_kwargs
         super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod
@@ -126,14 +175,27 @@ class MMaDAProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(
             pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
         )
-        missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
-        if missing:
-            tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
         return cls(
-            tokenizer,
+            _with_chat_tokens(tokenizer),
             chat_template=saved.get("chat_template"),
             think_prompt=saved.get("think_prompt") if think_prompt is None else think_prompt,
+            chat_template_kwargs=saved.get("chat_template_kwargs"),
         )
+
+    @classmethod
+    def around(cls, given: Any) -> Any:
+        """A processor around the tokenizer that is ``given``, as ``from_pretrained`` makes it; a processor as it is.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if isinstance(given, PreTrainedTokenizerBase):
+            return cls(_with_chat_tokens(given))
+        if not hasattr(given, "encode_prompt"):
+            raise ValueError(
+                f"processing_class={given!r}: give a tokenizer or a {cls.__name__}, or leave it out for the one saved beside the model"
+            )
+        return given
 
     def instruction(self, task: str) -> str:
         """What is written before the last user message of a prompt of ``task``; empty for nothing."""
@@ -170,7 +232,8 @@ class MMaDAProcessor(ProcessorMixin):
                     f"think_prompt needs a user message, the prompt has roles {[m['role'] for m in messages]}"
                 )
             messages[last]["content"] = instruction + messages[last]["content"]
-        return render_chat(self.tokenizer, messages, chat_template=self.chat_template, add_generation_prompt=True)
+        options = {"chat_template": self.chat_template, "add_generation_prompt": True}
+        return render_chat(self.tokenizer, messages, **options, **(self.chat_template_kwargs or {}))
 
     def encode_prompt(self, prompt: Prompt, task: str = "text") -> list[int]:
         """Token ids of ``chat_text``."""

@@ -23,8 +23,9 @@ class TextCanvasPolicy(DiffusionPolicy):
     supports_cache = True
     mask_optional = True
 
-    def __init__(self, config: Any, processor: MMaDAProcessor) -> None:
-        self.config, self.processor = config, processor
+    def __init__(self, config: Any, processor: Any) -> None:
+        """``processor``: a ``MMaDAProcessor``, or the tokenizer to put one around."""
+        self.config, self.processor = config, MMaDAProcessor.around(processor)
         self.mask_token_id = config.mask_token_id
         self.pad_token_id = config.pad_token_id
         self.max_length = config.max_sequence_length

@@ -20,6 +20,7 @@ from ..models import DiffusionPolicy, MagvitV2Config, resolve_policy
 from ..models.hub import asking_once
 from ..models.loading import load_processor
 from ..models.opening import lineage
+from ..models.processing import settle_template
 from ..terminal import Text, tracked
 from ..training.given import Writer, Written
 from ..types import TASKS, keyed_generator, spans_of
@@ -118,7 +119,9 @@ def _policy(recipe: Recipe, args: MaskedDenoisingConfig, offline: bool) -> tuple
         config.attn_mask_mode = args.attn_mask_mode
     load = lambda: build_processor(recipe) or load_processor(kind.processor_class, path)  # noqa: E731
     processor, said = (load(), []) if is_local(path) else reached(f"tokenizer of {path}", load, offline)
-    return (None if processor is None else kind(config, processor)), notes + said  # type: ignore[call-arg]
+    if processor is None:
+        return None, notes + said
+    return settle_template(kind(config, processor), args.chat_template_kwargs), notes + said  # type: ignore[call-arg]
 
 
 def _findings(

@@ -21,6 +21,7 @@ from ..data.rows import task_of
 from ..errors import CheckpointError
 from ..models import MMaDAProcessor
 from ..models.builtin import model_path
+from ..models.processing import settle_template
 from ..models.reference import is_peft
 from ..rollout.generate import load_policy
 from ..rollout.pipeline import Pipeline
@@ -148,6 +149,7 @@ def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | N
     path = model or recipe.model.path
     options |= {"policy": build_policy(recipe), "device": device, "processing_class": processor, "seed": args.seed}
     loaded = load_policy(path, **options)
+    settle_template(loaded.policy, args.chat_template_kwargs)
     codec = None
     if any(task_of(row) != "text" for row in rows):
         codec = load_codec(args.image_tokenizer, loaded.policy, args.offload_image_tokenizer).to(loaded.model.device)

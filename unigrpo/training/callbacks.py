@@ -1,4 +1,4 @@
-"""What a person watches while a run goes on: the progress bar, the metrics file, the completions table."""
+"""What a person watches while a run goes on: the progress bar or its notebook's table, the metrics file."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from rich.table import Table
 from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils.import_utils import is_in_notebook
 
 from ..rollout.rewards import RewardSet
-from ..terminal import console, middle_out, say, visible
+from ..terminal import say, visible
 from .checkpoints.files import append_line, named, write_text
 from .checkpoints.run_record import read_record
-from .contact_sheet import grouped_sheet
 from .scores import refuse_unreadable
 
 
@@ -32,14 +30,6 @@ BAR = {
     "update_s": "time/update",
 }
 """What the bar shows, and the metric it comes from."""
-
-
-SHEET_ROWS, SHEET_COLUMNS = 8, 8
-"""Prompts and pictures a prompt on a contact sheet of completions."""
-
-
-WIDTHS = {"prompt": 12, "completion": 20}
-"""Characters that these columns of a completions table keep, however narrow the terminal is."""
 
 
 def shown_metrics(logs: dict[str, float]) -> dict[str, str]:
@@ -105,27 +95,27 @@ class LastLog(TrainerCallback):
     on_epoch_end = on_step_end
 
 
-def add_callbacks(trainer: Any) -> UniGRPOProgress | None:
-    """The callbacks of both trainers: the last log, and a bar, or lines where there is no terminal.
+def add_callbacks(trainer: Any) -> UniGRPOProgress | Any | None:
+    """The callbacks of both trainers: the last log, and a bar, a notebook's table, or lines where there is no terminal.
 
-    Returns the bar.
+    Returns the bar or the table.
     """
     trainer.add_callback(LastLog())
     if trainer.args.disable_tqdm:
         return None
-    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     trainer.remove_callback(PrinterCallback)
     if is_in_notebook():
-        from transformers.utils.notebook import NotebookProgressCallback
+        from .notebook import NotebookTable
 
-        # Its table has a column for the loss alone, which says little here; the bar has reward and KL.
-        trainer.remove_callback(NotebookProgressCallback)
-    if not (sys.stderr.isatty() or is_in_notebook()):
+        shown: Any = NotebookTable()
+    elif sys.stderr.isatty():
+        shown = UniGRPOProgress()
+    else:
         trainer.add_callback(LogLines())
         return None
-    bar = UniGRPOProgress()
-    trainer.add_callback(bar)
-    return bar
+    trainer.add_callback(shown)
+    return shown
 
 
 def reference_update(twin: Any, with_reference: bool, accelerator: Any) -> TrainerCallback:
@@ -200,49 +190,3 @@ def _step(line: str) -> float:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def show_completions(table: dict[str, list], step: int, limit: int | None) -> None:
-    """A rich table of sampled answers on standard output; texts fold, and of long ones the end is shown."""
-    rows = len(table["prompt"]) if limit is None else min(limit, len(table["prompt"]))
-    if len(set(table.get("task", ()))) == 1:
-        table = {name: column for name, column in table.items() if name != "task"}
-    view = Table(title=f"Completions at step {step}", show_lines=True)
-    for name in table:
-        view.add_column(name, overflow="fold", min_width=WIDTHS.get(name, 4), max_width=None if name in WIDTHS else 6)
-    for index in range(rows):
-        view.add_row(*(_cell(column[index]) for column in table.values()))
-    console().print(view)
-
-
-def save_completions(table: dict[str, list], folder: Path, step: int) -> None:
-    """``completions_STEP.parquet``, and ``images_STEP.png`` with the first pictures of the table and their advantages."""
-    from datasets import Dataset
-
-    folder.mkdir(parents=True, exist_ok=True)
-    columns = {name: [_stored(value) for value in values] for name, values in table.items()}
-    Dataset.from_dict(columns).to_parquet(folder / f"completions_{step:05d}.parquet")
-    thoughts = table.get("thought", [None] * len(table["prompt"]))
-    drawn = [
-        (str(prompt), completion, thought or "")
-        for prompt, completion, thought in zip(table["prompt"], table["completion"], thoughts, strict=True)
-        if isinstance(completion, Image.Image)
-    ]
-    if drawn:
-        grouped_sheet(drawn, rows=SHEET_ROWS, columns=SHEET_COLUMNS, title=f"step {step}").save(
-            folder / f"images_{step:05d}.png"
-        )
-
-
-def _stored(value: Any) -> str | int | float | None:
-    if isinstance(value, Image.Image):
-        return _cell(value)
-    return value if isinstance(value, str | int | float | None) else str(value)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, Image.Image):
-        return f"picture of {value.width} x {value.height} pixels"
-    return middle_out(str(value))

@@ -186,10 +186,12 @@ def answer_table(
     table = {
         "task": [sample.task for sample in samples],
         "prompt": [sample.row["prompt"] for sample in samples],
-        "completion": [sample.completion for sample in samples],
     }
+    if any(sample.images for sample in samples):
+        table["image"] = [sample.images[0] if sample.images else None for sample in samples]
     if any(sample.earlier for sample in samples):
         table["thought"] = [sample.thought for sample in samples]
+    table["completion"] = [sample.completion for sample in samples]
     golds = [sample.row.get("solution") for sample in samples]
     if any(gold is not None for gold in golds):
         table["solution"] = golds

@@ -22,6 +22,7 @@ from ..models.builtin import model_name, model_path
 from ..models.hub import asking_once
 from ..models.loading import check_from_scratch
 from ..models.opening import lineage, open_model
+from ..models.processing import settle_template
 from ..models.quantization import check_quantization, prepare_quantised
 from ..rollout.rewards import RewardSet, offload, resolve_reward
 from ..terminal import masked
@@ -136,7 +137,8 @@ def opened(
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if args.attn_mask_mode is not None:
         base.config.attn_mask_mode = args.attn_mask_mode
-    return model, base, policy_class_of(base, policy).from_model(base, processing_class)
+    described = policy_class_of(base, policy).from_model(base, processing_class)
+    return model, base, settle_template(described, args.chat_template_kwargs)
 
 
 def settle_tokenizer(args: Any, base: Any) -> Any:

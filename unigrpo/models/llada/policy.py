@@ -16,7 +16,7 @@ class LLaDAPolicy(TextCanvasPolicy):
 
     def __init__(self, config, processor) -> None:
         super().__init__(config, processor)
-        end_of_turn = processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+        end_of_turn = self.processor.tokenizer.convert_tokens_to_ids("<|eot_id|>")
         self.stop_token_ids = tuple(dict.fromkeys((config.eos_token_id, end_of_turn)))
 
     def encode(self, rows: list[dict[str, Any]], task: str = "text", **lengths: Any) -> Canvas:

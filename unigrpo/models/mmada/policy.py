@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import TooLongError
 from ...types import SPANS, Canvas, TokenSpace, is_picture
 from ..base import fit_prompt, left_pad
-from ..processing import MMaDAProcessor, prompt_text
+from ..processing import prompt_text
 from ..text_canvas import TextCanvasPolicy
 from . import layouts
 from .configuration import MMaDAConfig
@@ -32,7 +32,7 @@ class MMaDAPolicy(TextCanvasPolicy):
 
     model_class = MMaDAForMaskedDiffusion
 
-    def __init__(self, config: MMaDAConfig, processor: MMaDAProcessor) -> None:
+    def __init__(self, config: MMaDAConfig, processor: Any) -> None:
         super().__init__(config, processor)
         self.stop_token_ids = tuple(config.stop_token_ids)
         self.image_tokenizer = config.image_tokenizer
