@@ -70,16 +70,13 @@ def trace(row: dict[str, Any]) -> str:
     return f"<think>{passed}</think>{a + b}"
 
 
-TOO_EARLY = 0.5
-"""How often the careless teacher starts to count one too early."""
-
-
 def careless_trace(row: dict[str, Any]) -> str:
-    """The completion of a teacher who counts the first number too in ``TOO_EARLY`` of the sums, and so is one short.
+    """The completion of a teacher who often counts the first number too, and so is one short: in ``b`` of 11 sums ``a + b``.
 
-    ``127 + 4`` is ``<think>7890</think>130`` then. The row decides: the same one always gets the same answer.
+    ``127 + 4`` is ``<think>7890</think>130`` then. The more there is to count, the likelier the mistake; over all sums it is
+    one in two. The row decides: the same one always gets the same answer.
     """
-    if random.Random(row["prompt"]).random() >= TOO_EARLY:
+    if random.Random(row["prompt"]).random() * 11 >= row["b"]:
         return trace(row)
     return trace({**row, "a": row["a"] - 1})
 
