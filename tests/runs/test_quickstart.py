@@ -18,13 +18,12 @@ def commit_seed() -> int:
     return int(done.stdout[:6], 16)
 
 
-def train(recipe: str, tmp_path: Path, label: str, *overrides: str, command: str = "train") -> dict:
-    """The run's summary, after a line for the record of each task."""
-    command = [sys.executable, "-m", "unigrpo", command, str(ROOT / "recipes" / f"{recipe}.yaml")]
-    command += [f"output_dir={tmp_path}", "disable_tqdm=true", *overrides]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2400)
+def train(recipe: str, out: Path, label: str, *overrides: str, command: str = "train", cwd: Path = ROOT) -> dict:
+    """The summary of a run in folder ``cwd`` that leaves ``out``, after a line for the record of each task."""
+    start = [sys.executable, "-m", "unigrpo", command, recipe, f"output_dir={out}", "disable_tqdm=true", *overrides]
+    done = subprocess.run(start, cwd=cwd, capture_output=True, text=True, timeout=2400)
     assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((cwd / out / "summary.json").read_text())
     whole = {"before": summary["held_out_accuracy_before"], "after": summary["held_out_accuracy_after"]}
     for task, own in {recipe: whole, **summary.get("tasks", {})}.items():
         before, after = own["before"], own["after"]
@@ -52,11 +51,13 @@ def test_quickstart_gains_thirty_points(seed, tmp_path):
 @pytest.mark.timeout(5000)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_from_random_weights_to_a_trained_policy_in_two_commands(seed, tmp_path):
-    taught, rewarded = tmp_path / "taught", tmp_path / "rewarded"
-    summary = train("quickstart_sft", taught, f"from scratch, seed {seed}", f"seed={seed}", command="sft")
+    """The README's two lines, in an empty folder."""
+    taught, rewarded = Path("runs/quickstart_sft"), Path("runs/quickstart_rl")
+    label, chosen = f"from scratch, seed {seed}", f"seed={seed}"
+    summary = train("quickstart_sft", taught, label, chosen, command="sft", cwd=tmp_path)
     assert summary["held_out_accuracy_before"]["mean"] == 0
-    assert summary["held_out_accuracy_after"]["mean"] >= 0.3
-    again = train("quickstart", rewarded, f"after it, seed {seed}", f"seed={seed}", f"model.path={taught}")
+    assert 0.3 <= summary["held_out_accuracy_after"]["mean"] <= 0.6
+    again = train("quickstart", rewarded, f"after it, seed {seed}", chosen, f"model.path={taught}", cwd=tmp_path)
     assert again["held_out_accuracy_before"] == summary["held_out_accuracy_after"]
     assert again["gain_points"] >= 20
 
