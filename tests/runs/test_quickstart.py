@@ -41,7 +41,7 @@ def train(recipe: str, out: Path, label: str, *overrides: str, command: str = "t
 def test_quickstart_gains_thirty_points(seed, tmp_path):
     number = commit_seed() if seed == "commit" else seed
     summary = train("quickstart", tmp_path, f"seed {number}", f"seed={number}")
-    assert 0.2 <= summary["held_out_accuracy_before"]["mean"] <= 0.6
+    assert 0.3 <= summary["held_out_accuracy_before"]["mean"] <= 0.6
     assert summary["held_out_accuracy_before"]["count"] >= 500
     assert summary["gain_points"] >= 30
     assert summary["train_seconds"] < 300
@@ -56,7 +56,7 @@ def test_from_random_weights_to_a_trained_policy_in_two_commands(seed, tmp_path)
     label, chosen = f"from scratch, seed {seed}", f"seed={seed}"
     summary = train("quickstart_sft", taught, label, chosen, command="sft", cwd=tmp_path)
     assert summary["held_out_accuracy_before"]["mean"] == 0
-    assert 0.3 <= summary["held_out_accuracy_after"]["mean"] <= 0.6
+    assert 0.3 <= summary["held_out_accuracy_after"]["mean"] <= 0.65
     again = train("quickstart", rewarded, f"after it, seed {seed}", chosen, f"model.path={taught}", cwd=tmp_path)
     assert again["held_out_accuracy_before"] == summary["held_out_accuracy_after"]
     assert again["gain_points"] >= 20
@@ -77,7 +77,12 @@ def test_shuffled_rewards_teach_nothing(tmp_path):
     names = ("tests.support.controls:shuffled_correctness", "tests.support.controls:shuffled_format")
     overrides = [f"rewards.{index}.name={name}" for index, name in enumerate(names)]
     summary = train("quickstart", tmp_path, "control, shuffled rewards, seed 0", "seed=0", *overrides)
-    assert summary["gain_points"] < 5
+    # Shuffled scores have the mean of the real ones: what was drawn at temperature 1, 640 answers at the start and 1280 at the end.
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    drawn = [line["rewards/shuffled_correctness/mean"] for line in lines if "reward" in line]
+    assert sum(drawn[-10:]) / 10 - sum(drawn[:5]) / 5 < 0.05
+    # Noise moves the greedy choice between two answers that are nearly as likely, so that it gets more room.
+    assert summary["gain_points"] < 10
 
 
 @pytest.mark.slow
