@@ -18,13 +18,12 @@ def commit_seed() -> int:
     return int(done.stdout[:6], 16)
 
 
-def train(recipe: str, tmp_path: Path, label: str, *overrides: str, command: str = "train") -> dict:
-    """The run's summary, after a line for the record of each task."""
-    command = [sys.executable, "-m", "unigrpo", command, str(ROOT / "recipes" / f"{recipe}.yaml")]
-    command += [f"output_dir={tmp_path}", "disable_tqdm=true", *overrides]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2400)
+def train(recipe: str, out: Path, label: str, *overrides: str, command: str = "train", cwd: Path = ROOT) -> dict:
+    """The summary of a run in folder ``cwd`` that leaves ``out``, after a line for the record of each task."""
+    start = [sys.executable, "-m", "unigrpo", command, recipe, f"output_dir={out}", "disable_tqdm=true", *overrides]
+    done = subprocess.run(start, cwd=cwd, capture_output=True, text=True, timeout=2400)
     assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((cwd / out / "summary.json").read_text())
     whole = {"before": summary["held_out_accuracy_before"], "after": summary["held_out_accuracy_after"]}
     for task, own in {recipe: whole, **summary.get("tasks", {})}.items():
         before, after = own["before"], own["after"]
@@ -42,7 +41,7 @@ def train(recipe: str, tmp_path: Path, label: str, *overrides: str, command: str
 def test_quickstart_gains_thirty_points(seed, tmp_path):
     number = commit_seed() if seed == "commit" else seed
     summary = train("quickstart", tmp_path, f"seed {number}", f"seed={number}")
-    assert 0.2 <= summary["held_out_accuracy_before"]["mean"] <= 0.6
+    assert 0.3 <= summary["held_out_accuracy_before"]["mean"] <= 0.6
     assert summary["held_out_accuracy_before"]["count"] >= 500
     assert summary["gain_points"] >= 30
     assert summary["train_seconds"] < 300
@@ -52,11 +51,13 @@ def test_quickstart_gains_thirty_points(seed, tmp_path):
 @pytest.mark.timeout(5000)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_from_random_weights_to_a_trained_policy_in_two_commands(seed, tmp_path):
-    taught, rewarded = tmp_path / "taught", tmp_path / "rewarded"
-    summary = train("quickstart_sft", taught, f"from scratch, seed {seed}", f"seed={seed}", command="sft")
+    """The README's two lines, in an empty folder."""
+    taught, rewarded = Path("runs/quickstart_sft"), Path("runs/quickstart_rl")
+    label, chosen = f"from scratch, seed {seed}", f"seed={seed}"
+    summary = train("quickstart_sft", taught, label, chosen, command="sft", cwd=tmp_path)
     assert summary["held_out_accuracy_before"]["mean"] == 0
-    assert summary["held_out_accuracy_after"]["mean"] >= 0.3
-    again = train("quickstart", rewarded, f"after it, seed {seed}", f"seed={seed}", f"model.path={taught}")
+    assert 0.3 <= summary["held_out_accuracy_after"]["mean"] <= 0.65
+    again = train("quickstart", rewarded, f"after it, seed {seed}", chosen, f"model.path={taught}", cwd=tmp_path)
     assert again["held_out_accuracy_before"] == summary["held_out_accuracy_after"]
     assert again["gain_points"] >= 20
 
@@ -76,7 +77,12 @@ def test_shuffled_rewards_teach_nothing(tmp_path):
     names = ("tests.support.controls:shuffled_correctness", "tests.support.controls:shuffled_format")
     overrides = [f"rewards.{index}.name={name}" for index, name in enumerate(names)]
     summary = train("quickstart", tmp_path, "control, shuffled rewards, seed 0", "seed=0", *overrides)
-    assert summary["gain_points"] < 5
+    # Shuffled scores have the mean of the real ones: what was drawn at temperature 1, 640 answers at the start and 1280 at the end.
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    drawn = [line["rewards/shuffled_correctness/mean"] for line in lines if "reward" in line]
+    assert sum(drawn[-10:]) / 10 - sum(drawn[:5]) / 5 < 0.05
+    # Noise moves the greedy choice between two answers that are nearly as likely, so that it gets more room.
+    assert summary["gain_points"] < 10
 
 
 @pytest.mark.slow

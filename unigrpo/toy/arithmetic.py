@@ -70,18 +70,25 @@ def trace(row: dict[str, Any]) -> str:
     return f"<think>{passed}</think>{a + b}"
 
 
-TOO_EARLY = 0.5
-"""How often the careless teacher starts to count one too early."""
+FORGOTTEN = 0.6
+"""How often the careless teacher forgets a carry."""
 
 
 def careless_trace(row: dict[str, Any]) -> str:
-    """The completion of a teacher who counts the first number too in ``TOO_EARLY`` of the sums, and so is one short.
+    """The completion of a teacher who counts rightly, but leaves the tens as they were in ``FORGOTTEN`` of the sums with a carry.
 
-    ``127 + 4`` is ``<think>7890</think>130`` then. The row decides: the same one always gets the same answer.
+    ``127 + 4`` is ``<think>8901</think>121`` then. The row decides: the same one always gets the same answer.
     """
-    if random.Random(row["prompt"]).random() >= TOO_EARLY:
-        return trace(row)
-    return trace({**row, "a": row["a"] - 1})
+    right = trace(row)
+    if not carries(row) or random.Random(row["prompt"]).random() >= FORGOTTEN:
+        return right
+    thought, _, total = right.rpartition(">")
+    return f"{thought}>{int(total) - 10}"
+
+
+def carries(row: dict[str, Any]) -> bool:
+    """Whether the units of the operands add up to ten or more."""
+    return row["a"] % 10 + row["b"] % 10 >= 10
 
 
 def _all_pairs() -> Iterator[tuple[int, int]]:

@@ -1,17 +1,13 @@
-"""Makes the shipped arithmetic policies: ``python -m unigrpo.toy.making.cold_start``.
+"""How small policies learn given answers before rewards move them; the modules beside this one say which.
 
-The policy sees correct traces only. It first learns them well: that is ``builtin:arithmetic_trained``, sure of what it
-writes. Then a few small batches at a high learning rate leave its weights noisy around what they know. That makes
-``builtin:arithmetic``, a start for reinforcement learning with the form in place, an accuracy well below what the model can
-reach, and answers that differ enough within a group to be compared.
+``python -m unigrpo.toy.making.cold_start`` makes ``builtin:arithmetic_trained`` from right answers alone, so that it is sure of
+what it writes.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,60 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from ...models import MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from ...models.builtin import SHIPPED
 from ...rollout.generate import LoadedPolicy
-from ...runs.accuracy import integer_match
 from ...terminal import say, tracked
 from ...types import Canvas
 from ..arithmetic import problems, trace
-from .tokenizer import build_tokenizer, special_token_ids
+from .tokenizer import SAMPLING, build_config, build_tokenizer
 
-
-CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
-
-SAMPLING = {"max_completion_length": 16, "steps": 16, "block_length": 4}
-"""Blocks shorter than an answer: the reasoning is written before the result that depends on it."""
-
-CODEBOOK_SIZE = 16
 
 LEARN = {"steps": 1100, "batch_size": 64, "learning_rate": 2e-3, "decay": 250}
-UNSETTLE = {"steps": 50, "batch_size": 8, "learning_rate": 1.5e-3, "decay": 1}
-"""The two stages: steps, rows a step, peak learning rate, and the last steps over which it falls to zero."""
-
-FORMAT = re.compile(r"<think>[^<]+</think>[0-9]+")
+"""Steps, rows a step, peak learning rate, and the last steps over which it falls to zero."""
 
 
 def build_model(tokenizer: Any, *, generator: torch.Generator, **fields: Any) -> MMaDAForMaskedDiffusion:
-    """A MMaDA of 0.7 M parameters around ``tokenizer``; the weights depend on ``generator`` alone.
-
-    ``fields`` replace those of the config. The rotary base is 100, because at 500,000 most of a head's dimensions do not
-    turn within 40 positions.
-    """
-    length = len(tokenizer)
-    codes = fields.get("codebook_size", CODEBOOK_SIZE)
-    values = {
-        "d_model": 128,
-        "n_layers": 3,
-        "n_heads": 4,
-        "n_kv_heads": 4,
-        "mlp_hidden_size": 384,
-        "rope_theta": 100.0,
-        "max_sequence_length": 128,
-        "vocab_size": length + codes,
-        "llm_vocab_size": length,
-        "image_token_offset": length,
-        "codebook_size": codes,
-        "num_vq_tokens": codes,
-        "image_tokenizer": None,
-        "sampling_defaults": SAMPLING,
-        "special_token_ids": special_token_ids(tokenizer),
-        "mask_token_id": tokenizer.mask_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    """A MMaDA around ``tokenizer``, with ``build_config``'s ``fields``; the weights depend on ``generator`` alone."""
     with torch.random.fork_rng(devices=[]):
-        model = MMaDAForMaskedDiffusion(MMaDAConfig(**{**values, **fields}))
+        model = MMaDAForMaskedDiffusion(build_config(tokenizer, **fields))
     initialise(model, generator)
     return model
 
@@ -148,31 +107,6 @@ def train(
         schedule.step()
 
 
-def start_figures(loaded: LoadedPolicy, count: int = 512) -> dict[str, float]:
-    """Held-out shares: greedy and T=1 accuracy, pass@8 at T=1, answers of the form ``<think>...</think>integer``."""
-    rows = problems("test", count)
-    greedy = _answers(loaded, rows, 0.0)
-    draws = [_answers(loaded, rows[: count // 4], 1.0, seed) for seed in range(8)]
-    hits = torch.tensor([[integer_match(a, r["solution"]) for a, r in zip(d, rows, strict=False)] for d in draws])
-    correct = [integer_match(answer, row["solution"]) for answer, row in zip(greedy, rows, strict=True)]
-    return {
-        "greedy accuracy": sum(correct) / count,
-        "greedy format": _share(greedy, FORMAT.fullmatch),
-        "T=1 accuracy": hits.float().mean().item(),
-        "T=1 pass@8": hits.any(dim=0).float().mean().item(),
-        "T=1 format": _share([a for d in draws for a in d], FORMAT.fullmatch),
-    }
-
-
-def _answers(loaded: LoadedPolicy, rows: list[dict[str, Any]], temperature: float, seed: int = 0) -> list[str]:
-    prompts = [row["prompt"] for row in rows]
-    return loaded.generate(prompts, temperature=temperature, batch_size=128, seed=seed, **SAMPLING)
-
-
-def _share(answers: list[str], test) -> float:
-    return sum(bool(test(answer)) for answer in answers) / len(answers)
-
-
 def untaught(generator: torch.Generator, words: tuple[str, ...] = (), **fields: Any) -> LoadedPolicy:
     """A policy before its cold start; ``words`` as in ``build_tokenizer``, ``fields`` as in ``build_model``."""
     tokenizer = build_tokenizer(words)
@@ -183,7 +117,7 @@ def untaught(generator: torch.Generator, words: tuple[str, ...] = (), **fields: 
 def arguments(name: str, description: str, words: list[str] | None = None) -> argparse.Namespace:
     """The command line of a cold start, whose checkpoint ships as ``builtin:NAME``; ``words`` default to ``sys.argv``'s."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=CHECKPOINTS / name)
+    parser.add_argument("--output", type=Path, default=SHIPPED / name)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(words)
 
@@ -206,24 +140,18 @@ def save(loaded: LoadedPolicy, output: Path, *, half: bool = False) -> None:
 
 
 def main() -> None:
-    """Command line: trains the arithmetic policy and saves it twice, well trained (``<output>_trained``) and unsettled."""
-    args = arguments("arithmetic", __doc__)
+    """Command line: trains the arithmetic policy on right answers and saves it."""
+    args = arguments("arithmetic_trained", __doc__)
     generator = torch.Generator().manual_seed(args.seed)
     loaded = untaught(generator)
     rows = problems("train", 8_000)
-    length = SAMPLING["max_completion_length"]
-    canvas = encode_answers(loaded.policy, rows, [trace(row) for row in rows], length)
+    canvas = encode_answers(loaded.policy, rows, [trace(row) for row in rows], SAMPLING["max_completion_length"])
 
     def draw(count: int) -> Canvas:
         return canvas.take(torch.randint(len(rows), (count,), generator=generator))
 
     train(loaded.policy, loaded.model, draw, **LEARN, generator=generator)
-    report(start_figures(loaded))
-    # A copy: half precision would change the weights that the second stage starts from.
-    save(copy.deepcopy(loaded), args.output.with_name(f"{args.output.name}_trained"), half=True)
-    train(loaded.policy, loaded.model, draw, **UNSETTLE, generator=generator)
-    report(start_figures(loaded))
-    save(loaded, args.output)
+    save(loaded, args.output, half=True)
 
 
 if __name__ == "__main__":

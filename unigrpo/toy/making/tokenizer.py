@@ -1,15 +1,29 @@
-"""A word-and-character tokenizer with MMaDA's special tokens, small enough for the toy policy."""
+"""A word-and-character tokenizer with MMaDA's special tokens, and the configuration of a small MMaDA around it.
+
+``python -m unigrpo.toy.making.tokenizer`` writes both where ``builtin:arithmetic`` ships. ``unigrpo sft quickstart_sft`` draws
+weights around them and trains these.
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
 import string
+from pathlib import Path
+from typing import Any
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ...models import MMaDAConfig, MMaDAProcessor
+from ...models.builtin import SHIPPED
+from ...terminal import say
 from ..arithmetic import NAMES, OBJECTS, TEMPLATES
 
+
+SAMPLING = {"max_completion_length": 16, "steps": 16, "block_length": 4}
+"""Blocks shorter than an answer: the reasoning is written before the result that depends on it."""
 
 CHAT_TOKENS = {
     "bos": "<|startoftext|>",
@@ -65,3 +79,50 @@ def special_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     names = {name: f"<|{name}|>" for name in LAYOUT_TOKENS}
     names |= {name: CHAT_TOKENS[name] for name in ("start_header", "end_header", "eot")}
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+
+
+def build_config(tokenizer: PreTrainedTokenizerFast, **fields: Any) -> MMaDAConfig:
+    """The configuration of a MMaDA of 0.7 M parameters around ``tokenizer``; ``fields`` replace what it says.
+
+    The rotary base is 100, because at 500,000 most of a head's dimensions do not turn within 40 positions.
+    """
+    length, codes = len(tokenizer), fields.get("codebook_size", 16)
+    values = {
+        "d_model": 128,
+        "n_layers": 3,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 384,
+        "rope_theta": 100.0,
+        "max_sequence_length": 128,
+        "vocab_size": length + codes,
+        "llm_vocab_size": length,
+        "image_token_offset": length,
+        "codebook_size": codes,
+        "num_vq_tokens": codes,
+        "image_tokenizer": None,
+        "sampling_defaults": SAMPLING,
+        "special_token_ids": special_token_ids(tokenizer),
+        "mask_token_id": tokenizer.mask_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "architectures": ["MMaDAForMaskedDiffusion"],
+        "dtype": torch.float32,
+    }
+    return MMaDAConfig(**{**values, **fields})
+
+
+def main(words: list[str] | None = None) -> None:
+    """The command line: configuration and tokenizer of ``builtin:arithmetic``; ``words`` default to ``sys.argv``'s."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=SHIPPED / "arithmetic", help="weights there stay as they are")
+    args = parser.parse_args(words)
+    tokenizer = build_tokenizer()
+    build_config(tokenizer).save_pretrained(args.output)
+    MMaDAProcessor(tokenizer).save_pretrained(args.output)
+    say(f"wrote a configuration and a tokenizer into {args.output}")
+
+
+if __name__ == "__main__":
+    main()
