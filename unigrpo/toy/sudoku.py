@@ -93,10 +93,24 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
 def lesson(rng: random.Random, errs: bool) -> tuple[dict[str, Any], str]:
     """A row of the train split and what the teacher answers, with mistakes in the empty cells if it ``errs``."""
     row = _row(rng.choice(_train()), rng)
+    return row, _careless_answer(row, rng) if errs else row["solution"]
+
+
+def lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """``problems`` with their grids in ``completion``."""
+    return [{**row, "completion": row["solution"]} for row in problems(split, n, seed)]
+
+
+def careless_lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """``problems`` with the answers of a teacher that errs, in empty cells only, with the chance above."""
+    rng = random.Random(f"sudoku, careless/{split}/{seed}")
+    return [{**row, "completion": _careless_answer(row, rng)} for row in problems(split, n, seed)]
+
+
+def _careless_answer(row: dict[str, Any], rng: random.Random) -> str:
     cells = zip(row["puzzle"], row["solution"], strict=True)
-    chance = WRONG_CELL if errs else 0.0
-    said = (rng.choice(DIGITS) if given == EMPTY and rng.random() < chance else right for given, right in cells)
-    return row, "".join(said)
+    said = (rng.choice(DIGITS) if given == EMPTY and rng.random() < WRONG_CELL else right for given, right in cells)
+    return "".join(said)
 
 
 def solved(completion: str, solution: str) -> bool:
