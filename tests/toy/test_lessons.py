@@ -11,7 +11,7 @@ from unigrpo.errors import RecipeError, import_named
 from unigrpo.runs.accuracy import integer_match
 from unigrpo.runs.dataset_spec import BUILTIN_LESSONS, BUILTIN_SETS, DatasetSpec, load_rows
 from unigrpo.runs.sft import given_rows
-from unigrpo.toy import arithmetic, countdown, running_sums, shapes, sudoku
+from unigrpo.toy import arithmetic, countdown, running_sums, shapes, shapes_lessons, sudoku
 from unigrpo.toy.pixel_check import right_picture
 from unigrpo.toy.shapes import Spec
 
@@ -82,3 +82,26 @@ def test_a_recipe_names_its_teacher(name, task, teacher):
         assert "completion" not in load_rows(spec()).column_names
     with pytest.raises(RecipeError, match=rf"builtin:{name}': name='nobody': choose one of \[.*{teacher!r}"):
         given_rows(spec(name="nobody"))
+
+
+def often(mistakes: list[bool], expected: float) -> bool:
+    """Whether the share of ``mistakes`` is within four standard errors of ``expected``."""
+    return abs(sum(mistakes) / len(mistakes) - expected) < 4 * (expected * (1 - expected) / len(mistakes)) ** 0.5
+
+
+def test_the_careless_teacher_of_shapes_errs_as_often_as_it_says():
+    """A redrawn word is the right one again once in 6 colours or 4 shapes, a redrawn number once in 8."""
+    teacher = shapes_lessons
+    answers, captions = (make("train", 4000) for make in (teacher.careless_answers, teacher.careless_pictures))
+    for name, kinds in (("colour", len(shapes.COLOURS)), ("shape", len(shapes.SHAPES))):
+        asked = [row["completion"] != row[name] for row in answers if row["question"] == name]
+        told = [row[name] not in row["completion"].split() for row in answers if row["question"] == "caption"]
+        drawn = [row[name] not in row["prompt"].split() for row in captions]
+        other = 1 - 1 / kinds
+        assert often(asked, teacher.WRONG_ANSWER * other) and often(told, teacher.WRONG_ANSWER / 2 * other)
+        assert often(drawn, teacher.WRONG_WORD * other)
+    shorter = [not {row["size"], row["position"]} <= {*row["prompt"].split()} for row in captions]
+    assert often(shorter, teacher.SHORTER * (1 - 1 / len(shapes.FORMS)))
+    sums = teacher.careless_sums("train", 4000)
+    wrong = [not integer_match(row["completion"], row["solution"]) for row in sums]
+    assert often(wrong, teacher.WRONG_SUM * (1 - 1 / len(arithmetic.SECOND)))

@@ -95,7 +95,7 @@ BUILTIN_LESSONS: dict[tuple[str, str | None], dict[str | None, str]] = {
     ("shapes", "text"): {"careless": "unigrpo.toy.shapes_lessons:careless_sums"},
     ("sudoku", None): {None: "unigrpo.toy.sudoku:lessons", "careless": "unigrpo.toy.sudoku:careless_lessons"},
 }
-"""The same for rows with given answers: NAME and the task, None for all others -> the functions by the dataset's ``name``, its teacher."""
+"""The same for rows with given answers: NAME and task, None for every other -> teachers by the dataset's ``name``."""
 
 
 def load_rows(spec: DatasetSpec, given: bool = False) -> Any:

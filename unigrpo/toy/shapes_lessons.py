@@ -1,7 +1,7 @@
 """Lessons of the shapes world: pictures to draw, questions with answers, and sums, by a teacher that is right or one that errs.
 
-The teacher that errs draws words again at random, with fixed chances. A policy learns the mistakes with their frequencies, so that at
-temperature 1 it starts well below what it knows, whatever the training length.
+The teacher that errs draws words again at random, with fixed chances. A policy learns the mistakes with their frequencies, so
+that at temperature 1 it starts well below what it knows, whatever the training length.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def careless_pictures(split: str, n: int | None = None, seed: int = 0) -> list[d
         n: number of rows; None = one for each picture.
 
     Returns:
-        dictionaries with ``prompt``, ``image`` and ``task`` (``"t2i"``); ``colour``, ``shape`` and the others are the picture's.
+        dictionaries with ``prompt``, ``image`` and ``task`` (``"t2i"``); ``size``, ``colour``, ``shape`` and ``position`` are the
+        picture's.
     """
     rng, drawn = random.Random(f"shapes, careless pictures/{split}/{seed}"), gallery(split, seed)
     rows = []
@@ -64,7 +65,7 @@ def careless_answers(split: str, n: int | None = None, seed: int = 0) -> list[di
     """Questions about pictures of a split's specs, with answers that are sometimes wrong.
 
     Returns:
-        dictionaries with ``prompt``, ``image``, ``completion``, ``question`` and ``task`` (``"mmu"``), else as ``careless_pictures``.
+        dictionaries with ``prompt``, ``image``, ``completion``, ``question``, ``task`` (``"mmu"``), and the picture's words.
     """
     rng, drawn = random.Random(f"shapes, careless answers/{split}/{seed}"), gallery(split, seed)
     rows = []

@@ -1,7 +1,8 @@
 """What the recipes beside this file start from, and how what they leave is shipped.
 
 ``python -m unigrpo.toy.making.policies new NAME`` writes the configuration and the tokenizer of ``builtin:NAME``, around which
-``unigrpo sft`` draws weights; ``... ship NAME FOLDER`` measures the weights that it left in FOLDER, and puts them where they ship.
+``unigrpo sft`` draws weights. ``... ship NAME FOLDER`` measures the weights that a run left in FOLDER, and puts them where
+they ship.
 """
 
 from __future__ import annotations
