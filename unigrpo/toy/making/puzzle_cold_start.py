@@ -1,8 +1,4 @@
-"""Makes the shipped policies of Sudoku and running sums: ``python -m unigrpo.toy.making.puzzle_cold_start NAME``.
-
-A policy learns right answers first. Then its teacher errs with fixed frequencies and the policy learns the mistakes, so that
-at temperature 1 it starts below what it knows.
-"""
+"""Makes the shipped policy of running sums: ``python -m unigrpo.toy.making.puzzle_cold_start running_sums``."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from .cold_start import arguments, encode_answers, report, save, train, untaught
 from .figures import figures
 
 
-PUZZLES = ("running_sums", "sudoku")
+PUZZLES = ("running_sums",)
 
 
 def main() -> None:
