@@ -178,7 +178,8 @@ def test_datasets_are_sources_with_their_weights_and_adapters_are_named_by_the_r
         ({"model": {"path": "builtin:arithmetic", "from_scratch": 1}}, "model.from_scratch=1 must be of type bool"),
         ({"objective": "mmada_stage9"}, "here: objective='mmada_stage9' is not valid"),
         ({"objective": "nowhere.at:all"}, "here: objective='nowhere.at:all' cannot be imported"),
-        ({"datasets": [{"path": "builtin:sudoku"}]}, "'builtin:sudoku' ships without answers"),
+        ({"datasets": [{"path": "builtin:algebra"}]}, "'builtin:algebra' is unknown: shipped sets are"),
+        ({"datasets": [{**ARITHMETIC, "name": "stern"}]}, "name='stern': choose one of \\[None, 'careless'\\]"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path, changes, said):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 
-from unigrpo import load_policy
 from unigrpo.models import MMaDAProcessor
-from unigrpo.models.builtin import SHIPPED
 from unigrpo.runs.accuracy import integer_match
 from unigrpo.toy import arithmetic
 from unigrpo.toy.arithmetic import FIRST, NAMES, OBJECTS, SECOND, TEMPLATES, pairs, problems, split_of, trace
-from unigrpo.toy.making.tokenizer import CHAT_TOKENS, LAYOUT_TOKENS, build_tokenizer, main, special_token_ids
+from unigrpo.toy.making.tokenizer import CHAT_TOKENS, LAYOUT_TOKENS, build_tokenizer, special_token_ids
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +64,6 @@ def test_the_careless_teacher_counts_rightly_and_forgets_three_carries_in_five(e
         if text != right:
             assert carry and integer_match(text, f"#### {row['a'] // 10 * 10 + (row['a'] + row['b']) % 10}")
     assert abs(sum(forgot) / len(forgot) - 0.6) < 4 * (0.6 * 0.4 / len(forgot)) ** 0.5
-
-
-def test_the_shipped_configuration_and_tokenizer_come_from_the_command(tmp_path):
-    """Around them weights are drawn; what else the saving of weights adds says how they were drawn, and by which version."""
-    main(["--output", str(tmp_path)])
-    made, shipped = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, SHIPPED / "arithmetic"))
-    for key in {*made, *shipped} - {"init_fn", "init_std", "emb_init_std", "transformers_version"}:
-        assert made[key] == shipped[key], key
-    assert (tmp_path / "tokenizer.json").read_bytes() == (SHIPPED / "arithmetic" / "tokenizer.json").read_bytes()
-    fresh = load_policy(str(tmp_path), from_scratch=True, seed=1, device="cpu")
-    shipped = load_policy("builtin:arithmetic", device="cpu")
-    assert fresh.policy.processor.encode_prompt("2+2?") == shipped.policy.processor.encode_prompt("2+2?")
 
 
 def test_tokenizer_restores_every_generated_text(tokenizer, every_row):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from ..data.gym import GYM, problems
 from ..data.rows import as_prompts, undecoded
 from ..errors import RecipeError, SourceError, import_named
 from ..models.builtin import BUILTIN
+from .bounded_yaml import quoted
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,16 +74,39 @@ BUILTIN_SETS = {
 BUILTIN_QUESTIONS = {"shapes": "unigrpo.toy.shapes:questions"}
 """The same for rows of task ``mmu``."""
 
+BUILTIN_LESSONS: dict[tuple[str, str | None], dict[str | None, str]] = {
+    ("arithmetic", None): {
+        None: "unigrpo.toy.arithmetic:lessons",
+        "careless": "unigrpo.toy.arithmetic:careless_lessons",
+    },
+    ("countdown", None): {
+        None: "unigrpo.toy.countdown:lessons",
+        "careless": "unigrpo.toy.countdown:careless_lessons",
+    },
+    ("running_sums", None): {None: "unigrpo.toy.running_sums:lessons"},
+    ("shapes", None): {
+        None: "unigrpo.toy.shapes_lessons:pictures",
+        "careless": "unigrpo.toy.shapes_lessons:careless_pictures",
+    },
+    ("shapes", "mmu"): {
+        None: "unigrpo.toy.shapes_lessons:answers",
+        "careless": "unigrpo.toy.shapes_lessons:careless_answers",
+    },
+    ("shapes", "text"): {"careless": "unigrpo.toy.shapes_lessons:careless_sums"},
+    ("sudoku", None): {None: "unigrpo.toy.sudoku:lessons", "careless": "unigrpo.toy.sudoku:careless_lessons"},
+}
+"""The same for rows with given answers: NAME and task, None for every other -> teachers by the dataset's ``name``."""
 
-def load_rows(spec: DatasetSpec) -> Any:
-    """One dataset with our column names.
+
+def load_rows(spec: DatasetSpec, given: bool = False) -> Any:
+    """One dataset with our column names. Shipped ones have answers where they are ``given``.
 
     Raises:
         RecipeError: it cannot be read, an unknown shipped set, or a column that is not there.
         SourceError: there is nothing at its path.
     """
     if spec.shipped is not None:
-        rows = _builtin_rows(spec, spec.shipped)
+        rows = _made(spec, lambda: _builtin(spec, str(spec.shipped), given)(spec.split, spec.limit))
     elif isinstance(spec.path, str) and spec.path.startswith(GYM):
         rows = _made(spec, lambda: problems(str(spec.path).removeprefix(GYM), spec.split, spec.limit))
     else:
@@ -105,7 +130,7 @@ def prompt_rows(spec: DatasetSpec, given: bool = False) -> Any:
     Raises:
         RecipeError: rows without a prompt; the message has the ``column_map`` that is probably meant.
     """
-    rows = as_prompts(load_rows(spec))
+    rows = as_prompts(load_rows(spec, given))
     answer = "solution" if not given else "image" if spec.task == "t2i" else "completion"
     lacking = "prompt" not in rows.column_names or (given and answer not in rows.column_names)
     if lacking:
@@ -136,11 +161,17 @@ def _lacks(spec: DatasetSpec, rows: Any, wanted: tuple[str, str]) -> RecipeError
     )
 
 
-def _builtin_rows(spec: DatasetSpec, name: str) -> Any:
+def _builtin(spec: DatasetSpec, name: str, given: bool) -> Callable[[str, int | None], list[dict[str, Any]]]:
+    """What makes the rows of a shipped set."""
     sets = {**BUILTIN_SETS, **BUILTIN_QUESTIONS} if spec.task == "mmu" else BUILTIN_SETS
     if name not in sets:
         raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in sets]}")
-    return _made(spec, lambda: import_named(sets[name])(spec.split, spec.limit))
+    if not given:
+        return import_named(sets[name])
+    teachers = BUILTIN_LESSONS.get((name, spec.task)) or BUILTIN_LESSONS[name, None]
+    if spec.name not in teachers:
+        raise RecipeError(f"dataset {spec.path!r}: name={quoted(spec.name)}: choose one of {list(teachers)}")
+    return import_named(teachers[spec.name])
 
 
 def _made(spec: DatasetSpec, make: Any) -> Any:

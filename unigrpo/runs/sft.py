@@ -13,8 +13,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ..config.denoising_arguments import MaskedDenoisingConfig
-from ..errors import RecipeError, import_named
-from ..models.builtin import BUILTIN
+from ..errors import RecipeError
 from ..models.reference import is_peft
 from ..sft import MaskedDenoisingTrainer
 from ..terminal import say
@@ -42,11 +41,6 @@ class GivenSpec(DatasetSpec):
 
 SECTIONS = ("model", "policy", "datasets", "eval_datasets", "accuracy", "sampling", "lora")
 CONFIG_KEYS = tuple(item.name for item in fields(MaskedDenoisingConfig) if item.init)
-
-ANSWERS: dict[str, dict[str | None, str]] = {
-    "arithmetic": {None: "unigrpo.toy.arithmetic:trace", "careless": "unigrpo.toy.arithmetic:careless_trace"}
-}
-"""Shipped sets -> the teachers, by the dataset's ``name``: functions that write the answer to a row."""
 
 
 def load_sft_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -123,19 +117,10 @@ def config_to_check(recipe: Recipe) -> MaskedDenoisingConfig:
 
 
 def given_rows(spec: DatasetSpec) -> Any:
-    """The rows of a dataset; shipped ones get the answers that belong to them."""
-    rows, name = load_rows(spec), spec.shipped
-    if name is None or "completion" in rows.column_names:
-        check_given_columns(spec, rows)
-        return rows
-    if name not in ANSWERS:
-        raise RecipeError(
-            f"dataset {spec.path!r} ships without answers to train; with answers: {[BUILTIN + n for n in ANSWERS]}"
-        )
-    if spec.name not in ANSWERS[name]:
-        raise RecipeError(f"dataset {spec.path!r}: name={quoted(spec.name)}: choose one of {list(ANSWERS[name])}")
-    answer = import_named(ANSWERS[name][spec.name])
-    return rows.add_column("completion", [answer(row) for row in rows])
+    """The rows of a dataset, with their answers."""
+    rows = load_rows(spec, given=True)
+    check_given_columns(spec, rows)
+    return rows
 
 
 def held_out_sets(recipe: Recipe) -> dict[str, Any]:

@@ -91,6 +91,16 @@ def carries(row: dict[str, Any]) -> bool:
     return row["a"] % 10 + row["b"] % 10 >= 10
 
 
+def lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """``problems`` with a right answer each, in ``completion``."""
+    return [{**row, "completion": trace(row)} for row in problems(split, n, seed)]
+
+
+def careless_lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """``problems`` with the careless teacher's answers."""
+    return [{**row, "completion": careless_trace(row)} for row in problems(split, n, seed)]
+
+
 def _all_pairs() -> Iterator[tuple[int, int]]:
     return ((a, b) for a in FIRST for b in SECOND)
 

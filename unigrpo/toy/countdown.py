@@ -1,7 +1,7 @@
 """Countdown with small numbers: write an expression that uses every number once and makes the target.
 
 A problem is two or three numbers from 1 to 9 and a target that they make with ``+``, ``-`` and ``*`` in the order in which
-they are listed; any other right expression is as good. ``python -m unigrpo.toy.making.puzzle_cold_start countdown`` makes the shipped policy (``builtin:countdown``).
+they are listed; any other right expression is as good. ``making/README.md`` says how ``builtin:countdown`` is made.
 """
 
 from __future__ import annotations
@@ -35,12 +35,6 @@ HELD_OUT_ONE_IN = 8
 
 WRONG_TARGET, WRONG_NUMBER = 0.5, 0.1
 """Chances that the teacher makes another target of the numbers, and that it uses other numbers."""
-
-STAGES = (
-    {"errs": False, "steps": 900, "batch_size": 64, "learning_rate": 2e-3, "decay": 450},
-    {"errs": True, "steps": 250, "batch_size": 64, "learning_rate": 5e-4, "decay": 125},
-)
-"""The cold start learns from a teacher that is right, then from one that errs."""
 
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 _TOKEN = re.compile(r"[0-9]{1,9}|[-+*/()]")
@@ -98,17 +92,26 @@ def expressions(numbers: tuple[int, ...]) -> dict[int, str]:
     return found
 
 
-def lesson(rng: random.Random, errs: bool) -> tuple[dict[str, Any], str]:
-    """A row of the train split and what the teacher answers, with mistakes if it ``errs``."""
-    row = _row(rng.choice(_train(rng.choice(COUNTS))))
+def lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """``problems`` with a right answer each, in ``completion``."""
+    return [{**row, "completion": row["solution"]} for row in problems(split, n, seed)]
+
+
+def careless_lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """``problems`` with the answers of a teacher that errs, with the chances above, anew each time a problem comes again."""
+    rng = random.Random(f"countdown, careless/{split}/{seed}")
+    return [{**row, "completion": _careless_answer(row, rng)} for row in problems(split, n, seed)]
+
+
+def _careless_answer(row: dict[str, Any], rng: random.Random) -> str:
     numbers, wanted = tuple(row["numbers"]), row["target"]
-    chance = rng.random() if errs else 1.0
+    chance = rng.random()
     if chance < WRONG_NUMBER:
         place = rng.randrange(len(numbers))
         numbers = (*numbers[:place], rng.choice(NUMBERS), *numbers[place + 1 :])
     if chance < WRONG_NUMBER + WRONG_TARGET:
         wanted = rng.choice(list(expressions(numbers)))
-    return row, expressions(numbers)[wanted]
+    return expressions(numbers)[wanted]
 
 
 def solved(completion: str, solution: str) -> bool:
@@ -176,11 +179,6 @@ def _expression(numbers: tuple[int, ...], operators: tuple[str, ...], brackets: 
         return (f"({a}{operators[0]}{b}){operators[1]}{c}", second(first(a, b), c)) if later_binds else None
     value = first(a, second(b, c)) if later_binds else second(first(a, b), c)
     return f"{a}{operators[0]}{b}{operators[1]}{c}", value
-
-
-@cache
-def _train(count: int) -> list[Problem]:
-    return pairs("train", count)
 
 
 def _shuffled_forever(items: list[Problem], rng: random.Random) -> Iterator[Problem]:

@@ -63,6 +63,11 @@ def lesson(rng: random.Random, errs: bool) -> tuple[dict[str, Any], str]:
     return row, row["solution"]
 
 
+def lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """``problems`` with their totals in ``completion``."""
+    return [{**row, "completion": row["solution"]} for row in problems(split, n, seed)]
+
+
 def _row(split: str, rng: random.Random) -> dict[str, Any]:
     first, added = _draw(rng)
     while split_of(first, added) != split:

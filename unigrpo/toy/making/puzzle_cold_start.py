@@ -1,8 +1,4 @@
-"""Makes the shipped policies of the puzzles: ``python -m unigrpo.toy.making.puzzle_cold_start NAME``.
-
-A policy learns right answers first. Then its teacher errs with fixed frequencies and the policy learns the mistakes, so that
-at temperature 1 it starts below what it knows.
-"""
+"""Makes the shipped policy of running sums: ``python -m unigrpo.toy.making.puzzle_cold_start running_sums``."""
 
 from __future__ import annotations
 
@@ -18,9 +14,10 @@ from ...models import MMaDAPolicy
 from ...rollout.generate import LoadedPolicy
 from ...types import Canvas
 from .cold_start import arguments, encode_answers, report, save, train, untaught
+from .figures import figures
 
 
-PUZZLES = ("countdown", "running_sums", "sudoku")
+PUZZLES = ("running_sums",)
 
 
 def main() -> None:
@@ -30,7 +27,7 @@ def main() -> None:
     puzzle = importlib.import_module(f"..{name}", __package__)
     args = arguments(name, puzzle.__doc__, rest)
     loaded = teach(puzzle, args.seed)
-    report(start_figures(loaded, puzzle))
+    report(figures(name, loaded))
     save(loaded, args.output, half=True)
 
 
@@ -60,17 +57,6 @@ class Lessons:
     def __call__(self, count: int) -> Canvas:
         rows, answers = zip(*(self.puzzle.lesson(self.rng, self.errs) for _ in range(count)), strict=True)
         return encode_answers(self.policy, list(rows), list(answers), self.puzzle.SAMPLING["max_completion_length"])
-
-
-def start_figures(loaded: LoadedPolicy, puzzle: Any, count: int = 512) -> dict[str, float]:
-    """Held-out shares of right answers, greedy and at T=1."""
-    rows = puzzle.problems("test", count)
-    figures = {}
-    for label, temperature in (("greedy accuracy", 0.0), ("T=1 accuracy", 1.0)):
-        answers = loaded.generate([row["prompt"] for row in rows], temperature=temperature, batch_size=128)
-        hits = [puzzle.solved(answer, row["solution"]) for answer, row in zip(answers, rows, strict=True)]
-        figures[label] = sum(hits) / count
-    return figures
 
 
 if __name__ == "__main__":

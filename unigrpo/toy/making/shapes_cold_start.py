@@ -26,6 +26,7 @@ from ...types import Canvas
 from .. import arithmetic
 from ..pixel_check import inspect
 from ..shapes import COLOURS, FORMS, QUESTIONS, SHAPES, SIDE, WORDS, Spec, caption, problems, questions
+from ..shapes_lessons import SHORTER, WRONG_ANSWER, WRONG_SUM, WRONG_WORD
 from .cold_start import build_model
 from .image_tokenizer import CHECKPOINT as IMAGE_TOKENIZER
 from .image_tokenizer import directory_size, gallery
@@ -45,9 +46,6 @@ ROWS = {"t2i": 64, "mmu": 32, "text": 32}
 
 WEIGHTS = {"t2i": 1.0, "mmu": 3.0, "text": 1.0}
 """Of the losses: nine in ten positions of a one-word answer are padding."""
-
-WRONG_WORD, WRONG_ANSWER, WRONG_SUM = 0.25, 0.4, 0.4
-"""Chances that the teacher redraws the colour, and the shape, of a caption to draw; a one-word answer; the number added."""
 
 EMPTY_CAPTION = 0.1
 """Share of pictures taught without words: the unconditional policy of classifier-free guidance."""
@@ -85,7 +83,7 @@ class Teacher:
         """A caption, often of fewer words, sometimes of wrong ones or none; the codes of the picture."""
         place = self.rng.randrange(len(self.specs))
         spec = self._mistaken(self.specs[place], WRONG_WORD)
-        form = self.rng.choice(list(FORMS)) if self.rng.random() < 0.4 else "full"
+        form = self.rng.choice(list(FORMS)) if self.rng.random() < SHORTER else "full"
         prompt = "" if self.rng.random() < EMPTY_CAPTION else caption(spec, form)
         return {"prompt": prompt}, self.codes[place]
 

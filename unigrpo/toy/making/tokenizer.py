@@ -1,24 +1,16 @@
-"""A word-and-character tokenizer with MMaDA's special tokens, and the configuration of a small MMaDA around it.
-
-``python -m unigrpo.toy.making.tokenizer`` writes both where ``builtin:arithmetic`` ships. ``unigrpo sft quickstart_sft`` draws
-weights around them and trains these.
-"""
+"""A word-and-character tokenizer with MMaDA's special tokens, and the configuration of a small MMaDA around it."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import string
-from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ...models import MMaDAConfig, MMaDAProcessor
-from ...models.builtin import SHIPPED
-from ...terminal import say
+from ...models import MMaDAConfig
 from ..arithmetic import NAMES, OBJECTS, TEMPLATES
 
 
@@ -111,18 +103,3 @@ def build_config(tokenizer: PreTrainedTokenizerFast, **fields: Any) -> MMaDAConf
         "dtype": torch.float32,
     }
     return MMaDAConfig(**{**values, **fields})
-
-
-def main(words: list[str] | None = None) -> None:
-    """The command line: configuration and tokenizer of ``builtin:arithmetic``; ``words`` default to ``sys.argv``'s."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=SHIPPED / "arithmetic", help="weights there stay as they are")
-    args = parser.parse_args(words)
-    tokenizer = build_tokenizer()
-    build_config(tokenizer).save_pretrained(args.output)
-    MMaDAProcessor(tokenizer).save_pretrained(args.output)
-    say(f"wrote a configuration and a tokenizer into {args.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,98 @@
+"""What a shipped policy knows at its start: shares of right answers to held-out rows, greedy and at temperature 1."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from ...rollout.generate import LoadedPolicy
+from ...runs.accuracy import integer_match
+from .. import arithmetic, shapes, sudoku
+from ..pixel_check import right_picture
+
+
+PUZZLE_ROWS, SHAPES_ROWS = 512, 480
+TEMPERATURES = {"T = 1": 1.0, "greedy": 0.0}
+
+
+def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[str, float]:
+    """Shares of ``count`` held-out rows by what is measured, for ``builtin:NAME``; None = as many as the README has.
+
+    Each has the whole share first, then its parts.
+    """
+    if name == "shapes":
+        return shapes_figures(loaded, count or SHAPES_ROWS)
+    found = {}
+    puzzle = importlib.import_module(f"..{name}", __package__)
+    rows = puzzle.problems("test", count or PUZZLE_ROWS)
+    for label, temperature in TEMPERATURES.items():
+        answers = _answers(loaded, rows, temperature)
+        judge = getattr(puzzle, "solved", integer_match)
+        found |= _shares(label, answers, rows, judge, lambda row: _part(name, row))
+        if name == "sudoku":
+            found[f"{label}, of the empty cells"] = _cells(answers, rows)
+    return found
+
+
+def shapes_figures(loaded: LoadedPolicy, count: int) -> dict[str, float]:
+    """Pictures in random order, plain and guided, then answers by question and sums, each greedy and at temperature 1."""
+    found, rows = {}, shapes.problems("test", count)
+    for scale in (0.0, 2.0):
+        drawn = loaded.generate(
+            [row["prompt"] for row in rows],
+            task="t2i",
+            sampler="emerge",
+            steps=8,
+            temperature=1.0,
+            guidance_scale=scale,
+            batch_size=120,
+        )
+        found |= _shares(f"pictures, guidance {scale:g}", drawn, rows, right_picture)
+    asked, sums = shapes.questions("test", count), arithmetic.problems("test", count)
+    for label, temperature in TEMPERATURES.items():
+        said = _answers(loaded, asked, temperature)
+        found |= _shares(f"{label}, answers", said, asked, _same_text, lambda row: row["question"])
+        found |= _shares(f"{label}, sums", _answers(loaded, sums, temperature), sums, integer_match)
+    return found
+
+
+def _answers(loaded: LoadedPolicy, rows: list[dict[str, Any]], temperature: float) -> list[Any]:
+    pictures = {"images": [row["image"] for row in rows]} if "image" in rows[0] else {}
+    return loaded.generate([row["prompt"] for row in rows], temperature=temperature, batch_size=128, **pictures)
+
+
+def _shares(
+    label: str,
+    answers: list[Any],
+    rows: list[dict[str, Any]],
+    judge: Callable[[Any, Any], bool],
+    part: Callable[[dict[str, Any]], str | None] = lambda row: None,
+) -> dict[str, float]:
+    """The share that ``judge(answer, solution)`` finds right, of all rows and of each ``part`` of them."""
+    outcomes: dict[str, list[bool]] = {label: []}
+    for answer, row in zip(answers, rows, strict=True):
+        right, own = bool(judge(answer, row["solution"])), part(row)
+        outcomes[label].append(right)
+        if own is not None:
+            outcomes.setdefault(f"{label}, {own}", []).append(right)
+    return {name: sum(own) / len(own) for name, own in outcomes.items()}
+
+
+def _part(name: str, row: dict[str, Any]) -> str | None:
+    return f"{len(row['numbers'])} numbers" if name == "countdown" else None
+
+
+def _same_text(answer: str, solution: str) -> bool:
+    return answer.strip() == solution
+
+
+def _cells(answers: list[str], rows: list[dict[str, Any]]) -> float:
+    """The share of empty cells with the right digit; an answer that is no 16 digits has none."""
+    right = total = 0
+    for answer, row in zip(answers, rows, strict=True):
+        empty = [place for place, digit in enumerate(row["puzzle"]) if digit == sudoku.EMPTY]
+        total += len(empty)
+        if len(answer.strip()) == sudoku.CELLS:
+            right += sum(answer.strip()[place] == row["solution"][place] for place in empty)
+    return right / total
