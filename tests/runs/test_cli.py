@@ -23,7 +23,7 @@ from ..support.recipes import (
     replaced_models,
     replaced_sizes,
     write_gsm8k,
-    write_mixed_cot,
+    write_given_answers,
 )
 from ..support.tiny import tiny_model
 from ..support.tolerances import assert_rounding
@@ -157,7 +157,7 @@ def test_help_names_every_command(capsys):
 
 
 def test_shipped_recipes_are_clean(tmp_path, monkeypatch, capsys):
-    write_mixed_cot(tmp_path, 2)
+    write_given_answers(tmp_path, 2)
     monkeypatch.chdir(tmp_path)
     assert main(["check", "--offline", *map(str, EVERY)]) == 0
     shown = capsys.readouterr().out
@@ -167,7 +167,7 @@ def test_shipped_recipes_are_clean(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("file", SFT_RECIPES, ids=lambda file: file.stem)
 def test_shipped_recipes_of_given_answers_run_two_steps(file, tiny_models, tmp_path, monkeypatch, capsys):
     """With only model, data and sizes replaced; every task is trained and measured."""
-    write_mixed_cot(tmp_path, 4)
+    write_given_answers(tmp_path, 4)
     monkeypatch.chdir(tmp_path)
     shipped, out = load_sft_recipe(str(file)), tmp_path / "out"
     small = [
@@ -227,7 +227,7 @@ def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
             f"reward/{t}" for t in tasks
         }
     sheets = ("images_before.png", "images_after.png", "images.png")
-    assert all((out / name).exists() == ("t2i" in tasks) for name in sheets)
+    assert all((out / name).exists() == bool({"t2i", "r2i"} & tasks) for name in sheets)
 
 
 def test_sample_takes_shortcuts(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -63,6 +64,7 @@ class DatasetSpec:
 BUILTIN_SETS = {
     "arithmetic": "unigrpo.toy.arithmetic:problems",
     "countdown": "unigrpo.toy.countdown:problems",
+    "riddles": "unigrpo.toy.riddles:problems",
     "running_sums": "unigrpo.toy.running_sums:problems",
     "shapes": "unigrpo.toy.shapes:problems",
     "sudoku": "unigrpo.toy.sudoku:problems",
@@ -73,15 +75,18 @@ BUILTIN_QUESTIONS = {"shapes": "unigrpo.toy.shapes:questions"}
 """The same for rows of task ``mmu``."""
 
 
-def load_rows(spec: DatasetSpec) -> Any:
+def load_rows(spec: DatasetSpec, sets: Mapping[str, str] | None = None) -> Any:
     """One dataset with our column names.
+
+    Args:
+        sets: functions that make the rows of shipped sets, instead of ``BUILTIN_SETS`` and ``BUILTIN_QUESTIONS``.
 
     Raises:
         RecipeError: it cannot be read, an unknown shipped set, or a column that is not there.
         SourceError: there is nothing at its path.
     """
     if spec.shipped is not None:
-        rows = _builtin_rows(spec, spec.shipped)
+        rows = _builtin_rows(spec, spec.shipped, sets)
     elif isinstance(spec.path, str) and spec.path.startswith(GYM):
         rows = _made(spec, lambda: problems(str(spec.path).removeprefix(GYM), spec.split, spec.limit))
     else:
@@ -136,8 +141,8 @@ def _lacks(spec: DatasetSpec, rows: Any, wanted: tuple[str, str]) -> RecipeError
     )
 
 
-def _builtin_rows(spec: DatasetSpec, name: str) -> Any:
-    sets = {**BUILTIN_SETS, **BUILTIN_QUESTIONS} if spec.task == "mmu" else BUILTIN_SETS
+def _builtin_rows(spec: DatasetSpec, name: str, sets: Mapping[str, str] | None) -> Any:
+    sets = sets or ({**BUILTIN_SETS, **BUILTIN_QUESTIONS} if spec.task == "mmu" else BUILTIN_SETS)
     if name not in sets:
         raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in sets]}")
     return _made(spec, lambda: import_named(sets[name])(spec.split, spec.limit))

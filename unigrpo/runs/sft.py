@@ -48,6 +48,11 @@ ANSWERS: dict[str, dict[str | None, str]] = {
 }
 """Shipped sets -> the teachers, by the dataset's ``name``: functions that write the answer to a row."""
 
+LESSONS: dict[str, dict[str | None, str]] = {
+    "riddles": {None: "unigrpo.toy.riddles:lessons", "careless": "unigrpo.toy.riddles:careless_lessons"}
+}
+"""Shipped sets whose answers hold more than text: functions ``(split, limit) -> rows`` with their answers."""
+
 
 def load_sft_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """A recipe of ``unigrpo sft`` with ``key=value`` overrides; ``path`` as in ``load_recipe``.
@@ -124,18 +129,25 @@ def config_to_check(recipe: Recipe) -> MaskedDenoisingConfig:
 
 def given_rows(spec: DatasetSpec) -> Any:
     """The rows of a dataset; shipped ones get the answers that belong to them."""
-    rows, name = load_rows(spec), spec.shipped
+    name = spec.shipped
+    if name in LESSONS:
+        return load_rows(spec, {name: _teacher(spec, LESSONS[name])})
+    rows = load_rows(spec)
     if name is None or "completion" in rows.column_names:
         check_given_columns(spec, rows)
         return rows
     if name not in ANSWERS:
         raise RecipeError(
-            f"dataset {spec.path!r} ships without answers to train; with answers: {[BUILTIN + n for n in ANSWERS]}"
+            f"dataset {spec.path!r} ships without answers to train; with answers: {[BUILTIN + n for n in (*ANSWERS, *LESSONS)]}"
         )
-    if spec.name not in ANSWERS[name]:
-        raise RecipeError(f"dataset {spec.path!r}: name={quoted(spec.name)}: choose one of {list(ANSWERS[name])}")
-    answer = import_named(ANSWERS[name][spec.name])
+    answer = import_named(_teacher(spec, ANSWERS[name]))
     return rows.add_column("completion", [answer(row) for row in rows])
+
+
+def _teacher(spec: DatasetSpec, teachers: dict[str | None, str]) -> str:
+    if spec.name not in teachers:
+        raise RecipeError(f"dataset {spec.path!r}: name={quoted(spec.name)}: choose one of {list(teachers)}")
+    return teachers[spec.name]
 
 
 def held_out_sets(recipe: Recipe) -> dict[str, Any]:
