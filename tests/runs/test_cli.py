@@ -22,8 +22,8 @@ from ..support.recipes import (
     replaced_data,
     replaced_models,
     replaced_sizes,
-    write_gsm8k,
     write_given_answers,
+    write_gsm8k,
 )
 from ..support.tiny import tiny_model
 from ..support.tolerances import assert_rounding

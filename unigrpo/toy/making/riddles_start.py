@@ -49,10 +49,11 @@ def main() -> None:
     parser.add_argument("output", type=Path, nargs="?", default=CHECKPOINTS / "riddles")
     parser.add_argument("--trained", help="the folder of the run whose weights are kept")
     args = parser.parse_args()
-    if args.trained:
-        save(load_policy(args.trained, dtype="float32"), args.output, half=True)
-        return
     described = untaught()
+    if args.trained:
+        described.model = load_policy(args.trained, dtype="float32").model
+        save(described, args.output, half=True)
+        return
     described.model.config.save_pretrained(args.output)
     described.policy.processor.save_pretrained(args.output)
 
