@@ -159,7 +159,10 @@ def test_help_names_every_command(capsys):
 def test_shipped_recipes_are_clean(tmp_path, monkeypatch, capsys):
     write_given_answers(tmp_path, 2)
     monkeypatch.chdir(tmp_path)
-    assert main(["check", "--offline", *map(str, EVERY)]) == 0
+    # Its 20,000 rows are all written by the check, which takes half a minute.
+    long = [file for file in EVERY if file.stem == "quickstart_think_draw_sft"]
+    assert main(["check", "--offline", *(str(file) for file in EVERY if file not in long)]) == 0
+    assert main(["check", "--offline", *map(str, long), "datasets.0.limit=100"]) == 0
     shown = capsys.readouterr().out
     assert shown.count(": ok") == len(EVERY) == len(RECIPES) + len(SFT_RECIPES) and len(SFT_RECIPES) >= 2
 
@@ -177,7 +180,7 @@ def test_shipped_recipes_of_given_answers_run_two_steps(file, tiny_models, tmp_p
         "max_steps=2",
     ]
     small += [
-        "max_length=120",
+        f"max_length={min(120, shipped.config['max_length'])}",
         "image_size=32",
         "logging_steps=1",
         "save_strategy=no",
