@@ -95,6 +95,13 @@ def test_pictures_gain_twenty_points_by_their_pixels(seed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2500)
+def test_rewards_on_pictures_mend_thoughts(tmp_path):
+    summary = train("quickstart_think_draw", tmp_path, "think, then draw, seed 0", "max_steps=36")
+    assert summary["gain_points"] >= 10
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_shipped_policy_draws_its_thought_and_not_its_prompt(tmp_path):
     found = evaluate_thoughts(load_recipe("quickstart_think_draw", [f"output_dir={tmp_path}"]))["thoughts"]
