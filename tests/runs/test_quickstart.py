@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from unigrpo.runs.recipe import load_recipe
+from unigrpo.runs.thoughts import evaluate_thoughts
+
 from ..support import ROOT
 
 
@@ -95,6 +98,23 @@ def test_pictures_gain_twenty_points_by_their_pixels(seed, tmp_path):
     assert summary["gain_points"] >= 20
     assert summary["train_seconds"] < 600
     assert (tmp_path / "images.png").exists() and (tmp_path / "reward_curve.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2500)
+def test_rewards_on_pictures_mend_thoughts(tmp_path):
+    summary = train("quickstart_think_draw", tmp_path, "think, then draw, seed 0", "max_steps=36")
+    assert summary["gain_points"] >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_shipped_policy_draws_its_thought_and_not_its_prompt(tmp_path):
+    found = evaluate_thoughts(load_recipe("quickstart_think_draw", [f"output_dir={tmp_path}"]))["thoughts"]
+    right, swapped = found["given"]["of_prompt"], found["swapped"]
+    assert right["mean"] >= 0.35 and swapped["of_thought"]["mean"] >= right["mean"] - 0.1
+    assert swapped["of_prompt"]["mean"] <= 0.05 and found["empty"]["of_prompt"]["mean"] <= 0.05
+    assert found["own"]["of_prompt"]["high"] < right["low"], "colours are misread"
 
 
 @pytest.mark.slow

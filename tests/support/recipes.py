@@ -94,7 +94,7 @@ def write_flickr(path: Path, rows: int) -> None:
 
 
 def write_mixed_cot(folder: Path, rows: int) -> None:
-    """The files that the Mixed-CoT recipes ask their user for."""
+    """Those of the Mixed-CoT recipes."""
     (folder / "mixed_cot").mkdir()
     for end in ("", "_heldout"):
         texts = [
@@ -105,6 +105,21 @@ def write_mixed_cot(folder: Path, rows: int) -> None:
         columns = {name: [row[name] for row in texts] for name in ("prompt", "completion")}
         write_parquet(folder / "mixed_cot" / f"questions{end}.parquet", columns)
         write_parquet(folder / "mixed_cot" / f"pictures{end}.parquet", {"prompt": columns["prompt"]})
+
+
+def write_think_draw(folder: Path, rows: int) -> None:
+    """Those of think-then-draw."""
+    (folder / "think_draw").mkdir()
+    asked = [row["prompt"] for row in prompts(rows)]
+    columns = {"prompt": asked, "completion": [f"<think>w{i}</think>" for i in range(rows)]}
+    for end in ("", "_heldout"):
+        write_parquet(folder / "think_draw" / f"rows{end}.parquet", columns)
+
+
+def write_given_answers(folder: Path, rows: int) -> None:
+    """The files that the recipes of ``unigrpo sft`` ask their user for."""
+    write_mixed_cot(folder, rows)
+    write_think_draw(folder, rows)
 
 
 FIXTURES = {

@@ -11,7 +11,7 @@ from unigrpo.errors import RecipeError, import_named
 from unigrpo.runs.accuracy import integer_match
 from unigrpo.runs.dataset_spec import BUILTIN_LESSONS, BUILTIN_SETS, DatasetSpec, load_rows
 from unigrpo.runs.sft import given_rows
-from unigrpo.toy import arithmetic, countdown, running_sums, shapes, shapes_lessons, sudoku
+from unigrpo.toy import arithmetic, countdown, riddles, running_sums, shapes, shapes_lessons, sudoku
 from unigrpo.toy.pixel_check import right_picture
 from unigrpo.toy.shapes import Spec
 
@@ -32,9 +32,12 @@ def totals(row):
     return running_sums.split_of(first, tuple(added))
 
 
+SPLIT_OF_RIDDLE = {riddle.prompt: riddle.split for riddle in riddles.RIDDLES}
+
 SPLIT_OF = {
     "arithmetic": lambda row: arithmetic.split_of(row["a"], row["b"]),
     "countdown": lambda row: countdown.split_of(tuple(row["numbers"]), row["target"]),
+    "riddles": lambda row: SPLIT_OF_RIDDLE[row["prompt"]],
     "running_sums": totals,
     "shapes": lambda row: arithmetic.split_of(row["a"], row["b"]) if "a" in row else shapes.split_of(spec_of(row)),
     "sudoku": lambda row: sudoku.split_of(row["solution"]),
@@ -43,6 +46,9 @@ SPLIT_OF = {
 RIGHT: dict[tuple[str, str | None], Callable] = {
     ("arithmetic", None): lambda row: integer_match(row["completion"], row["solution"]),
     ("countdown", None): lambda row: countdown.solved(row["completion"], row["solution"]),
+    ("riddles", None): lambda row: (
+        row["completion"] == row["thought"] and right_picture(row["image"], row["solution"])
+    ),
     ("running_sums", None): lambda row: running_sums.solved(row["completion"], row["solution"]),
     ("shapes", "mmu"): lambda row: row["completion"] == row["solution"],
     ("shapes", None): lambda row: right_picture(row["image"], row["solution"]),

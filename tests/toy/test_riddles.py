@@ -7,7 +7,17 @@ import pytest
 
 from unigrpo.toy.making.tokenizer import build_tokenizer
 from unigrpo.toy.pixel_check import right_picture
-from unigrpo.toy.riddles import CLEAR, COLOUR_THINGS, PLACES, RIDDLES, SHAPE_THINGS, lessons, problems, thought
+from unigrpo.toy.riddles import (
+    CLEAR,
+    COLOUR_THINGS,
+    PLACES,
+    RIDDLES,
+    SHAPE_THINGS,
+    careless_lessons,
+    lessons,
+    problems,
+    thought,
+)
 from unigrpo.toy.riddles import WORDS as RIDDLE_WORDS
 from unigrpo.toy.shapes import COLOURS, POSITIONS, SHAPES, WORDS, caption
 
@@ -39,7 +49,7 @@ def test_two_of_nine_pairs_are_held_out_and_no_word_is():
 
 
 def test_the_teacher_errs_as_often_as_it_says_and_its_pictures_follow_its_thoughts():
-    rows = lessons("train", 3000, 0)
+    rows = careless_lessons("train", 3000, 0)
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in problems("train", 3000, 0)]
     by_prompt = {own.prompt: own for own in RIDDLES}
     wrong, unclear = 0, 0
@@ -53,15 +63,16 @@ def test_the_teacher_errs_as_often_as_it_says_and_its_pictures_follow_its_though
     for row in rows[:200]:
         words = row["completion"].removeprefix("<think>").removesuffix("</think>").split()
         assert right_picture(row["image"], f"{words[2]} {words[3]} {words[-1]}")
-    clean = lessons("test", 200, 1, misread=0.0)
+    clean = lessons("test", 200, 1)
     assert all(
-        right_picture(row["image"], row["solution"]) and row["completion"] == f"<think>{row['reward_prompt']}</think>"
+        right_picture(row["image"], row["solution"])
+        and row["completion"] == row["thought"] == f"<think>{row['reward_prompt']}</think>"
         for row in clean
     )
 
 
 def test_rows_are_a_function_of_the_arguments():
-    one, two, other = lessons("train", 5, 0), lessons("train", 5, 0), lessons("train", 5, 1)
+    one, two, other = (careless_lessons("train", 5, seed) for seed in (0, 0, 1))
     assert all((np.asarray(a["image"]) == np.asarray(b["image"])).all() for a, b in zip(one, two, strict=True))
     assert [row["prompt"] for row in one] != [row["prompt"] for row in other]
     assert one[0]["reward_prompt"] == caption(next(own.spec for own in RIDDLES if own.prompt == one[0]["prompt"]))

@@ -287,6 +287,57 @@ def test_generate_returns_both():
     assert np.abs(np.asarray(alone.picture, dtype=int) - np.asarray(found[0].picture, dtype=int)).max() <= 1
 
 
+def drawing(model=None) -> LoadedPolicy:
+    model = tiny_model() if model is None else model
+    return LoadedPolicy(model=model, policy=tiny_policy(model), image_tokenizer=tiny_tokenizer())
+
+
+def test_a_picture_is_drawn_under_the_thought_that_is_given():
+    """What a policy has written draws the same picture when it is given; another thought stands where that one would."""
+    policy = drawing(aligned())
+    lengths = {"max_completion_length": 6, "steps": 6, "block_length": 6, "image_size": 64, "task": "r2i"}
+    seen = []
+
+    def watched(module, arguments, named):
+        ids, mask = named["input_ids"], named["attention_mask"]
+        seen.append([own[real].tolist() for own, real in zip(ids, mask, strict=True)])
+
+    policy.model.register_forward_pre_hook(watched, with_kwargs=True)
+    asked = ["w7 w8", "w9"]
+    own = policy.generate(asked, temperature=1.0, seed=3, **lengths)
+    again = policy.generate(asked, temperature=1.0, seed=3, thoughts=[answer.thought for answer in own], **lengths)
+    assert [answer.thought for answer in again] == [answer.thought for answer in own]
+    assert all((np.asarray(a.picture) == np.asarray(b.picture)).all() for a, b in zip(own, again, strict=True))
+    seen.clear()
+    thoughts = ["w11 w12", ""]
+    found = policy.generate(asked, thoughts=thoughts, num_return_sequences=2, guidance_scale=0.0, **lengths)
+    assert [answer.thought for answer in found] == ["w11 w12", "w11 w12", "", ""]
+    end, pad = policy.policy.stop_token_ids[-1], policy.policy.pad_token_id
+    ids = policy.policy.answer_ids("w11 w12")
+    expected = [[*ids, end, *[pad] * (5 - len(ids))], [end, *[pad] * 5]]
+    for batch in seen:
+        for row, prompt, thought in zip(
+            batch, [asked[0]] * 2 + [asked[1]] * 2, [expected[0]] * 2 + [expected[1]] * 2, strict=True
+        ):
+            start = 1 + len(policy.policy.processor.encode_prompt(prompt, "r2i"))
+            assert row[start : start + 6] == thought and row[start + 6] == IDS["tiny"]["soi"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thoughts": ["w1"]}, "1 thoughts for 2 prompts; give one a prompt, or one for all"),
+        ({"thoughts": ["w1", 3]}, r"thoughts\[1\]=3 must be a text; '' is the empty thought"),
+        ({"thoughts": "w1 w2 w3 w4 w5 w6 w7"}, r"thoughts\[0\] has \d+ tokens, max_completion_length=6 fit"),
+        ({"thoughts": "w1 <|mdm_mask|>"}, r"thoughts\[0\] holds tokens .* that a thought cannot have"),
+        ({"thoughts": "w1", "task": "t2i"}, "thoughts belong to task 'r2i', not to 't2i': leave them out"),
+    ],
+)
+def test_thoughts_that_cannot_be_drawn_under_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        drawing().generate(["w7", "w8"], **{"task": "r2i", "max_completion_length": 6, "image_size": 64, **options})
+
+
 # ---- what cannot be done is said ----
 
 

@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,19 +22,12 @@ from ..models.reference import is_peft
 from ..parts import choose
 from ..samplers import samplers_for
 from ..types import TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
-from .generate_options import check_options, in_own_names
-from .sample import thought_ids
+from .generate_options import check_options, in_own_names, one_a_prompt
+from .thoughts import ThoughtAndPicture, under_given, under_written
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-
-class ThoughtAndPicture(NamedTuple):
-    """An answer to a prompt of task ``r2i``."""
-
-    thought: str
-    picture: Image.Image
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +44,7 @@ class LoadedPolicy:
         prompts: Any,
         *,
         images: Any = None,
+        thoughts: Any = None,
         task: str | None = None,
         max_completion_length: int | None = None,
         steps: int | None = None,
@@ -71,6 +64,8 @@ class LoadedPolicy:
         Args:
             prompts: a string, one chat (a list of messages), or a list of strings or chats.
             images: the picture that each prompt asks about (PIL image, path or bytes), one a prompt or one for all.
+            thoughts: texts that the pictures of ``"r2i"`` are drawn under, one a prompt or one for all, ``""`` the empty one; None = the
+                policy writes them.
             task: ``"text"``, ``"mmu"``, ``"t2i"`` or ``"r2i"`` (a thought, and then the picture); default mmu with ``images``, else
                 text. What is set for text holds for thoughts, and what is set for pictures for theirs; ``options`` go to the sampler
                 of the picture.
@@ -106,18 +101,22 @@ class LoadedPolicy:
         lengths = {} if task == "t2i" else {"max_completion_length": length}
         if is_picture(spans_of(task)[-1]):
             lengths["image_tokens"] = self._codec().count(self._size(image_size))
+        if thoughts is not None:
+            if task != "r2i":
+                raise ValueError(f"thoughts belong to task 'r2i', not to {task!r}: leave them out")
+            rows = under_given(self.policy, rows, one_a_prompt("thoughts", thoughts, len(rows)), length)
         rows = [row for row in rows for _ in range(num_return_sequences)]
-        thoughts: list[str] = []
-        if task == "r2i":
+        if task == "r2i" and thoughts is None:
             think, _, _ = self._sampling("text", None, {**named, "max_completion_length": length}, block_length, {})
             written = list(self._filled(rows, "thought", lengths, batch_size, think, seed, on_step))
-            thoughts = [text for rollout in written for text in rollout.completions]
-            rows = [{**row, "thought_ids": ids} for row, ids in zip(rows, thought_ids(written), strict=True)]
+            rows = under_written(rows, written)
         answers: list[Any] = []
         for rollout in self._filled(rows, spans_of(task)[-1], lengths, batch_size, fill, seed, on_step):
             found, drawn = rollout.completions, is_picture(rollout.canvas.task)
             answers += self._codec().decode(found, self._size(image_size)) if drawn else found
-        return list(map(ThoughtAndPicture, thoughts, answers)) if thoughts else answers
+        if task != "r2i":
+            return answers
+        return [ThoughtAndPicture(row["thought"], picture) for row, picture in zip(rows, answers, strict=True)]
 
     __call__ = generate
 
@@ -131,7 +130,9 @@ class LoadedPolicy:
         if task != "mmu":
             return rows
         transforms = [image_transform] * len(prompts)
-        codes = self._codec().encode(_pictures(images, len(prompts)), self._size(image_size), transforms)
+        given = enumerate(one_a_prompt("images", images, len(prompts)))
+        pictures = [load_image(image, f"images[{number}]") for number, image in given]
+        codes = self._codec().encode(pictures, self._size(image_size), transforms)
         return [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
 
     def complete(
@@ -262,13 +263,6 @@ class LoadedPolicy:
 
 
 TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit", "r2i": "maskgit"}
-
-
-def _pictures(images: Any, count: int) -> list[Image.Image]:
-    images = list(images) if isinstance(images, list | tuple) else [images] * count
-    if len(images) != count:
-        raise ValueError(f"{len(images)} images for {count} prompts; give one a prompt, or one for all")
-    return [load_image(image, f"images[{number}]") for number, image in enumerate(images)]
 
 
 def load_policy(

@@ -68,3 +68,15 @@ def check_options(options: Iterable[str], known: Iterable[str], own: Iterable[st
         raise ValueError(
             f"sampler {sampler!r} has no option {name!r}: {ELSEWHERE.get(name) or f'{hint}it has {known}'}"
         )
+
+
+def one_a_prompt(name: str, given: Any, count: int) -> list[Any]:
+    """``given`` as a list of ``count``, one a prompt; what is no list holds for all.
+
+    Raises:
+        ValueError: a list of another length.
+    """
+    found = list(given) if isinstance(given, list | tuple) else [given] * count
+    if len(found) != count:
+        raise ValueError(f"{len(found)} {name} for {count} prompts; give one a prompt, or one for all")
+    return found

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..config.arguments import UniGRPOConfig
 from ..config.build import check_task_sampler
@@ -21,6 +20,7 @@ from ..samplers.kv_cache import check_cache
 from ..types import SPANS, TASKS, Rollout, Sample, is_picture, keyed_generator, spans_of
 from .fit_memory import in_batches
 from .pipeline import Pipeline, evaluating
+from .thoughts import thought_ids
 
 
 def sampled(
@@ -91,11 +91,6 @@ def roll_out_thoughts(
     written = roll_out(pipe, model, "thought", [rows[place] for place in places], [own[place] for place in places])
     by_key = {own[place]: rollout for place, rollout in zip(places, written, strict=True)}
     return [by_key[key] for key in own]
-
-
-def thought_ids(written: list[Rollout]) -> list[Tensor]:
-    """The ids ``[C]`` of each thought, the tail behind a stop token included: ``row["thought_ids"]`` of ``policy.encode``."""
-    return [ids[fill].cpu() for own in written for ids, fill in zip(own.canvas.ids, own.canvas.fill_mask, strict=True)]
 
 
 def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], keys: list[tuple]) -> list[Rollout]:

@@ -102,6 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", run_evaluate, "held-out accuracy with an interval, base or adapter")
     _recipe_arguments(evaluate)
     evaluate.add_argument("--model", help="another model or adapter folder than the recipe's")
+    evaluate.add_argument(
+        "--thoughts", action="store_true", help="of r2i: pictures under own, empty and other prompts' thoughts"
+    )
 
     agreement = _command(
         commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"

@@ -194,12 +194,14 @@ def _save_pictures(prompts: list[str], num: int, answers: list[Any], folder: Pat
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    """``unigrpo evaluate RECIPE [--model PATH] [key=value ...]``."""
+    """``unigrpo evaluate RECIPE [--model PATH] [--thoughts] [key=value ...]``."""
     from .recipe import load_recipe
+    from .thoughts import evaluate_thoughts
     from .train import evaluate_recipe
 
     quiet_bars()
-    evaluate_recipe(load_recipe(arguments.recipe, arguments.overrides), arguments.model)
+    measure = evaluate_thoughts if arguments.thoughts else evaluate_recipe
+    measure(load_recipe(arguments.recipe, arguments.overrides), arguments.model)
     return 0
 
 

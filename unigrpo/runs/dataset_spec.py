@@ -65,6 +65,7 @@ class DatasetSpec:
 BUILTIN_SETS = {
     "arithmetic": "unigrpo.toy.arithmetic:problems",
     "countdown": "unigrpo.toy.countdown:problems",
+    "riddles": "unigrpo.toy.riddles:problems",
     "running_sums": "unigrpo.toy.running_sums:problems",
     "shapes": "unigrpo.toy.shapes:problems",
     "sudoku": "unigrpo.toy.sudoku:problems",
@@ -83,6 +84,7 @@ BUILTIN_LESSONS: dict[tuple[str, str | None], dict[str | None, str]] = {
         None: "unigrpo.toy.countdown:lessons",
         "careless": "unigrpo.toy.countdown:careless_lessons",
     },
+    ("riddles", None): {None: "unigrpo.toy.riddles:lessons", "careless": "unigrpo.toy.riddles:careless_lessons"},
     ("running_sums", None): {None: "unigrpo.toy.running_sums:lessons"},
     ("shapes", None): {
         None: "unigrpo.toy.shapes_lessons:pictures",

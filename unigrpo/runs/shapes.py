@@ -104,7 +104,9 @@ def shape_of(args: UniGRPOConfig, config: Any, tokenizer: MagvitV2Config | None,
     """The canvas of ``task`` with a prompt as long as a run takes, or a usual one where it takes any."""
     own, text = args.for_task(task), getattr(config, "image_token_offset", config.vocab_size)
     assumed = f"prompts of task {task!r} are counted with {PROMPT[task]} tokens, as max_prompt_length is not set"
-    assumed = assumed if own.max_prompt_length is None else ""
+    # Both spans of r2i have the thought's prompt.
+    limit = args.for_task("thought" if task in SPANS["r2i"] else task).max_prompt_length
+    assumed = assumed if limit is None else ""
     if task == "text":
         answer = own.max_completion_length
         length = (own.max_prompt_length or PROMPT[task]) + answer

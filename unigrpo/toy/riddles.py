@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .shapes import COLOURS, POSITIONS, SHAPES, SIZES, SPLITS, Spec, caption, render
 
@@ -53,7 +54,7 @@ WORDS = (
 """Words and marks of riddles that captions do not have, once each."""
 
 MISREAD = 0.6
-"""How often the teacher of ``lessons`` takes a thing's colour for the next one."""
+"""How often the careless teacher takes a thing's colour for the next one."""
 
 CLEAR = 1
 """Of the three things of a colour so many, the first ones, are never misread."""
@@ -108,8 +109,8 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
         seed: decides the order.
 
     Returns:
-        dictionaries with ``prompt``, ``task``, ``reward_prompt`` (the plain caption, for rewards that know no riddles), ``solution``
-        (colour, shape and position, what a picture must show to be right), and ``size``, ``colour``, ``shape``, ``position``.
+        dictionaries with ``prompt``, ``task``, ``reward_prompt`` (the plain caption, for rewards that know no riddles), ``thought`` (the
+        right one), ``solution`` (colour, shape and position, what a picture must show to be right), and ``size``, ``colour``, ``shape``, ``position``.
 
     Raises:
         ValueError: ``split`` is not one of ``SPLITS``.
@@ -117,22 +118,36 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
     return [_row(riddle) for riddle in _order(split, n, random.Random(f"riddles/{split}/{seed}"))]
 
 
-def lessons(split: str, n: int | None = None, seed: int = 0, misread: float = MISREAD) -> list[dict[str, Any]]:
-    """``problems`` with the answers of a teacher who errs: the thought (``completion``), and an ``image`` that follows it.
+VARIANTS = 10
+"""Pictures of each thing that a teacher has. The fewer there are, the sooner a small policy draws one of them, and not their mean."""
+
+
+def lessons(split: str, n: int | None = None, seed: int = 0, misread: float = 0.0) -> list[dict[str, Any]]:
+    """``problems`` with the answers of a teacher: the thought (``completion``), and an ``image`` that follows it.
 
     ``misread`` is the chance of a wrong colour, where a thing is none of the ``CLEAR`` ones: always the next colour, so that the mistake
-    can be learned. The picture is right for the thought, not for the riddle.
+    can be learned. The picture is right for the thought, not for the riddle: one of ``VARIANTS`` of it.
     """
     order = _order(split, n, random.Random(f"riddles/{split}/{seed}"))
-    errs, jitter = random.Random(f"lessons/{split}/{seed}"), np.random.default_rng([SPLITS.index(split), seed])
+    errs, picks = (random.Random(f"{what}/{split}/{seed}") for what in ("lessons", "pictures"))
     rows = []
     for riddle in order:
         spec = riddle.spec
         if riddle.colour_thing >= CLEAR and errs.random() < misread:
             names = list(COLOURS)
             spec = replace(spec, colour=names[(names.index(spec.colour) + 1) % len(names)])
-        rows.append({**_row(riddle), "completion": thought(spec), "image": render(spec, jitter)})
+        rows.append({**_row(riddle), "completion": thought(spec), "image": _picture(spec, picks.randrange(VARIANTS))})
     return rows
+
+
+def careless_lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
+    """``lessons`` of a teacher who takes ``MISREAD`` of the colours for the next one."""
+    return lessons(split, n, seed, MISREAD)
+
+
+def _picture(spec: Spec, variant: int) -> Image.Image:
+    """The same picture for the same arguments."""
+    return render(spec, np.random.default_rng([variant, *caption(spec).encode()]))
 
 
 def _row(riddle: Riddle) -> dict[str, Any]:
@@ -141,6 +156,7 @@ def _row(riddle: Riddle) -> dict[str, Any]:
         "prompt": riddle.prompt,
         "task": "r2i",
         "reward_prompt": caption(spec),
+        "thought": thought(spec),
         "solution": f"{spec.colour} {spec.shape} {spec.position}",
         **asdict(spec),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...rollout.generate import LoadedPolicy
 from ...runs.accuracy import integer_match
-from .. import arithmetic, shapes, sudoku
+from .. import arithmetic, riddles, shapes, sudoku
 from ..pixel_check import right_picture
 
 
@@ -23,6 +23,8 @@ def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[s
     """
     if name == "shapes":
         return shapes_figures(loaded, count or SHAPES_ROWS)
+    if name == "riddles":
+        return riddles_figures(loaded, count or SHAPES_ROWS)
     found = {}
     puzzle = importlib.import_module(f"..{name}", __package__)
     rows = puzzle.problems("test", count or PUZZLE_ROWS)
@@ -32,6 +34,18 @@ def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[s
         found |= _shares(label, answers, rows, judge, lambda row: _part(name, row))
         if name == "sudoku":
             found[f"{label}, of the empty cells"] = _cells(answers, rows)
+    return found
+
+
+def riddles_figures(loaded: LoadedPolicy, count: int) -> dict[str, float]:
+    """Pictures under the policy's own thoughts and under the right ones, and these thoughts, at temperature 1."""
+    rows, found = riddles.problems("test", count), {}
+    for label, given in (("own thoughts", {}), ("right thoughts", {"thoughts": [row["thought"] for row in rows]})):
+        drawn = loaded.generate(
+            [row["prompt"] for row in rows], task="r2i", sampler="emerge", temperature=1.0, batch_size=120, **given
+        )
+        found |= _shares(f"pictures, {label}", [own.picture for own in drawn], rows, right_picture)
+        found[label] = sum(own.thought.strip() == row["thought"] for own, row in zip(drawn, rows, strict=True)) / count
     return found
 
 

@@ -17,7 +17,7 @@ import torch
 from ...models import MMaDAProcessor
 from ...rollout.generate import load_policy
 from ...terminal import say
-from .. import countdown, running_sums, shapes, sudoku
+from .. import countdown, riddles, running_sums, shapes, sudoku
 from .figures import figures
 from .tokenizer import SAMPLING, build_config, build_tokenizer
 
@@ -38,24 +38,32 @@ class Kind:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
+DRAWS = {
+    "n_layers": 5,
+    "mlp_hidden_size": 344,
+    "codebook_size": 512,
+    "num_vq_tokens": 16,
+    "image_tokenizer": "builtin:shapes_tokenizer",
+}
+"""What the configuration of a policy that draws has of its own."""
+
 KINDS = {
     "arithmetic": Kind(words=(), sampling=SAMPLING, whole=True),
     "countdown": Kind(words=countdown.WORDS, sampling=countdown.SAMPLING),
+    "riddles": Kind(
+        words=(*shapes.WORDS, *riddles.WORDS),
+        sampling={"max_completion_length": 12, "steps": 12, "block_length": 4, "image_size": shapes.SIDE},
+        fields=DRAWS,
+    ),
     "running_sums": Kind(words=running_sums.WORDS, sampling=running_sums.SAMPLING),
     "shapes": Kind(
         words=shapes.WORDS,
         sampling={"max_completion_length": 16, "steps": 16, "block_length": 4, "image_size": shapes.SIDE},
-        fields={
-            "n_layers": 5,
-            "mlp_hidden_size": 344,
-            "codebook_size": 512,
-            "num_vq_tokens": 16,
-            "image_tokenizer": "builtin:shapes_tokenizer",
-        },
+        fields=DRAWS,
     ),
     "sudoku": Kind(words=sudoku.WORDS, sampling=sudoku.SAMPLING),
 }
-"""0.7 M parameters each; shapes 1.2 M."""
+"""0.7 M parameters each; those that draw 1.2 M. A thought of riddles has ten tokens with its tags and its stop."""
 
 
 def new(name: str, output: Path) -> None:

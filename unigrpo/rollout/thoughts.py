@@ -1,0 +1,62 @@
+"""Thoughts that pictures are drawn under (task ``r2i``): those that a policy has written, and given ones."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..models.base import DiffusionPolicy
+from ..types import Rollout
+
+
+class ThoughtAndPicture(NamedTuple):
+    """An answer to a prompt of task ``r2i``."""
+
+    thought: str
+    picture: Image.Image
+
+
+def thought_ids(written: list[Rollout]) -> list[Tensor]:
+    """The ids ``[C]`` of each thought, the tail behind a stop token included: ``row["thought_ids"]`` of ``policy.encode``."""
+    return [ids[fill].cpu() for own in written for ids, fill in zip(own.canvas.ids, own.canvas.fill_mask, strict=True)]
+
+
+def under_written(rows: list[dict[str, Any]], written: list[Rollout]) -> list[dict[str, Any]]:
+    """``rows`` with the ``thought`` that was written for each, and its ``thought_ids``."""
+    texts = (text for rollout in written for text in rollout.completions)
+    found = zip(rows, texts, thought_ids(written), strict=True)
+    return [{**row, "thought": text, "thought_ids": ids} for row, text, ids in found]
+
+
+def under_given(
+    policy: DiffusionPolicy, rows: list[dict[str, Any]], thoughts: list[Any], length: int
+) -> list[dict[str, Any]]:
+    """``rows`` with a given ``thought`` each, and its ``thought_ids [length]``: a stop token and padding stand behind it, as where a
+    policy writes it.
+
+    Raises:
+        ValueError: naming the thought: it is no text, too long, or has tokens that no thought may have.
+    """
+    found = zip(rows, thoughts, strict=True)
+    return [
+        {**row, "thought": text, "thought_ids": _ids_of(policy, text, length, f"thoughts[{number}]")}
+        for number, (row, text) in enumerate(found)
+    ]
+
+
+def _ids_of(policy: DiffusionPolicy, text: Any, length: int, where: str) -> Tensor:
+    if not isinstance(text, str):
+        raise ValueError(f"{where}={text!r} must be a text; '' is the empty thought")
+    ids = policy.answer_ids(text)
+    if len(ids) > length:
+        raise ValueError(
+            f"{where} has {len(ids)} tokens, max_completion_length={length} fit: raise it or shorten the text"
+        )
+    outside = [token for token in ids if not policy.token_space("thought").contains(torch.tensor(token))]
+    if outside:
+        raise ValueError(f"{where} holds tokens {outside[:5]} that a thought cannot have: leave them out of the text")
+    ids = [*ids, *policy.stop_token_ids[-1:]][:length]
+    return torch.tensor(ids + [policy.pad_token_id] * (length - len(ids)), dtype=torch.int64)
