@@ -79,6 +79,16 @@ def make_trainer(tmp_path):
     return make
 
 
+@pytest.fixture(scope="module")
+def policy():
+    """That of the tiny model; a module's tests share it and leave it alone."""
+    from unigrpo.models import MMaDAPolicy
+
+    from .support.tiny import tiny_model, tiny_processor
+
+    return MMaDAPolicy(tiny_model().config, tiny_processor())
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory):
     """The programs of an environment with the wheel, made once."""

@@ -10,10 +10,9 @@ from PIL import Image
 from unigrpo.data import image_codes as codec_module
 from unigrpo.data.image_codes import ImageCodec, sides
 from unigrpo.data.pictures import fit_image, to_images, to_pixels
-from unigrpo.models import MMaDAPolicy
 
 from ..support.images import tiny_tokenizer
-from ..support.tiny import golden, tiny_model, tiny_processor
+from ..support.tiny import golden
 
 
 pytestmark = pytest.mark.golden
@@ -39,11 +38,6 @@ class Counting:
 
     def decode(self, codes, height, width):
         return self.inner.decode(codes, height, width)
-
-
-@pytest.fixture(scope="module")
-def policy() -> MMaDAPolicy:
-    return MMaDAPolicy(tiny_model().config, tiny_processor())
 
 
 @pytest.fixture

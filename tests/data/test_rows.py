@@ -19,16 +19,8 @@ from ..support.pictures import encoded, picture, png_header
 
 def arguments(**changes) -> SimpleNamespace:
     """Two prompts a rollout, three answers each, two micro-steps, two inner updates."""
-    values = {
-        "generation_batch_size": 6,
-        "num_generations": 3,
-        "steps_per_generation": 2,
-        "num_iterations": 2,
-        "shuffle_dataset": True,
-        "seed": 42,
-        "data_seed": None,
-        "world_size": 1,
-    }
+    values = {"generation_batch_size": 6, "num_generations": 3, "steps_per_generation": 2, "num_iterations": 2}
+    values |= {"shuffle_dataset": True, "seed": 42, "data_seed": None, "world_size": 1}
     return SimpleNamespace(**{**values, **changes})
 
 
@@ -37,21 +29,15 @@ def test_each_prompt_stands_g_times_in_a_row():
     assert batches == [[0, 0, 0, 1, 1, 1], [], [], [], [2, 2, 2, 3, 3, 3], [], [], []]
 
 
-def test_only_whole_windows():
-    sampler = WindowSampler(5, arguments())
-    batches = list(sampler)
-    assert len(sampler) == len(batches) == 8
-    used = [index for batch in batches for index in batch]
-    assert len(set(used)) == 4
-    assert all(used.count(index) == 3 for index in used)
-
-
-def test_remainder_changes_with_the_epoch():
-    sampler = WindowSampler(5, arguments())
-    left_out = set()
+def test_only_whole_windows_whose_remainder_changes_with_the_epoch():
+    sampler, left_out = WindowSampler(5, arguments()), set()
     for epoch in range(20):
         sampler.set_epoch(epoch)
-        left_out |= set(range(5)) - {index for batch in sampler for index in batch}
+        batches = list(sampler)
+        used = [index for batch in batches for index in batch]
+        assert len(sampler) == len(batches) == 8
+        assert len(set(used)) == 4 and all(used.count(index) == 3 for index in used)
+        left_out |= set(range(5)) - set(used)
     assert left_out == set(range(5))
 
 

@@ -1,4 +1,4 @@
-"""What we write opens elsewhere, and what people type works: Auto classes, dtypes, ``generate``, labels, a plain Trainer."""
+"""What we write opens elsewhere, and what people type works: Auto classes, dtypes, ``generate``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -19,15 +19,10 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
-    Trainer,
-    TrainingArguments,
 )
 
-import unigrpo
-from unigrpo.algorithm.denoising import MaskedDenoising
 from unigrpo.models import MaskedDiffusionMixin, MMaDAProcessor
 from unigrpo.models.builtin import SHIPPED
-from unigrpo.models.elsewhere import labelled
 from unigrpo.models.processing import name_for_transformers_4
 from unigrpo.rollout.generate import load_policy
 
@@ -36,8 +31,8 @@ from ..support.tolerances import FP32
 
 
 IDS = torch.arange(20).view(2, 10)
-MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1, 1], [1] * 10])
 LABELS = IDS.masked_fill(IDS % 3 == 0, -100)
+MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1, 1], [1] * 10])
 
 
 class TinyBert(MaskedDiffusionMixin, BertForMaskedLM):
@@ -54,13 +49,13 @@ FAMILIES = {"mmada": tiny_model, "llada": tiny_llada}
 NETWORKS = {**FAMILIES, "bert": tiny_bert}
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request):
+@pytest.fixture(params=FAMILIES, name="model")
+def model_of_a_family(request):
     return FAMILIES[request.param]()
 
 
-@pytest.fixture(params=NETWORKS)
-def network(request):
+@pytest.fixture(params=NETWORKS, name="network")
+def any_network(request):
     return NETWORKS[request.param]()
 
 
@@ -70,9 +65,6 @@ def folder(model, tmp_path):
     model.half().save_pretrained(tmp_path, max_shard_size="60KB")
     tiny_processor().save_pretrained(tmp_path)
     return tmp_path
-
-
-# ---- folders ----
 
 
 @pytest.mark.smoke
@@ -150,8 +142,10 @@ def test_the_weights_settle_their_dtype(folder, stale, tmp_path):
     saved = json.loads((tmp_path / "again" / "config.json").read_text())
     assert [own.dtype for own in models] == [torch.float16] * 2
     assert saved["dtype"] == saved["torch_dtype"] == "float16"
-    assert AutoModel.from_pretrained(folder, dtype="bfloat16").dtype == torch.bfloat16
-    assert AutoModel.from_pretrained(folder, dtype=torch.float32).dtype == torch.float32
+    for asked in ("bfloat16", torch.float32):
+        assert AutoModel.from_pretrained(folder, dtype=asked).dtype == getattr(
+            torch, str(asked).removeprefix("torch.")
+        )
 
 
 def test_the_dtype_of_most_numbers_counts_and_pickled_weights_say_theirs(tmp_path):
@@ -173,23 +167,12 @@ def test_the_dtype_of_most_numbers_counts_and_pickled_weights_say_theirs(tmp_pat
     assert AutoModel.from_pretrained(tmp_path).dtype == torch.float16
 
 
-def test_a_label_that_no_shifted_logit_predicts_is_refused():
-    labels = torch.tensor([[5, 6, 7], [-100, 6, 7]])
-    select, targets = labelled(labels[1:], 1, draw=None)
-    assert select.tolist() == [[True, True, False]] and targets.tolist() == [6, 7]
-    with pytest.raises(ValueError, match="the first of a row cannot be scored; set its label to -100"):
-        labelled(labels, 1, draw=None)
-
-
 @torch.no_grad()
 def test_an_adapter_opens_in_plain_peft(folder, model, tmp_path):
     trainer_side = get_peft_model(model.float(), LoraConfig(target_modules="all-linear", init_lora_weights=False))
     trainer_side.save_pretrained(tmp_path / "adapter")
     opened = PeftModel.from_pretrained(AutoModel.from_pretrained(folder, dtype="float32"), tmp_path / "adapter").eval()
     assert opened(IDS).logits.equal(trainer_side.eval()(IDS).logits)
-
-
-# ---- answers ----
 
 
 GIVEN = {"max_completion_length": 8, "steps": 4, "temperature": 1.0, "seed": 3}
@@ -199,41 +182,37 @@ PROMPTS = ["w1 w2", "w3 w4 w5"]
 def test_a_loaded_module_answers_under_the_names_people_type(model):
     model.train()
     policy = load_policy(model, processing_class=tiny_processor())
-    expected = policy.generate(PROMPTS, **GIVEN)
-    spoken = {"max_new_tokens": 8, "num_inference_steps": 4, "do_sample": True, "seed": 3}
+    expected, short = policy.generate(PROMPTS, **GIVEN), {"max_new_tokens": 8}
+    spoken = {**short, "num_inference_steps": 4, "do_sample": True, "seed": 3}
     assert policy(PROMPTS, **spoken) == expected
     assert model.generate(PROMPTS, processing_class=tiny_processor(), **spoken) == expected
     assert model.training, "the mode is put back"
-    greedy = policy(PROMPTS, max_new_tokens=8)
-    assert policy(PROMPTS, max_new_tokens=8, do_sample=False) == greedy != expected
-    draws = [
-        policy(PROMPTS, max_new_tokens=8, do_sample=True, generator=torch.Generator().manual_seed(s))
-        for s in (1, 1, 2)
-    ]
+    greedy = policy(PROMPTS, **short)
+    assert policy(PROMPTS, **short, do_sample=False) == greedy != expected
+    streams = (torch.Generator().manual_seed(seed) for seed in (1, 1, 2))
+    draws = [policy(PROMPTS, **short, do_sample=True, generator=own) for own in streams]
     assert draws[0] == draws[1] != draws[2]
     both = policy(PROMPTS, num_return_sequences=2, **GIVEN)
     assert len(both) == 4 and both[0] == expected[0] and both[0] != both[1]
-    assert policy(PROMPTS, num_return_sequences=2, max_new_tokens=8) == [own for own in greedy for _ in range(2)]
+    assert policy(PROMPTS, num_return_sequences=2, **short) == [own for own in greedy for _ in range(2)]
 
 
 def test_ids_are_answered_with_ids(model):
     processor = tiny_processor()
-    tokenizer = processor.tokenizer
     texts = [processor.chat_text(prompt) for prompt in PROMPTS]
-    inputs = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
+    inputs = processor.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
     inputs.pop("token_type_ids", None)
-    ids = model.generate(**inputs, processing_class=processor, max_new_tokens=8, num_inference_steps=4)
-    prompt = inputs["input_ids"]
+    prompt, generate = inputs["input_ids"], partial(model.generate, processing_class=processor)
+    short = {"max_new_tokens": 8, "num_inference_steps": 4}
+    ids = generate(**inputs, **short)
     assert ids[:, : prompt.shape[1]].equal(prompt) and ids.shape[1] == prompt.shape[1] + 8
-    answers = tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
-    assert answers == model.generate(PROMPTS, processing_class=processor, max_new_tokens=8, num_inference_steps=4)
-    assert (
-        model.generate(prompt[:1], processing_class=processor, max_new_tokens=8, num_return_sequences=3).shape[0] == 3
-    )
+    answers = processor.tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
+    assert answers == generate(PROMPTS, **short)
+    assert generate(prompt[:1], max_new_tokens=8, num_return_sequences=3).shape[0] == 3
     with pytest.raises(ValueError, match="padding on the right"):
-        model.generate(prompt, attention_mask=inputs["attention_mask"].flip(1), processing_class=processor)
+        generate(prompt, attention_mask=inputs["attention_mask"].flip(1))
     with pytest.raises(ValueError, match="either prompts or input_ids"):
-        model.generate(processing_class=processor)
+        generate()
 
 
 def test_an_adapters_model_answers_with_the_adapter(model):
@@ -275,131 +254,12 @@ def test_an_option_that_is_not_there_is_one_sentence(options, said):
     assert said in str(caught.value)
 
 
-# ---- labels ----
-
-
-def test_labels_give_cross_entropy_and_its_gradient(network):
-    given = {"attention_mask": MASK}
-    network(IDS, labels=LABELS, **given).loss.backward()
-    own = {name: parameter.grad for name, parameter in network.named_parameters()}
-    loss = network(IDS, labels=LABELS, **given).loss
-    network.zero_grad()
-    expected = F.cross_entropy(network(IDS, **given).logits.flatten(0, 1), LABELS.flatten())
-    expected.backward()
-    torch.testing.assert_close(loss, expected, rtol=FP32, atol=0)
-    largest = max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None)
-    for name, parameter in network.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(own[name], parameter.grad, rtol=0, atol=FP32 * largest, msg=name)
-    assert network(IDS, labels=torch.full_like(IDS, -100)).loss.item() == 0.0
-
-
-@torch.no_grad()
-def test_loss_weights_weigh_each_label(network):
-    weights = torch.rand(IDS.shape, generator=torch.Generator().manual_seed(0))
-    each = F.cross_entropy(network(IDS).logits.transpose(1, 2), LABELS, reduction="none")
-    found = network(IDS, labels=LABELS, loss_weights=weights).loss
-    torch.testing.assert_close(found, (weights * each).sum() / 2, rtol=FP32, atol=0)
-    with pytest.raises(ValueError, match="labels and select are given"):
-        network(IDS, labels=LABELS, select=LABELS != -100)
-
-
 @pytest.mark.parametrize(
     ("name", "cure"), [("attention_maks", "did you mean 'attention_mask'"), ("output_attentions", "keeps no")]
 )
 def test_no_network_swallows_an_argument(network, name, cure):
     with pytest.raises(TypeError, match=f"takes no '{name}': .*{cure}"):
         network(IDS, **{name: True})
-
-
-@pytest.mark.parametrize("denominator", ["answer", "row", "masked", "tokens"])
-@pytest.mark.parametrize("law", ["linear", "cosine"])
-@torch.no_grad()
-def test_a_collated_batch_has_the_objectives_loss(denominator, law, model):
-    objective = MaskedDenoising(
-        law=law, denominator=denominator, weight="1/p" if law == "linear" else "mean", mask_ratio_min=0.3
-    )
-    collator = unigrpo.MaskedDenoisingCollator(mask_token_id=184, pad_token_id=161, objective=objective)
-    rows = [
-        {"input_ids": list(range(9)), "labels": [-100] * 3 + list(range(3, 9))},
-        {"input_ids": list(range(20, 32))},
-    ]
-    batch = collator(rows)
-    hidden = batch["input_ids"] == 184
-    assert hidden.equal(batch["labels"] != -100) and bool(hidden.any())
-    assert not bool(hidden[0, :3].any()) and not bool(hidden[0, 9:].any()), "the prompt and padding are shown"
-    logps = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
-    total, shares = 0.0, 0.0
-    for row, own in enumerate(rows):
-        ids = torch.tensor(own["input_ids"])
-        trained = torch.tensor(own.get("labels", own["input_ids"])) != -100
-        found = hidden[row, : len(ids)]
-        u = float(batch["loss_weights"][row].max()) if law == "linear" else 1.0
-        draw = objective.weigh(found, trained, 1.0)
-        scale = 1.0
-        if law == "linear":
-            plain = float(draw.weight.max())
-            scale = u / plain * (shares_of(objective, batch, rows) / len(rows))
-        total += -float((scale * draw.weight * logps[row, : len(ids)].gather(1, ids[:, None])[:, 0]).sum())
-        shares += draw.share
-    assert float(model(**batch).loss) == pytest.approx(total / shares, rel=1e-5)
-
-
-def shares_of(objective, batch, rows) -> float:
-    return float((batch["labels"] != -100).sum()) if objective.denominator == "tokens" else float(len(rows))
-
-
-def test_noise_differs_between_batches_rows_and_seeds_and_draws_nothing_from_torch():
-    def collated(seed: int) -> list[torch.Tensor]:
-        torch.manual_seed(seed)
-        before = torch.get_rng_state()
-        collator = unigrpo.MaskedDenoisingCollator(mask_token_id=184, pad_token_id=161)
-        batches = [collator([{"input_ids": list(range(64))}] * 2)["input_ids"] for _ in range(2)]
-        assert torch.get_rng_state().equal(before)
-        return [row for batch in batches for row in batch]
-
-    first, again, other = collated(0), collated(0), collated(1)
-    assert all(a.equal(b) for a, b in zip(first, again, strict=True))
-    every = [tuple(row.tolist()) for row in (*first, *other)]
-    assert len(set(every)) == len(every)
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [({"prompt": "w1"}, "has no input_ids, only"), ({"input_ids": [1, 2], "labels": [1]}, "2 input_ids, 1 labels")],
-)
-def test_a_row_that_cannot_be_collated_is_named(row, said):
-    with pytest.raises(ValueError, match=said):
-        unigrpo.MaskedDenoisingCollator(mask_token_id=184, pad_token_id=161)([{"input_ids": [1]}, row])
-
-
-@pytest.mark.parametrize("adapter", [False, True])
-def test_a_plain_trainer_lowers_the_loss(adapter, model, tmp_path):
-    collator = unigrpo.MaskedDenoisingCollator(
-        mask_token_id=model.config.mask_token_id, pad_token_id=161, objective=MaskedDenoising(weight="mean")
-    )
-    data = [{"input_ids": [(row + place) % 4 for place in range(12)]} for row in range(8)]
-    if adapter:
-        model = get_peft_model(model, LoraConfig(target_modules="all-linear"))
-    options = {"max_steps": 20, "learning_rate": 1e-2, "logging_steps": 1, "report_to": "none", "save_strategy": "no"}
-    args = TrainingArguments(
-        str(tmp_path),
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        use_cpu=True,
-        disable_tqdm=True,
-        **options,
-    )
-    trainer = Trainer(model=model, args=args, train_dataset=data, eval_dataset=data, data_collator=collator)
-    first = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    collator._batches = 0
-    assert trainer.evaluate()["eval_loss"] < 0.8 * first
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[0] == pytest.approx(first, rel=0.5), "accumulated micro-batches are averaged"
-
-
-# ---- transformers' common laws ----
 
 
 @torch.no_grad()

@@ -26,11 +26,6 @@ def encoded(size: str, texts: list[str]) -> list[list[int]]:
     return golden_tokenizer(size)(texts, add_special_tokens=False)["input_ids"]
 
 
-@pytest.fixture(scope="module")
-def policy() -> MMaDAPolicy:
-    return MMaDAPolicy(tiny_model().config, tiny_processor())
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize("size", SIZES)
 def test_t2i_ids_equal_the_public_code(size):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,7 +9,6 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from unigrpo.config.arguments import UniGRPOConfig
 from unigrpo.config.build import build_algorithms
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.lockstep import forwards_meet, lockstep, one_token
@@ -20,6 +16,8 @@ from unigrpo.rollout.pipeline import Pipeline
 from unigrpo.rollout.rewards import RewardSet
 from unigrpo.rollout.sample import sample_answers
 
+from ..support.configs import config
+from ..support.processes import played
 from ..support.tiny import low_ids, prompts, tiny_model, tiny_processor
 
 
@@ -44,15 +42,10 @@ class Together(nn.Module):
 
 
 def pipeline(model: nn.Module, **fields) -> Pipeline:
-    args = UniGRPOConfig("unused", use_cpu=True, report_to="none", max_completion_length=12, steps=6, block_length=6)
-    return Pipeline(
-        model=model,
-        policy=MMaDAPolicy(tiny_model().config, tiny_processor()),
-        args=args,
-        rewards=RewardSet(functions=[low_ids]),
-        algorithms=build_algorithms(args),
-        **fields,
-    )
+    args = config(max_completion_length=12, steps=6, block_length=6)
+    policy = MMaDAPolicy(tiny_model().config, tiny_processor())
+    rewards, algorithms = RewardSet(functions=[low_ids]), build_algorithms(args)
+    return Pipeline(model=model, policy=policy, args=args, rewards=rewards, algorithms=algorithms, **fields)
 
 
 def ids_of(samples) -> list[list[int]]:
@@ -101,32 +94,9 @@ def replicated_rollout(rank: int) -> dict:
     return {"meet": [forwards_meet(own) for own in (model, *buffers)], "ids": ids_of(samples)}
 
 
-SCENES = {scene.__name__: scene for scene in (unequal_counts, sharded_rollout, replicated_rollout)}
-
-
-def worker(rank: int, size: int, port: int, folder: str, names: list[str]) -> None:
-    torch.set_num_threads(1)
-    method, limit = f"tcp://127.0.0.1:{port}", datetime.timedelta(seconds=30)
-    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=size, timeout=limit)
-    for name in names:
-        torch.save(SCENES[name](rank), f"{folder}/{name}_{rank}.pt")
-    dist.destroy_process_group()
-
-
-def played(size: int, folder, *names: str) -> list[list[dict]]:
-    """What each scene left on each of ``size`` processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-    arguments = (size, port, str(folder), list(names))
-    torch.multiprocessing.start_processes(worker, arguments, nprocs=size, start_method="forkserver")
-    return [[torch.load(folder / f"{name}_{rank}.pt", weights_only=True) for rank in range(size)] for name in names]
-
-
 @pytest.mark.processes
 def test_unequal_work_is_filled_up(tmp_path):
-    (ranks,) = played(3, tmp_path, "unequal_counts")
+    (ranks,) = played(3, tmp_path, __name__, ("unequal_counts", {}))
     assert [own["sums"] for own in ranks] == [[0, 6, 12, 18, 24], [60, 66], []]
     assert ranks[0]["shapes"] == [(2, 3)] * 5
     assert ranks[1]["shapes"] == [(2, 3)] * 2 + [(1, 3)] * 3, "the first row of what it read"
@@ -136,7 +106,7 @@ def test_unequal_work_is_filled_up(tmp_path):
 @pytest.mark.processes
 def test_rollouts_over_real_engines(tmp_path):
     alone = ids_of(sample_answers(pipeline(tiny_model()), PROMPTS[0], 3))
-    sharded, replicated = played(2, tmp_path, "sharded_rollout", "replicated_rollout")
+    sharded, replicated = played(2, tmp_path, __name__, ("sharded_rollout", {}), ("replicated_rollout", {}))
     assert [own["meet"] for own in sharded] == [True, True]
     assert [own["ids"] for own in sharded] == [[alone, []], [[], alone]]
     assert [own["meet"] for own in replicated] == [[False, True, False]] * 2

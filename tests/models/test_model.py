@@ -1,22 +1,17 @@
-"""The MMaDA/LLaDA network: parity with the public code, checkpoint layout, masks, checkpointing, adapters, the forward contract."""
+"""The MMaDA/LLaDA network: parity with the public code, checkpoint layout, masks, the forward contract."""
 
 from __future__ import annotations
 
 import json
-import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from peft import LoraConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModel
 
 from unigrpo.models import LLaDAConfig, LLaDAForMaskedDiffusion, MMaDAConfig, MMaDAForMaskedDiffusion
-from unigrpo.models.adapters import add_adapter
 from unigrpo.models.llada import modeling
 from unigrpo.types import TokenSpace
 
@@ -52,26 +47,19 @@ def worst(difference: torch.Tensor) -> float:
 
 @pytest.mark.smoke
 @torch.no_grad()
-def test_logits_match_the_public_code(model, g1):
+def test_logits_and_hidden_states_match_the_public_code(model, g1):
     ids, mask = g1["input_ids"], g1["attention_mask"]
     real = mask.bool()
     assert_rounding(model(ids).logits, g1["logits_no_bias"])
-    all_ones = model(ids, attention_mask=torch.ones_like(mask)).logits
-    assert_rounding(all_ones, g1["logits_attention_mask_ones"])
+    assert_rounding(model(ids, attention_mask=torch.ones_like(mask)).logits, g1["logits_attention_mask_ones"])
     for given in (mask, real):
-        masked = model(ids, attention_mask=given).logits
-        assert_rounding(masked[real], g1["logits_bool_bias"][real])
+        masked = model(ids, attention_mask=given, output_hidden_states=True)
+        assert_rounding(masked.logits[real], g1["logits_bool_bias"][real])
     for defect in ("logits_attention_mask_only", "logits_float01_bias"):
-        assert worst((masked - g1[defect])[real]) > 1.0
-
-
-@torch.no_grad()
-def test_hidden_states_match_the_public_code(model, g1):
-    mask = g1["attention_mask"]
-    states = model(g1["input_ids"], attention_mask=mask, output_hidden_states=True).hidden_states
-    assert len(states) == 4
-    for i, state in enumerate(states):
-        assert_rounding(state[mask.bool()], g1[f"hidden_bool_bias_{i}"][mask.bool()])
+        assert worst((masked.logits - g1[defect])[real]) > 1.0
+    assert len(masked.hidden_states) == 4
+    for i, state in enumerate(masked.hidden_states):
+        assert_rounding(state[real], g1[f"hidden_bool_bias_{i}"][real])
 
 
 @torch.no_grad()
@@ -83,10 +71,17 @@ def bf16_error(g1: dict[str, torch.Tensor]) -> tuple[float, float]:
     return worst(error), float(error.pow(2).mean().sqrt())
 
 
-def test_bf16_matches_the_public_code(g1):
+def test_bf16_matches_the_public_code_and_no_other_norm_order_or_rope_precision(g1, monkeypatch):
     largest, rms = bf16_error(g1)
-    assert largest <= BF16_MAX
-    assert rms <= BF16_RMS
+    assert largest <= BF16_MAX and rms <= BF16_RMS
+    for owner, name, other in (
+        (modeling.RMSNorm, "forward", weight_before_cast),
+        (modeling, "apply_rotary", rotary_in_input_dtype),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, other)
+            largest, rms = bf16_error(g1)
+            assert largest > BF16_MAX and rms > BF16_RMS, name
 
 
 def weight_before_cast(self, hidden):
@@ -100,47 +95,30 @@ def rotary_in_input_dtype(states, cos, sin):
     return states * cos.to(states.dtype) + torch.cat([-second, first], dim=-1) * sin.to(states.dtype)
 
 
-def test_bf16_tolerance_rejects_a_wrong_norm_order_or_rope_precision(g1, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(modeling.RMSNorm, "forward", weight_before_cast)
-        largest, rms = bf16_error(g1)
-        assert largest > BF16_MAX and rms > BF16_RMS
-    monkeypatch.setattr(modeling, "apply_rotary", rotary_in_input_dtype)
-    largest, rms = bf16_error(g1)
-    assert largest > BF16_MAX and rms > BF16_RMS
-
-
 # ---- attention masks ----
 
 
 @torch.no_grad()
-def test_padding_content_leaks_only_in_mode_none(g1):
-    model, mask = tiny_model(), g1["attention_mask"]
-    real = mask.bool()
-    other = torch.where(real, g1["input_ids"], (g1["input_ids"] + 37) % 150)
+def test_padding_leaks_and_cannot_be_trimmed_only_in_mode_none(g1):
+    model, ids, mask = tiny_model(), g1["input_ids"], g1["attention_mask"]
+    other = torch.where(mask.bool(), ids, (ids + 37) % 150)
 
-    def change() -> float:
-        runs = [model(ids, attention_mask=mask).logits for ids in (g1["input_ids"], other)]
-        return worst((runs[0] - runs[1])[real])
+    def content() -> float:
+        """What other padding changes."""
+        first, second = (model(own, attention_mask=mask).logits for own in (ids, other))
+        return worst((first - second)[mask.bool()])
 
-    assert change() == 0.0
-    model.config.attn_mask_mode = "none"
-    assert change() > 0.1
-
-
-@torch.no_grad()
-def test_left_padding_can_be_trimmed_only_in_mode_bool(g1):
-    model, mask = tiny_model(), g1["attention_mask"]
-
-    def change(row: int) -> float:
+    def trimmed(row: int) -> float:
+        """What a row without its padding changes."""
         padding = int((mask[row] == 0).sum())
         assert padding > 0
-        whole = model(g1["input_ids"][row : row + 1], attention_mask=mask[row : row + 1]).logits
-        return worst(whole[:, padding:] - model(g1["input_ids"][row : row + 1, padding:]).logits)
+        whole = model(ids[row : row + 1], attention_mask=mask[row : row + 1]).logits
+        return worst(whole[:, padding:] - model(ids[row : row + 1, padding:]).logits)
 
-    assert max(change(1), change(2)) <= FP32 * worst(g1["logits_no_bias"])
+    assert content() == 0.0
+    assert max(trimmed(1), trimmed(2)) <= FP32 * worst(g1["logits_no_bias"])
     model.config.attn_mask_mode = "none"
-    assert min(change(1), change(2)) > 0.1
+    assert min(content(), trimmed(1), trimmed(2)) > 0.1
 
 
 @torch.no_grad()
@@ -157,14 +135,14 @@ def test_a_mask_with_zeros_never_makes_the_model_causal(model, g1):
 
 
 def test_attention_kernels_stay_as_the_user_set_them():
-    assert torch.backends.cuda.mem_efficient_sdp_enabled()
-    assert torch.backends.cuda.flash_sdp_enabled()
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    kernels = torch.backends.cuda
+    assert kernels.mem_efficient_sdp_enabled() and kernels.flash_sdp_enabled()
+    kernels.enable_mem_efficient_sdp(False)
     try:
         tiny_model()(torch.arange(4)[None])
-        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert not kernels.mem_efficient_sdp_enabled()
     finally:
-        torch.backends.cuda.enable_mem_efficient_sdp(True)
+        kernels.enable_mem_efficient_sdp(True)
 
 
 # ---- checkpoint layout ----
@@ -191,14 +169,11 @@ def test_published_sizes_and_names_at_8b(family, config, parameters):
     with torch.device("meta"):
         model = family(config())
     state = model.state_dict()
-    assert len(state) == 291
-    assert sorted(state) == published_names(32)
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    assert sum(p.numel() for p in state.values()) == parameters
+    assert len(state) == 291 and sorted(state) == published_names(32) and not list(model.buffers())
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in state.values()) == parameters
     prefix = "model.transformer.blocks.31."
     assert state[f"{prefix}ff_out.weight"].shape == (4096, 12288)
     assert state[f"{prefix}ff_proj.weight"].shape == state[f"{prefix}up_proj.weight"].shape == (12288, 4096)
-    assert not list(model.buffers())
 
 
 def test_config_json_holds_every_published_field(tmp_path):
@@ -214,37 +189,31 @@ def test_sharded_round_trip_keeps_names_config_and_logits(model, g1, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 2
-    names = [name for shard in shards for name in tensor_names(shard)]
-    assert sorted(names) == published_names(3)
+    assert sorted(name for shard in shards for name in tensor_names(shard)) == published_names(3)
     assert sorted(tensor_names(GOLDENS / "mmada_tiny" / "model.safetensors")) == published_names(3)
-    published = json.loads((GOLDENS / "mmada_tiny" / "config.json").read_text())
-    saved = json.loads((tmp_path / "config.json").read_text())
+    published, saved = (json.loads((own / "config.json").read_text()) for own in (GOLDENS / "mmada_tiny", tmp_path))
     changed = {key for key, value in published.items() if saved.get(key, "missing") != value}
     assert changed <= {"architectures", "transformers_version"}
     assert str(GOLDENS) not in json.dumps(saved), "a path of this machine has no place in a checkpoint"
     again = AutoModel.from_pretrained(tmp_path).eval()
-    assert type(again) is MMaDAForMaskedDiffusion
-    assert again.config.image_token_offset == 197
+    assert type(again) is MMaDAForMaskedDiffusion and again.config.image_token_offset == 197
     assert torch.equal(again(g1["input_ids"]).logits, model(g1["input_ids"]).logits)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("alibi", True),
-        ("weight_tying", True),
-        ("block_type", "sequential"),
-        ("attention_layer_norm", True),
-        ("include_qkv_bias", True),
-        ("attn_mask_mode", "causal"),
-        ("tie_word_embeddings", True),
-        ("embedding_size", 300_000),
-    ],
-)
-def test_unknown_architecture_variants_are_refused_by_name(name, value):
+UNKNOWN = {"alibi": True, "weight_tying": True, "block_type": "sequential", "attention_layer_norm": True}
+UNKNOWN |= {
+    "include_qkv_bias": True,
+    "attn_mask_mode": "causal",
+    "tie_word_embeddings": True,
+    "embedding_size": 300_000,
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unknown_architecture_variants_are_refused_by_name(name):
     for config in (LLaDAConfig, MMaDAConfig):
         with pytest.raises(ValueError, match=name):
-            config(**{name: value})
+            config(**{name: UNKNOWN[name]})
 
 
 @torch.no_grad()
@@ -314,114 +283,13 @@ def test_embeddings_and_positions_can_be_given(model, g1):
     assert worst(model(ids, position_ids=positions * 2).logits - plain) > 0.1
 
 
-# ---- gradients ----
-
-
-def adapted_model() -> PeftModel:
-    """Adapters whose two factors both get a gradient."""
-    torch.manual_seed(0)
-    adapted = add_adapter(tiny_model(), LoraConfig(r=4, lora_alpha=8, init_lora_weights=False))
-    adapted.enable_input_require_grads()
-    return adapted
-
-
-def score(model, seed: int = 0) -> torch.Tensor:
-    """A scalar that depends on every weight, for rows drawn from ``seed``."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, 150, (2, 12), generator=generator)
-    select = torch.rand(2, 12, generator=generator) < 0.5
-    weights = torch.rand(int(select.sum()), generator=generator)
-    hidden = ids.masked_fill(select, 184)
-    space = TokenSpace(start=0, stop=197, exclude=(184,))
-    return (model(hidden, select=select, targets=ids[select], token_space=space).logps * weights).sum()
-
-
-def gradients(model) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.requires_grad}
-
-
-def assert_same_gradients(left: dict, right: dict, tolerance: float) -> None:
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert float(value.abs().max()) > 0, name
-        assert worst(value - right[name]) <= tolerance * float(value.abs().max()), name
-
-
-def ddp_worker(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    for name, build in (("full", tiny_model), ("lora", adapted_model)):
-        model = build().train()
-        model.gradient_checkpointing_enable()
-        wrapped = DistributedDataParallel(model)
-        sum(score(wrapped, seed=2 * draw + rank) for draw in range(3)).backward()
-        torch.save(gradients(wrapped), f"{folder}/{name}_{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.processes
-def test_ddp_with_several_checkpointed_forwards_before_one_backward(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-    torch.multiprocessing.start_processes(ddp_worker, (port, str(tmp_path)), nprocs=2, start_method="forkserver")
-    for name, build in (("full", tiny_model), ("lora", adapted_model)):
-        alone = build().train()
-        (sum(score(alone, seed=seed) for seed in range(6)) / 2).backward()
-        for rank in range(2):
-            ranked = torch.load(tmp_path / f"{name}_{rank}.pt", weights_only=True)
-            assert_same_gradients(gradients(alone), ranked, 1e-5)
-
-
-# ---- adapters ----
-
-
-def test_all_linear_takes_every_layer_but_the_head():
-    adapted = add_adapter(tiny_model(), LoraConfig(r=4))
-    base = adapted.get_base_model()
-    names = {name for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-    leaves = [leaf for leaf in BLOCK_TENSORS if "norm" not in leaf]
-    assert names == {f"model.transformer.blocks.{n}.{leaf}" for n in range(3) for leaf in leaves}
-    trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
-    assert len(trainable) == 2 * 21 and all("lora_" in name for name in trainable)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target_modules": ["q_proj", "o_proj"]}, r"\['o_proj'\] match no module"),
-        ({"target_modules": ["nothing"]}, "nothing"),
-        ({"target_modules": ["ff_out"]}, "head"),
-        ({"target_modules": ".*nothing.*"}, "nothing"),
-        ({"modules_to_save": ["model.transformer.ff_out"]}, "head"),
-    ],
-)
-def test_adapter_mistakes_are_errors(options, message):
-    with pytest.raises(ValueError, match=message):
-        add_adapter(tiny_model(), LoraConfig(r=4, **options))
-
-
-def test_adapters_are_not_stacked():
-    adapted = add_adapter(tiny_model(), LoraConfig(r=4))
-    assert add_adapter(adapted, None) is adapted
-    with pytest.raises(ValueError, match="already"):
-        add_adapter(adapted, LoraConfig(r=4))
-
-
-def test_a_regex_reaches_the_mlp_output_without_the_head():
-    adapted = add_adapter(tiny_model(), LoraConfig(r=4, target_modules=".*blocks.*(q_proj|v_proj|ff_out)"))
-    names = [name for name, m in adapted.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)]
-    assert len(names) == 9 and sum(name.endswith("ff_out") for name in names) == 3
-
-
 def test_overrides_at_loading_are_checked_and_reach_derived_fields(model):
     assert model.config.special_token_ids == tiny_config_fields()["special_token_ids"]
     assert model.config.stop_token_ids == [161, 196]
+    opened = partial(MMaDAForMaskedDiffusion.from_pretrained, GOLDENS / "mmada_tiny")
     for name, value in (("attn_mask_mode", "causal"), ("alibi", True)):
         with pytest.raises(ValueError, match=name):
-            MMaDAForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", **{name: value})
-    open_model = MMaDAForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", attn_mask_mode="none")
-    assert open_model.config.attn_mask_mode == "none"
-    assert open_model.dtype == torch.float32
+            opened(**{name: value})
+    other = opened(attn_mask_mode="none")
+    assert other.config.attn_mask_mode == "none" and other.dtype == torch.float32
     assert tiny_model(torch.bfloat16).dtype == torch.bfloat16

@@ -21,11 +21,6 @@ pytestmark = pytest.mark.golden
 HEADER = "<|start_header_id|>{}<|end_header_id|>\n"
 
 
-@pytest.fixture(scope="module")
-def policy() -> MMaDAPolicy:
-    return MMaDAPolicy(tiny_model().config, tiny_processor())
-
-
 # ---- layouts of the public code ----
 
 

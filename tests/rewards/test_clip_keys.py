@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -41,15 +42,16 @@ def difference(kind, made=None, **arguments):
 
 def test_weights_and_inputs_are_the_golden_s():
     weights, (pixels, ids) = clip_weights(), clip_inputs()
-    assert len(weights) == 62
+    assert len(weights) == 62 and pixels.shape == (3, 3, 32, 32)
     assert ids[1].tolist() == [43, 77, 100, 25, 11, 93, 91, 31, 127, 0, 0, 0, 0, 0, 0, 0]
-    assert weights["visual.class_embedding"][:2].tolist() == [-0.07656814157962799, -0.16495271027088165]
-    assert weights["token_embedding.weight"].flatten()[:2].tolist() == [0.6944360136985779, -0.6653240323066711]
-    assert weights["visual.proj"].flatten()[:2].tolist() == [0.3768799901008606, 0.13541443645954132]
-    assert weights["visual.conv1.weight"].flatten()[:2].tolist() == [-0.08380749076604843, -0.07501790672540665]
-    name = "transformer.resblocks.0.attn.in_proj_weight"
-    assert weights[name].flatten()[:2].tolist() == [-0.16921697556972504, -0.3151082694530487]
-    assert pixels.shape == (3, 3, 32, 32)
+    for name, values in {
+        "visual.class_embedding": [-0.07656814157962799, -0.16495271027088165],
+        "token_embedding.weight": [0.6944360136985779, -0.6653240323066711],
+        "visual.proj": [0.3768799901008606, 0.13541443645954132],
+        "visual.conv1.weight": [-0.08380749076604843, -0.07501790672540665],
+        "transformer.resblocks.0.attn.in_proj_weight": [-0.16921697556972504, -0.3151082694530487],
+    }.items():
+        assert weights[name].flatten()[:2].tolist() == values, name
 
 
 @pytest.mark.smoke
@@ -65,11 +67,7 @@ def test_the_other_activation_is_another_model(kind, other):
 
 @pytest.mark.parametrize(
     ("made", "arguments"),
-    [
-        (config(vision={"head_width": 16}), {}),
-        (config(text={"heads": 2}), {}),
-        (config(), {"eos_token_id": 5}),
-    ],
+    [(config(vision={"head_width": 16}), {}), (config(text={"heads": 2}), {}), (config(), {"eos_token_id": 5})],
 )
 def test_a_setting_that_weights_do_not_show_changes_the_cosines(made, arguments):
     assert difference("gelu", made, **arguments) > 1e-2
@@ -111,32 +109,26 @@ def test_a_file_that_is_not_there():
         load_open_clip_as_clip(config(), "nowhere.pt")
 
 
-def without(name):
-    return {key: tensor for key, tensor in clip_weights().items() if key != name}
-
-
 @pytest.mark.parametrize(
-    ("weights", "parts"),
+    ("name", "value", "parts"),
     [
-        (without("visual.ln_pre.weight"), ["missing ['vision_model.pre_layrnorm.weight']"]),
+        ("visual.ln_pre.weight", None, ["missing ['vision_model.pre_layrnorm.weight']"]),
+        ("visual.layer1.0.conv1.weight", torch.ones(1), ["visual.layer1.0.conv1.weight", "open_clip"]),
+        ("visual.trunk.norm.weight", torch.ones(1), ["visual.trunk.norm.weight", "timm"]),
+        ("text.transformer.x.weight", torch.ones(1), ["text.transformer.x.weight"]),
         (
-            {**clip_weights(), "visual.layer1.0.conv1.weight": torch.ones(1)},
-            ["visual.layer1.0.conv1.weight", "open_clip"],
-        ),
-        ({**clip_weights(), "visual.trunk.norm.weight": torch.ones(1)}, ["visual.trunk.norm.weight", "timm"]),
-        ({**clip_weights(), "text.transformer.x.weight": torch.ones(1)}, ["text.transformer.x.weight"]),
-        (
-            {**clip_weights(), "transformer.resblocks.9.ln_1.weight": torch.ones(36)},
+            "transformer.resblocks.9.ln_1.weight",
+            torch.ones(36),
             ["unknown ['text_model.encoder.layers.9.layer_norm1.weight']"],
         ),
-        ({**clip_weights(), "ln_final.bias": torch.ones(7)}, ["final_layer_norm.bias is (7,) and must be (36,)"]),
+        ("ln_final.bias", torch.ones(7), ["final_layer_norm.bias is (7,) and must be (36,)"]),
     ],
 )
-def test_weights_that_do_not_fit_are_named(weights, parts):
+def test_weights_that_do_not_fit_are_named(name, value, parts):
+    weights = {**clip_weights(), name: value}
     with pytest.raises(ValueError) as error:
-        load_open_clip_as_clip(config(), weights)
-    for part in parts:
-        assert part in str(error.value)
+        load_open_clip_as_clip(config(), {key: own for key, own in weights.items() if own is not None})
+    assert [part for part in parts if part not in str(error.value)] == []
 
 
 @pytest.mark.parametrize(
@@ -155,9 +147,8 @@ def test_weights_that_do_not_fit_are_named(weights, parts):
     ],
 )
 def test_another_kind_of_model_is_refused(made, part):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(part)):
         OpenClipConfig.read(made)
-    assert part in str(error.value)
 
 
 def test_settings_that_mean_nothing_here_are_allowed():

@@ -31,6 +31,11 @@ def score(program, *, seconds=20.0, memory=256, partial=False, **columns):
     return own, logged["code_tests/timeouts"]
 
 
+ALL = "class All(int):\n    __eq__ = lambda *_: True\n    __hash__ = int.__hash__\n"
+WRITES = "import os\nfor fd in range(20):\n    try: os.write(fd, b'passed')\n    except OSError: pass\nos._exit(0)"
+LOOKS = "import gc, sys\nseen = [o for o in gc.get_objects() if 'candidate' in str(o)[:99]]\n"
+
+
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
@@ -45,20 +50,11 @@ def score(program, *, seconds=20.0, memory=256, partial=False, **columns):
         ("import sys; sys.exit(0)", 0),
         ("import os; os._exit(0)", 0),
         ("def total(values): __import__('os')._exit(0)", 0),
-        (
-            "import os\nfor fd in range(20):\n    try: os.write(fd, b'passed')\n    except OSError: pass\nos._exit(0)",
-            0,
-        ),
-        (
-            "class All(int):\n    __eq__ = lambda *_: True\n    __hash__ = int.__hash__\ndef total(values): return All(9)",
-            0,
-        ),
+        (WRITES, 0),
+        (ALL + "def total(values): return All(9)", 0),
         ("class All:\n    __eq__ = lambda *_: True\ndef total(values): return All()", 0),
         ("import builtins\nbuiltins.AssertionError = ValueError\ndef check(f): pass\ndef total(values): return 9", 0),
-        (
-            "import gc, sys\nseen = [o for o in gc.get_objects() if 'candidate' in str(o)[:99]]\ndef total(v): return seen[0]",
-            0,
-        ),
+        (LOOKS + "def total(v): return seen[0]", 0),
     ],
 )
 def test_a_test_is_passed_by_right_programs_alone(program, expected):
@@ -70,8 +66,8 @@ def test_values_come_back_as_they_went():
     values = (
         "[None, True, 1, -2.5, inf, 'é\\ud800', b'\\0', (1, (2,)), {1, 2}, frozenset('a'), {(1, 2): [{}]}, 3j, [[]]]"
     )
-    test = f"inf = float('inf')\nfor value in {values}:\n    again = same(value, other=value)\n    assert again == (value, value)"
-    test += "\n    assert type(again[0]) is type(value)"
+    test = f"inf = float('inf')\nfor value in {values}:\n    again = same(value, other=value)\n"
+    test += "    assert again == (value, value)\n    assert type(again[0]) is type(value)"
     assert score("def same(value, *, other): return value, other", test=test)[0] == 1
     raising = (
         "try:\n    f(0)\nexcept ZeroDivisionError as error:\n    assert 'zero' in str(error)\nelse:\n    assert False"

@@ -11,11 +11,7 @@ from hypothesis import strategies as st
 
 from unigrpo.rewards import think_format
 
-
-class Image:
-    """Stands for a PIL image."""
-
-    size = (8, 8)
+from ..support.reward_rows import RED
 
 
 def test_templates_that_open_the_thought():
@@ -25,7 +21,7 @@ def test_templates_that_open_the_thought():
 
 
 def test_one_score_a_row_in_order():
-    assert think_format(["p"] * 3, ["<think>a</think>5", Image(), "5"]) == [1.0, None, 0.0]
+    assert think_format(["p"] * 3, ["<think>a</think>5", RED, "5"]) == [1.0, None, 0.0]
     assert think_format(["p"] * 2, [None, [{"role": "assistant", "content": "<think>a</think>5"}]]) == [None, 1.0]
 
 

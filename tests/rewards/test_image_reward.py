@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -42,23 +43,21 @@ def reward(folder, **arguments):
     return ImageReward(str(folder), **arguments)
 
 
-def build(folder, vision=(), text=()):
-    """The golden's model; ``vision`` and ``text`` change the configurations."""
+def build(folder, **changes):
+    """The golden's model; ``changes`` of its configurations are named ``vision_...`` and ``text_...``."""
     weights = image_reward_weights()
-    vision_made = vision_config(weights, HEADS)
-    text_made = text_config(folder / "med_config.json", vision_made.hidden_size)
-    for config, changes in ((vision_made, vision), (text_made, text)):
-        for name, value in dict(changes).items():
-            setattr(config, name, value)
-    model = ImageRewardModel(vision_made, text_made)
+    vision = vision_config(weights, HEADS)
+    configs = {"vision": vision, "text": text_config(folder / "med_config.json", vision.hidden_size)}
+    for name, value in changes.items():
+        setattr(configs[name.partition("_")[0]], name.partition("_")[2], value)
+    model = ImageRewardModel(*configs.values())
     load_strictly(model, rename(weights), "the golden")
     return model.eval()
 
 
-def difference(model, *, pixels=None, mask=None):
-    own_pixels, ids, own_mask = image_reward_inputs()
+def difference(model):
     with torch.inference_mode():
-        scores = model(own_pixels if pixels is None else pixels, ids, own_mask if mask is None else mask)
+        scores = model(*image_reward_inputs())
     return (scores - torch.tensor(IMAGE_REWARD["scores"])).abs().max().item()
 
 
@@ -84,17 +83,17 @@ def test_scores_are_those_of_the_original(folder):
 
 
 @pytest.mark.parametrize(
-    ("vision", "text"),
+    ("setting", "value"),
     [
-        ({}, {"num_attention_heads": 2}),
-        ({}, {"hidden_act": "gelu_new"}),
-        ({"layer_norm_eps": 1e-5}, {}),
-        ({}, {"layer_norm_eps": 1e-5}),
-        ({"num_attention_heads": 2}, {}),
+        ("text_num_attention_heads", 2),
+        ("text_hidden_act", "gelu_new"),
+        ("text_layer_norm_eps", 1e-5),
+        ("vision_layer_norm_eps", 1e-5),
+        ("vision_num_attention_heads", 2),
     ],
 )
-def test_a_wrong_setting_is_seen(folder, vision, text):
-    assert difference(build(folder, vision, text)) > 1e-5
+def test_a_wrong_setting_is_seen(folder, setting, value):
+    assert difference(build(folder, **{setting: value})) > 1e-5
 
 
 def test_every_published_name_has_its_place():
@@ -133,15 +132,10 @@ def test_the_longer_side_is_rounded_down(size, resized):
 @pytest.mark.parametrize("size", [(512, 512), (300, 201), (224, 337), (225, 226), (640, 479), (479, 640), (227, 224)])
 def test_pixels_are_those_of_torchvision(size):
     transforms = pytest.importorskip("torchvision.transforms", reason="torchvision is not installed")
-    theirs = transforms.Compose(
-        [
-            transforms.Resize(224, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-        ]
-    )
-    assert torch.equal(preprocess(picture(0, size), 224), theirs(picture(0, size)))
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    resize = transforms.Resize(224, interpolation=transforms.InterpolationMode.BICUBIC)
+    steps = [resize, transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(mean, std)]
+    assert torch.equal(preprocess(picture(0, size), 224), transforms.Compose(steps)(picture(0, size)))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
@@ -237,48 +231,49 @@ def test_bad_arguments_are_refused(name, value):
         ImageReward(**{name: value})
 
 
-def broken_folder(tmp_path, weights=None, config=None):
-    save_image_reward(tmp_path)
-    if weights is not None:
-        torch.save(weights, tmp_path / "ImageReward.pt")
-    if config is not None:
-        (tmp_path / "med_config.json").write_text(json.dumps(config))
-    return tmp_path
-
-
-def renamed(old, new):
-    return {new if name == old else name: tensor for name, tensor in image_reward_weights().items()}
-
-
-def without(mapping, name):
-    return {key: value for key, value in mapping.items() if key != name}
+WEIGHTS = image_reward_weights()
+HEAD, POSITIONS = "mlp.layers.7.weight", "blip.visual_encoder.pos_embed"
 
 
 @pytest.mark.parametrize(
-    ("weights", "config", "part"),
+    ("removed", "added", "part"),
     [
-        (renamed("mlp.layers.7.weight", "mlp.layers.9.weight"), None, "'mlp.layers.9.weight' is no weight"),
-        (renamed("blip.visual_encoder.norm.bias", "blip.visual_encoder.nrm.bias"), None, "nrm.bias"),
-        (renamed("mlp.layers.7.weight", "blip.vision_proj.extra"), None, "missing ['reward_head.7.weight']"),
+        (HEAD, {"mlp.layers.9.weight": WEIGHTS[HEAD]}, "'mlp.layers.9.weight' is no weight"),
+        ("blip.visual_encoder.norm.bias", {"blip.visual_encoder.nrm.bias": torch.ones(48)}, "nrm.bias"),
+        (HEAD, {"blip.vision_proj.extra": WEIGHTS[HEAD]}, "missing ['reward_head.7.weight']"),
         (
-            renamed("mlp.layers.7.weight", "blip.text_encoder.pooler.dense.weight"),
-            None,
+            HEAD,
+            {"blip.text_encoder.pooler.dense.weight": WEIGHTS[HEAD]},
             "unknown ['text_encoder.pooler.dense.weight']",
         ),
-        (without(image_reward_weights(), "blip.visual_encoder.pos_embed"), None, "blip.visual_encoder.pos_embed"),
-        ({**image_reward_weights(), "blip.visual_encoder.pos_embed": torch.ones(1, 16, 48)}, None, "16 positions"),
-        ({**image_reward_weights(), "payload": Payload()}, None, "not a file of plain tensors"),
-        ({**image_reward_weights(), "epoch": 3}, None, "state dict"),
-        (None, without(MED_CONFIG, "num_attention_heads"), "['num_attention_heads']"),
-        (None, {**MED_CONFIG, "vocab_size": 61}, "word_embeddings.weight is (60, 36) and must be (61, 36)"),
-        (None, {**MED_CONFIG, "num_hidden_layers": 3}, "text_encoder.encoder.layer.2."),
+        (POSITIONS, {}, POSITIONS),
+        (POSITIONS, {POSITIONS: torch.ones(1, 16, 48)}, "16 positions"),
+        (None, {"payload": Payload()}, "not a file of plain tensors"),
+        (None, {"epoch": 3}, "state dict"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(tmp_path, weights, config, part):
-    folder = broken_folder(tmp_path, weights, config)
-    with pytest.raises(ValueError) as error:
+def test_weights_that_do_not_fit_are_refused(tmp_path, removed, added, part):
+    folder = save_image_reward(tmp_path)
+    kept = {name: tensor for name, tensor in WEIGHTS.items() if name != removed}
+    torch.save({**kept, **added}, folder / "ImageReward.pt")
+    with pytest.raises(ValueError, match=re.escape(part)):
         reward(folder)(["a"], [picture(0)])
-    assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("num_attention_heads", None, "['num_attention_heads']"),
+        ("vocab_size", 61, "word_embeddings.weight is (60, 36) and must be (61, 36)"),
+        ("num_hidden_layers", 3, "text_encoder.encoder.layer.2."),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(tmp_path, name, value, part):
+    folder = save_image_reward(tmp_path)
+    made = {key: own for key, own in {**MED_CONFIG, name: value}.items() if own is not None}
+    (folder / "med_config.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match=re.escape(part)):
+        reward(folder)(["a"], [picture(0)])
 
 
 def test_a_folder_without_its_files_and_a_wrong_number_of_heads(folder, tmp_path):

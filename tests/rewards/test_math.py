@@ -14,19 +14,12 @@ from unigrpo.rewards import math as reward_module
 from unigrpo.rewards import math_correctness
 from unigrpo.rewards._math_process import WORKER, Verdict
 
-
-class Image:
-    """Stands for a PIL image."""
-
-    size = (8, 8)
+from ..support.reward_rows import RED
 
 
 @pytest.fixture
 def no_worker(monkeypatch):
-    def compare(*_):
-        raise AssertionError("plain numbers need no worker")
-
-    monkeypatch.setattr(WORKER, "compare", compare)
+    monkeypatch.setattr(WORKER, "compare", lambda *_: pytest.fail("plain numbers need no worker"))
 
 
 @pytest.fixture
@@ -56,14 +49,11 @@ def metrics_of(completions, solutions, **kwargs):
 @pytest.mark.smoke
 def test_what_is_not_text_has_no_score(no_worker):
     chat = [{"role": "assistant", "content": "\\boxed{5}"}]
-    scores = math_correctness(
-        ["p"] * 4,
-        [chat, Image(), Image(), "5"],
-        ["#### 5", "#### 5", None, float("nan")],
-        completion_ids=None,
-        task=["mmu"] * 4,
-    )
-    assert scores == [1.0, None, None, None]
+    columns = {"completion_ids": None, "task": ["mmu"] * 4}
+    golds = ["#### 5", "#### 5", None, float("nan")]
+    assert math_correctness(["p"] * 4, [chat, RED, RED, "5"], golds, **columns) == [1.0, None, None, None]
+    assert metrics_of(["5"], [5]) == ([1.0], 0, 0)
+    assert metrics_of([], []) == ([], 0, 0)
 
 
 DIGITS = "7" * 1_000_000
@@ -127,31 +117,23 @@ def test_a_distinct_pair_is_compared_once_a_call(answering):
 @pytest.mark.parametrize(("verdict", "timeouts"), [(Verdict.GOLD_UNREADABLE, 0), (Verdict.GOLD_EXHAUSTED, 1)])
 def test_a_bad_gold_is_none_and_counted_a_row_and_tried_once(answering, verdict, timeouts):
     calls = answering(verdict)
-    result = metrics_of(["\\boxed{x}", "\\boxed{y}", Image(), "5"], ["$2z$", "$2z$", "$2z$", None])
+    result = metrics_of(["\\boxed{x}", "\\boxed{y}", RED, "5"], ["$2z$", "$2z$", "$2z$", None])
     assert result == ([None] * 4, timeouts, 3)
     assert len(calls) == 1
-
-
-def test_metrics_are_logged_on_each_call(no_worker):
-    assert metrics_of(["5"], [5]) == ([1.0], 0, 0)
-    assert metrics_of([], []) == ([], 0, 0)
 
 
 def test_a_missing_column_is_an_error_unless_no_row_is_text():
     with pytest.raises(ValueError, match="solution"):
         math_correctness(["p"], ["5"])
-    assert math_correctness(["p"], [Image()]) == [None]
+    with pytest.raises(ValueError):
+        math_correctness(["p"] * 2, ["5", "6"], [5])
+    assert math_correctness(["p"], [RED]) == [None]
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf")])
 def test_a_timeout_that_bounds_nothing_is_an_error(timeout):
     with pytest.raises(ValueError, match="timeout"):
         score("5", 5, timeout=timeout)
-
-
-def test_a_column_of_another_length_is_an_error():
-    with pytest.raises(ValueError):
-        math_correctness(["p"] * 2, ["5", "6"], [5])
 
 
 def test_threads_get_their_own_answers():

@@ -35,6 +35,12 @@ def worker():
     process.stop()
 
 
+@pytest.fixture
+def started(worker):
+    worker.compare("2x", "x", 60.0)
+    return worker
+
+
 def state(pid):
     """State letter of a process, Z for one that is dead and not yet reaped, None for none."""
     try:
@@ -64,80 +70,70 @@ def run_parent(code):
 @pytest.mark.smoke
 def test_started_when_needed_and_kept(worker):
     assert worker.pid is None
-    assert worker.compare("2x", "x+x", 60.0) is Verdict.EQUAL
-    pid = worker.pid
-    assert worker.compare("2x", "x", 60.0) is Verdict.DIFFERENT
-    assert worker.compare(")(", "x", 60.0) is Verdict.GOLD_UNREADABLE
-    assert worker.compare("2x", "", 60.0) is Verdict.DIFFERENT
-    assert worker.pid == pid
+    pids = set()
+    for gold, prediction, verdict in (
+        ("2x", "x+x", Verdict.EQUAL),
+        ("2x", "x", Verdict.DIFFERENT),
+        (")(", "x", Verdict.GOLD_UNREADABLE),
+        ("2x", "", Verdict.DIFFERENT),
+    ):
+        assert worker.compare(gold, prediction, 60.0) is verdict
+        pids.add(worker.pid)
+    assert len(pids) == 1
 
 
-def test_killed_and_reaped_after_a_timeout_and_replaced(worker):
-    worker.compare("2x", "x", 60.0)
-    pid = worker.pid
-    assert worker.compare("5", "9^{9^{9^9}}", 0.3) is Verdict.EXHAUSTED
-    assert worker.pid is None and state(pid) is None
-    assert worker.compare("2x", "x+x", 60.0) is Verdict.EQUAL
+def test_killed_and_reaped_after_a_timeout_and_replaced(started):
+    pid = started.pid
+    assert started.compare("5", "9^{9^{9^9}}", 0.3) is Verdict.EXHAUSTED
+    assert started.pid is None and state(pid) is None
+    assert started.compare("2x", "x+x", 60.0) is Verdict.EQUAL
 
 
-def test_a_gold_that_does_not_end_says_nothing_about_the_prediction(worker):
-    worker.compare("2x", "x", 60.0)
-    os.kill(worker.pid, signal.SIGSTOP)
-    assert worker.compare("2x", "x+x", 0.2) is Verdict.GOLD_EXHAUSTED
-
-
-def test_replaced_after_it_died_between_two_comparisons(worker):
-    worker.compare("2x", "x", 60.0)
-    os.kill(worker.pid, signal.SIGKILL)
-    wait_until_gone(worker.pid)
-    assert worker.compare("2x", "x+x", 60.0) is Verdict.EQUAL
-
-
-def test_an_interrupted_exchange_leaves_no_reply_behind(worker, monkeypatch):
-    worker.compare("2x", "x", 60.0)
-    pid = worker.pid
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(worker, "_receive", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-        worker.compare("2x", "x+x", 60.0)
-    assert state(pid) is None
-    assert worker.compare("2x", "x", 60.0) is Verdict.DIFFERENT
-
-
-def test_a_long_request_does_not_wait_for_a_worker_that_does_not_read(worker):
-    worker.compare("2x", "x", 60.0)
-    pid = worker.pid
+def test_a_worker_that_does_not_read_is_left_and_says_nothing_about_the_prediction(started):
+    pid, start = started.pid, time.monotonic()
     os.kill(pid, signal.SIGSTOP)
-    start = time.monotonic()
-    assert worker.compare("2x", "x+" * 200_000, 0.3) is Verdict.GOLD_EXHAUSTED
+    assert started.compare("2x", "x+" * 200_000, 0.3) is Verdict.GOLD_EXHAUSTED
     assert time.monotonic() - start < 30, "it never reads"
     assert state(pid) is None
     # More than a pipe holds, and read by a worker that does.
-    assert worker.compare("2x", "x+x" + " " * 200_000, 10.0) is Verdict.EQUAL
+    assert started.compare("2x", "x+x" + " " * 200_000, 10.0) is Verdict.EQUAL
+    os.kill(started.pid, signal.SIGSTOP)
+    assert started.compare("2x", "x+x", 0.2) is Verdict.GOLD_EXHAUSTED
 
 
-def test_nothing_is_left_after_a_stop(worker):
-    worker.compare("2x", "x", 60.0)
-    pid = worker.pid
-    worker.stop()
-    assert worker.pid is None and state(pid) is None, "killed, and reaped"
-    worker.stop()
+def test_replaced_after_it_died_between_two_comparisons(started):
+    os.kill(started.pid, signal.SIGKILL)
+    wait_until_gone(started.pid)
+    assert started.compare("2x", "x+x", 60.0) is Verdict.EQUAL
 
 
-def test_ctrl_c_reaches_only_the_parent(worker):
-    worker.compare("2x", "x", 60.0)
-    os.kill(worker.pid, signal.SIGINT)
-    pid = worker.pid
-    assert worker.compare("2x", "x+x", 60.0) is Verdict.EQUAL
-    assert worker.pid == pid
+def test_an_interrupted_exchange_leaves_no_reply_behind(started, monkeypatch):
+    pid = started.pid
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(started, "_receive", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        started.compare("2x", "x+x", 60.0)
+    assert state(pid) is None
+    assert started.compare("2x", "x", 60.0) is Verdict.DIFFERENT
+
+
+def test_nothing_is_left_after_a_stop(started):
+    pid = started.pid
+    started.stop()
+    assert started.pid is None and state(pid) is None, "killed, and reaped"
+    started.stop()
+
+
+def test_ctrl_c_reaches_only_the_parent(started):
+    pid = started.pid
+    os.kill(pid, signal.SIGINT)
+    assert started.compare("2x", "x+x", 60.0) is Verdict.EQUAL and started.pid == pid
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on address space is Linux's")
-def test_its_memory_is_bounded(worker):
-    worker.compare("2x", "x", 60.0)
-    line = next(
-        line for line in Path(f"/proc/{worker.pid}/limits").read_text().splitlines() if "address space" in line
-    )
-    used = int(Path(f"/proc/{worker.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
+def test_its_memory_is_bounded(started):
+    folder = Path(f"/proc/{started.pid}")
+    (line,) = (line for line in (folder / "limits").read_text().splitlines() if "address space" in line)
+    used = int((folder / "statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
     assert 1 * 1024**3 < int(line.split()[3]) - used < 2.1 * 1024**3
 
 
@@ -197,8 +193,14 @@ def test_a_fork_starts_its_own():
 def test_gone_after_a_normal_exit():
     parent = run_parent("print(WORKER.pid)")
     output, _ = parent.communicate(timeout=60)
-    assert parent.returncode == 0
-    assert state(int(output)) in (None, "Z")
+    assert parent.returncode == 0 and state(int(output)) in (None, "Z")
+
+
+def gone_after_kill(parent, pid):
+    parent.kill()
+    parent.wait()
+    wait_until_gone(pid)
+    parent.stdout.close()
 
 
 @pytest.mark.processes
@@ -206,9 +208,7 @@ def test_gone_after_the_parent_was_killed_while_it_was_idle():
     parent = run_parent("print(WORKER.pid, flush=True); time.sleep(60)")
     pid = int(parent.stdout.readline())
     assert state(pid) not in (None, "Z")
-    parent.kill()
-    parent.communicate()
-    wait_until_gone(pid)
+    gone_after_kill(parent, pid)
 
 
 @pytest.mark.processes
@@ -225,23 +225,16 @@ print(own.WORKER.pid, flush=True)
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    pid = int(parent.stdout.readline())
-    parent.kill()
-    parent.communicate()
-    wait_until_gone(pid)
+    gone_after_kill(parent, int(parent.stdout.readline()))
 
 
 @pytest.mark.processes
 def test_gone_after_the_parent_was_killed_although_a_fork_of_it_lives():
-    code = "child = os.fork()\nif child: print(WORKER.pid, child, flush=True)\ntime.sleep(60)"
-    parent = run_parent(code)
+    parent = run_parent("child = os.fork()\nif child: print(WORKER.pid, child, flush=True)\ntime.sleep(60)")
     pid, fork = map(int, parent.stdout.readline().split())
-    parent.kill()
-    parent.wait()
-    wait_until_gone(pid)
+    gone_after_kill(parent, pid)
     assert state(fork) not in (None, "Z")
     os.kill(fork, signal.SIGKILL)
-    parent.stdout.close()
 
 
 @pytest.mark.processes
@@ -252,6 +245,4 @@ def test_gone_after_the_parent_was_killed_while_it_was_busy():
     while seconds_of(pid) < worked + 0.2:
         assert time.monotonic() < deadline and state(pid) not in (None, "Z"), "it was idle"
         time.sleep(0.02)
-    parent.kill()
-    parent.communicate()
-    wait_until_gone(pid)
+    gone_after_kill(parent, pid)

@@ -10,6 +10,8 @@ from PIL import Image
 
 from unigrpo.rewards import colour, get_reward, jpeg_size
 
+from ..support.tiny_scorers import Broken
+
 
 def noise(size=64, spread=256, seed=0):
     values = np.random.RandomState(seed).randint(0, spread, size=(size, size, 3), dtype=np.uint8)
@@ -22,25 +24,12 @@ def halves(left, right):
     return image
 
 
-class Broken(Image.Image):
-    """An image whose pixels cannot be read."""
-
-    def __init__(self):
-        super().__init__()
-        self._size, self._mode = (8, 8), "RGB"
-
-    def load(self):
-        raise OSError("image file is truncated")
-
-
 @pytest.mark.smoke
-def test_jpeg_size_is_that_of_the_file():
+@pytest.mark.parametrize("options", [{}, {"quality": 30}])
+def test_jpeg_size_is_that_of_the_file(options):
     file = io.BytesIO()
-    noise().save(file, format="JPEG", quality=95)
-    assert jpeg_size(["p"], [noise()]) == [len(file.getvalue()) / 1000]
-    smaller = io.BytesIO()
-    noise().save(smaller, format="JPEG", quality=30)
-    assert jpeg_size(["p"], [noise()], quality=30) == [len(smaller.getvalue()) / 1000]
+    noise().save(file, format="JPEG", **{"quality": 95, **options})
+    assert jpeg_size(["p"], [noise()], **options) == [len(file.getvalue()) / 1000]
 
 
 def test_more_detail_is_a_larger_file():
@@ -111,16 +100,17 @@ def test_an_image_too_large_for_a_jpeg_is_none():
     assert jpeg_size(["p"], [Image.new("RGB", (65_536, 1))]) == [None]
 
 
-@pytest.mark.parametrize("quality", [0, 96, 50.0, True, "95"])
-def test_bad_qualities(quality):
-    with pytest.raises(ValueError, match="quality"):
-        jpeg_size(["p"], ["text"], quality=quality)
-
-
-@pytest.mark.parametrize("tolerance", [-1, float("nan"), float("inf"), "100", True])
-def test_bad_tolerances(tolerance):
-    with pytest.raises(ValueError, match="tolerance"):
-        colour(["p"], ["text"], colour="red", tolerance=tolerance)
+@pytest.mark.parametrize(
+    ("reward", "name", "values"),
+    [
+        (jpeg_size, "quality", [0, 96, 50.0, True, "95"]),
+        (get_reward("colour", colour="red"), "tolerance", [-1, float("nan"), float("inf"), "100", True]),
+    ],
+)
+def test_bad_arguments(reward, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=name):
+            reward(["p"], ["text"], **{name: value})
 
 
 @pytest.mark.parametrize("name", ["redd", "#12", 7, ["red"]])

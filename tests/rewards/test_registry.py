@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -42,16 +43,11 @@ def test_no_registered_name_hides_a_module_of_the_package():
 
 
 def test_a_path_leads_to_any_callable():
+    """A class is returned as it is, and instantiated with arguments; a function is bound to them."""
     assert get_reward("os.path:join").__name__ == "join"
     assert get_reward("unigrpo.rewards.format:think_format") is rewards.think_format
-
-
-def test_a_class_is_returned_as_it_is_and_instantiated_with_arguments():
-    assert get_reward("fractions:Fraction") is __import__("fractions").Fraction
+    assert get_reward("fractions:Fraction") is Fraction
     assert get_reward("fractions:Fraction", numerator=1, denominator=2) == 0.5
-
-
-def test_arguments_are_bound_to_a_function():
     bound = get_reward("math_correctness", timeout=2.0)
     assert isinstance(bound, partial) and bound.func is rewards.math_correctness
     assert bound(["p"], ["5"], solution=[5]) == [1.0]
@@ -74,8 +70,7 @@ def test_arguments_are_bound_to_a_function():
 def test_an_unknown_name_is_an_error_that_names_the_valid_ones(name, parts):
     with pytest.raises(ValueError) as error:
         get_reward(name)
-    for part in parts:
-        assert part in str(error.value)
+    assert [part for part in parts if part not in str(error.value)] == []
 
 
 def test_a_missing_dependency_of_an_existing_module_is_named(tmp_path, monkeypatch):
@@ -111,22 +106,20 @@ assert not {"torch", "transformers"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
+SAID = {"role": "assistant", "content": "chat"}
+
+
 @pytest.mark.parametrize(
-    ("completion", "text"),
+    ("text", "completions"),
     [
-        ("plain", "plain"),
-        ("", ""),
-        ([{"role": "assistant", "content": "chat"}], "chat"),
-        (({"role": "assistant", "content": "chat"},), "chat"),
-        ([{"role": "assistant", "content": None}], None),
-        ([{"role": "assistant"}], None),
-        ([{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}], None),
-        ([], None),
-        (["a"], None),
-        (object(), None),
-        (None, None),
-        (b"bytes", None),
+        ("plain", ["plain"]),
+        ("", [""]),
+        ("chat", [[SAID], (SAID,)]),
+        (
+            None,
+            [[{**SAID, "content": None}], [{"role": "assistant"}], [SAID, SAID], [], ["a"], object(), None, b"bytes"],
+        ),
     ],
 )
-def test_completion_text(completion, text):
-    assert completion_text(completion) == text
+def test_completion_text(text, completions):
+    assert [own for own in completions if completion_text(own) != text] == []

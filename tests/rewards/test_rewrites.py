@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import factorial
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -30,13 +31,10 @@ def no_worker(monkeypatch):
 @given(value=whole, off=st.sampled_from([1, -1, 10, 10**6]), around=st.sampled_from([*AROUND]))
 def test_a_whole_number_in_any_dress_and_place(dress, value, off, around):
     text = AROUND[around].format(WHOLE[dress](value))
-    assert score(text, value) == score(text, f"#### {value}") == score(text, f"so $\\boxed{{{value:,}}}$.") == 1.0, (
-        text
-    )
-    assert score(text, value + off) == 0.0, text
-    assert answer_correctness(["p"] * 2, [text] * 2, [f"<answer>{value}</answer>", str(value + off)]) == [1.0, 0.0], (
-        text
-    )
+    golds = [value, f"#### {value}", f"so $\\boxed{{{value:,}}}$.", value + off]
+    assert [score(text, gold) for gold in golds] == [1.0, 1.0, 1.0, 0.0], text
+    golds = [f"<answer>{value}</answer>", str(value + off)]
+    assert answer_correctness(["p"] * 2, [text] * 2, golds) == [1.0, 0.0], text
     if dress != "an option":
         assert score(AROUND[around].format(value), WHOLE[dress](value)) == 1.0, "a gold in that dress"
 
@@ -66,8 +64,6 @@ LEFT_OPEN = [
     "{a}+{b}\\text{{ apples}}",
     "{twice} \\div 2",
     "{twice}/2",
-]
-LEFT_OPEN += [
     "\\frac{{{twice}}}{{2}}",
     "{a} + {b} + 0",
     "{b} - (-{a})",
@@ -92,9 +88,12 @@ def test_what_is_not_worked_out_is_no_answer_to_a_plain_number(form, a, b):
 
 WORKED_OUT = [
     ("2^{{{n}}}", lambda n: 2**n),
-    ("{n}!", None),
+    ("{n}!", factorial),
     ("\\sqrt{{{square}}}", lambda n: n),
     ("\\binom{{{n}}}{{2}}", lambda n: n * (n - 1) // 2),
+    ("\\lfloor {n}.7 \\rfloor", lambda n: n),
+    ("\\sqrt[3]{{{cube}}}", lambda n: n),
+    ("\\frac{{1}}{{{n}}}", lambda n: Fraction(1, n)),
 ]
 WORKED_OUT += [
     ("\\lfloor {n}.7 \\rfloor", lambda n: n),
@@ -107,8 +106,7 @@ WORKED_OUT += [
 @given(n=st.integers(2, 20))
 @settings(max_examples=5, derandomize=True, deadline=None)
 def test_powers_roots_and_fractions_in_lowest_terms_are_answers(form, value, n):
-    wanted = value(n) if value else __import__("math").factorial(n)
-    answer = form.format(n=n, square=n * n, cube=n**3)
+    wanted, answer = value(n), form.format(n=n, square=n * n, cube=n**3)
     assert [score(f"\\boxed{{{answer}}}", str(wanted)), score(f"\\boxed{{{answer}}}", str(wanted + 1))] == [1.0, 0.0]
 
 
@@ -118,14 +116,10 @@ HEDGES = [
     "\\boxed{{\\{{{a}, {b}\\}}}}",
     "<answer>{a} or {b}</answer>",
     "{a}, {b}",
-]
-HEDGES += [
     "<answer>It could be {a} or it could be {b}</answer>",
     "The answer is {a} or {b}.",
     "\\boxed{{1 + {a} = {b}}}",
     "\\boxed{{\\pm {b}}}",
-]
-HEDGES += [
     "\\boxed{{x = {a}, y = {b}}}",
     "\\boxed{{x = {a} \\text{{ or }} x = {b}}}",
     "I think {a}, or maybe {b}.",
@@ -185,43 +179,35 @@ def test_words_are_compared_as_words(first, second, length):
         assert [score(form.format(own), gold) for own in (gold.title(), other)] == [1.0, float(gold == other)]
 
 
+OPTIONS = ["\\boxed{{{}}}", "\\boxed{{({})}}", "\\boxed{{\\textbf{{({}) }} 14}}", "\\boxed{{\\text{{{}: the sum}}}}"]
+OPTIONS += ["The correct option is {}.", "<answer>{}. 145</answer>", "Answer: {}"]
+
+
 @given(st.sampled_from("ABCDE"), st.sampled_from("ABCDE"), st.integers(2, 99))
 @settings(max_examples=30, derandomize=True, deadline=None)
 def test_options_in_every_form(gold, said, number):
-    forms = [
-        "\\boxed{{{}}}",
-        "\\boxed{{({})}}",
-        "\\boxed{{\\textbf{{({}) }} 14}}",
-        "The correct option is {}.",
-        "<answer>{}. 145</answer>",
-    ]
-    forms += ["\\boxed{{\\text{{{}: the sum}}}}", "Answer: {}"]
-    for form in forms:
+    right = float(said == gold)
+    for form in OPTIONS:
         text = form.format(said)
-        for wanted in (gold, f"({gold})", f"\\text{{({gold})}}"):
-            assert score(text, wanted) == float(said == gold), text
-        assert answer_correctness(["p"], [text], [gold]) == [float(said == gold)], text
+        assert [score(text, wanted) for wanted in (gold, f"({gold})", f"\\text{{({gold})}}")] == [right] * 3, text
+        assert answer_correctness(["p"], [text], [gold]) == [right], text
     other = "ABCDE"["ABCDE".index(said) - 1]
     for form in ("{} or {}", "({})({})", "The answer is {} or {}.", "<answer>{}, {}</answer>"):
         both = [form.format(said, other), form.format(other, said)]
         assert set(answer_correctness(["p"] * 2, both, [gold] * 2)) == {0.0}, both
-    assert answer_correctness(["p"], [f"The answer is {said}, not option {other}."], [gold]) == [float(said == gold)]
+    assert answer_correctness(["p"], [f"The answer is {said}, not option {other}."], [gold]) == [right]
 
 
 @given(st.lists(st.integers(2, 99), min_size=2, max_size=4, unique=True), st.randoms(use_true_random=False))
 @settings(max_examples=30, derandomize=True, deadline=None)
 def test_several_boxes_are_a_list_where_the_gold_is_one(values, rng):
-    order = rng.sample(values, len(values))
-    boxes, golds = (
-        " and ".join(f"\\boxed{{{own}}}" for own in order),
-        [", ".join(map(str, values)), " and ".join(map(str, values))],
-    )
-    golds.append("\\{" + ", ".join(map(str, values)) + "\\}")
-    for gold in golds:
+    order, listed = rng.sample(values, len(values)), ", ".join(map(str, values))
+    boxes = " and ".join(f"\\boxed{{{own}}}" for own in order)
+    for gold in (listed, " and ".join(map(str, values)), f"\\{{{listed}\\}}"):
         assert score(boxes, gold) == score(f"\\boxed{{{', '.join(map(str, order))}}}", gold) == 1.0
         assert score(boxes + " or \\boxed{100}", gold) == score(f"\\boxed{{{order[0]}}}", gold) == 0.0
     assert score(boxes, order[-1]) == 1.0 and score(boxes, order[0]) == 0.0
-    assert score(f"\\boxed{{({', '.join(map(str, values))})}}", golds[0]) == 0.0, "an order that nobody asked for"
+    assert score(f"\\boxed{{({listed})}}", listed) == 0.0, "an order that nobody asked for"
 
 
 SOUP = st.lists(
@@ -274,27 +260,18 @@ def _expression(rng, numbers):
 def test_countdown_in_any_dress(numbers, rng, off):
     plain, latex, value = _expression(rng, rng.sample(numbers, len(numbers)))
     assume(value.denominator == 1)
-    target = int(value) + off
-    whole = {"numbers": [numbers], "target": [target]}
-    expected = 0.1 if off else 1.0
-    for text in (
-        plain,
-        latex,
-        f"`{plain}`",
-        f"{plain}.",
-        f"${latex}$",
-        f"\\boxed{{{latex}}}",
-        f"{plain} = {value}",
-        f"{value} = {latex}",
-    ):
-        if len(text) <= 190:
-            assert countdown(["p"], [f"<answer>{text}</answer>"], **whole) == [expected], text
-    assert countdown(["p"], [f"{plain} = {int(value) + 5}"], **whole) == [0.1], "a value that it has not"
-    for text in (
-        f"{plain} + 1",
-        f"-{plain}",
-        f"({plain})^1",
-        f"{plain} + (-0)",
-        plain.replace(str(numbers[0]), f"{numbers[0]}.0"),
-    ):
-        assert countdown(["p"], [text], **whole) == [0.0], text
+
+    def scores(texts):
+        texts = list(texts)
+        columns = {"numbers": [numbers] * len(texts), "target": [int(value) + off] * len(texts)}
+        return dict(zip(texts, countdown(["p"] * len(texts), texts, **columns), strict=True))
+
+    dressed = (plain, latex, f"`{plain}`", f"{plain}.", f"${latex}$", f"\\boxed{{{latex}}}")
+    dressed = [
+        f"<answer>{own}</answer>" for own in (*dressed, f"{plain} = {value}", f"{value} = {latex}") if len(own) <= 190
+    ]
+    assert set(scores(dressed).values()) == {0.1 if off else 1.0}, scores(dressed)
+    assert set(scores([f"{plain} = {int(value) + 5}"]).values()) == {0.1}, "a value that it has not"
+    decimal = plain.replace(str(numbers[0]), f"{numbers[0]}.0")
+    wrong = scores([f"{plain} + 1", f"-{plain}", f"({plain})^1", f"{plain} + (-0)", decimal])
+    assert set(wrong.values()) == {0.0}, wrong

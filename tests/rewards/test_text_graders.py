@@ -23,27 +23,35 @@ def score(reward, completion, **columns):
 
 
 @pytest.mark.parametrize(
-    ("completion", "solution", "expected"),
+    ("expected", "cases"),
     [
-        ("Paris", "Paris", 1),
-        ("  to \n be ", "to be", 1),
-        ("e\u0301", "\u00e9", 1),
-        ("paris", "Paris", 0),
-        ("Paris.", "Paris", 0),
-        ("it is Paris", "Paris", 0),
-        ("it is <answer> Paris </answer>, I think", "Paris", 1),
-        ("<answer>Rome</answer> or <answer>Paris</answer>", "Rome", 0),
-        ("7", 7, 1),
-        ("7.0", 7, 0),
-        ("NYC", ["New York", "NYC"], 1),
-        ("<think>Paris", "Paris", 0),
-        ("<think>a</think>Paris<think>b", "Paris", 0),
-        ("Paris", "", None),
-        ("Paris", [], None),
+        (
+            1,
+            [
+                ("Paris", "Paris"),
+                ("  to \n be ", "to be"),
+                ("e\u0301", "\u00e9"),
+                ("it is <answer> Paris </answer>, I think", "Paris"),
+                ("7", 7),
+                ("NYC", ["New York", "NYC"]),
+            ],
+        ),
+        (
+            0,
+            [
+                *[
+                    (own, "Paris")
+                    for own in ("paris", "Paris.", "it is Paris", "<think>Paris", "<think>a</think>Paris<think>b")
+                ],
+                ("<answer>Rome</answer> or <answer>Paris</answer>", "Rome"),
+                ("7.0", 7),
+            ],
+        ),
+        (None, [("Paris", ""), ("Paris", [])]),
     ],
 )
-def test_exact_match(completion, solution, expected):
-    assert score("exact_match", completion, solution=solution) == expected
+def test_exact_match(expected, cases):
+    assert [own for own in cases if score("exact_match", own[0], solution=own[1]) != expected] == []
 
 
 def test_exact_match_ignores_what_it_is_told_to():
@@ -52,35 +60,28 @@ def test_exact_match_ignores_what_it_is_told_to():
 
 
 @pytest.mark.parametrize(
-    ("completion", "letter"),
+    ("letter", "completions"),
     [
-        ("B", "B"),
-        ("(b).", "B"),
-        ("**B**", "B"),
-        ("B. Paris", "B"),
-        ("(B) Paris, as A. Rome is elsewhere", "B"),
-        ("\\boxed{B}", "B"),
-        ("A? <answer>\\boxed{\\text{B}}</answer>", "B"),
-        ("the hague.", "C"),
-        ("Rome is A, so the answer is **B**", "B"),
-        ("The answer is A. No: the answer is B, I think.", "B"),
-        ("It lies on the Seine.\n\nB", "B"),
-        ("A or B", None),
-        ("the answer is A or B", None),
-        ("Answer: A/B", None),
-        ("(A), (B)", None),
-        ("A B C", None),
-        ("A dog", None),
-        ("Option A's text", None),
-        ("E", None),
-        ("", None),
-        ("<think>B", None),
+        ("B", ["B", "(b).", "**B**", "B. Paris", "(B) Paris, as A. Rome is elsewhere", "\\boxed{B}"]),
+        (
+            "B",
+            [
+                "A? <answer>\\boxed{\\text{B}}</answer>",
+                "Rome is A, so the answer is **B**",
+                "It lies on the Seine.\n\nB",
+            ],
+        ),
+        ("B", ["The answer is A. No: the answer is B, I think.", "The answer is B - a red cube, or so"]),
+        ("C", ["the hague."]),
+        (None, ["A or B", "the answer is A or B", "Answer: A/B", "(A), (B)", "A B C", "B. C. A.", "(B) (C)", "B. C"]),
+        (None, ["The answer is B, or C", "Answer: B (or C)", "The answer is B; C", "The answer is B (or C, or A)"]),
+        (None, ["A dog", "Option A's text", "E", "", "<think>B"]),
     ],
 )
-@pytest.mark.parametrize("solution", ["A", "(b)", 2, "The Hague"])
-def test_multiple_choice(completion, letter, solution):
-    right = {"A": "A", "(b)": "B", 2: "C", "The Hague": "C"}[solution]
-    assert score("multiple_choice", completion, solution=solution, choices=CHOICES) == float(letter == right)
+@pytest.mark.parametrize(("solution", "right"), [("A", "A"), ("(b)", "B"), (2, "C"), ("The Hague", "C")])
+def test_multiple_choice(letter, completions, solution, right):
+    found = {own: score("multiple_choice", own, solution=solution, choices=CHOICES) for own in completions}
+    assert found == dict.fromkeys(completions, float(letter == right))
 
 
 @pytest.mark.parametrize(
@@ -185,21 +186,7 @@ GRADERS = {
     "json_schema": ({"schema": {"const": 1}}, {}),
     "tag_count": ({}, {}),
 }
-PIECES = [
-    "B",
-    "A",
-    "1",
-    "Paris",
-    " ",
-    "\n",
-    "<answer>",
-    "</answer>",
-    "\\boxed{B}",
-    "```\n",
-    "The answer is B",
-    "\x00",
-    "é",
-]
+PIECES = [*"BA1 \n\x00é", "Paris", "<answer>", "</answer>", "\\boxed{B}", "```\n", "The answer is B"]
 said = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 
 
@@ -211,10 +198,8 @@ def test_a_score_is_of_the_answer_alone(name, answers, thoughts):
     arguments, columns = GRADERS[name]
     reward = get_reward(name, **arguments)
 
-    def scores(completions):
-        return reward(
-            ["p"] * len(completions), completions, **{key: [own] * len(completions) for key, own in columns.items()}
-        )
+    def scores(texts):
+        return reward(["p"] * len(texts), texts, **{key: [own] * len(texts) for key, own in columns.items()})
 
     first = [f"<think>{thoughts[0]}</think>{answer}" for answer in answers]
     found = scores(first)
@@ -274,20 +259,3 @@ def test_bad_columns_are_named(name, columns, words):
     with pytest.raises(ValueError) as refused:
         score(name, "B", **columns)
     assert str(refused.value).startswith(name) and words in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    "hedge",
-    [
-        "The answer is B, or C",
-        "Answer: B (or C)",
-        "The answer is B; C",
-        "The answer is B (or C, or A)",
-        "B. C. A.",
-        "(B) (C)",
-        "B. C",
-    ],
-)
-def test_a_choice_of_several_options_is_none(hedge):
-    assert score("multiple_choice", hedge, solution="B", choices=CHOICES) == 0
-    assert score("multiple_choice", "The answer is B - a red cube, or so", solution="B") == 1

@@ -18,17 +18,10 @@ from unigrpo.errors import RewardError
 from unigrpo.rollout.rewards import RewardSet, offload, resolve_reward, reward_name, without_weights
 from unigrpo.runs.build import ForTask
 from unigrpo.training.setup import reward_set
-from unigrpo.types import Sample
 
+from ..support.answers import answers, sample
 from ..support.tiny import golden_tokenizer
 from ..support.tolerances import assert_rounding
-
-
-def answers(count: int = 3, **columns) -> list[Sample]:
-    rows = [{"prompt": f"w{i}", **{key: values[i] for key, values in columns.items()}} for i in range(count)]
-    return [
-        Sample(row=row, completion=f"answer {i}", completion_ids=[i, i + 1], task="text") for i, row in enumerate(rows)
-    ]
 
 
 def score(functions, rows=None, **options):
@@ -46,16 +39,17 @@ def test_columns_arrive_by_name():
 
     rows = answers(solution=["a", "b", "c"], level=[1, 2, 3], image=["x", "y", "z"])
     state = SimpleNamespace(global_step=7)
-    values = RewardSet(functions=[reward]).score(rows, state).values
-    assert values.tolist() == [[1.0], [2.0], [3.0]]
-    assert seen["prompts"] == ["w0", "w1", "w2"]
-    assert seen["completions"] == ["answer 0", "answer 1", "answer 2"]
-    assert seen["completion_ids"] == [[0, 1], [1, 2], [2, 3]]
-    assert seen["task"] == ["text"] * 3
-    assert seen["solution"] == ["a", "b", "c"]
-    assert seen["level"] == [1, 2, 3]
-    assert seen["trainer_state"] == state
-    assert set(seen["others"]) == {"images", "log_extra", "log_metric"}
+    assert RewardSet(functions=[reward]).score(rows, state).values.tolist() == [[1.0], [2.0], [3.0]]
+    assert set(seen.pop("others")) == {"images", "log_extra", "log_metric"}
+    assert {name: value for name, value in seen.items() if name != "seen"} == {
+        "prompts": ["question 0", "question 1", "question 2"],
+        "completions": ["answer 0", "answer 1", "answer 2"],
+        "completion_ids": [[0, 1], [1, 2], [2, 3]],
+        "task": ["text"] * 3,
+        "solution": ["a", "b", "c"],
+        "level": [1, 2, 3],
+        "trainer_state": state,
+    }
 
 
 def test_a_reward_may_name_thoughts_in_a_run_that_has_some_rows_without():
@@ -91,9 +85,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(wrapped):
     def reward(completions, gold, **_):
         raise AssertionError
 
-    sentence = (
-        r"'reward' raised TypeError: it takes 'gold', which is neither a column of the dataset \(\['solution'\]\)"
-    )
+    sentence = r"'reward' raised TypeError: it takes 'gold', which is neither a column of the dataset \(\['solution'\]"
     with pytest.raises(RewardError, match=sentence):
         score(ForTask(reward, "text") if wrapped else reward, answers(solution=["a", "b", "c"]))
 
@@ -105,13 +97,9 @@ def test_rewards_of_trl_score_texts_as_conversations():
     format_reward, cut = trl_rewards.think_format_reward, trl_rewards.get_soft_overlong_punishment(3, 2)
     found = score([format_reward, ForTask(format_reward, "text"), trl_rewards.reasoning_accuracy_reward, cut], rows)
     assert found.T.tolist() == [[1.0, 0.0, 1.0]] * 2 + [[1.0, 0.0, 0.0], [-0.5] * 3]
-
-    def of_messages(completions, **_):
-        return [float(len(own[0]["content"])) for own in completions]
-
-    with pytest.raises(
-        RewardError, match=r"string indices.*A prompt that is a string has a string for its completion"
-    ):
+    of_messages = lambda completions, **_: [float(len(own[0]["content"])) for own in completions]  # noqa: E731
+    sentence = r"string indices.*A prompt that is a string has a string for its completion"
+    with pytest.raises(RewardError, match=sentence):
         score(of_messages, rows)
 
 
@@ -123,11 +111,8 @@ def test_column_that_some_rows_lack_is_none_there():
 
 def test_none_becomes_nan():
     values = score([lambda **_: [1, None, 0.5], lambda **_: [True, False, None]])
-    assert values[0].tolist() == [1.0, 1.0]
-    assert math.isnan(values[1, 0])
-    assert values[1, 1] == 0.0
-    assert values[2, 0] == 0.5
-    assert math.isnan(values[2, 1])
+    assert values.nan_to_num(-1.0).tolist() == [[1.0, 1.0], [-1.0, 0.0], [0.5, -1.0]]
+    assert values.isnan().tolist() == [[False, False], [True, False], [False, True]]
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array, tuple, list])
@@ -171,11 +156,7 @@ def named_reward(**_):
 
 
 def test_chat_prompts_get_messages():
-    chat = [{"role": "user", "content": "hello"}]
-    rows = [
-        Sample(row={"prompt": chat}, completion="yes", completion_ids=[1], task="text"),
-        Sample(row={"prompt": "plain"}, completion="no", completion_ids=[2], task="text"),
-    ]
+    rows = [sample({"prompt": [{"role": "user", "content": "hello"}]}, "yes"), sample("plain", "no")]
     seen = []
     score(lambda completions, **_: seen.extend(completions) or [0.0, 0.0], rows)
     assert seen == [[{"role": "assistant", "content": "yes"}], "no"]
@@ -189,12 +170,9 @@ def test_extras_and_metrics_are_collected_anew_each_call():
         return [0.0] * len(completions)
 
     rewards = RewardSet(functions=[reward])
-    found = rewards.score(answers())
-    assert found.extras == {"extracted": [8, 8, 8]}
-    assert found.metrics == {"parsed": [1.0, 0.0]}
-    found = rewards.score(answers(1))
-    assert found.extras == {"extracted": [8]}
-    assert found.metrics == {"parsed": [1.0, 0.0]}
+    for count in (3, 1):
+        found = rewards.score(answers(count))
+        assert (found.extras, found.metrics) == ({"extracted": [8] * count}, {"parsed": [1.0, 0.0]})
 
 
 def test_no_answers_call_no_reward():
@@ -207,22 +185,18 @@ class Judge:
 
 
 def test_names():
+    def math_reward(**_): ...
+    def math(**_): ...
+    def math_2(**_): ...
+
     assert reward_name(named_reward) == "named_reward"
     assert reward_name(partial(partial(named_reward, a=1), b=2)) == "named_reward"
     assert reward_name(Judge()) == "Judge"
     judges = RewardSet(functions=[Judge(), named_reward, Judge(), Judge()])
     assert judges.names == ["Judge", "named_reward", "Judge_2", "Judge_3"]
-
-
-def test_a_name_that_begins_like_another_keeps_its_own():
-    def math_reward(**_): ...
-    def math(**_): ...
-    def math_2(**_): ...
-
-    assert RewardSet(functions=[math_reward, math]).names == ["math_reward", "math"]
+    assert RewardSet(functions=[math_reward, math]).names == ["math_reward", "math"], "one begins like the other"
     names = RewardSet(functions=[math_2, math, math]).names
-    assert len(set(names)) == 3
-    assert names[:2] == ["math_2", "math"]
+    assert len(set(names)) == 3 and names[:2] == ["math_2", "math"]
 
 
 def test_weights():
@@ -238,44 +212,37 @@ def test_unknown_and_uncallable_rewards():
         resolve_reward("math_corectness")
     with pytest.raises(ValueError, match=r"got int: 3"):
         resolve_reward(3)
-    assert resolve_reward("tests.rollout.test_rewards:named_reward") is not None
     assert resolve_reward("tests.rollout.test_rewards:named_reward")() == [1.0]
     assert resolve_reward(named_reward) is named_reward
 
 
-@pytest.fixture
-def judge_path(tmp_path):
+@pytest.fixture(scope="module")
+def judge_path(tmp_path_factory):
     """A tiny sequence classifier with its tokenizer, saved."""
-    tokenizer = golden_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    tokenizer = judge_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes |= {"max_position_embeddings": 32, "initializer_range": 0.5, "num_labels": 1}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = BertForSequenceClassification(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=16,
-                max_position_embeddings=32,
-                initializer_range=0.5,
-                num_labels=1,
-            )
-        )
-    path = tmp_path / "judges" / "tiny-judge"
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+        model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes))
+    path = tmp_path_factory.mktemp("judges") / "tiny-judge"
+    for own in (model, tokenizer):
+        own.save_pretrained(path)
     return str(path)
 
 
-def judge_answers() -> list[Sample]:
-    chat = [{"role": "user", "content": "w5 w6"}]
-    return [
-        Sample(row={"prompt": "w1 w2"}, completion=" w3", completion_ids=[3], task="text"),
-        Sample(row={"prompt": "w9"}, completion=" w8 w7 w6 w5", completion_ids=[8], task="text"),
-        Sample(row={"prompt": chat}, completion="w7", completion_ids=[7], task="text"),
-        Sample(row={"prompt": "w1"}, completion=object(), completion_ids=[1], task="t2i"),
-    ]
+def judge_tokenizer():
+    tokenizer = golden_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    return tokenizer
+
+
+JUDGED = [
+    sample("w1 w2", " w3"),
+    sample("w9", " w8 w7 w6 w5"),
+    sample({"prompt": [{"role": "user", "content": "w5 w6"}]}, "w7"),
+    sample("w1", object(), task="t2i"),
+]
 
 
 @torch.no_grad()
@@ -288,8 +255,7 @@ def judged_alone(path: str) -> list[float]:
 def test_reward_model_by_path(judge_path):
     rewards = RewardSet(functions=[resolve_reward(judge_path)])
     assert rewards.names == ["tiny-judge"]
-    values = rewards.score(judge_answers()).values.squeeze(1)
-    expected = judged_alone(judge_path)
+    values, expected = rewards.score(JUDGED).values.squeeze(1), judged_alone(judge_path)
     assert len({round(value, 4) for value in expected}) == 3
     assert_rounding(values[:3], torch.tensor(expected))
     assert math.isnan(values[3])
@@ -297,12 +263,9 @@ def test_reward_model_by_path(judge_path):
 
 def test_reward_model_as_module(judge_path):
     model = BertForSequenceClassification.from_pretrained(judge_path)
-    by_path = RewardSet(functions=[resolve_reward(judge_path)]).score(judge_answers()).values
-    tokenizer = golden_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    for function in (resolve_reward(model), resolve_reward(model, tokenizer)):
-        values = RewardSet(functions=[function]).score(judge_answers()).values
-        torch.testing.assert_close(values, by_path, equal_nan=True)
+    by_path = score(resolve_reward(judge_path), JUDGED)
+    for function in (resolve_reward(model), resolve_reward(model, judge_tokenizer())):
+        torch.testing.assert_close(score(function, JUDGED), by_path, equal_nan=True)
     model.config.name_or_path = ""
     with pytest.raises(ValueError, match=r"BertForSequenceClassification needs its tokenizer"):
         resolve_reward(model)
@@ -320,8 +283,8 @@ def test_rewards_get_the_same_arguments_in_every_window():
     rewards.know_columns({"prompt": "a", "solution": "1"}, {"prompt": "b", "colour": "red", "image": object()})
     rewards.score(answers(solution=["a", "b", "c"]))
     rewards.score(answers(colour=["red", "blue", "red"]))
-    assert seen[0] == ([None] * 3, ["a", "b", "c"], [None] * 3)
-    assert seen[1] == ([None] * 3, [None] * 3, ["red", "blue", "red"])
+    nothing = [None] * 3
+    assert seen == [(nothing, ["a", "b", "c"], nothing), (nothing, nothing, ["red", "blue", "red"])]
 
 
 class Waiting:
@@ -345,23 +308,22 @@ def test_rewards_with_a_model_are_told_whether_to_wait_on_the_cpu(judge_path, on
 
 def test_an_offloaded_reward_model_is_on_its_device_for_a_call(judge_path, monkeypatch):
     card, seen = "cpu:0", []
-    expected = RewardSet(functions=[resolve_reward(judge_path)]).score(judge_answers()).values
+    expected = score(resolve_reward(judge_path), JUDGED)[:3]
     judge = resolve_reward(judge_path)
     move, forward = judge.model.to, judge.model.forward
     monkeypatch.setattr(judge.model, "to", lambda device: (seen.append(str(device)), move(device))[1])
     monkeypatch.setattr(judge.model, "forward", lambda **batch: (seen.append("scores"), forward(**batch))[1])
     assert judge.to(card) is judge and seen == [card]
-    values = RewardSet(functions=[judge]).score(judge_answers()).values
-    assert seen == [card, "scores"]
     # Kernels of the CPU round by how weights lie in memory.
-    assert_rounding(values[:3], expected[:3])
+    assert_rounding(score(judge, JUDGED)[:3], expected)
+    assert seen == [card, "scores"]
     offload([judge], True)
     seen.clear()
     judge.to(card)
     assert seen == ["cpu"]
     for _ in range(2):
         seen.clear()
-        assert_rounding(RewardSet(functions=[judge]).score(judge_answers()).values[:3], expected[:3])
+        assert_rounding(score(judge, JUDGED)[:3], expected)
         assert seen == [card, "scores", "cpu"]
     seen.clear()
     monkeypatch.setattr(judge.model, "forward", None)

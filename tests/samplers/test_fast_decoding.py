@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch.distributed.utils import _cast_forward_inputs
 
-from unigrpo import UniGRPOConfig
 from unigrpo.config.build import build_algorithms
-from unigrpo.models import MMaDAPolicy
 from unigrpo.models.draw import Draw
 from unigrpo.models.llada.modeling import positions_of
 from unigrpo.rollout.pipeline import Pipeline
@@ -19,22 +17,18 @@ from unigrpo.samplers.parity import PublicTextSampler
 from unigrpo.samplers.semi_autoregressive import EXACT_DECODING
 from unigrpo.training.evaluation import eval_pipeline
 
-from ..support.tiny import tiny_model, tiny_processor
+from ..support.configs import config
+from ..support.tiny import tiny_model
 from ..support.tolerances import assert_rounding
-from .test_text_sampler import CountingModel, counting_model, golden_canvas, sample, streams, text_canvas, written
-
-
-@pytest.fixture(scope="module")
-def policy() -> MMaDAPolicy:
-    return MMaDAPolicy(tiny_model().config, tiny_processor())
-
-
-@pytest.fixture
-def model() -> CountingModel:
-    return counting_model()
-
-
-# ---- the last block computes what is selected ----
+from .test_text_sampler import (  # noqa: F401
+    counting_model,
+    golden_canvas,
+    model_that_counts,
+    sample,
+    streams,
+    text_canvas,
+    written,
+)
 
 
 def test_positions_are_packed_in_order():
@@ -64,20 +58,15 @@ def test_selected_rows_and_their_gradients_equal_those_of_all_rows(policy, share
 
 
 def test_the_last_block_runs_only_the_selected_positions(policy, model):
-    shapes: dict[str, list[int]] = {"first": [], "last": []}
-    for name, block in (
-        ("first", model.model.transformer["blocks"][0]),
-        ("last", model.model.transformer["blocks"][-1]),
-    ):
-        block.ff_proj.register_forward_hook(lambda _, args, __, own=name: shapes[own].append(args[0].shape[1]))
+    shapes: dict[int, list[int]] = {0: [], -1: []}
+    for place, own in shapes.items():
+        block = model.model.transformer["blocks"][place]
+        block.ff_proj.register_forward_hook(lambda _, args, __, own=own: own.append(args[0].shape[1]))
     canvas = text_canvas(policy, length=24)
     select = canvas.fill_mask.clone()
     select[:, :-5] = False
     model(**policy.inputs(canvas), select=select)
-    assert shapes == {"first": [canvas.ids.shape[1]], "last": [5]}
-
-
-# ---- commits beside the schedule ----
+    assert shapes == {0: [canvas.ids.shape[1]], -1: [5]}
 
 
 def test_a_low_threshold_writes_a_block_a_forward(policy, model):
@@ -133,9 +122,6 @@ def test_the_entropy_that_decides_is_the_largest_of_the_holes(policy, model):
         assert int(at_once.sum()) == (8 if leave[row] else 1)
 
 
-# ---- tokens drawn inside the forward ----
-
-
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
 @torch.no_grad()
 def test_the_door_draws_from_its_own_logits(policy, model, temperature):
@@ -182,32 +168,25 @@ def test_reference_draws_are_the_public_codes_gumbel_noise(policy, model):
         fill(model, policy, canvas, generators=streams(3))
 
 
-# ---- errors ----
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("kind", "options", "message"),
     [
-        ({"kv_cache": "both"}, "kv_cache='both' is not valid: choose one of"),
-        ({"confidence_threshold": 1.5}, r"confidence_threshold=1.5 must lie in \(0, 1\)"),
-        ({"exit_entropy": -0.1}, "exit_entropy=-0.1 must not be negative"),
-        ({"confidence_threshold": 0.9, "remasking": "random"}, "remasking='random' does not"),
+        (SemiAutoregressive, {"kv_cache": "both"}, "kv_cache='both' is not valid: choose one of"),
+        (SemiAutoregressive, {"confidence_threshold": 1.5}, r"confidence_threshold=1.5 must lie in \(0, 1\)"),
+        (SemiAutoregressive, {"exit_entropy": -0.1}, "exit_entropy=-0.1 must not be negative"),
+        (SemiAutoregressive, {"confidence_threshold": 0.9, "remasking": "random"}, "remasking='random' does not"),
+        (PublicTextSampler, {"kv_cache": "dual"}, "PublicTextSampler is exact"),
+        (PublicTextSampler, {"exit_entropy": 0.0}, "PublicTextSampler is exact"),
     ],
 )
-def test_settings_that_cannot_work(options, message):
+def test_settings_that_cannot_work(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        SemiAutoregressive(**options)
+        kind(**options)
 
 
-@pytest.mark.parametrize("options", [{"kv_cache": "dual"}, {"exit_entropy": 0.0}])
-def test_the_public_sampler_takes_no_shortcut(options):
-    with pytest.raises(ValueError, match="PublicTextSampler is exact"):
-        PublicTextSampler(**options)
-
-
-def test_a_setting_that_no_sampler_reads_is_told(tmp_path):
+def test_a_setting_that_no_sampler_reads_is_told():
     with pytest.warns(UserWarning, match=r"kv_cache='dual' \(sampler 'semi_autoregressive'\)"):
-        UniGRPOConfig(str(tmp_path), use_cpu=True, report_to="none", task_overrides={"t2i": {"kv_cache": "dual"}})
+        config(task_overrides={"t2i": {"kv_cache": "dual"}})
 
 
 def test_engines_do_not_cast_the_uniforms():
@@ -221,13 +200,12 @@ def test_engines_do_not_cast_the_uniforms():
         Draw(uniforms=uniforms.float())
 
 
-def test_held_out_answers_are_decoded_exactly(tmp_path):
+def test_held_out_answers_are_decoded_exactly():
     shortcuts = {"kv_cache": "dual", "confidence_threshold": 0.5, "exit_entropy": 0.2}
-    args = UniGRPOConfig(str(tmp_path), use_cpu=True, report_to="none", **shortcuts)
+    args = config(**shortcuts)
     algorithms = build_algorithms(args)
     assert algorithms["text"].sampler.kv_cache == "dual"
     pipe = Pipeline(model=None, policy=None, args=args, rewards=None, algorithms=algorithms)
     for task in ("text", "mmu"):
         sampler = eval_pipeline(pipe).algorithms[task].sampler
-        assert {key: getattr(sampler, key) for key in shortcuts} == EXACT_DECODING
-        assert sampler.temperature == 0
+        assert {key: getattr(sampler, key) for key in shortcuts} == EXACT_DECODING and sampler.temperature == 0

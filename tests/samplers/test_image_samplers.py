@@ -16,7 +16,7 @@ from unigrpo.samplers.maskgit import image_positions
 from unigrpo.samplers.parity import PublicImageSampler
 from unigrpo.types import Canvas, keyed_generator
 
-from ..support.tiny import golden, tiny_model, tiny_processor
+from ..support.tiny import golden, tiny_model
 
 
 ARRAYS, META = golden("g3_t2i")
@@ -29,11 +29,6 @@ TEXTS = ["w3 w4 w5", "w10 w11 w12 w13 w14 w15 w16", "w7"]
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def policy(model):
-    return MMaDAPolicy(model.config, tiny_processor())
 
 
 def golden_canvas(policy: MMaDAPolicy, case: str) -> Canvas:
@@ -108,7 +103,7 @@ class Uniform:
         return self
 
 
-def blank(policy, rows: int, tokens: int = 64) -> Canvas:
+def blank(policy, rows: int = 1, tokens: int = 16) -> Canvas:
     return policy.encode([{"prompt": "w3"}] * rows, "t2i", image_tokens=tokens)
 
 
@@ -131,8 +126,7 @@ def test_emerge_hides_what_the_schedule_says_on_average(policy, schedule):
 
 
 def test_greedy_takes_the_likeliest_code(model, policy):
-    canvas = blank(policy, 1, 16)
-    stream = [keyed_generator("greedy", 0)]
+    canvas, stream = blank(policy), [keyed_generator("greedy", 0)]
     rollout = Emerge(steps=1, temperature=0.0, guidance_scale=0)(model, policy, canvas, generators=stream)
     with torch.no_grad():
         logits = model(**policy.inputs(canvas, canvas.fill_mask)).logits
@@ -140,21 +134,23 @@ def test_greedy_takes_the_likeliest_code(model, policy):
     assert torch.equal(rollout.completions[0], best)
 
 
-def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match="steps=0"):
-        Emerge(steps=0)
-    with pytest.raises(ValueError, match="mask_schedule='cos'"):
-        MaskGIT(mask_schedule="cos")
-    with pytest.raises(ValueError, match="remask_noise_decay='none'"):
-        MaskGIT(remask_noise_decay="none")
-    with pytest.raises(ValueError, match="remask_temperature=-1"):
-        MaskGIT(remask_temperature=-1)
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (Emerge, "steps", 0),
+        (MaskGIT, "mask_schedule", "cos"),
+        (MaskGIT, "remask_noise_decay", "none"),
+        (MaskGIT, "remask_temperature", -1),
+    ],
+)
+def test_bad_settings_are_named(kind, name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        kind(**{name: value})
 
 
 def test_the_public_sampler_needs_one_generator(model, policy):
-    canvas = blank(policy, 2, 16)
     with pytest.raises(ValueError, match="the same one"):
-        PublicImageSampler()(model, policy, canvas, generators=[torch.Generator(), torch.Generator()])
+        PublicImageSampler()(model, policy, blank(policy, 2), generators=[torch.Generator(), torch.Generator()])
 
 
 @pytest.mark.parametrize(("steps", "hidden"), [(6, 511), (12, 511), (15, 511), (18, 511), (48, 511), (4, 391)])
@@ -170,29 +166,28 @@ def test_the_public_schedule_counts_in_fp32(steps, hidden):
 
 def test_codes_of_an_image_in_the_prompt_are_not_drawn(model, policy):
     """The schedule counts the image that is drawn: an image to edit, in the prompt, changes no count."""
-    blank_canvas = blank(policy, 1, 16)
-    code = policy.token_space("t2i").start + 5
-    start = int(blank_canvas.fill_mask[0].nonzero()[0])
-    prompt = torch.full((1, 6), code)
-    beside = [blank_canvas.ids[:, :1], prompt, blank_canvas.ids[:, 1:]]
-    no, yes = torch.zeros(1, 6, dtype=torch.bool), torch.ones(1, 6, dtype=torch.bool)
-    edit = replace(
-        blank_canvas,
-        ids=torch.cat(beside, dim=1),
-        fill_mask=torch.cat([blank_canvas.fill_mask[:, :1], no, blank_canvas.fill_mask[:, 1:]], dim=1),
-        attention_mask=torch.cat([blank_canvas.attention_mask[:, :1], yes, blank_canvas.attention_mask[:, 1:]], dim=1),
-    )
+    plain, code = blank(policy), policy.token_space("t2i").start + 5
+    start = int(plain.fill_mask[0].nonzero()[0])
     assert start > 1, "the image is not at the front"
+
+    def with_image(own: torch.Tensor, value) -> torch.Tensor:
+        return torch.cat([own[:, :1], torch.full((1, 6), value, dtype=own.dtype), own[:, 1:]], dim=1)
+
+    edit = replace(
+        plain,
+        ids=with_image(plain.ids, code),
+        fill_mask=with_image(plain.fill_mask, False),
+        attention_mask=with_image(plain.attention_mask, True),
+    )
     assert torch.equal(image_positions(edit), edit.fill_mask)
-    held = []
-    for canvas in (blank_canvas, edit):
+    for canvas in (plain, edit):
         rollout = MaskGIT(steps=8)(model, policy, canvas, generators=[keyed_generator("edit")])
-        held.append([int((canvas.fill_mask & (rollout.step_map >= step)).sum()) for step in range(9)])
-    assert held[0] == held[1] == [16, 15, 14, 13, 11, 8, 6, 3, 0]
+        held = [int((canvas.fill_mask & (rollout.step_map >= step)).sum()) for step in range(9)]
+        assert held == [16, 15, 14, 13, 11, 8, 6, 3, 0]
     # A code that is given inside the image is a part of it.
-    given = replace(blank_canvas, ids=blank_canvas.ids.clone(), fill_mask=blank_canvas.fill_mask.clone())
+    given = replace(plain, ids=plain.ids.clone(), fill_mask=plain.fill_mask.clone())
     given.ids[0, start + 3], given.fill_mask[0, start + 3] = code, False
-    assert torch.equal(image_positions(given), blank_canvas.fill_mask)
+    assert torch.equal(image_positions(given), plain.fill_mask)
 
 
 def test_padding_changes_nothing(model, policy):
@@ -202,19 +197,14 @@ def test_padding_changes_nothing(model, policy):
     full = policy.encode(rows, "t2i", image_tokens=16, trim_padding=False, max_prompt_length=40)
     assert short.ids.shape[1] < full.ids.shape[1] == 41 + 18
     for fill in (MaskGIT(steps=4), Emerge(steps=4)):
-        images = [
-            fill(model, policy, canvas, generators=[keyed_generator("pad", row) for row in range(3)]).completions
-            for canvas in (short, full)
-        ]
-        assert torch.equal(torch.stack(images[0]), torch.stack(images[1]))
-    hidden = short.fill_mask
-    wide = full.fill_mask
+        streams = ([keyed_generator("pad", row) for row in range(3)] for _ in range(2))
+        one, other = (fill(model, policy, own, generators=next(streams)).completions for own in (short, full))
+        assert torch.equal(torch.stack(one), torch.stack(other))
+
+    def logps(canvas: Canvas) -> torch.Tensor:
+        codes, hidden = torch.arange(int(canvas.fill_mask.sum())) % CODES + OFFSET, canvas.fill_mask
+        filled = replace(canvas, ids=canvas.ids.masked_scatter(hidden, codes))
+        return score_tokens(model, policy, filled, hidden, hidden).logps[hidden]
+
     with torch.no_grad():
-        a = score_tokens(model, policy, replace(short, ids=filled(short)), hidden, hidden).logps[hidden]
-        b = score_tokens(model, policy, replace(full, ids=filled(full)), wide, wide).logps[wide]
-    assert (a - b).abs().max() < 1e-5
-
-
-def filled(canvas: Canvas) -> torch.Tensor:
-    codes = torch.arange(int(canvas.fill_mask.sum())) % CODES + OFFSET
-    return canvas.ids.masked_scatter(canvas.fill_mask, codes)
+        assert (logps(short) - logps(full)).abs().max() < 1e-5

@@ -6,10 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback
 
-from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.cache import KeyValueCache
@@ -21,19 +18,10 @@ from unigrpo.training.old_and_reference import log_decoding_gap
 from unigrpo.types import Canvas, TokenSpace
 
 from ..support import ROOT
-from ..support.tiny import low_ids, tiny_model, tiny_processor
+from ..support.configs import config
+from ..support.tiny import tiny_model
 from ..support.tolerances import assert_rounding
-from .test_text_sampler import CountingModel, counting_model, sample, text_canvas
-
-
-@pytest.fixture(scope="module")
-def policy() -> MMaDAPolicy:
-    return MMaDAPolicy(tiny_model().config, tiny_processor())
-
-
-@pytest.fixture
-def model() -> CountingModel:
-    return counting_model()
+from .test_text_sampler import CountingModel, counting_model, model_that_counts, sample, text_canvas  # noqa: F401
 
 
 def stale_logits(model, policy, before, after, select, span):
@@ -83,16 +71,14 @@ def test_a_forward_over_a_span_sees_the_keys_that_were_kept(policy, model, span)
 
 @torch.no_grad()
 def test_kept_rows_can_leave(policy, model):
-    canvas = text_canvas(policy)
-    select = canvas.fill_mask
-    whole, part = KeyValueCache(), KeyValueCache()
-    rows = torch.tensor([2, 0])
-    model(**policy.inputs(canvas), select=select, cache=whole)
-    model(**policy.inputs(canvas), select=select, cache=part)
-    part.take(rows.tolist())
-    whole.span = part.span = (canvas.ids.shape[1] - 24, canvas.ids.shape[1])
-    logits = model(**policy.inputs(canvas), select=select, cache=whole).logits.view(4, 24, -1)
+    canvas, rows = text_canvas(policy), torch.tensor([2, 0])
     few = canvas.take(rows)
+    whole, part = KeyValueCache(), KeyValueCache()
+    for cache in (whole, part):
+        model(**policy.inputs(canvas), select=canvas.fill_mask, cache=cache)
+        cache.span = (canvas.ids.shape[1] - 24, canvas.ids.shape[1])
+    part.take(rows.tolist())
+    logits = model(**policy.inputs(canvas), select=canvas.fill_mask, cache=whole).logits.view(4, 24, -1)
     own = model(**policy.inputs(few), select=few.fill_mask, cache=part).logits.view(2, 24, -1)
     assert_rounding(own, logits[rows])
 
@@ -137,30 +123,22 @@ def test_shifted_logits_are_computed_from_one_column_earlier(policy):
         assert kept.ready(0, [0, 1], 4, 8).span == span
 
 
-def test_a_policy_without_a_cache_says_so(policy, model):
-    class Without(MMaDAPolicy):
-        supports_cache = False
-
-    own = Without(policy.config, policy.processor)
-    with pytest.raises(ValueError, match="Without has no cache"):
-        sample(model, own, text_canvas(policy), kv_cache="prefix")
-    args = UniGRPOConfig("unused", use_cpu=True, report_to="none", kv_cache="dual", max_completion_length=12)
-    row = {"prompt": "w1"}
-    check_prompt(policy, args, None, row, "train_dataset[0]")
-    with pytest.raises(ValueError, match=r"train_dataset\[0\], task 'text': kv_cache='dual': Without has no cache"):
-        check_prompt(own, args, None, row, "train_dataset[0]")
-    check_prompt(own, args, None, row, "eval_dataset[0]", held_out=True)
-
-
 class WithoutCache(MMaDAPolicy):
-    """Named by an import path in the test below."""
-
     supports_cache = False
 
 
-def test_check_finds_a_policy_without_a_cache(capsys):
-    recipe = str(ROOT / "recipes" / "quickstart.yaml")
-    command = ["check", "--offline", recipe, "kv_cache=dual"]
+def test_a_policy_without_a_cache_says_so(policy, model, capsys):
+    own, row = WithoutCache(policy.config, policy.processor), {"prompt": "w1"}
+    with pytest.raises(ValueError, match="WithoutCache has no cache"):
+        sample(model, own, text_canvas(policy), kv_cache="prefix")
+    args = config(kv_cache="dual", max_completion_length=12)
+    check_prompt(policy, args, None, row, "train_dataset[0]")
+    with pytest.raises(
+        ValueError, match=r"train_dataset\[0\], task 'text': kv_cache='dual': WithoutCache has no cache"
+    ):
+        check_prompt(own, args, None, row, "train_dataset[0]")
+    check_prompt(own, args, None, row, "eval_dataset[0]", held_out=True)
+    command = ["check", "--offline", str(ROOT / "recipes" / "quickstart.yaml"), "kv_cache=dual"]
     assert main(command) == 0
     assert main([*command, "policy=tests.samplers.test_kv_cache:WithoutCache"]) == 1
     assert "kv_cache='dual': WithoutCache has no cache" in capsys.readouterr().out
@@ -181,60 +159,29 @@ def test_a_hole_that_an_earlier_block_left_is_computed_beside_a_cache(policy):
 
 
 @pytest.mark.parametrize("kind", ["none", "prefix", "dual"])
-def test_the_log_says_what_a_cache_is_off(tmp_path, kind):
+def test_the_log_says_what_a_cache_is_off(make_trainer, kind):
     """The tiny model is random: with kept keys its log-probabilities are far off, without them they are the sampler's."""
-    model, rows = tiny_model(), [{"prompt": "w1 w2"}, {"prompt": "w9 w8 w7"}]
-    args = UniGRPOConfig(
-        str(tmp_path),
-        use_cpu=True,
-        report_to="none",
-        kv_cache=kind,
-        max_completion_length=16,
-        steps=16,
-        block_length=8,
-        num_generations=4,
-        per_device_train_batch_size=8,
-        max_steps=2,
-        logging_steps=1,
-        disable_tqdm=True,
-        save_strategy="no",
-    )
-    trainer = UniGRPOTrainer(
-        model, [low_ids], args, train_dataset=Dataset.from_list(rows * 4), processing_class=tiny_processor()
-    )
+    rows = [{"prompt": "w1 w2"}, {"prompt": "w9 w8 w7"}] * 4
+    sizes = {"max_completion_length": 16, "steps": 16, "block_length": 8, "max_steps": 2}
+    trainer = make_trainer(rows=rows, kv_cache=kind, **sizes)
     # As many stop tokens as an untrained model writes would hide what this is about.
     trainer.policy.stop_token_ids = ()
-    found = []
-    trainer.add_callback(_Logs(found))
     trainer.train()
+    found = trainer.state.log_history
     gaps = [logs["sampling/decoding_gap/mean"] for logs in found if "sampling/decoding_gap/mean" in logs]
-    assert len(gaps) == (kind != "none")
-    assert all(gap > 0.01 for gap in gaps)
-    if kind != "none":
-        pipe, window = trainer.pipeline(), trainer._window
-        # The same rows, as if their log-probabilities had been drawn with exact forwards.
-        for row in window.experiences:
-            for step in row.step_map[row.fill_mask].unique():
-                hidden = (row.step_map >= step) & row.fill_mask
-                target = (row.step_map == step) & row.fill_mask
-                own = Canvas(
-                    ids=row.ids[None],
-                    fill_mask=row.fill_mask[None],
-                    attention_mask=row.attention_mask[None],
-                    task="text",
-                    token_space=row.token_space,
-                )
-                with torch.no_grad():
-                    scores = score_tokens(trainer.model.eval(), trainer.policy, own, hidden[None], target[None])
-                row.sampling_logps[target] = scores.logps[0][target]
-        metrics = Metrics(by_task=False)
-        log_decoding_gap(pipe, window, 0, ["text"], metrics)
-        assert metrics.flush()["sampling/decoding_gap/max"] < 1e-4
-
-
-class _Logs(TrainerCallback):
-    def __init__(self, found: list) -> None:
-        self.found = found
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.found.append(dict(logs))
+    assert len(gaps) == (kind != "none") and all(gap > 0.01 for gap in gaps)
+    if kind == "none":
+        return
+    pipe, window = trainer.pipeline(), trainer._window
+    # The same rows, as if their log-probabilities had been drawn with exact forwards.
+    for row in window.experiences:
+        whole = {"ids": row.ids[None], "fill_mask": row.fill_mask[None], "attention_mask": row.attention_mask[None]}
+        own = Canvas(**whole, task="text", token_space=row.token_space)
+        for step in row.step_map[row.fill_mask].unique():
+            hidden, target = (row.step_map >= step) & row.fill_mask, (row.step_map == step) & row.fill_mask
+            with torch.no_grad():
+                scores = score_tokens(trainer.model.eval(), trainer.policy, own, hidden[None], target[None])
+            row.sampling_logps[target] = scores.logps[0][target]
+    metrics = Metrics(by_task=False)
+    log_decoding_gap(pipe, window, 0, ["text"], metrics)
+    assert metrics.flush()["sampling/decoding_gap/max"] < 1e-4

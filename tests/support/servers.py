@@ -11,6 +11,20 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
+from unigrpo.rewards import get_reward
+from unigrpo.rewards._exchange import RewardServiceError
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    """A test module that imports it meets neither a proxy nor a key of the machine."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
 
 class Exchange(BaseHTTPRequestHandler):
     """One request and the ways to answer it; ``number`` counts requests from 0."""
@@ -132,6 +146,32 @@ def serving(answer: Callable[[Exchange], None], tls: ssl.SSLContext | None = Non
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+def lengths(exchange: Exchange) -> None:
+    """A service that is well: the length of each completion."""
+    exchange.json({"rewards": [len(completion) for completion in exchange.body["completions"]]})
+
+
+def hangs(exchange: Exchange) -> None:
+    exchange.hang()
+
+
+def says(value: Any, status: int = 200, **headers: str) -> Callable[[Exchange], None]:
+    return lambda exchange: exchange.json(value, status, **headers)
+
+
+def remote(seen_or_url: Seen | str, **arguments: Any) -> Any:
+    """The reward ``remote`` that asks there, at once again after a failure."""
+    url = seen_or_url if isinstance(seen_or_url, str) else f"{seen_or_url.url}/score"
+    return get_reward("remote", **{"url": url, "backoff": 0.0, "timeout": 30.0, **arguments})
+
+
+def failure(reward: Any, rows: int = 2, **columns: Any) -> str:
+    """What the reward says when it gives up."""
+    with pytest.raises(RewardServiceError) as error:
+        reward(["p"] * rows, ["c"] * rows, **columns)
+    return str(error.value)
 
 
 def in_turn(*answers: Callable[[Exchange], None]) -> Callable[[Exchange], None]:

@@ -8,9 +8,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from unigrpo.rewards.clip import ClipScore
 
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "rewards"
@@ -182,6 +185,13 @@ def picture(seed, size=(20, 24), mode="RGB"):
     return Image.fromarray(values).convert(mode)
 
 
+class Log(dict):
+    """A ``log_metric`` that remembers."""
+
+    def __call__(self, name, value):
+        self[name] = value
+
+
 class Broken(Image.Image):
     """An image whose pixels cannot be read, as of a file that was cut off."""
 
@@ -192,3 +202,14 @@ class Broken(Image.Image):
 
     def load(self):
         raise OSError("image file is truncated")
+
+
+def clip(folder, **arguments):
+    """``clip_score`` of the model there, on the CPU and without a floor."""
+    return ClipScore(str(folder), **{"device": "cpu", "clamp_min": None, **arguments})
+
+
+def clip_refused(match, folder, **arguments):
+    """One score from there is an error."""
+    with pytest.raises(ValueError, match=match):
+        clip(folder, **arguments)(["a"], [picture(0)])
