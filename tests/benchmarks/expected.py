@@ -22,17 +22,10 @@ weights trained; old forward 1950, forward 1990, backward 3750.
 
 SHARES = {
     "text T=0": {"LM head": 0.60, "softmax and cast": 0.20, "argmax": 0.09, "attention": 0.04, "MLP": 0.06},
-    "text T=1": {
-        "LM head": 0.28,
-        "softmax and cast": 0.10,
-        "Gumbel": 0.52,
-        "argmax": 0.04,
-        "attention": 0.02,
-        "MLP": 0.03,
-    },
+    "text T=1": {"LM head": 0.28, "softmax and cast": 0.10, "Gumbel": 0.52, "argmax": 0.04, "attention": 0.02, "MLP": 0.03},
     "t2i": {"LM head": 0.67, "guidance": 0.13, "multinomial": 0.06, "attention": 0.06, "MLP": 0.07},
     "update": {"old forward": 0.25, "forward": 0.26, "backward": 0.48},
-}
+}  # fmt: skip
 """Shares of the plain implementation's time."""
 
 

@@ -21,7 +21,6 @@ ERRORS = {
     "one generation": ({"num_generations": 1}, ["num_generations=1", "at least 2"]),
     "no eval generation": ({"num_generations_eval": 0}, ["num_generations_eval=0", "at least 1"]),
     "no update": ({"num_iterations": 0}, ["num_iterations=0", "at least 1"]),
-    "no draw": ({"num_noise_samples": 0}, ["num_noise_samples=0", "at least 1"]),
     "no answer": ({"max_completion_length": 0}, ["max_completion_length=0", "at least 1"]),
     "no steps": ({"steps": 0}, ["steps=0", "at least 1"]),
     "no block": ({"block_length": 0}, ["block_length=0", "at least 1"]),
@@ -127,22 +126,16 @@ ERRORS = {
         {"task_overrides": {"t2i": {"num_iterations": 3}}},
         ["task_overrides.t2i.num_iterations", "not allowed"],
     ),
-    "override choice": (
-        {"task_overrides": {"text": {"kl_estimator": "k9"}}},
-        ["task_overrides.text.kl_estimator='k9'", "k3"],
-    ),
+    "override choice": ({"task_overrides": {"text": {"kl_estimator": "k9"}}}, ["task_overrides.text.kl_estimator='k9'", "k3"]),
     "override epsilon": ({"task_overrides": {"text": {"epsilon": 2}}}, ["task_overrides.text.epsilon=2", "(0, 1)"]),
-    "override temperature": (
-        {"task_overrides": {"text": {"temperature": 0.0}}},
-        ["task_overrides.text.temperature=0", "1.0"],
-    ),
+    "override temperature": ({"task_overrides": {"text": {"temperature": 0.0}}}, ["task_overrides.text.temperature=0", "1.0"]),
     "override steps": ({"task_overrides": {"text": {"steps": 0}}}, ["task_overrides.text.steps=0", "at least 1"]),
     "override beta": ({"task_overrides": {"text": {"beta": -1.0}}}, ["task_overrides.text.beta=-1.0", "negative"]),
     "override timestep": (
         {"task_overrides": {"text": {"timestep_start": 2000}}},
         ["task_overrides.text.timestep_start=2000", "num_timesteps=1000"],
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ERRORS)

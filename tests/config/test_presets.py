@@ -454,13 +454,10 @@ TOKEN_LOSSES = {
     # A < 0: max(min(rho A, clip(rho) A), delta A), which is the ratio cut at delta first.
     "delta": ({"delta": 1.5}, lambda d, a, _: clipped(d, a, 0.2) if a >= 0 else max(clipped(d, a, 0.2), 1.5 * a)),
     # Log-ratios within +-0.3 before anything else; the wide clip range lets it show above and below.
-    "log-ratio": (
-        {"log_ratio_clip": 0.3, "epsilon": 0.9},
-        lambda d, a, _: math.exp(max(-0.3, min(d, 0.3))) * a,
-    ),
+    "log-ratio": ({"log_ratio_clip": 0.3, "epsilon": 0.9}, lambda d, a, _: math.exp(max(-0.3, min(d, 0.3))) * a),
     # beta k3(log p_old - log p) beside the surrogate.
     "KL to old": ({"kl_reference": "old", "beta": 0.5}, lambda d, a, _: clipped(d, a, 0.2) - 0.5 * k3(-d)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TOKEN_LOSSES)
@@ -761,10 +758,7 @@ ERRORS = {
         {"algorithm": "espo", "task_overrides": {"t2i": {"num_noise_samples": 3}}},
         ["task_overrides.t2i.num_noise_samples=3", "even"],
     ),
-    "no steps": (
-        {"num_noise_samples": 0},
-        ["num_noise_samples=0", "every step", "StructuredNoising", "at least 1"],
-    ),
+    "no steps": ({"num_noise_samples": 0}, ["num_noise_samples=0", "every step", "StructuredNoising", "at least 1"]),
     "no steps of one task": (
         {"algorithm": "trace_rl", "task_overrides": {"t2i": {"noising": "full", "num_noise_samples": 0}}},
         ["task_overrides.t2i.num_noise_samples=0", "FullNoising"],
@@ -801,10 +795,7 @@ ERRORS = {
     "shrink": ({"trajectory_shrink": 0}, ["trajectory_shrink=0", "at least 1"]),
     "temperature": ({"advantage_temperature": 0.0}, ["advantage_temperature=0.0", "positive"]),
     "advantage clip": ({"advantage_clip": -1.0}, ["advantage_clip=-1.0", "positive"]),
-    "loss weight": (
-        {"task_overrides": {"t2i": {"loss_weight": -1.0}}},
-        ["task_overrides.t2i.loss_weight=-1.0", "negative"],
-    ),
+    "loss weight": ({"task_overrides": {"t2i": {"loss_weight": -1.0}}}, ["task_overrides.t2i.loss_weight=-1.0", "negative"]),
     "epsilon of espo's recipe": ({"algorithm": "espo", "epsilon": 0.0}, ["epsilon=0.0", "(0, 1)"]),
     "reduce": ({"reduce": "per_tokens"}, ["reduce='per_tokens'", "mean 'per_token'"]),
     "coupling": ({"draw_coupling": "antithetical"}, ["draw_coupling='antithetical'", "mean 'antithetic'"]),
@@ -812,11 +803,8 @@ ERRORS = {
     "noising": ({"noising": "randon"}, ["noising='randon'", "mean 'random'"]),
     "surrogate": ({"surrogate": "pppo"}, ["surrogate='pppo'", "mean 'ppo'"]),
     "noising of one task": ({"task_overrides": {"t2i": {"noising": "ful"}}}, ["noising='ful'", "mean 'full'"]),
-    "surrogate of one task": (
-        {"task_overrides": {"t2i": {"surrogate": "cipso"}}},
-        ["surrogate='cipso'", "mean 'cispo'"],
-    ),
-}
+    "surrogate of one task": ({"task_overrides": {"t2i": {"surrogate": "cipso"}}}, ["surrogate='cipso'", "mean 'cispo'"]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ERRORS)
