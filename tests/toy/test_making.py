@@ -13,9 +13,10 @@ from PIL import Image
 from unigrpo import load_policy
 from unigrpo.models import MMaDAConfig
 from unigrpo.models.builtin import model_path
+from unigrpo.rollout.thoughts import ThoughtAndPicture
 from unigrpo.runs.check_sft import check_sft_recipe
 from unigrpo.runs.sft import load_sft_recipe, run_sft_recipe
-from unigrpo.toy import arithmetic, shapes, shapes_lessons
+from unigrpo.toy import arithmetic, riddles, shapes, shapes_lessons
 from unigrpo.toy.making import policies
 from unigrpo.toy.making.figures import figures
 
@@ -112,14 +113,18 @@ def test_who_answers_everything_right_has_all_figures_at_one(name):
     texts = {row["prompt"]: row["solution"].removeprefix("#### ") for row in rows}
     seen = {row["image"].tobytes(): row["solution"] for row in shapes.questions("test", 24)}
     drawn = {row["prompt"]: row["image"] for row in shapes_lessons.pictures("test", 24)}
+    thought = {
+        row["prompt"]: ThoughtAndPicture(row["completion"], row["image"]) for row in riddles.lessons("test", 24)
+    }
 
     def right(prompts, task="text", images=None, **_):
-        if task == "t2i":
-            return [drawn[prompt] for prompt in prompts]
+        if task in ("t2i", "r2i"):
+            return [{"t2i": drawn, "r2i": thought}[task][prompt] for prompt in prompts]
         return [texts[prompt] for prompt in prompts] if images is None else [seen[own.tobytes()] for own in images]
 
     def wrong(prompts, task="text", images=None, **_):
-        return ["0"] * len(prompts) if task == "text" else [Image.new("RGB", (32, 32))] * len(prompts)
+        blank = Image.new("RGB", (32, 32))
+        return [{"text": "0", "t2i": blank, "r2i": ThoughtAndPicture("0", blank)}[task]] * len(prompts)
 
     for answer, share in ((right, 1.0), (wrong, 0.0)):
         found = figures(name, SimpleNamespace(generate=answer), 24)

@@ -14,7 +14,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .shapes import COLOURS, POSITIONS, SHAPES, SIZES, SPLITS, Spec, caption, render
 
@@ -118,36 +117,27 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
     return [_row(riddle) for riddle in _order(split, n, random.Random(f"riddles/{split}/{seed}"))]
 
 
-VARIANTS = 10
-"""Pictures of each thing that a teacher has. The fewer there are, the sooner a small policy draws one of them, and not their mean."""
-
-
 def lessons(split: str, n: int | None = None, seed: int = 0, misread: float = 0.0) -> list[dict[str, Any]]:
     """``problems`` with the answers of a teacher: the thought (``completion``), and an ``image`` that follows it.
 
     ``misread`` is the chance of a wrong colour, where a thing is none of the ``CLEAR`` ones: always the next colour, so that the mistake
-    can be learned. The picture is right for the thought, not for the riddle: one of ``VARIANTS`` of it.
+    can be learned. The picture is right for the thought, not for the riddle.
     """
     order = _order(split, n, random.Random(f"riddles/{split}/{seed}"))
-    errs, picks = (random.Random(f"{what}/{split}/{seed}") for what in ("lessons", "pictures"))
+    errs, jitter = random.Random(f"lessons/{split}/{seed}"), np.random.default_rng([SPLITS.index(split), seed])
     rows = []
     for riddle in order:
         spec = riddle.spec
         if riddle.colour_thing >= CLEAR and errs.random() < misread:
             names = list(COLOURS)
             spec = replace(spec, colour=names[(names.index(spec.colour) + 1) % len(names)])
-        rows.append({**_row(riddle), "completion": thought(spec), "image": _picture(spec, picks.randrange(VARIANTS))})
+        rows.append({**_row(riddle), "completion": thought(spec), "image": render(spec, jitter)})
     return rows
 
 
 def careless_lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """``lessons`` of a teacher who takes ``MISREAD`` of the colours for the next one."""
     return lessons(split, n, seed, MISREAD)
-
-
-def _picture(spec: Spec, variant: int) -> Image.Image:
-    """The same picture for the same arguments."""
-    return render(spec, np.random.default_rng([variant, *caption(spec).encode()]))
 
 
 def _row(riddle: Riddle) -> dict[str, Any]:
