@@ -269,9 +269,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def _scored_in_place(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log p of ``columns`` ``[n, 1]`` and entropy, each ``[n]``, from ``logits [n, W]``, which powers of e take the place of.
-
-    A chunk of logits is most of what a step on a long vocabulary holds; so there is no second one, of probabilities or products.
+    """log p of ``columns`` ``[n, 1]`` and entropy, each ``[n]``, from ``logits [n, W]``, whose memory powers of e take.
 
     Returns:
         log p, entropy, the powers ``[n, W]`` and their sums ``[n, 1]``: p is a power over its row's sum.
@@ -279,10 +277,8 @@ def _scored_in_place(logits: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, T
     top, chosen = logits.amax(dim=-1, keepdim=True), logits.gather(1, columns)
     powers = logits.sub_(top).exp_()
     total = powers.sum(dim=-1, keepdim=True)
-    parts = powers.split(VOCAB_PER_CHUNK, dim=1)
-    entropy = (
-        total.log() + torch.stack([torch.special.entr(own).sum(dim=-1) for own in parts]).sum(dim=0)[:, None] / total
-    )
+    parts = [torch.special.entr(own).sum(dim=-1, keepdim=True) for own in powers.split(VOCAB_PER_CHUNK, dim=1)]
+    entropy = total.log() + torch.stack(parts).sum(dim=0) / total
     return (chosen - top - total.log()).squeeze(1), entropy.squeeze(1), powers, total
 
 

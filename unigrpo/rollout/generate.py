@@ -101,24 +101,32 @@ class LoadedPolicy:
         lengths = {} if task == "t2i" else {"max_completion_length": length}
         if is_picture(spans_of(task)[-1]):
             lengths["image_tokens"] = self._codec().count(self._size(image_size))
-        if thoughts is not None:
-            if task != "r2i":
-                raise ValueError(f"thoughts belong to task 'r2i', not to {task!r}: leave them out")
-            rows = under_given(self.policy, rows, one_a_prompt("thoughts", thoughts, len(rows)), length)
+        rows = self._under_given(rows, thoughts, task, length)
         rows = [row for row in rows for _ in range(num_return_sequences)]
         if task == "r2i" and thoughts is None:
             think, _, _ = self._sampling("text", None, {**named, "max_completion_length": length}, block_length, {})
             written = list(self._filled(rows, "thought", lengths, batch_size, think, seed, on_step))
             rows = under_written(rows, written)
-        answers: list[Any] = []
-        for rollout in self._filled(rows, spans_of(task)[-1], lengths, batch_size, fill, seed, on_step):
-            found, drawn = rollout.completions, is_picture(rollout.canvas.task)
-            answers += self._codec().decode(found, self._size(image_size)) if drawn else found
+        filled = self._filled(rows, spans_of(task)[-1], lengths, batch_size, fill, seed, on_step)
+        answers = [answer for rollout in filled for answer in self._decoded(rollout, image_size)]
         if task != "r2i":
             return answers
         return [ThoughtAndPicture(row["thought"], picture) for row, picture in zip(rows, answers, strict=True)]
 
     __call__ = generate
+
+    def _under_given(self, rows: list[dict[str, Any]], thoughts: Any, task: str, length: int) -> list[dict[str, Any]]:
+        """``rows`` with the thoughts that were given, if any were."""
+        if thoughts is None:
+            return rows
+        if task != "r2i":
+            raise ValueError(f"thoughts belong to task 'r2i', not to {task!r}: leave them out")
+        return under_given(self.policy, rows, one_a_prompt("thoughts", thoughts, len(rows)), length)
+
+    def _decoded(self, rollout: Rollout, image_size: int | list[int] | None) -> list[Any]:
+        """Its texts, or its pictures from their codes."""
+        drawn = is_picture(rollout.canvas.task)
+        return self._codec().decode(rollout.completions, self._size(image_size)) if drawn else rollout.completions
 
     def _rows(
         self, prompts: Any, task: str, images: Any, image_size: int | list[int] | None, image_transform: str
