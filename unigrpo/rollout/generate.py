@@ -89,13 +89,8 @@ class LoadedPolicy:
         """
         task = task or ("text" if images is None else "mmu")
         check_choice("task", task, TASKS)
-        own = {
-            "max_completion_length": max_completion_length,
-            "steps": steps,
-            "temperature": temperature,
-            "seed": seed,
-        }
-        named = in_own_names(options, own)
+        own = {"max_completion_length": max_completion_length, "steps": steps, "temperature": temperature}
+        named = in_own_names(options, {**own, "seed": seed})
         fill, length, seed = self._sampling(task, sampler, named, block_length, options)
         rows = self._rows(prompts, task, images, image_size, image_transform)
         lengths = {} if task == "t2i" else {"max_completion_length": length}
