@@ -1,7 +1,7 @@
 """Sudoku of 4 x 4 cells: fill in a grid whose rows, columns and 2 x 2 boxes hold 1 to 4 once each.
 
 A puzzle is 16 characters, row after row, with ``0`` for an empty cell; the answer is all 16 digits. There are 288 grids, of
-which one in six is held out. ``python -m unigrpo.toy.making.puzzle_cold_start sudoku`` makes the shipped policy (``builtin:sudoku``).
+which one in six is held out. ``making/README.md`` says how ``builtin:sudoku`` is made.
 """
 
 from __future__ import annotations
@@ -32,12 +32,6 @@ HELD_OUT_ONE_IN = 6
 
 WRONG_CELL = 0.5
 """Chance that the teacher redraws the digit of an empty cell; one redrawn digit in four is the right one."""
-
-STAGES = (
-    {"errs": False, "steps": 450, "batch_size": 64, "learning_rate": 2e-3, "decay": 200},
-    {"errs": True, "steps": 250, "batch_size": 64, "learning_rate": 5e-4, "decay": 125},
-)
-"""The cold start learns from a teacher that is right, then from one that errs."""
 
 
 @cache
@@ -90,12 +84,6 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
     return [_row(next(endless), rng) for _ in range(count)]
 
 
-def lesson(rng: random.Random, errs: bool) -> tuple[dict[str, Any], str]:
-    """A row of the train split and what the teacher answers, with mistakes in the empty cells if it ``errs``."""
-    row = _row(rng.choice(_train()), rng)
-    return row, _careless_answer(row, rng) if errs else row["solution"]
-
-
 def lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """``problems`` with their grids in ``completion``."""
     return [{**row, "completion": row["solution"]} for row in problems(split, n, seed)]
@@ -123,11 +111,6 @@ def _neighbours() -> list[set[int]]:
     """For each cell those that share its row, its column or its box."""
     homes = [{("row", i // 4), ("column", i % 4), ("box", i // 8, i % 4 // 2)} for i in range(CELLS)]
     return [{j for j in range(CELLS) if j != i and homes[i] & homes[j]} for i in range(CELLS)]
-
-
-@cache
-def _train() -> list[str]:
-    return grids_of("train")
 
 
 def _shuffled_forever(items: list[str], rng: random.Random) -> Iterator[str]:
