@@ -40,6 +40,10 @@ def short(recipe: Path, folder: Path) -> list[str]:
     return [*few, *start, *steps, *schedule, "warmup_steps=0", f"output_dir={folder}"]
 
 
+def test_every_policy_has_its_recipes():
+    assert {policy_of(recipe) for recipe in RECIPES} == policies.KINDS.keys()
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda own: own.stem)
 def test_a_recipe_lowers_its_loss_and_leaves_a_policy(tmp_path, recipe):
     overrides = short(recipe, tmp_path)

@@ -2,7 +2,7 @@
 
 *771+6+5+5+2* is answered with *777 782 787 789*. Each total is read off the one before it, so decoding must see what it has
 already written. That is what this policy is for: caches that keep old keys and values show here. Its teacher never errs, and
-``python -m unigrpo.toy.making.puzzle_cold_start running_sums`` makes the shipped policy (``builtin:running_sums``).
+``making/README.md`` says how ``builtin:running_sums`` is made.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ SAMPLING = {"max_completion_length": 16, "steps": 16, "block_length": 4}
 """A total and the space behind it fill a block."""
 
 HELD_OUT_ONE_IN = 8
-
-STAGES = ({"errs": False, "steps": 1800, "batch_size": 64, "learning_rate": 2e-3, "decay": 600},)
 
 
 def split_of(first: int, added: tuple[int, ...]) -> str:
@@ -53,14 +51,6 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
 def solved(answer: str, solution: str) -> bool:
     """Whether every total is right."""
     return answer.split() == solution.split()
-
-
-def lesson(rng: random.Random, errs: bool) -> tuple[dict[str, Any], str]:
-    """A training row and its answer; there is no teacher that ``errs``."""
-    if errs:
-        raise ValueError("running sums are taught without mistakes")
-    row = _row("train", rng)
-    return row, row["solution"]
 
 
 def lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
