@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .shapes import COLOURS, POSITIONS, SHAPES, SIZES, SPLITS, Spec, caption, render
 
@@ -44,13 +45,13 @@ PLACES = {
 PROMPT = "something {size}, the color of {colour}, the shape of a {shape}, {place}"
 
 WORDS = (
-    *("something", ",", "of", "where"),
+    "something",
+    ", the color of",
+    ", the shape of a",
     *(thing for things in (*COLOUR_THINGS.values(), *SHAPE_THINGS.values()) for thing in things),
-    *sorted(
-        {word for places in PLACES.values() for place in places for word in place.split()} - {"where", "a", "the"}
-    ),
+    *(f", {place}" for places in PLACES.values() for place in places),
 )
-"""Words and marks of riddles that captions do not have, once each."""
+"""Phrases of riddles, a token each: a short prompt leaves a small policy more sight of its thought."""
 
 MISREAD = 0.6
 """How often the careless teacher takes a thing's colour for the next one."""
@@ -117,27 +118,36 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
     return [_row(riddle) for riddle in _order(split, n, random.Random(f"riddles/{split}/{seed}"))]
 
 
+VARIANTS = 10
+"""Pictures of each thing that a teacher has. The fewer there are, the sooner a small policy draws one of them, and not their mean."""
+
+
 def lessons(split: str, n: int | None = None, seed: int = 0, misread: float = 0.0) -> list[dict[str, Any]]:
     """``problems`` with the answers of a teacher: the thought (``completion``), and an ``image`` that follows it.
 
     ``misread`` is the chance of a wrong colour, where a thing is none of the ``CLEAR`` ones: always the next colour, so that the mistake
-    can be learned. The picture is right for the thought, not for the riddle.
+    can be learned. The picture is right for the thought, not for the riddle: one of ``VARIANTS`` of it.
     """
     order = _order(split, n, random.Random(f"riddles/{split}/{seed}"))
-    errs, jitter = random.Random(f"lessons/{split}/{seed}"), np.random.default_rng([SPLITS.index(split), seed])
+    errs, picks = (random.Random(f"{what}/{split}/{seed}") for what in ("lessons", "pictures"))
     rows = []
     for riddle in order:
         spec = riddle.spec
         if riddle.colour_thing >= CLEAR and errs.random() < misread:
             names = list(COLOURS)
             spec = replace(spec, colour=names[(names.index(spec.colour) + 1) % len(names)])
-        rows.append({**_row(riddle), "completion": thought(spec), "image": render(spec, jitter)})
+        rows.append({**_row(riddle), "completion": thought(spec), "image": _picture(spec, picks.randrange(VARIANTS))})
     return rows
 
 
 def careless_lessons(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """``lessons`` of a teacher who takes ``MISREAD`` of the colours for the next one."""
     return lessons(split, n, seed, MISREAD)
+
+
+def _picture(spec: Spec, variant: int) -> Image.Image:
+    """The same picture for the same arguments."""
+    return render(spec, np.random.default_rng([variant, *caption(spec).encode()]))
 
 
 def _row(riddle: Riddle) -> dict[str, Any]:
