@@ -24,6 +24,7 @@ from ..head import VocabularyHead
 from ..inherited import RefusedMethods, check_attention_mask, refuse_arguments
 from ..placing import on_host, places_of
 from .configuration import LLaDAConfig
+from .recomputed import computed_again, rms_norm, swiglu
 
 
 class RMSNorm(nn.Module):
@@ -35,10 +36,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            values = hidden.float()
-            values = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * values.to(hidden.dtype)
+        return rms_norm(hidden, self.weight, self.eps)
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -105,20 +103,24 @@ class LLaDABlock(GradientCheckpointingLayer):
         ``key_mask [B, 1, 1, L]`` bool, True = attended, or None. ``queries [B, q]`` are the positions whose output is wanted.
         """
         normed = self.attn_norm(hidden)
-        key = apply_rotary(self._heads(self.k_proj(normed)), cos, sin)
-        value = self._heads(self.v_proj(normed))
-        if cache is not None:
-            key, value = cache.update(key, value)
-        if queries is not None:
-            at = queries[:, :, None]
-            hidden, normed = (states.gather(1, at.expand(-1, -1, states.shape[-1])) for states in (hidden, normed))
-            at = at[:, None].expand(-1, 1, -1, cos.shape[-1])
-            cos, sin = (own.expand(at.shape[0], 1, *cos.shape[-2:]).gather(2, at) for own in (cos, sin))
-        query = apply_rotary(self._heads(self.q_proj(normed)), cos, sin)
+        with computed_again(normed):
+            key = apply_rotary(self._heads(self.k_proj(normed)), cos, sin)
+            value = self._heads(self.v_proj(normed))
+            if cache is not None:
+                key, value = cache.update(key, value)
+            if queries is not None:
+                at = queries[:, :, None]
+                hidden, normed = (states.gather(1, at.expand(-1, -1, states.shape[-1])) for states in (hidden, normed))
+                at = at[:, None].expand(-1, 1, -1, cos.shape[-1])
+                cos, sin = (own.expand(at.shape[0], 1, *cos.shape[-2:]).gather(2, at) for own in (cos, sin))
+            query = apply_rotary(self._heads(self.q_proj(normed)), cos, sin)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, enable_gqa=self.grouped)
         hidden = hidden + self.attn_out(attended.transpose(1, 2).flatten(2))
         normed = self.ff_norm(hidden)
-        return hidden + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
+        with computed_again(normed):
+            gated = swiglu(self.ff_proj(normed), self.up_proj(normed))
+        with computed_again(gated):
+            return hidden + self.ff_out(gated)
 
 
 class LLaDATrunk(nn.Module):
