@@ -76,7 +76,8 @@ class MaskedDecoderFields:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Overrides given to ``from_pretrained`` are checked like fields."""
-        own = {name: value for name, value in kwargs.items() if name in MaskedDecoderFields.__dataclass_fields__}
+        fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        own = {name: value for name, value in kwargs.items() if name in fields and name != "dtype"}
         return super().from_dict({**config_dict, **own}, **kwargs)  # type: ignore[misc]
 
     def to_diff_dict(self) -> dict[str, Any]:
