@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from ..support.tiny_decoders import family_golden
+from unigrpo.models import LLaDAPolicy, MMaDAProcessor
+from unigrpo.models.decoder import A2DQwen2Policy, A2DQwen3Policy, DreamPolicy
+from unigrpo.samplers.parity import PublicDreamSampler, PublicTextSampler
+from unigrpo.types import Canvas, TokenSpace
+
+from ..support.tiny import golden_tokenizer
+from ..support.tiny_decoders import decoder_tokenizer, family_golden
 from ..support.tolerances import BF16_MAX, BF16_RMS, assert_rounding
 
 
@@ -87,3 +93,102 @@ def test_a_checkpoint_keeps_its_published_names(name, tmp_path):
     }
     again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again(arrays["input_ids"]).logits, model(arrays["input_ids"]).logits)
+
+
+# ---- greedy trajectories ----
+
+
+def canvas_of(policy, prompt, length: int, mask=None) -> Canvas:
+    """A canvas behind recorded prompts ``[B, P]``, on which every id of the vocabulary may be written, as in the public code."""
+    real = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
+    holes = torch.ones(len(prompt), length, dtype=torch.bool)
+    return Canvas(
+        ids=torch.cat([prompt, torch.full(holes.shape, policy.mask_token_id)], dim=1),
+        fill_mask=torch.cat([torch.zeros_like(real), holes], dim=1),
+        attention_mask=torch.cat([real, holes], dim=1),
+        task="text",
+        token_space=TokenSpace(start=0, stop=policy.config.vocab_size),
+    )
+
+
+def trajectory(policy, rollout) -> torch.Tensor:
+    """The ids after each step ``[steps, B, L]``."""
+    written, filled = rollout.step_map, rollout.canvas.fill_mask
+    steps = range(int(written.max()) + 1)
+    return torch.stack(
+        [rollout.canvas.ids.masked_fill(filled & (written > step), policy.mask_token_id) for step in steps]
+    )
+
+
+def walked(model, policy, sampler, canvas, seed: int = 0) -> torch.Tensor:
+    stream = torch.Generator().manual_seed(seed)
+    policy.decode = lambda canvas, counts: [""] * len(canvas.ids)
+    return trajectory(policy, sampler(model, policy, canvas, generators=[stream] * len(canvas.ids)))
+
+
+LLADA = {
+    "low_conf_1block": {"steps": 8, "block_length": 16},
+    "low_conf_2blocks": {"steps": 10, "block_length": 8},
+    "eos_inf": {"steps": 16, "block_length": 16, "logits_eos_inf": True},
+    "eos_eot_conf_inf": {"steps": 8, "block_length": 16, "confidence_eos_eot_inf": True},
+}
+
+
+@pytest.mark.parametrize("name", ["llada", "illada_like"])
+@pytest.mark.parametrize("case", LLADA)
+def test_greedy_llada_writes_what_the_public_code_writes(name, case):
+    model, arrays = opened(name)
+    policy = LLaDAPolicy(model.config, MMaDAProcessor(golden_tokenizer()))
+    policy.stop_token_ids = (121, 140)
+    sampler = PublicTextSampler(**LLADA[case], temperature=0.0, stop="never")
+    found = walked(model, policy, sampler, canvas_of(policy, arrays["gen.prompt"], 16))
+    # Recorded before each step, and at the end.
+    recorded = torch.cat([arrays[f"gen.{case}.history"][1:].long(), arrays[f"gen.{case}.out"][None]])
+    assert torch.equal(found, recorded)
+
+
+ORDERS = [(alg, rows) for alg in ("maskgit_plus", "topk_margin", "entropy") for rows in (1, 2)] + [("origin", 2)]
+
+
+@pytest.mark.parametrize(("alg", "rows"), ORDERS)
+def test_greedy_dream_writes_what_the_public_code_writes(alg, rows):
+    model, arrays = opened("dream")
+    policy = DreamPolicy(model.config, decoder_tokenizer())
+    recorded = arrays[f"gen.{alg}.b{rows}.history"]
+    sampler = PublicDreamSampler(alg=alg, steps=len(recorded), temperature=0.0, stop="never")
+    canvas = canvas_of(policy, arrays["gen.prompt"][:rows], 12, arrays["gen.attention_mask"][:rows])
+    assert torch.equal(walked(model, policy, sampler, canvas, 41002), recorded.long())
+
+
+A2D = {
+    "mdlm": ({}, {"steps": 8, "block_length": 8}),
+    "mdlm_shift": ({"logit_shift": 1}, {"steps": 16, "block_length": 16}),
+    "bd3lm": (
+        {"attention": "block_causal", "block_size": 8, "block_anchor": "prompt_end"},
+        {"steps": 16, "block_length": 8},
+    ),
+}
+"""What the model and the sampler are told."""
+
+
+@pytest.mark.parametrize(("name", "policy_class"), [("a2d_qwen2", A2DQwen2Policy), ("a2d_qwen3", A2DQwen3Policy)])
+@pytest.mark.parametrize("case", A2D)
+def test_greedy_a2d_writes_what_the_public_code_writes(name, policy_class, case):
+    """Row by row: the public code pads to the right, or to whole blocks, and shows blocks that are not there yet as -1."""
+    fields, settings = A2D[case]
+    model, arrays = opened(name, mask_token_id=147, **fields)
+    policy, mask = policy_class(model.config, decoder_tokenizer()), 147
+    recorded = arrays[f"gen.{case}.history"][1:].long()
+    for row in (0, 1):
+        prompt = arrays[f"gen.prompt{row}"]
+        start = 8 - len(prompt) if case == "bd3lm" else 0
+        sampler = PublicTextSampler(**settings, temperature=0.0, stop="never")
+        found = walked(model, policy, sampler, canvas_of(policy, prompt[None], 16))[:, 0]
+        expected = recorded[:, row, start : start + len(prompt) + 16]
+        # Steps that only draw mask ids leave nothing in the record.
+        found = torch.cat([found, found[-1:].expand(len(expected) - len(found), -1)])
+        # In blocks the public code no longer attends to a padding id once it has been written, which is a defect.
+        kept = (
+            ~(expected[:, len(prompt) :] == model.config.pad_token_id).any(dim=1) if case == "bd3lm" else slice(None)
+        )
+        assert torch.equal(found[kept], expected.masked_fill(expected == -1, mask)[kept]), row

@@ -24,7 +24,8 @@ from .placing import places_of
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
     """fp32 ``logits``; of labels the ``loss``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn
-    ``tokens [n]`` with their ``logps [n]``, ``doubt [n]``, of a truncated draw ``kept [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``. With coefficients there
+    ``tokens [n]`` with their ``logps [n]``, ``doubt [n]``, of a truncated draw ``kept [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]`` and
+    ``margin [n]``. With coefficients there
     is a ``total []``, which alone has a gradient.
     """
 
@@ -37,6 +38,7 @@ class MaskedDiffusionOutput(ModelOutput):
     doubt: Tensor | None = None
     total: Tensor | None = None
     kept: Tensor | None = None
+    margin: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -129,6 +131,7 @@ class MaskedDiffusionMixin(OpensElsewhere):
                     entropy=drawn.entropy,
                     doubt=drawn.doubt,
                     kept=drawn.kept,
+                    margin=drawn.margin,
                 )
             if targets is None:
                 return MaskedDiffusionOutput(logits=rows, hidden_states=states)
