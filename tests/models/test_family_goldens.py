@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
+from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.models import LLaDAPolicy, MMaDAProcessor
 from unigrpo.models.decoder import A2DQwen2Policy, A2DQwen3Policy, DreamPolicy
 from unigrpo.samplers.parity import PublicDreamSampler, PublicTextSampler
 from unigrpo.types import Canvas, TokenSpace
 
+from ..algorithm.test_denoising import loss
 from ..support.tiny import golden_tokenizer
 from ..support.tiny_decoders import decoder_tokenizer, family_golden
 from ..support.tolerances import BF16_MAX, BF16_RMS, assert_rounding
@@ -192,3 +194,60 @@ def test_greedy_a2d_writes_what_the_public_code_writes(name, policy_class, case)
             ~(expected[:, len(prompt) :] == model.config.pad_token_id).any(dim=1) if case == "bd3lm" else slice(None)
         )
         assert torch.equal(found[kept], expected.masked_fill(expected == -1, mask)[kept]), row
+
+
+# ---- losses of fine-tuning ----
+
+MDLM = {
+    "loss.mdlm_token": {},
+    "loss.mdlm_sequence": {"denominator": "answer"},
+    "loss.mdlm_batch": {"denominator": "none"},
+}
+LOSSES = {
+    "dream": {
+        "loss.original_1_over_t": ("dream", {}),
+        "loss.linear_1_minus_t": ("dream_linear", {}),
+        "loss.none": ("dream", {"weight": "mean"}),
+        "loss.cart_0.1": ("dream_cart", {}),
+        "loss.cart_0.3": ("dream_cart", {"cart_p": 0.3}),
+        "loss.dllm_scheduler_token": ("mdlm", {}),
+    },
+    "a2d_qwen2": {name: ("mdlm", keys) for name, keys in MDLM.items()},
+    "a2d_qwen3": {name: ("mdlm", keys) for name, keys in MDLM.items()},
+    "llada": {"loss.pretrain": ("llada", {"denominator": "row"}), "loss.sft": ("llada", {})},
+}
+"""By recorded loss the preset and its keys."""
+
+GRADIENTS = {
+    "loss.original_1_over_t": "loss.original_grad_q0",
+    "loss.mdlm_token": "loss.mdlm_token_grad_q0",
+    "loss.sft": "loss.sft_grad_q0",
+}
+POLICIES_OF = {"dream": DreamPolicy, "a2d_qwen2": A2DQwen2Policy, "a2d_qwen3": A2DQwen3Policy, "llada": LLaDAPolicy}
+
+
+def noised_rows(name: str, arrays: dict, recorded: str) -> tuple:
+    """Clean and noisy ids, trained tokens and mask ratios of a recorded batch."""
+    clean = arrays["loss.clean"]
+    if name != "llada":
+        trained = arrays["loss.labels"] != -100 if "loss.labels" in arrays else arrays["loss.maskable"].bool()
+        return clean, arrays["loss.noisy"], trained, arrays["loss.t"].double()
+    ratios = arrays["loss.p_mask"][:, 0].double()
+    if recorded == "loss.pretrain":
+        return clean, arrays["loss.pretrain_noisy"], torch.ones_like(clean, dtype=torch.bool), ratios
+    answer = torch.arange(clean.shape[1]) >= arrays["loss.prompt_lengths"][:, None]
+    return clean, arrays["loss.sft_noisy"], answer, ratios
+
+
+@pytest.mark.parametrize(("name", "recorded"), [(name, recorded) for name, own in LOSSES.items() for recorded in own])
+def test_losses_of_the_public_code(name, recorded):
+    preset, keys = LOSSES[name][recorded]
+    model, arrays = opened(name, **({"mask_token_id": 147} if name.startswith("a2d") else {}))
+    processor = MMaDAProcessor(golden_tokenizer()) if name == "llada" else decoder_tokenizer()
+    policy = POLICIES_OF[name](model.config, processor)
+    value = loss(model, policy, objectives_of(preset, keys)["text"], *noised_rows(name, arrays, recorded))
+    assert value.item() == pytest.approx(arrays[recorded].item(), rel=1e-5)
+    if recorded in GRADIENTS:
+        value.backward()
+        first = model.model.transformer.blocks[0] if name == "llada" else model.model.layers[0].self_attn
+        assert_rounding(first.q_proj.weight.grad, arrays[GRADIENTS[recorded]], 1e-4)
