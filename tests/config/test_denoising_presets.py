@@ -22,6 +22,11 @@ EXPECTED = {
     "mmada_stage4": {"t2i": 0.05 * 1, "text": 0.6 * 2, "mmu": 0.4 * 2, "r2i": 0.05 * 2},
     "llada": {"text": 2.0, "mmu": 2.0},
     "dllm": {"text": 1.0, "mmu": 1.0},
+    # Over the two hidden tokens: 4, 1 - 0.25, and what visible tokens at distances 1 to 5 of places 3 and 5 add. Over four tokens: 2.
+    "dream": {"text": 4.0},
+    "dream_linear": {"text": 0.75},
+    "dream_cart": {"text": 0.05 * (4 + 2 * 0.9 + 3 * 0.9**2 + 2 * 0.9**3 + 0.9**4) / 2},
+    "mdlm": {"text": 2.0},
 }
 
 

@@ -27,6 +27,7 @@ from unigrpo.testing.policy import TEMPERATURE, sampled
 from unigrpo.types import TokenSpace
 
 from ..support.tiny import golden_tokenizer, prompts, tiny_model, tiny_processor
+from ..support.tiny_decoders import DECODERS, tiny_decoder
 from ..support.tiny_policies import BLOCK, UniformNoisePolicy, block_causal, example, uniform_noise
 
 
@@ -101,6 +102,12 @@ FAMILIES = [mmada, mmada_attending_padding, llada, bert, shifted, uniform_noise]
 def test_policy_conforms(build):
     model, policy, rows = build()
     check_policy(policy, model, rows)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_of_transformers_conform(name):
+    model, policy = tiny_decoder(name)
+    check_policy(policy, model, prompts(3), block_length=model.config.block_size)
 
 
 def test_policy_conforms_when_it_sees_no_later_block():

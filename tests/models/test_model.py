@@ -200,11 +200,10 @@ def test_sharded_round_trip_keeps_names_config_and_logits(model, g1, tmp_path):
     assert torch.equal(again(g1["input_ids"]).logits, model(g1["input_ids"]).logits)
 
 
-UNKNOWN = {"alibi": True, "weight_tying": True, "block_type": "sequential", "attention_layer_norm": True}
+UNKNOWN = {"alibi": True, "block_type": "sequential", "attention_layer_norm": True}
 UNKNOWN |= {
     "include_qkv_bias": True,
     "attn_mask_mode": "causal",
-    "tie_word_embeddings": True,
     "embedding_size": 300_000,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unigrpo.models import MMaDAPolicy
-from unigrpo.samplers import Emerge, LeftToRight, MaskGIT, SemiAutoregressive
+from unigrpo.samplers import Dream, Emerge, LeftToRight, MaskGIT, SemiAutoregressive
 from unigrpo.testing import check_sampler
 
 from ..models.test_conformance import bert, shifted
@@ -25,6 +25,11 @@ GOOD = {
     "dual cache": (SemiAutoregressive(**BLOCKS, **QUICK), {"exact_steps": False}),
     "prefix cache": (SemiAutoregressive(**BLOCKS, **QUICK | {"kv_cache": "prefix"}), {"exact_steps": False}),
     "left to right": (LeftToRight(temperature=0.8), {}),
+    "ends come last": (SemiAutoregressive(**BLOCKS, confidence_eos_eot_inf=True), {}),
+    "dream": (Dream(steps=6), {}),
+    "dream, by margin": (Dream(steps=6, alg="topk_margin", alg_temp=0.5, temperature=0.7, guidance_scale=1.5), {}),
+    "dream, by probability": (Dream(steps=6, alg="maskgit_plus", temperature=0.0), {}),
+    "dream, by chance": (Dream(steps=6, alg="origin", temperature=0.7), {}),
     "maskgit": (MaskGIT(steps=5, guidance_scale=2.0), {"task": "t2i"}),
     "maskgit, plain": (MaskGIT(steps=4, temperature=0.8, guidance_scale=0.0), {"task": "t2i"}),
     "emerge": (Emerge(steps=5, guidance_scale=2.0), {"task": "t2i"}),

@@ -59,14 +59,21 @@ class MaskedDenoising:
     mask_ratio_max: float = key(1.0, "max, the largest p", above=0, at_most=1)
     weight: str = key(
         "1/p",
-        """of a hidden token: "1/p", with which the linear law bounds the likelihood, or "mean" (1)""",
-        choices=("1/p", "mean"),
+        """of a hidden token: "1/p", with which the linear law bounds the likelihood, "mean" (1), "1-p", or "cart": the more, the
+        more tokens near it are visible""",
+        choices=("1/p", "mean", "1-p", "cart"),
+    )
+    cart_p: float = key(
+        0.1,
+        "of the weight cart: a visible token at distance d adds cart_p (1 - cart_p)^(d - 1) / 2",
+        above=0,
+        at_most=1,
     )
     denominator: str = key(
         "answer",
-        """what a row's sum is divided by before rows are averaged: "answer" (n), "row" (L) or "masked" (l); or "tokens": the
-        sum of all rows over the scored tokens of all rows""",
-        choices=("answer", "row", "masked", "tokens"),
+        """what a row's sum is divided by before rows are averaged: "answer" (n), "row" (L), "masked" (l) or "none" (1); or the
+        sum of all rows over their scored tokens ("tokens") or over their n ("answers")""",
+        choices=("answer", "row", "masked", "none", "tokens", "answers"),
     )
     train_padding: str = key(
         "all",
@@ -133,11 +140,25 @@ class MaskedDenoising:
         """What the row costs with ``hidden`` of its ``trained`` tokens hidden, each with the chance ``ratio``."""
         target = hidden | marks if self.train_marks and marks is not None else hidden
         scored = int(target.sum())
-        parts = {"answer": int(trained.sum()), "row": len(hidden), "masked": scored, "tokens": 1}
-        each = torch.where(hidden, 1 / ratio, 1.0) if self.weight == "1/p" else torch.ones(len(hidden))
-        weight = each * target / max(parts[self.denominator], 1)
-        share = float(scored) if self.denominator == "tokens" else 1.0
+        n = int(trained.sum())
+        parts = {"answer": n, "row": len(hidden), "masked": scored}
+        weight = self._of_hidden(hidden, ratio) * target / max(parts.get(self.denominator, 1), 1)
+        share = {"tokens": float(scored), "answers": float(n)}.get(self.denominator, 1.0)
         return Hidden(hidden=hidden, target=target, weight=weight.float(), share=share, ratio=ratio)
+
+    def _of_hidden(self, hidden: Bool[Tensor, " L"], ratio: float) -> Float[Tensor, " L"]:
+        """The weight of each hidden position, 1 of the others."""
+        ones = torch.ones(len(hidden))
+        if self.weight == "cart":
+            return torch.where(hidden, self._cart(hidden), ones)
+        return torch.where(hidden, {"1/p": 1 / ratio, "1-p": 1 - ratio, "mean": 1.0}[self.weight] * ones, ones)
+
+    def _cart(self, hidden: Bool[Tensor, " L"]) -> Float[Tensor, " L"]:
+        """Dream's context-adaptive weight of each position: what the visible ones add, a geometric law of their distance."""
+        place = torch.arange(len(hidden))
+        distance = (place[:, None] - place).abs()
+        near = 0.5 * self.cart_p * (1 - self.cart_p) ** (distance - 1).clamp(min=0).float() * (distance > 0)
+        return near @ (~hidden).float()
 
 
 def denoising_sum(logps: Float[Tensor, "b L"], weight: Float[Tensor, "b L"]) -> Float[Tensor, " b"]:

@@ -182,7 +182,11 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     remasking: str | None = None
     kv_cache: str | None = None
     confidence_threshold: float | None = None
+    logits_eos_inf: bool | None = None
+    confidence_eos_eot_inf: bool | None = None
     exit_entropy: float | None = None
+    alg: str | None = None
+    alg_temp: float | None = None
     sampler: Part = None
     eval_sampler: Part = None
     eval_denoising_steps: int | None = None

@@ -85,6 +85,7 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     mask_ratio_min: float | None = None
     mask_ratio_max: float | None = None
     weight: str | None = None
+    cart_p: float | None = None
     denominator: str | None = None
     train_padding: str | None = None
     train_marks: bool | None = None

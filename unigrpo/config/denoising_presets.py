@@ -129,6 +129,40 @@ def dllm() -> Objectives:
     return {"text": {**keys, "train_padding": "none"}, "mmu": {**keys, "train_padding": "none"}}
 
 
+def dream() -> Objectives:
+    """The fine-tuning of Dream and Dream-Coder (arXiv 2508.15487, 2509.01142; ``fsdp_sft_trainer.py``), time reweighting "original".
+
+    p ~ U(0, 1), weight 1/p, the sum of all rows over their hidden tokens. The loss is of shifted logits, which the policy says.
+    Authors: learning rate 5e-6, 4000 tokens, 7 epochs. Their p has no smallest value and their weight no bound; here p is 0.001
+    at least. Their mean is of a process's batch, here of an optimizer step.
+    """
+    return {"text": {"denominator": "tokens"}}
+
+
+def dream_linear() -> Objectives:
+    """``dream`` with the time reweighting "linear": weight 1 - p."""
+    return {"text": {"denominator": "tokens", "weight": "1-p", "mask_ratio_min": 0.0}}
+
+
+def dream_cart() -> Objectives:
+    """``dream`` with CART, the context-adaptive weight that Dream-Coder's ``run_sft.sh`` trains with: cart_p 0.1.
+
+    A visible token at distance d adds cart_p (1 - cart_p)^(d - 1) / 2 to a hidden one's weight, the prompt's tokens too. dllm's
+    trainer of Dream has cart_p 0.3 and divides by all tokens of the answers (``denominator: answers``).
+    """
+    return {"text": {"denominator": "tokens", "weight": "cart", "mask_ratio_min": 0.0}}
+
+
+def mdlm() -> Objectives:
+    """The MDLM trainer of dllm (ZHZisZZ/dllm), with which A2D turns autoregressive checkpoints into diffusion models.
+
+    p = 0.999 u + 0.001, weight 1/p, the sum of all rows over the tokens of their answers (its ``loss_norm_type`` "token"; "sequence"
+    is ``denominator: answer``, "batch" ``denominator: none``). Its weight is 1/(p + 1e-6). With ``right_shift_logits`` it puts a bos
+    before a row; here ``logit_shift`` of the model says so, and the prompt's last token predicts the first of the answer.
+    """
+    return {"text": {"denominator": "answers"}}
+
+
 def think_then_draw() -> Objectives:
     """``mmada_cot``, but of a thought and its picture (r2i) one is learned at a time, as they are sampled: the thought before there
     is a picture, the codes after the whole thought.
@@ -151,6 +185,10 @@ OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "think_then_draw": think_then_draw,
     "llada": llada,
     "dllm": dllm,
+    "dream": dream,
+    "dream_linear": dream_linear,
+    "dream_cart": dream_cart,
+    "mdlm": mdlm,
 }
 
 

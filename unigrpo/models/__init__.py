@@ -10,6 +10,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoProces
 
 from ..errors import import_named
 from .base import DiffusionPolicy
+from .decoder import (
+    A2DLlamaPolicy,
+    A2DQwen2Policy,
+    A2DQwen3Policy,
+    DreamConfig,
+    DreamForMaskedDiffusion,
+    DreamPolicy,
+    MaskedDecoder,
+)
 from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy
 from .magvit import MagvitV2, MagvitV2Config
@@ -19,8 +28,17 @@ from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProce
 POLICIES: dict[str, type[DiffusionPolicy]] = {
     "mmada": MMaDAPolicy,
     "llada": LLaDAPolicy,
+    "Dream": DreamPolicy,
+    "a2d-qwen2": A2DQwen2Policy,
+    "a2d-qwen3": A2DQwen3Policy,
+    "a2d-llama": A2DLlamaPolicy,
 }
 """A family is one line here: its policy names the network, and the network its configuration."""
+
+CONVERTED = {
+    own: name for name, policy in POLICIES.items() for own in getattr(policy.model_class.config_class, "converts", ())
+}
+"""Types of autoregressive checkpoints, and the family that they are opened as."""
 
 for _model in (*(policy.model_class for policy in POLICIES.values()), MagvitV2):
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
@@ -40,8 +58,8 @@ def resolve_policy(name: str | type[DiffusionPolicy], folders: Sequence[str | Pa
     """
     if not isinstance(name, str):
         return name
-    if name in POLICIES:
-        return POLICIES[name]
+    if (known := CONVERTED.get(name, name)) in POLICIES:
+        return POLICIES[known]
     if ":" not in name:
         raise ValueError(f"policy={name!r} is unknown: choose one of {sorted(POLICIES)} or give 'pkg.mod:attr'")
     try:
@@ -63,7 +81,7 @@ def policy_class_of(model: Any, name: str | type[DiffusionPolicy] | None = None)
     if own is not None:
         return own
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in POLICIES:
+    if model_type not in {*POLICIES, *CONVERTED}:
         raise ValueError(
             f"no policy is known for {type(model).__name__} (model_type={model_type!r}): choose one of "
             f"{sorted(POLICIES)}, or set `policy` to 'pkg.mod:attr'"
@@ -72,8 +90,11 @@ def policy_class_of(model: Any, name: str | type[DiffusionPolicy] | None = None)
 
 
 __all__ = [
+    "CONVERTED",
     "POLICIES",
     "DiffusionPolicy",
+    "DreamConfig",
+    "DreamForMaskedDiffusion",
     "LLaDAConfig",
     "LLaDAForMaskedDiffusion",
     "LLaDAPolicy",
@@ -83,6 +104,7 @@ __all__ = [
     "MMaDAProcessor",
     "MagvitV2",
     "MagvitV2Config",
+    "MaskedDecoder",
     "MaskedDiffusionMixin",
     "MaskedDiffusionOutput",
     "policy_class_of",

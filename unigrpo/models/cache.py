@@ -58,8 +58,10 @@ class LayerCache:
     key: Tensor
     value: Tensor
 
-    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps those of the computed columns and returns those of all positions."""
+    def update(self, key: Tensor, value: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Keeps those of the computed columns and returns those of all positions. What else layers of transformers say is not
+        read.
+        """
         if self.columns is None:
             self.key, self.value = key, value
         else:

@@ -44,6 +44,7 @@ class Draw:
     Args:
         uniforms: ``[n]`` fp64 in [0, 1), one a row; None = the likeliest token.
         entropy: whether the entropy of each row is wanted as well.
+        margin: whether the lead of its likeliest token over the second is.
         truncation: what may be drawn; None = every token. The likeliest token is always among it.
 
     Raises:
@@ -51,16 +52,21 @@ class Draw:
     """
 
     def __init__(
-        self, *, uniforms: Tensor | None = None, entropy: bool = False, truncation: Truncation | None = None
+        self,
+        *,
+        uniforms: Tensor | None = None,
+        entropy: bool = False,
+        truncation: Truncation | None = None,
+        margin: bool = False,
     ) -> None:
         if uniforms is not None and uniforms.dtype != torch.float64:
             raise ValueError(f"uniforms are {uniforms.dtype}; a vocabulary needs torch.float64")
-        self.uniforms, self.entropy, self.truncation = uniforms, entropy, truncation
+        self.uniforms, self.entropy, self.truncation, self.margin = uniforms, entropy, truncation, margin
 
     def part(self, rows: slice) -> Draw:
         """The same for some of the rows."""
         uniforms = None if self.uniforms is None else self.uniforms[rows]
-        return Draw(uniforms=uniforms, entropy=self.entropy, truncation=self.truncation)
+        return Draw(uniforms=uniforms, entropy=self.entropy, truncation=self.truncation, margin=self.margin)
 
 
 class TokenScores(NamedTuple):
@@ -77,6 +83,7 @@ class TokenScores(NamedTuple):
         total: sum of the log-probabilities times the coefficients that were given, ``[]``; it alone has a gradient then.
         kept: log of the mass that a truncation left, of drawn ones: ``logps - kept`` is the law they were drawn from. None
             where nothing was cut off.
+        margin: probability of the likeliest token minus that of the second, of drawn ones; None where it was not asked for.
     """
 
     logps: Tensor
@@ -86,6 +93,7 @@ class TokenScores(NamedTuple):
     doubt: Tensor | None = None
     total: Tensor | None = None
     kept: Tensor | None = None
+    margin: Tensor | None = None
 
 
 def choose_tokens(logits: Tensor, draw: Draw) -> TokenScores:
@@ -124,9 +132,13 @@ def _choose(logits: Tensor, draw: Draw) -> TokenScores:
         if not on_host(logits) or bool(entropy.isnan().any()):
             # 0 times -inf; finite logits are spared another pass where the host need not wait to know them.
             entropy = lse - torch.linalg.vecdot(probs, floored(logits))
+    margin = None
+    if draw.margin:
+        best = probs.topk(min(2, probs.shape[1]), dim=1).values
+        margin = best[:, 0] - best[:, 1:].sum(dim=1)
     # A sum of small numbers keeps what 1 - p loses: fp32 tells p = 1 - 1e-8 from 1 - 1e-30.
     doubt = probs.scatter_(1, picked, 0.0).sum(dim=1)
-    return TokenScores(logps, entropy, tokens=columns, doubt=doubt, kept=kept)
+    return TokenScores(logps, entropy, tokens=columns, doubt=doubt, kept=kept, margin=margin)
 
 
 def truncated(probs: Tensor, truncation: Truncation) -> Tensor:

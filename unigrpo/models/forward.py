@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..types import TokenSpace
+from .cache import KeyValueCache
 from .draw import Draw, choose_tokens, floored
 from .elsewhere import OpensElsewhere, label_loss, labelled
 from .head import check_temperature, gather_logps
@@ -23,7 +24,8 @@ from .placing import places_of
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
     """fp32 ``logits``; of labels the ``loss``; of targets ``logps [n]``, ``entropy [n]`` and, with a reference, ``kl [n]``; or drawn
-    ``tokens [n]`` with their ``logps [n]``, ``doubt [n]``, of a truncated draw ``kept [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]``. With coefficients there
+    ``tokens [n]`` with their ``logps [n]``, ``doubt [n]``, of a truncated draw ``kept [n]`` (see ``TokenScores``) and, where asked, ``entropy [n]`` and
+    ``margin [n]``. With coefficients there
     is a ``total []``, which alone has a gradient.
     """
 
@@ -36,6 +38,7 @@ class MaskedDiffusionOutput(ModelOutput):
     doubt: Tensor | None = None
     total: Tensor | None = None
     kept: Tensor | None = None
+    margin: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -47,6 +50,29 @@ def combine_guidance(rows: Tensor, scale: float) -> Tensor:
     """
     conditional, unconditional = floored(rows.float()).chunk(2)
     return unconditional + (scale + 1.0) * (conditional - unconditional)
+
+
+def check_together(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    select: Tensor | None,
+    targets: Tensor | None,
+    draw: Draw | None,
+) -> None:
+    """Raises ``ValueError`` for arguments of a forward that do not go together."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    if (targets is not None or draw is not None) and select is None:
+        raise ValueError("targets and draws need select, the [B, L] mask of the rows they belong to")
+
+
+def within_span(cache: KeyValueCache, counts: list[int] | None, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The cache's columns of ``inputs [B, L, ...]``, the last of which marks the selected rows."""
+    select, columns = inputs[-1], cache.columns()
+    # Who knows the counts has made the span of what it selects.
+    if select is not None and counts is None and int(select.sum()) != int(select[:, columns].sum()):
+        raise ValueError(f"select marks rows outside the columns {cache.span} that the cache computes")
+    return tuple(None if own is None else own[:, columns] for own in inputs)
 
 
 class MaskedDiffusionMixin(OpensElsewhere):
@@ -105,6 +131,7 @@ class MaskedDiffusionMixin(OpensElsewhere):
                     entropy=drawn.entropy,
                     doubt=drawn.doubt,
                     kept=drawn.kept,
+                    margin=drawn.margin,
                 )
             if targets is None:
                 return MaskedDiffusionOutput(logits=rows, hidden_states=states)

@@ -289,7 +289,7 @@ def check_temperature(temperature: float) -> None:
 
 
 class VocabularyHead(nn.Linear):
-    """An untied LM head that also scores tokens. It is the only reader of its weight."""
+    """An LM head that also scores tokens. It is the only reader of its weight, unless that is tied to the embedding."""
 
     def forward(
         self,

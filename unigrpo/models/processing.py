@@ -157,7 +157,22 @@ class MMaDAProcessor(ProcessorMixin):
     ) -> None:
         self.think_prompt = think_prompt or None
         self.chat_template_kwargs = chat_template_kwargs
-        super().__init__(tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        super().__init__(tokenizer, chat_template=chat_template or self.usual_template(tokenizer))
+
+    @classmethod
+    def usual_template(cls, tokenizer: Any) -> str:
+        """The template of a processor that is given none."""
+        return CHAT_TEMPLATE
+
+    @classmethod
+    def prepared(cls, tokenizer: Any) -> Any:
+        """A published checkpoint's bare tokenizer, with what prompts need of it."""
+        return _with_chat_tokens(tokenizer)
+
+    @classmethod
+    def load_tokenizer(cls, path: Any, **kwargs: Any) -> Any:
+        """The tokenizer of a folder or an id."""
+        return AutoTokenizer.from_pretrained(path, **{"trust_remote_code": False, **kwargs})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any) -> MMaDAProcessor:
@@ -172,11 +187,8 @@ class MMaDAProcessor(ProcessorMixin):
         if saved.get("processor_class") != cls.__name__:
             # A template beside a bare tokenizer is the tokenizer's own, which has two newlines.
             saved = {}
-        tokenizer = AutoTokenizer.from_pretrained(
-            pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
-        )
         return cls(
-            _with_chat_tokens(tokenizer),
+            cls.prepared(cls.load_tokenizer(pretrained_model_name_or_path, **kwargs)),
             chat_template=saved.get("chat_template"),
             think_prompt=saved.get("think_prompt") if think_prompt is None else think_prompt,
             chat_template_kwargs=saved.get("chat_template_kwargs"),
@@ -190,7 +202,7 @@ class MMaDAProcessor(ProcessorMixin):
             ValueError: it is neither.
         """
         if isinstance(given, PreTrainedTokenizerBase):
-            return cls(_with_chat_tokens(given))
+            return cls(cls.prepared(given))
         if not hasattr(given, "encode_prompt"):
             raise ValueError(
                 f"processing_class={given!r}: give a tokenizer or a {cls.__name__}, or leave it out for the one saved beside the model"

@@ -1,4 +1,4 @@
-"""The text canvas that LLaDA and MMaDA share: a chat prompt, padded on the left, and masks behind it."""
+"""The text canvas that all families share: a chat prompt, padded on the left, and masks behind it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Canvas
+from ..types import Canvas, TokenSpace
 from .base import DiffusionPolicy, fit_prompt, left_pad
 from .processing import MMaDAProcessor
 
@@ -24,12 +24,12 @@ class TextCanvasPolicy(DiffusionPolicy):
     mask_optional = True
 
     def __init__(self, config: Any, processor: Any) -> None:
-        """``processor``: a ``MMaDAProcessor``, or the tokenizer to put one around."""
-        self.config, self.processor = config, MMaDAProcessor.around(processor)
+        """``processor``: one of ``processor_class``, or the tokenizer to put one around."""
+        self.config, self.processor = config, self.processor_class.around(processor)
         self.mask_token_id = config.mask_token_id
         self.pad_token_id = config.pad_token_id
-        self.max_length = config.max_sequence_length
-        self.attends_padding = config.attn_mask_mode == "none"
+        self.max_length = config.max_position_embeddings
+        self.attends_padding = getattr(config, "attn_mask_mode", "bool") == "none"
 
     def encode_text(
         self,
@@ -86,3 +86,19 @@ class TextCanvasPolicy(DiffusionPolicy):
         """The text of each completion, stop token and other special tokens left out."""
         rows = [ids[mask].tolist() for ids, mask in zip(canvas.ids.cpu(), completion_mask.cpu(), strict=True)]
         return self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+class TextPolicy(TextCanvasPolicy):
+    """A family of text alone."""
+
+    def encode(self, rows: list[dict[str, Any]], task: str = "text", **lengths: Any) -> Canvas:
+        """The canvas of text rows; ``lengths`` as in ``encode_text``."""
+        if task != "text":
+            raise ValueError(f"task={task!r} is not supported: {self.config.model_type} reads and writes text only")
+        return self.encode_text(rows, task, **lengths)
+
+    def token_space(self, task: str) -> TokenSpace:
+        """Ids that the tokenizer can decode, minus the mask id and those that are never written."""
+        stop = min(len(self.processor.tokenizer), self.config.vocab_size)
+        closed = dict.fromkeys((self.mask_token_id, *(getattr(self.config, "forbidden_token_ids", None) or ())))
+        return TokenSpace(start=0, stop=stop, exclude=tuple(own for own in closed if own < stop))

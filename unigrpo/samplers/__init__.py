@@ -6,6 +6,7 @@ One of your own is a class named ``pkg.mod:Class`` in a recipe. Its ``tasks`` sa
 from collections.abc import Callable
 
 from ..types import KINDS
+from .dream import Dream
 from .emerge import Emerge
 from .left_to_right import LeftToRight
 from .maskgit import MaskGIT
@@ -16,6 +17,7 @@ from .semi_autoregressive import SemiAutoregressive
 SAMPLERS: dict[str, Callable] = {
     "semi_autoregressive": SemiAutoregressive,
     "left_to_right": LeftToRight,
+    "dream": Dream,
     "maskgit": MaskGIT,
     "emerge": Emerge,
 }
@@ -35,6 +37,7 @@ def samplers_for(task: str) -> dict[str, Callable]:
 __all__ = [
     "MASK_SCHEDULES",
     "SAMPLERS",
+    "Dream",
     "Emerge",
     "LeftToRight",
     "MaskGIT",

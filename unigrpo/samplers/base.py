@@ -52,13 +52,14 @@ class Truncated:
 
 
 class Drawn(NamedTuple):
-    """Tokens ``[n]`` that were drawn, and what the model says of them: as in ``TokenScores``, ``entropy`` where asked for."""
+    """Tokens ``[n]`` that were drawn, and what the model says of them: as in ``TokenScores``, ``entropy`` and ``margin`` where asked for."""
 
     tokens: Tensor
     logps: Tensor
     entropy: Tensor | None = None
     doubt: Tensor | None = None
     kept: Tensor | None = None
+    margin: Tensor | None = None
 
     @property
     def sampling_logps(self) -> Tensor:
@@ -78,6 +79,7 @@ class CanvasWriter:
     Attributes:
         ids, hidden: ``[B, L]``, the canvas so far and its holes.
         step_map, logps: ``[B, L]``, as in ``Rollout``.
+        space: what is drawn from, the canvas's token space.
         padded: whether any row has padding, or its twin.
         lost_at: ``[B]``, the step at which a row's logits were no distribution, -1 while they are.
     """
@@ -99,6 +101,7 @@ class CanvasWriter:
         ]
         self.stops = upload(ends, canvas.ids.device, torch.int64)
         self.canvas, self.policy, self.guidance_scale = canvas, policy, guidance_scale
+        self.space = space
         self.ids, self.hidden = canvas.ids.clone(), canvas.fill_mask.clone()
         if policy.mask_token_id is None:
             counts = self.hidden.sum(dim=1).tolist()
@@ -149,21 +152,23 @@ class CanvasWriter:
         *,
         entropy: bool = False,
         truncation: Truncation | None = None,
+        margin: bool = False,
         **options: Any,
     ) -> Drawn:
         """A token for each of the n ``holes [b, L]`` in ``rows [b]``, row-major; temperature 0 = argmax.
 
-        ``counts`` are the holes of each row, ``entropy`` and ``truncation`` as in ``Draw``; ``options`` are further arguments of the forward.
+        ``counts`` are the holes of each row, ``entropy``, ``truncation`` and ``margin`` as in ``Draw``; ``options`` are further arguments of the forward.
         """
         chances = uniforms(counts, streams, self.ids.device) if temperature else None
         output = model(
             **self._request(rows, holes, counts),
-            token_space=self.canvas.token_space,
+            token_space=self.space,
             temperature=temperature or 1.0,
-            draw=Draw(uniforms=chances, entropy=entropy, truncation=truncation),
+            draw=Draw(uniforms=chances, entropy=entropy, truncation=truncation, margin=margin),
             **options,
         )
-        return Drawn(output.tokens, output.logps, output.entropy, output.doubt, getattr(output, "kept", None))
+        further = (getattr(output, name, None) for name in ("kept", "margin"))
+        return Drawn(output.tokens, output.logps, output.entropy, output.doubt, *further)
 
     def _request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""

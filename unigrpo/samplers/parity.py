@@ -15,6 +15,7 @@ from torch import Tensor
 from ..models.base import DiffusionPolicy
 from ..types import Canvas, Rollout
 from .base import CanvasWriter, Drawn, Truncated, scatter
+from .dream import Dream
 from .maskgit import MaskGIT, gumbel
 from .semi_autoregressive import BlockWriter, SemiAutoregressive
 
@@ -73,11 +74,17 @@ class _PublicTextWriter(BlockWriter):
     ) -> Drawn:
         """Tokens by argmax of exp(logit) / (-log u)^temperature over the whole vocabulary, u of every position drawn."""
         logits, space = self.logits(model, rows, holes, counts, None)
+        end, turn = self.stops[:1], self.stops
+        if self.sampler.logits_eos_inf:
+            logits.index_fill_(1, end, -torch.inf)
         columns, temperature = logits.argmax(dim=1), self.sampler.temperature
         if temperature:
             shape = (*holes.shape, space.width)
             noise = torch.rand(shape, dtype=torch.float64, generator=streams[0]).to(logits.device)[holes]
             columns = (logits.double() - temperature * (-noise.log()).log()).argmax(dim=1)
+        if self.sampler.confidence_eos_eot_inf:
+            # The public code closes the end of the text in the logits with noise, which are the logits at temperature 0 alone.
+            logits.index_fill_(1, turn[1:] if temperature else turn, -torch.inf)
         # In fp64, as there: fp32 could not tell the surest tokens of a trained model apart.
         probs = logits.double().softmax(dim=1).gather(1, columns[:, None]).squeeze(1)
         # Minus the probability ranks as the remaining mass does; subtracting it from 1 would round once more.
@@ -130,3 +137,17 @@ class PublicImageSampler(MaskGIT):
             scatter(holes, logps),
             scatter(image, gumbel(noise).flatten().to(image.device)),
         )
+
+
+class PublicDreamSampler(Dream):
+    """``diffusion_generate``: with ``alg="origin"`` one number of the shared generator for each hole of the batch, in fp32."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole_law(self)
+
+    def _chances(self, held: list[int], generators: list[torch.Generator], device: torch.device) -> Tensor:
+        check_one_stream(generators)
+        return torch.rand(sum(held), generator=generators[0]).to(device)

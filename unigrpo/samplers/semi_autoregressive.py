@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -58,6 +58,10 @@ class SemiAutoregressive(Truncated):
         choices=("low_confidence", "random"),
     )
     guidance_scale: float = key(0.0, GUIDANCE, at_least=0)
+    logits_eos_inf: bool = key(
+        False, "the end of the text, the policy's first stop token, is never drawn; likelihoods keep the whole law"
+    )
+    confidence_eos_eot_inf: bool = key(False, "stop tokens are the last to be committed in their block")
     stop: str = internal("first")
     kv_cache: str = key(
         "none",
@@ -141,12 +145,20 @@ class BlockWriter(CanvasWriter):
     ) -> None:
         super().__init__(canvas, policy, sampler.guidance_scale, streams, sampler.stop)
         self.sampler, fill = sampler, canvas.fill_mask
+        if sampler.logits_eos_inf:
+            self.space = replace(self.space, exclude=self.closed())
         self.block_of = torch.where(fill, (fill.cumsum(1) - 1) // sampler.block_length, -1)
         self.blocks = int(self.block_of.max()) + 1
         self.kept = None
         if sampler.kv_cache != "none":
             self.kept = BlockCache(sampler.kv_cache, policy, guided=self.twin is not None, length=canvas.ids.shape[1])
             self.columns = self._columns_of_blocks()
+
+    def closed(self) -> tuple[int, ...]:
+        """Ids that are not drawn where ``logits_eos_inf``."""
+        space = self.canvas.token_space
+        end = [own for own in self.policy.stop_token_ids[:1] if space.start <= own < space.stop]
+        return tuple(dict.fromkeys((*space.exclude, *end)))
 
     def _columns_of_blocks(self) -> list[tuple[int, int]]:
         """``[start, stop)`` of each block, over all rows."""
@@ -180,8 +192,11 @@ class BlockWriter(CanvasWriter):
         confidence = drawn.logps if drawn.doubt is None else -drawn.doubt
         if self.sampler.remasking == "random":
             confidence = uniforms(counts, streams, self.ids.device).float()
+        if self.sampler.confidence_eos_eot_inf:
+            least = torch.finfo(confidence.dtype).min
+            confidence = confidence.masked_fill(torch.isin(drawn.tokens, self.stops), least)
         wanted = upload([k[row] for row in rows], self.ids.device)
-        commit = _most_confident(confidence, candidates, wanted) | self._sure(drawn, candidates)
+        commit = most_confident(confidence, candidates, wanted) | self._sure(drawn, candidates)
         self.write(active, commit, scatter(candidates, drawn.tokens), scatter(candidates, drawn.sampling_logps), step)
 
     def draw_block(
@@ -223,7 +238,7 @@ class BlockWriter(CanvasWriter):
         return bool((self.is_stop() & last).any(dim=1).all())
 
 
-def _most_confident(confidence: Tensor, candidates: Tensor, k: Tensor) -> Tensor:
+def most_confident(confidence: Tensor, candidates: Tensor, k: Tensor) -> Tensor:
     """The ``k [b]`` candidates of highest confidence in each row, bool ``[b, L]``; ties go to the left."""
     scores = scatter(candidates, confidence).masked_fill(~candidates, -torch.inf)
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -23,7 +23,6 @@ FIXED_FIELDS: dict[str, Any] = {
     "rope": True,
     "rope_full_precision": True,
     "scale_logits": False,
-    "weight_tying": False,
 }
 """Fields of the published format with the one value that published checkpoints use and this code implements."""
 
@@ -54,7 +53,7 @@ class LLaDAConfig(PretrainedConfig):
     Beside the published ones: ``attn_mask_mode``, ``"bool"`` (padding is never attended) or ``"none"`` (padding is
     attended like text, as when the released checkpoints were trained), and ``emb_init_std``, the standard deviation of a fresh
     embedding (None = what ``init_fn`` says). ``init_fn`` is ``"normal"``, ``"mitchell"`` or ``"full_megatron"``, as in OLMo, from which
-    the published code comes.
+    the published code comes. ``weight_tying`` (iLLaDA) is what transformers calls ``tie_word_embeddings``.
 
     Raises:
         ValueError: a field asks for a variant of the architecture that no published checkpoint uses.
@@ -90,6 +89,7 @@ class LLaDAConfig(PretrainedConfig):
         pad_token_id: int = 126081,
         bos_token_id: int | None = None,
         tie_word_embeddings: bool = False,
+        weight_tying: bool = False,
         attn_mask_mode: str = "bool",
         **kwargs: Any,
     ) -> None:
@@ -108,6 +108,7 @@ class LLaDAConfig(PretrainedConfig):
         self.emb_init_std = emb_init_std
         self.mask_token_id = mask_token_id
         self.attn_mask_mode = attn_mask_mode
+        self.weight_tying = tied = weight_tying or tie_word_embeddings
         for name, default in {**FIXED_FIELDS, **PASSIVE_FIELDS}.items():
             setattr(self, name, kwargs.pop(name, default))
         if bos_token_id is None and vocab_size > PUBLISHED_BOS:
@@ -116,7 +117,7 @@ class LLaDAConfig(PretrainedConfig):
             eos_token_id=eos_token_id,
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,
-            tie_word_embeddings=tie_word_embeddings,
+            tie_word_embeddings=tied,
             **kwargs,
         )
         self._check()
@@ -134,8 +135,6 @@ class LLaDAConfig(PretrainedConfig):
                     f"{type(self).__name__}.{name}={getattr(self, name)!r} is not implemented: published "
                     f"checkpoints use {value!r}"
                 )
-        if self.tie_word_embeddings:
-            raise ValueError(f"{type(self).__name__}.tie_word_embeddings=True is not implemented: the head is untied")
         if self.attn_mask_mode not in ATTN_MASK_MODES:
             raise ValueError(f"attn_mask_mode={self.attn_mask_mode!r}: choose one of {ATTN_MASK_MODES}")
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:

@@ -19,7 +19,7 @@ from ...types import TokenSpace
 from ..cache import KeyValueCache, LayerCache
 from ..draw import Draw
 from ..elsewhere import OpensElsewhere, label_loss, labelled
-from ..forward import MaskedDiffusionOutput, combine_guidance
+from ..forward import MaskedDiffusionOutput, check_together, combine_guidance, within_span
 from ..head import VocabularyHead
 from ..inherited import RefusedMethods, check_attention_mask, refuse_arguments
 from ..placing import on_host, places_of
@@ -201,6 +201,7 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     _no_split_modules = ["LLaDABlock"]
+    _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
     _supports_sdpa = True
 
     def __init__(self, config: LLaDAConfig) -> None:
@@ -297,9 +298,9 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
         check_attention_mask(attention_mask)
         if labels is not None:
             select, targets = labelled(labels, 0, select=select, targets=targets, draw=draw)
-        _check_together(input_ids, inputs_embeds, select, targets, draw)
+        check_together(input_ids, inputs_embeds, select, targets, draw)
         if cache is not None and cache.span is not None:
-            input_ids, inputs_embeds, select = _within(cache, counts, input_ids, inputs_embeds, select)
+            input_ids, inputs_embeds, select = within_span(cache, counts, input_ids, inputs_embeds, select)
         embeds = self.model.transformer["wte"](input_ids) if inputs_embeds is None else inputs_embeds
         rows, states = self.model(embeds, attention_mask, position_ids, select, cache, output_hidden_states, counts)
         rows = rows if guidance_scale is None else combine_guidance(rows, guidance_scale)
@@ -314,26 +315,3 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
 
 TAKEN = tuple(list(inspect.signature(LLaDAForMaskedDiffusion.forward).parameters)[1:-1])
 """The names of what ``forward`` takes."""
-
-
-def _check_together(
-    input_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    select: Tensor | None,
-    targets: Tensor | None,
-    draw: Draw | None,
-) -> None:
-    """Raises ``ValueError`` for arguments of a forward that do not go together."""
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("give exactly one of input_ids and inputs_embeds")
-    if (targets is not None or draw is not None) and select is None:
-        raise ValueError("targets and draws need select, the [B, L] mask of the rows they belong to")
-
-
-def _within(cache: KeyValueCache, counts: list[int] | None, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The cache's columns of ``inputs [B, L, ...]``, the last of which marks the selected rows."""
-    select, columns = inputs[-1], cache.columns()
-    # Who knows the counts has made the span of what it selects.
-    if select is not None and counts is None and int(select.sum()) != int(select[:, columns].sum()):
-        raise ValueError(f"select marks rows outside the columns {cache.span} that the cache computes")
-    return tuple(None if own is None else own[:, columns] for own in inputs)

@@ -1,0 +1,215 @@
+"""Decoders of transformers as masked-diffusion networks: their own layers, under a mask that is not causal.
+
+Module names are those of transformers' ``...ForCausalLM``, and so the published key names.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import (
+    LlamaModel,
+    LlamaPreTrainedModel,
+    Qwen2Model,
+    Qwen2PreTrainedModel,
+    Qwen3Model,
+    Qwen3PreTrainedModel,
+)
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+from ...types import TokenSpace
+from ..cache import KeyValueCache
+from ..draw import Draw
+from ..elsewhere import OpensElsewhere, label_loss, labelled
+from ..forward import MaskedDiffusionOutput, check_together, combine_guidance, within_span
+from ..head import VocabularyHead
+from ..inherited import RefusedMethods, check_attention_mask, refuse_arguments
+from ..placing import on_host, places_of
+from .configuration import A2DLlamaConfig, A2DQwen2Config, A2DQwen3Config, DreamConfig
+
+
+KEPT = "cache" if "cache" in inspect.signature(Qwen2DecoderLayer.forward).parameters else "past_key_values"
+"""What layers of the installed transformers call the keys and values that are kept."""
+
+IMPLEMENTATIONS = ("sdpa", "eager")
+"""Attention that takes any mask, by its name in transformers."""
+
+
+class MaskedDecoder(OpensElsewhere, RefusedMethods):
+    """A mixin before a ``...PreTrainedModel`` of transformers, whose trunk ``trunk_class`` names: the whole forward contract.
+
+    Raises:
+        ValueError: an ``attn_implementation`` that does not take any mask.
+    """
+
+    trunk_class: ClassVar[Any] = None
+    main_input_name = "input_ids"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        kind = self.config._attn_implementation  # type: ignore[attr-defined]
+        if kind not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"attn_implementation={kind!r} does not take the masks of diffusion: choose one of {IMPLEMENTATIONS}"
+            )
+        self.model = self.trunk_class(config)
+        self.lm_head = VocabularyHead(config.hidden_size, config.vocab_size, bias=False)
+        for layer in self.model.layers:
+            # Without a mask, sdpa would make one.
+            layer.self_attn.is_causal = False
+        self.post_init()  # type: ignore[attr-defined]
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again: the name that peft asks by, and that transformers 5.24 deprecates."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())  # type: ignore[attr-defined]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        block_origin: Tensor | None = None,
+        select: Tensor | None = None,
+        targets: Tensor | None = None,
+        token_space: TokenSpace | None = None,
+        temperature: float = 1.0,
+        guidance_scale: float | None = None,
+        ref_logprobs: Tensor | None = None,
+        draw: Draw | None = None,
+        cache: KeyValueCache | None = None,
+        counts: list[int] | None = None,
+        coefficients: Tensor | None = None,
+        output_hidden_states: bool = False,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MaskedDiffusionOutput:
+        """See ``LLaDAForMaskedDiffusion.forward`` for shapes, meanings and errors. What is different:
+
+        Args:
+            attention_mask: ``[B, L]``; padding is never attended.
+            position_ids: ``[B, L]`` int64; default the number of real tokens before each, so that padding moves no row.
+            block_origin: ``[B]`` int64, a position at which a block begins, of block-causal attention; default 0.
+        """
+        if kwargs:
+            refuse_arguments(kwargs, TAKEN)
+        check_attention_mask(attention_mask)
+        if labels is not None:
+            shift = self.config.logit_shift  # type: ignore[attr-defined]
+            select, targets = labelled(labels, shift, select=select, targets=targets, draw=draw)
+        check_together(input_ids, inputs_embeds, select, targets, draw)
+        if cache is not None and cache.span is not None:
+            input_ids, inputs_embeds, select = within_span(cache, counts, input_ids, inputs_embeds, select)
+        embeds = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        rows, states = self._trunk(embeds, attention_mask, position_ids, block_origin, cache, output_hidden_states)
+        if select is not None:
+            rows = rows.flatten(0, 1)[places_of(select, None if counts is None else sum(counts))]
+        rows = rows if guidance_scale is None else combine_guidance(rows, guidance_scale)
+        scores = self.lm_head(rows, targets, token_space, temperature, ref_logprobs, draw, coefficients)
+        if labels is not None:
+            return MaskedDiffusionOutput(loss=label_loss(scores.logps, labels, loss_weights), hidden_states=states)
+        if targets is None and draw is None:
+            return MaskedDiffusionOutput(logits=scores, hidden_states=states)
+        return MaskedDiffusionOutput(**scores._asdict(), hidden_states=states)
+
+    def _trunk(
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        block_origin: Tensor | None,
+        cache: KeyValueCache | None,
+        keep_states: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Final hidden states ``[B, m, d]`` and, when asked, the embeddings and every layer's output. m = L, or the cache's span."""
+        columns = slice(None) if cache is None else cache.columns()
+        if position_ids is None:
+            length = embeds.shape[1] if cache is None or cache.span is None else cache.length
+            position_ids = logical_positions(attention_mask, length, embeds.device)
+        mask = self._seen(attention_mask, position_ids, block_origin, columns, embeds.dtype)
+        own = position_ids[..., columns]
+        own = own[None] if own.dim() == 1 else own
+        layers, hidden, states = self.model.layers, embeds, []
+        shared = {"position_embeddings": self.model.rotary_emb(hidden, own), "position_ids": own}
+        kept = [None] * len(layers) if cache is None else cache.layers(len(layers))
+        for layer, keys in zip(layers, kept, strict=True):
+            if keep_states:
+                states.append(hidden)
+            hidden = layer(hidden, attention_mask=mask, **{KEPT: keys}, **shared)
+        hidden = self.model.norm(hidden)
+        return hidden, (*states, hidden) if keep_states else None
+
+    def _seen(
+        self,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        block_origin: Tensor | None,
+        columns: slice,
+        dtype: torch.dtype,
+    ) -> Tensor | None:
+        """Which keys the computed columns attend to, ``[B, 1, m or 1, L]``; None = all, so that the fastest kernels stay available.
+
+        On a device nobody looks for padding, because the host would have to wait: callers leave a mask of ones out.
+        """
+        config, keys = self.config, attention_mask  # type: ignore[attr-defined]
+        if keys is not None and on_host(keys) and not torch.compiler.is_compiling() and bool(keys.all()):
+            keys = None
+        seen = None if keys is None else keys.bool()[:, None, :]
+        if config.attention == "block_causal":
+            origin = 0 if block_origin is None else block_origin[:, None]
+            block = (position_ids - origin).div(config.block_size, rounding_mode="floor")
+            block = block[None] if block.dim() == 1 else block
+            earlier = block[:, None, :] <= block[:, columns, None]
+            seen = earlier if seen is None else earlier & seen
+            # Padding sees itself: attention without any key is not a number.
+            seen = seen | torch.eye(block.shape[1], dtype=torch.bool, device=block.device)[columns]
+        if seen is None:
+            return None
+        if config._attn_implementation == "eager":
+            return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+        return seen[:, None]
+
+
+TAKEN = tuple(list(inspect.signature(MaskedDecoder.forward).parameters)[1:-1])
+"""The names of what ``forward`` takes."""
+
+
+def logical_positions(attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """The number of real tokens before each position, ``[L]`` or with a mask ``[B, L]``; padding before a row has 0."""
+    if attention_mask is None:
+        return torch.arange(length, device=device)
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+class DreamForMaskedDiffusion(MaskedDecoder, Qwen2PreTrainedModel):
+    """Dream, Dream-Coder and DiffuCoder."""
+
+    config_class = DreamConfig
+    trunk_class = Qwen2Model
+
+
+class A2DQwen2ForMaskedDiffusion(MaskedDecoder, Qwen2PreTrainedModel):
+    """A Qwen2 turned into a masked-diffusion model."""
+
+    config_class = A2DQwen2Config
+    trunk_class = Qwen2Model
+
+
+class A2DQwen3ForMaskedDiffusion(MaskedDecoder, Qwen3PreTrainedModel):
+    """A Qwen3 turned into a masked-diffusion model."""
+
+    config_class = A2DQwen3Config
+    trunk_class = Qwen3Model
+
+
+class A2DLlamaForMaskedDiffusion(MaskedDecoder, LlamaPreTrainedModel):
+    """A Llama turned into a masked-diffusion model."""
+
+    config_class = A2DLlamaConfig
+    trunk_class = LlamaModel
