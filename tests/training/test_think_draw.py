@@ -161,6 +161,22 @@ def test_pictures_of_one_thought_share_it_and_nothing_else(make_trainer, count):
     )
 
 
+def test_both_spans_can_be_written_together(make_trainer):
+    """Each span in its own space, whatever the batch, and scored under the joint law."""
+    joint = {"r2i_decoding": "joint", "r2i_noise": "joint", "max_completion_length": 6}
+    windows = [first_window(make_trainer(**options("r2i", rollout_batch_size=size, **joint))) for size in (None, 3)]
+    apart = first_window(make_trainer(**options("r2i", max_completion_length=6)))
+    for one, two in zip(*(window.experiences for window in windows), strict=True):
+        assert torch.equal(one.ids, two.ids)
+    differ = False
+    for (thought, picture), (_, before) in zip(spans_of_answers(windows[0]), spans_of_answers(apart), strict=True):
+        assert torch.equal(thought.ids, picture.ids)
+        assert bool(thought.token_space.contains(thought.ids[thought.completion_mask]).all())
+        assert bool(picture.token_space.contains(picture.ids[picture.completion_mask]).all())
+        differ |= not torch.equal(picture.ids, before.ids)
+    assert differ
+
+
 # ---- laws of the update ----
 
 
@@ -274,10 +290,11 @@ def test_a_run_logs_its_spans_apart_and_resumes_inside_a_window(make_trainer, tm
 # ---- generate ----
 
 
-def test_generate_returns_both():
+@pytest.mark.parametrize("decoding", ["thought_first", "joint"])
+def test_generate_returns_both(decoding):
     model = tiny_model()
     policy = LoadedPolicy(model=model, policy=tiny_policy(model), image_tokenizer=tiny_tokenizer())
-    lengths = {"max_completion_length": 6, "steps": 6, "block_length": 6, "image_size": 64}
+    lengths = {"max_completion_length": 6, "steps": 6, "block_length": 6, "image_size": 64, "r2i_decoding": decoding}
     found = policy.generate(["w7 w8", "w9"], task="r2i", **lengths)
     assert all(isinstance(own, ThoughtAndPicture) and own.picture.size == (64, 64) for own in found)
     assert all(isinstance(own.thought, str) for own in found)
@@ -356,6 +373,15 @@ def test_thoughts_that_cannot_be_drawn_under_are_refused(options, message):
         ),
         ({"prompt_truncation": "right"}, "would cut the end of a chat prompt of task 'thought'"),
         ({"r2i_noise": "both"}, "r2i_noise='both'"),
+        ({"r2i_decoding": "joint"}, "set r2i_noise='joint' .it is 'span'"),
+        (
+            {"r2i_decoding": "joint", "r2i_noise": "joint", "pictures_per_thought": 2},
+            "pictures_per_thought=1 .it is 2",
+        ),
+        (
+            {"r2i_decoding": "joint", "r2i_noise": "joint", "task_overrides": {"thought": {"kv_cache": "prefix"}}},
+            "r2i_decoding='joint' writes over what kv_cache='prefix' keeps",
+        ),
         ({"r2i_noise": "joint", "noising": "trajectory"}, "give thought and picture one noising"),
         ({"r2i_noise": "joint", "task_overrides": {"thought": {"num_noise_samples": 2}}}, "they are .*2.*1"),
     ],

@@ -42,6 +42,37 @@ def writer():
 ROW = {"prompt": "w1 w2", "completion": "w5 w6", "image": picture(0), "task": "r2i"}
 
 
+@pytest.mark.parametrize("prompt", ["w1", "w1 w2 w3 w4"])
+def test_a_thought_has_the_room_that_it_is_sampled_in(writer, prompt):
+    """Whatever the prompt's length, the picture stands as far behind the thought as a rollout draws it."""
+    policy, row = writer.policy, {**ROW, "prompt": prompt}
+    own = Writer(
+        policy,
+        writer.objectives,
+        Codec(),
+        max_length=24,
+        thought_length=5,
+        image_size=64,
+        vocabulary=writer.vocabulary,
+    )
+    written = own.write(row, "row", span="thought")
+    canvas = policy.encode([row], "thought", max_completion_length=5, image_tokens=4)
+    hidden = written.canvas.ids.masked_fill(written.canvas.fill_mask, policy.mask_token_id)
+    assert torch.equal(hidden, canvas.ids) and torch.equal(written.canvas.fill_mask, canvas.fill_mask)
+    free = writer.write(row, "row", span="thought")
+    assert int(free.canvas.fill_mask.sum()) == 24 - len(policy.processor.encode_prompt(prompt, "r2i"))
+    with pytest.raises(TooLongError, match="thought_length=2 and max_length=24"):
+        Writer(
+            policy,
+            writer.objectives,
+            Codec(),
+            max_length=24,
+            thought_length=2,
+            image_size=64,
+            vocabulary=writer.vocabulary,
+        ).write(row, "row")
+
+
 def test_the_spans_are_the_canvases_that_rollouts_write_on(writer):
     policy = writer.policy
     thought, drawn = (writer.write(ROW, "row", span=span) for span in ("thought", "picture"))

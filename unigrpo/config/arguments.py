@@ -143,6 +143,7 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     advantage_temperature: float | None = None
     num_iterations: int | None = None
     pictures_per_thought: int | None = None
+    r2i_decoding: str | None = None
     r2i_noise: str | None = None
     advantage_estimator: Part = None
     advantage_clip: float | None = None

@@ -55,6 +55,12 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     max_length: int = key(
         512, "positions of a row with text, the codes of its picture not counted; padding fills them up", at_least=2
     )
+    thought_length: int | None = key(
+        None,
+        """positions of a thought and its padding (task r2i): give it the max_completion_length that thoughts are sampled with, so that
+        pictures stand as far behind them as in training; none = all that the prompt leaves of max_length""",
+        at_least=1,
+    )
     overlong: str = key(
         "error", "a row that does not fit: an error, or dropped, and counted once a source", choices=("error", "drop")
     )

@@ -189,11 +189,21 @@ def check_values(args: Any, keys: Mapping[str, Key]) -> None:
 
 
 def check_spans(args: Any) -> None:
-    """Raises ``ValueError`` for a number of pictures that does not divide a group."""
+    """Raises ``ValueError`` for pictures that do not fit their group, or their thoughts."""
     if args.num_generations % args.pictures_per_thought:
         raise ValueError(
             f"pictures_per_thought={args.pictures_per_thought} must divide num_generations={args.num_generations}: a group is so "
             "many pictures of each of its thoughts"
+        )
+    if args.r2i_decoding == "joint" and (args.r2i_noise != "joint" or args.pictures_per_thought > 1):
+        raise ValueError(
+            f"r2i_decoding='joint' writes a thought together with its one picture: set r2i_noise='joint' (it is {args.r2i_noise!r}) and "
+            f"pictures_per_thought=1 (it is {args.pictures_per_thought})"
+        )
+    kept = args.for_task("thought").kv_cache
+    if args.r2i_decoding == "joint" and kept != "none":
+        raise ValueError(
+            f"r2i_decoding='joint' writes over what kv_cache={kept!r} keeps: set kv_cache='none' for the thought"
         )
 
 

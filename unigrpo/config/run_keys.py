@@ -19,6 +19,12 @@ class RunKeys:
     pictures_per_thought: int = key(
         1, "pictures drawn after each thought of a group (task r2i); num_generations is a multiple of it", at_least=1
     )
+    r2i_decoding: str = key(
+        "thought_first",
+        """the picture is drawn after the whole thought ("thought_first"); or both are written together, step by step in turn, each
+        reading what the other has written ("joint"), which wants r2i_noise: joint and pictures_per_thought: 1""",
+        choices=("thought_first", "joint"),
+    )
     r2i_noise: str = key(
         "span",
         """a thought is noised before there is a picture, and the picture after the whole thought, each with its task's noising

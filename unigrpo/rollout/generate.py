@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,9 @@ from ..models import DiffusionPolicy, policy_class_of
 from ..models.builtin import model_path
 from ..models.opening import open_model
 from ..models.reference import is_peft
-from ..parts import choose
-from ..samplers import samplers_for
 from ..types import TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
-from .generate_options import check_options, in_own_names, one_a_prompt
-from .thoughts import ThoughtAndPicture, under_given, under_written
+from .generate_options import in_own_names, one_a_prompt, sampler_of
+from .thoughts import ThoughtAndPicture, Together, under_given, under_nothing, under_written
 
 
 if TYPE_CHECKING:
@@ -53,6 +51,7 @@ class LoadedPolicy:
         sampler: str | None = None,
         image_size: int | list[int] | None = None,
         image_transform: str = "squash",
+        r2i_decoding: str = "thought_first",
         num_return_sequences: int = 1,
         batch_size: int = 8,
         seed: int | None = None,
@@ -77,6 +76,7 @@ class LoadedPolicy:
             image_size: side in pixels or ``[height, width]``, of pictures made and read; default 512.
                 A checkpoint's ``config.sampling_defaults`` replaces the defaults of text lengths and image size.
             image_transform: how ``images`` get that size: ``"squash"``, ``"crop"`` or ``"pad"``.
+            r2i_decoding: of ``"r2i"``; ``"joint"`` writes thought and picture together instead.
             num_return_sequences: answers a prompt, those of one prompt after another.
             seed: of the random numbers, default 0; each answer has its own.
             on_step: progress of a batch, ``on_step(done, total)``.
@@ -89,6 +89,7 @@ class LoadedPolicy:
         """
         task = task or ("text" if images is None else "mmu")
         check_choice("task", task, TASKS)
+        check_choice("r2i_decoding", r2i_decoding, ("thought_first", "joint"))
         own = {"max_completion_length": max_completion_length, "steps": steps, "temperature": temperature}
         named = in_own_names(options, {**own, "seed": seed})
         fill, length, seed = self._sampling(task, sampler, named, block_length, options)
@@ -100,13 +101,18 @@ class LoadedPolicy:
         rows = [row for row in rows for _ in range(num_return_sequences)]
         if task == "r2i" and thoughts is None:
             think, _, _ = self._sampling("text", None, {**named, "max_completion_length": length}, block_length, {})
-            written = list(self._filled(rows, "thought", lengths, batch_size, think, seed, on_step))
-            rows = under_written(rows, written)
+            if r2i_decoding == "joint":
+                rows = under_nothing(self.policy, rows, length)
+                fill = Together(think, fill)
+            else:
+                written = list(self._filled(rows, "thought", lengths, batch_size, think, seed, on_step))
+                rows = under_written(rows, written)
         filled = self._filled(rows, spans_of(task)[-1], lengths, batch_size, fill, seed, on_step)
         answers = [answer for rollout in filled for answer in self._decoded(rollout, image_size)]
         if task != "r2i":
             return answers
-        return [ThoughtAndPicture(row["thought"], picture) for row, picture in zip(rows, answers, strict=True)]
+        said = fill.said if isinstance(fill, Together) else [row["thought"] for row in rows]
+        return [ThoughtAndPicture(thought, picture) for thought, picture in zip(said, answers, strict=True)]
 
     __call__ = generate
 
@@ -193,28 +199,12 @@ class LoadedPolicy:
         return torch.cat([rollout.canvas.ids for rollout in self._fill(parts, fill, ("generate", seed), on_step)])
 
     def _sampling(
-        self,
-        task: str,
-        sampler: str | None,
-        named: dict[str, Any],
-        block_length: int | None,
-        options: dict[str, Any],
+        self, task: str, sampler: str | None, named: dict[str, Any], block_length: int | None, options: dict[str, Any]
     ) -> tuple[Callable, int, int]:
         """The sampler with all ``options``, the positions of a text answer, and the seed."""
         usual = getattr(self.model.config, "sampling_defaults", None) or {}
-        length = named["max_completion_length"] or usual.get("max_completion_length", 256)
-        steps, temperature = named["steps"], named["temperature"]
-        settings: dict[str, Any] = {"steps": steps or 16, "temperature": 1.0 if temperature is None else temperature}
-        if not is_picture(spans_of(task)[-1]):
-            settings = {
-                "steps": steps or usual.get("steps", length),
-                "block_length": block_length or usual.get("block_length", min(32, length)),
-                "temperature": temperature or 0.0,
-            }
-        choice = choose("sampler", sampler or TASK_SAMPLERS[task], samplers_for(spans_of(task)[-1]))
-        known = [item.name for item in fields(choice.part)]
-        check_options(options, known, inspect.signature(self.generate).parameters, choice.name)
-        fill = choice.part(**{key: value for key, value in settings.items() if key in known}, **options)
+        known = inspect.signature(self.generate).parameters
+        fill, length = sampler_of(task, sampler, named, block_length, options, usual, known)
         return fill, length, named["seed"] or 0
 
     def _filled(
@@ -263,9 +253,6 @@ class LoadedPolicy:
             tokenizer = model_path(tokenizer) if isinstance(tokenizer, str) else tokenizer
             self.codec = ImageCodec(load_tokenizer(tokenizer), self.policy)
         return self.codec.to(self.model.device)
-
-
-TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit", "r2i": "maskgit"}
 
 
 def load_policy(

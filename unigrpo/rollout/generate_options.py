@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import Any
 
 import torch
 
+from ..parts import choose
+from ..samplers import samplers_for
+from ..types import is_picture, spans_of
+
+
+TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit", "r2i": "maskgit"}
 
 SAME = {"max_new_tokens": "max_completion_length", "num_inference_steps": "steps"}
 """Their name of something -> ours."""
@@ -52,6 +59,40 @@ def in_own_names(options: dict[str, Any], named: dict[str, Any]) -> dict[str, An
             raise ValueError(f"generator and seed={found['seed']} are given: give one of them")
         found["seed"] = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     return found
+
+
+def sampler_of(
+    task: str,
+    sampler: str | None,
+    named: dict[str, Any],
+    block_length: int | None,
+    options: dict[str, Any],
+    usual: dict[str, Any],
+    own: Iterable[str],
+) -> tuple[Callable, int]:
+    """The sampler of ``task`` with all ``options``, and the positions of a text answer.
+
+    Args:
+        named: ``max_completion_length``, ``steps`` and ``temperature``, None where they were not given.
+        usual: the checkpoint's, for text.
+        own: the names that ``generate`` takes.
+
+    Raises:
+        ValueError: an option that the sampler does not have.
+    """
+    length = named["max_completion_length"] or usual.get("max_completion_length", 256)
+    steps, temperature = named["steps"], named["temperature"]
+    settings: dict[str, Any] = {"steps": steps or 16, "temperature": 1.0 if temperature is None else temperature}
+    if not is_picture(spans_of(task)[-1]):
+        settings = {
+            "steps": steps or usual.get("steps", length),
+            "block_length": block_length or usual.get("block_length", min(32, length)),
+            "temperature": temperature or 0.0,
+        }
+    choice = choose("sampler", sampler or TASK_SAMPLERS[task], samplers_for(spans_of(task)[-1]))
+    known = [item.name for item in fields(choice.part)]
+    check_options(options, known, own, choice.name)
+    return choice.part(**{key: value for key, value in settings.items() if key in known}, **options), length
 
 
 def check_options(options: Iterable[str], known: Iterable[str], own: Iterable[str], sampler: str) -> None:

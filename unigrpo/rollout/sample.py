@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ..samplers.kv_cache import check_cache
 from ..types import SPANS, TASKS, Rollout, Sample, is_picture, keyed_generator, spans_of
 from .fit_memory import in_batches
 from .pipeline import Pipeline, evaluating
-from .thoughts import thought_ids
+from .thoughts import Together, thought_ids, under_nothing
 
 
 def sampled(
@@ -71,11 +72,16 @@ def sample_answers(
             coded, images = prompt_images(pipe.policy, pipe.args, pipe.codec, own, task)
             keys = [(stream, pipe.args.seed, window, indices[i]) for i in members]
             earlier: list[tuple[Rollout, ...]] = [()] * len(members)
-            if task in SPANS:
+            if task in SPANS and pipe.args.r2i_decoding == "joint":
+                thoughts, rollouts = roll_out_together(pipe, model, coded, keys)
+            elif task in SPANS:
                 thoughts = roll_out_thoughts(pipe, model, coded, keys, pictures_per_thought)
                 coded = [{**row, "thought_ids": ids} for row, ids in zip(coded, thought_ids(thoughts), strict=True)]
+                rollouts = roll_out(pipe, model, spans_of(task)[-1], coded, keys)
+            else:
+                thoughts, rollouts = None, roll_out(pipe, model, task, coded, keys)
+            if thoughts is not None:
                 earlier = [(own,) for own in thoughts]
-            rollouts = roll_out(pipe, model, spans_of(task)[-1], coded, keys)
             for i, rollout, pictures, before in zip(members, rollouts, images, earlier, strict=True):
                 samples[i] = sampled(rows[i], rollout, indices[i], pictures, before)
     return samples
@@ -93,11 +99,37 @@ def roll_out_thoughts(
     return [by_key[key] for key in own]
 
 
-def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], keys: list[tuple]) -> list[Rollout]:
+def roll_out_together(
+    pipe: Pipeline, model: Any, rows: list[dict[str, Any]], keys: list[tuple]
+) -> tuple[list[Rollout], list[Rollout]]:
+    """A thought and a picture (B = 1 each) a row of ``r2i``, in order, written together."""
+    samplers, thoughts = [pipe.algorithms[span].sampler for span in SPANS["r2i"]], {}
+    length = pipe.args.for_task("thought").max_completion_length
+
+    def write(batch: list[int], *arguments: Any, **options: Any) -> Rollout:
+        together = Together(*samplers)
+        picture = together(*arguments, **options)
+        written = together.thoughts[0].to("cpu")
+        thoughts.update((index, written.take(torch.tensor([place]))) for place, index in enumerate(batch))
+        return picture
+
+    pictures = roll_out(pipe, model, "picture", under_nothing(pipe.policy, rows, length), keys, write)
+    return [thoughts[place] for place in range(len(rows))], pictures
+
+
+def roll_out(
+    pipe: Pipeline,
+    model: Any,
+    task: str,
+    rows: list[dict[str, Any]],
+    keys: list[tuple],
+    write: Callable[..., Rollout] | None = None,
+) -> list[Rollout]:
     """One rollout (B = 1) a row on a canvas of ``task``, in order, each with the random stream of its key.
 
     A batch is padded to its own longest prompt. Where padding is attended like text, an answer would then depend on its
-    batch, so there all keep one padding, that of the longest prompt.
+    batch, so there all keep one padding, that of the longest prompt. ``write``, which is told the batch's indices
+    before all else, stands in for the task's sampler.
     """
     arguments = canvas_arguments(pipe.args, pipe.policy, pipe.codec, task)
     canvas = pipe.policy.encode(rows, task, **arguments)
@@ -108,8 +140,8 @@ def roll_out(pipe: Pipeline, model: Any, task: str, rows: list[dict[str, Any]], 
             own = canvas.take(torch.tensor(batch))
         else:
             own = pipe.policy.encode([rows[index] for index in batch], task, **arguments)
+        sampler = pipe.algorithms[task].sampler if write is None else partial(write, batch)
         generators = [keyed_generator(*keys[index]) for index in batch]
-        sampler = pipe.algorithms[task].sampler
         rollout = sampler(model, pipe.policy, own.to(pipe.device), on_step=on_step, generators=generators)
         if is_picture(task):
             size = image_size(pipe.args, pipe.policy, task)

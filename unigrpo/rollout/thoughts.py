@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..types import Rollout
+from ..samplers.joint import write_together
+from ..types import Canvas, Rollout
 
 
 class ThoughtAndPicture(NamedTuple):
@@ -45,6 +47,39 @@ def under_given(
         {**row, "thought": text, "thought_ids": _ids_of(policy, text, length, f"thoughts[{number}]")}
         for number, (row, text) in enumerate(found)
     ]
+
+
+def under_nothing(policy: DiffusionPolicy, rows: list[dict[str, Any]], length: int) -> list[dict[str, Any]]:
+    """``rows`` whose thoughts are to be written with their pictures: ``thought_ids [length]`` hidden."""
+    assert policy.mask_token_id is not None, "families with the layout have a mask id"
+    return [{**row, "thought_ids": torch.full((length,), policy.mask_token_id)} for row in rows]
+
+
+class Together:
+    """The sampler of a picture whose thought is written with it (``write_together``), on canvases of ``under_nothing``.
+
+    Attributes:
+        thoughts: of each call, in order.
+    """
+
+    def __init__(self, thought: Any, picture: Any) -> None:
+        self.samplers, self.thoughts = (thought, picture), list[Rollout]()
+
+    @property
+    def said(self) -> list[str]:
+        """All thoughts, as texts."""
+        return [text for own in self.thoughts for text in own.completions]
+
+    def __call__(
+        self, model: Any, policy: DiffusionPolicy, canvas: Canvas, *, generators: list, **options: Any
+    ) -> Rollout:
+        """Fill ``canvas``. One generator of a row serves both spans."""
+        holes = (canvas.ids == policy.mask_token_id) & ~canvas.fill_mask & canvas.attention_mask.bool()
+        thought = replace(canvas, fill_mask=holes, task="thought", token_space=policy.token_space("thought"))
+        streams = [generators, generators]
+        first, second = write_together(model, policy, [thought, canvas], self.samplers, generators=streams, **options)
+        self.thoughts.append(first)
+        return second
 
 
 def _ids_of(policy: DiffusionPolicy, text: Any, length: int, where: str) -> Tensor:

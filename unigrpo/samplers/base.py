@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -49,6 +50,49 @@ class Truncated:
         """What ``CanvasWriter.draw`` is told; None where every token may be drawn."""
         own = Truncation(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p or 0.0)
         return None if own == Truncation() else own
+
+
+class Stepwise(Truncated):
+    """A sampler whose steps can be taken one at a time, so that two of them can write on one canvas in turn."""
+
+    __slots__ = ()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        policy: DiffusionPolicy,
+        canvas: Canvas,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        generators: list[torch.Generator],
+    ) -> Rollout:
+        """Fill ``canvas``.
+
+        Args:
+            model: the module (wrapped or not), in eval mode.
+            policy: its description.
+            canvas: B rows of one task.
+            on_step: called as ``on_step(done, total)`` after each step.
+            generators: one CPU generator a row; a row's result does not depend on its neighbours.
+
+        Raises:
+            ValueError: as ``begin`` and ``advance``, or a generator count other than B.
+        """
+        writer = self.begin(policy, canvas, generators)
+        for done, total in self.advance(model, writer, generators):
+            if on_step is not None:
+                on_step(done, total)
+        return writer.rollout()
+
+    def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> Any:
+        """The ``CanvasWriter`` of ``canvas``, nothing written yet."""
+        check_streams(generators, canvas)
+        return CanvasWriter(canvas, policy, getattr(self, "guidance_scale", 0.0), generators)
+
+    def advance(self, model: Any, writer: Any, generators: list[torch.Generator]) -> Iterator[tuple[int, int]]:
+        """Take the steps, one for each time that this is asked; gives the steps done and their total."""
+        raise NotImplementedError
 
 
 class Drawn(NamedTuple):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from ..models.base import DiffusionPolicy
 from ..models.placing import upload
 from ..parts import check_keys, internal, key
-from ..types import Canvas, Rollout
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, Truncated, check_streams, scatter, uniforms
+from ..types import Canvas
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, Stepwise, check_streams, scatter, uniforms
 from .semi_autoregressive import most_confident
 
 
@@ -21,7 +21,7 @@ ORDERS = ("origin", "maskgit_plus", "topk_margin", "entropy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dream(Truncated):
+class Dream(Stepwise):
     """``diffusion_generate`` of Dream (arXiv 2508.15487), Dream-Coder and DiffuCoder.
 
     There are no blocks. Times fall from 1 to ``eps`` in equal steps; from t to s a row with m holes commits int(m (1 - s / t)) of
@@ -59,19 +59,15 @@ class Dream(Truncated):
                 f"alg_temp={self.alg_temp} with alg='origin', which ranks nothing: leave it out, or choose another alg"
             )
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model,
-        policy: DiffusionPolicy,
-        canvas: Canvas,
-        *,
-        on_step: Callable[[int, int], None] | None = None,
-        generators: list[torch.Generator],
-    ) -> Rollout:
-        """Fill ``canvas``; arguments and errors as ``SemiAutoregressive``'s."""
+    def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> CanvasWriter:
+        """The canvas, nothing written yet."""
         check_streams(generators, canvas)
-        writer = CanvasWriter(canvas, policy, self.guidance_scale, generators, self.stop)
+        return CanvasWriter(canvas, policy, self.guidance_scale, generators, self.stop)
+
+    def advance(
+        self, model: Any, writer: CanvasWriter, generators: list[torch.Generator]
+    ) -> Iterator[tuple[int, int]]:
+        """As in ``Stepwise``."""
         times = torch.linspace(1, self.eps, self.steps + 1)
         for step in range(self.steps):
             share = 1 - times[step + 1] / times[step] if step < self.steps - 1 else torch.tensor(1.0)
@@ -79,9 +75,7 @@ class Dream(Truncated):
                 self._by_chance(model, writer, step, float(share), generators)
             else:
                 self._by_rank(model, writer, step, share, generators)
-            if on_step is not None:
-                on_step(step + 1, self.steps)
-        return writer.rollout()
+            yield step + 1, self.steps
 
     def _by_chance(
         self, model, writer: CanvasWriter, step: int, share: float, generators: list[torch.Generator]

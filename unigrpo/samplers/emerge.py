@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from ..models.base import DiffusionPolicy
 from ..models.placing import upload
 from ..parts import check_keys, key
-from ..types import Canvas, Rollout
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Truncated, check_streams, scatter, uniforms
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Emerge(Truncated):
+class Emerge(Stepwise):
     """MaskGRPO's sampler (arXiv 2510.02880): no confidence ranking, so exploration is not spent on easy background.
 
     From share k(u) to k(u') of hidden tokens, each hidden token stays hidden with probability k(u') / k(u), independently,
@@ -35,19 +33,10 @@ class Emerge(Truncated):
     def __post_init__(self) -> None:
         check_keys(self)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model,
-        policy: DiffusionPolicy,
-        canvas: Canvas,
-        *,
-        on_step: Callable[[int, int], None] | None = None,
-        generators: list[torch.Generator],
-    ) -> Rollout:
-        """Fill ``canvas``; arguments as in ``SemiAutoregressive``."""
-        check_streams(generators, canvas)
-        writer = CanvasWriter(canvas, policy, self.guidance_scale, generators)
+    def advance(
+        self, model: Any, writer: CanvasWriter, generators: list[torch.Generator]
+    ) -> Iterator[tuple[int, int]]:
+        """As in ``Stepwise``."""
         schedule = MASK_SCHEDULES[self.mask_schedule]
         # What is shown next does not depend on what was drawn: the host knows it without asking the device.
         hidden = writer.hidden.to("cpu", copy=True)
@@ -60,11 +49,9 @@ class Emerge(Truncated):
             counts = shown.sum(dim=1).tolist()
             active = [row for row, count in enumerate(counts) if count]
             if active:
-                rows, places = upload(active, canvas.ids.device), upload(shown[active], canvas.ids.device)
+                rows, places = upload(active, writer.ids.device), upload(shown[active], writer.ids.device)
                 counts, streams = [counts[row] for row in active], [generators[row] for row in active]
                 drawn = writer.draw(model, rows, places, counts, self.temperature, streams, truncation=self.truncation)
                 tokens, logps = scatter(places, drawn.tokens), scatter(places, drawn.sampling_logps)
                 writer.write(rows, places, tokens, logps, step)
-            if on_step is not None:
-                on_step(step + 1, self.steps)
-        return writer.rollout()
+            yield step + 1, self.steps

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..models.base import DiffusionPolicy
 from ..models.placing import upload
 from ..parts import check_keys, key
-from ..types import Canvas, Rollout
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Truncated, check_streams, scatter, uniforms
+from ..types import Canvas
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskGIT(Truncated):
+class MaskGIT(Stepwise):
     """MMaDA's image sampler (``t2i_generate``; MaskGIT, arXiv 2202.04200).
 
     Each step draws a token for every hidden position, then hides the ``floor(N k)`` least confident of them again, where
@@ -46,20 +45,11 @@ class MaskGIT(Truncated):
     def __post_init__(self) -> None:
         check_keys(self)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model,
-        policy: DiffusionPolicy,
-        canvas: Canvas,
-        *,
-        on_step: Callable[[int, int], None] | None = None,
-        generators: list[torch.Generator],
-    ) -> Rollout:
-        """Fill ``canvas``; arguments as in ``SemiAutoregressive``."""
-        check_streams(generators, canvas)
-        writer = CanvasWriter(canvas, policy, self.guidance_scale, generators)
-        scale, everything = self.remask_temperature, image_positions(canvas)
+    def advance(
+        self, model: Any, writer: CanvasWriter, generators: list[torch.Generator]
+    ) -> Iterator[tuple[int, int]]:
+        """As in ``Stepwise``."""
+        scale, everything = self.remask_temperature, image_positions(writer.canvas)
         for step in range(self.steps):
             done = (step + 1) / self.steps
             start = scale if self.remask_noise_decay == "compound" else self.remask_temperature
@@ -68,9 +58,7 @@ class MaskGIT(Truncated):
             (held,) = writer.read(writer.hidden.sum(dim=1))
             if any(held):
                 self._step(model, writer, held, everything, step, share, scale, generators)
-            if on_step is not None:
-                on_step(step + 1, self.steps)
-        return writer.rollout()
+            yield step + 1, self.steps
 
     def _share(self, done: float) -> float:
         """What is hidden again after the share ``done`` of the steps."""

@@ -6,15 +6,14 @@ They repeat the public code's random numbers, so that all rows of a batch draw f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..types import Canvas, Rollout
-from .base import CanvasWriter, Drawn, Truncated, scatter
+from ..types import Canvas
+from .base import CanvasWriter, Drawn, Truncated, check_streams, scatter
 from .dream import Dream
 from .maskgit import MaskGIT, gumbel
 from .semi_autoregressive import BlockWriter, SemiAutoregressive
@@ -56,7 +55,9 @@ class PublicTextSampler(SemiAutoregressive):
                 "remasking='low_confidence', or SemiAutoregressive"
             )
 
-    def _begin(self, canvas: Canvas, policy: DiffusionPolicy, generators: list[torch.Generator]) -> BlockWriter:
+    def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> BlockWriter:
+        """The same, and ``ValueError`` unless the rows' generators are the same object where tokens are drawn."""
+        check_streams(generators, canvas)
         if self.temperature:
             check_one_stream(generators)
         return _PublicTextWriter(canvas, policy, self, generators)
@@ -103,18 +104,10 @@ class PublicImageSampler(MaskGIT):
         super().__post_init__()
         check_whole_law(self)
 
-    def __call__(
-        self,
-        model,
-        policy: DiffusionPolicy,
-        canvas: Canvas,
-        *,
-        on_step: Callable[[int, int], None] | None = None,
-        generators: list[torch.Generator],
-    ) -> Rollout:
-        """Fill ``canvas``; raises ``ValueError`` unless the rows' generators are the same object."""
+    def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> CanvasWriter:
+        """The canvas, nothing written yet; raises ``ValueError`` unless the rows' generators are the same object."""
         check_one_stream(generators)
-        return super().__call__(model, policy, canvas, on_step=on_step, generators=generators)
+        return super().begin(policy, canvas, generators)
 
     def _share(self, done: float) -> float:
         if self.mask_schedule != "cosine":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from ..models.base import DiffusionPolicy
 from ..models.placing import upload
 from ..parts import check_keys, internal, key
-from ..types import Canvas, Rollout
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, Truncated, check_streams, scatter, uniforms
+from ..types import Canvas
+from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, Stepwise, check_streams, scatter, uniforms
 from .kv_cache import BlockCache
 
 
@@ -33,7 +33,7 @@ def transfer_counts(masked: list[int], steps: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SemiAutoregressive(Truncated):
+class SemiAutoregressive(Stepwise):
     """LLaDA's and MMaDA's text sampler (``generate``, ``mmu_generate``).
 
     A canvas is cut into blocks of ``block_length`` written positions. Each step runs the model, draws a token for every
@@ -92,49 +92,27 @@ class SemiAutoregressive(Truncated):
                 "remasking='low_confidence', or no threshold"
             )
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model,
-        policy: DiffusionPolicy,
-        canvas: Canvas,
-        *,
-        on_step: Callable[[int, int], None] | None = None,
-        generators: list[torch.Generator],
-    ) -> Rollout:
-        """Fill ``canvas``.
-
-        Args:
-            model: the module (wrapped or not), in eval mode.
-            policy: its description.
-            canvas: B rows of one task.
-            on_step: called as ``on_step(done, total)`` after each step.
-            generators: one CPU generator a row; a row's result does not depend on its neighbours.
-
-        Raises:
-            ValueError: fewer steps than blocks, or a generator count other than B.
-        """
+    def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> BlockWriter:
+        """The canvas with its blocks, nothing written yet."""
         check_streams(generators, canvas)
-        state = self._begin(canvas, policy, generators)
-        schedule = split_evenly(self.steps, state.blocks)
+        return BlockWriter(canvas, policy, self, generators)
+
+    def advance(self, model: Any, writer: BlockWriter, generators: list[torch.Generator]) -> Iterator[tuple[int, int]]:
+        """As in ``Stepwise``; raises ``ValueError`` for fewer steps than blocks."""
+        schedule = split_evenly(self.steps, writer.blocks)
         if schedule and schedule[-1] == 0:
             raise ValueError(
-                f"steps={self.steps} is less than the {state.blocks} blocks of block_length={self.block_length}: "
+                f"steps={self.steps} is less than the {writer.blocks} blocks of block_length={self.block_length}: "
                 "raise steps or block_length"
             )
         done = 0
         for block, steps in enumerate(schedule):
-            for k in transfer_counts(state.masked_in(block), steps):
-                state.reveal(model, block, k, done, generators)
+            for k in transfer_counts(writer.masked_in(block), steps):
+                writer.reveal(model, block, k, done, generators)
                 done += 1
-                if on_step is not None:
-                    on_step(done, self.steps)
-            if self.stop == "block_end" and state.all_end_with_stop(block):
+                yield done, self.steps
+            if self.stop == "block_end" and writer.all_end_with_stop(block):
                 break
-        return state.rollout()
-
-    def _begin(self, canvas: Canvas, policy: DiffusionPolicy, generators: list[torch.Generator]) -> BlockWriter:
-        return BlockWriter(canvas, policy, self, generators)
 
 
 class BlockWriter(CanvasWriter):

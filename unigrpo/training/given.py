@@ -54,6 +54,7 @@ class Writer:
 
     Args:
         max_length: positions of a row with text, the codes of its picture not counted.
+        thought_length: those of a thought and its padding; None = what its prompt leaves of ``max_length``.
         train_turns: ``"last"`` or ``"all"`` answers of a chat.
         image_size, image_transform: of pictures; None = the policy's size.
         vocabulary: what every log-probability is normalised over.
@@ -66,13 +67,14 @@ class Writer:
         codec: ImageCodec | None,
         *,
         max_length: int,
+        thought_length: int | None = None,
         train_turns: str = "last",
         image_size: int | list[int] | None = None,
         image_transform: str = "crop",
         vocabulary: TokenSpace,
     ) -> None:
         self.policy, self.objectives, self.codec, self.vocabulary = policy, objectives, codec, vocabulary
-        self.max_length, self.train_turns = max_length, train_turns
+        self.max_length, self.thought_length, self.train_turns = max_length, thought_length, train_turns
         self.image_size, self.image_transform = image_size or policy.image_size, image_transform
         self._seen: set[str] = set()
 
@@ -84,6 +86,7 @@ class Writer:
             args.objectives,
             None,
             max_length=args.max_length,
+            thought_length=args.thought_length,
             train_turns=args.train_turns,
             image_size=args.image_size,
             image_transform=args.image_transform,
@@ -196,7 +199,13 @@ class Writer:
         """A thought, its padding and the picture."""
         answer, row = self._answer(given), {**given.row, "image_codes": self._codes(given, where, codes)}
         used = len(self.policy.processor.encode_prompt(given.row["prompt"], "r2i"))
-        padding = self._padding("thought" if self.by_span else given.task, self.max_length, used, len(answer), where)
+        room = self.max_length if self.thought_length is None else used + self.thought_length
+        if room > self.max_length or (self.thought_length and len(answer) > self.thought_length):
+            raise TooLongError(
+                f"{where}: {used} tokens before the thought and {len(answer)} of it do not fit thought_length={self.thought_length} "
+                f"and max_length={self.max_length}: raise what is too short, or shorten the row"
+            )
+        padding = self._padding("thought" if self.by_span else given.task, room, used, len(answer), where)
         room = used + len(answer) + padding
         canvas = self.policy.encode_thought(row, answer, room)
         trained = canvas.fill_mask[0].clone()

@@ -52,7 +52,7 @@ KINDS = {
     "countdown": Kind(words=countdown.WORDS, sampling=countdown.SAMPLING),
     "riddles": Kind(
         words=(*shapes.WORDS, *riddles.WORDS),
-        sampling={"max_completion_length": 12, "steps": 12, "block_length": 4, "image_size": shapes.SIDE},
+        sampling={"max_completion_length": 13, "steps": 13, "block_length": 4, "image_size": shapes.SIDE},
         fields=DRAWS,
     ),
     "running_sums": Kind(words=running_sums.WORDS, sampling=running_sums.SAMPLING),
