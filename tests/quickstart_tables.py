@@ -27,22 +27,24 @@ class Row:
         label: what the table calls it.
         runs: one after the other.
         sampled: the last run is measured at temperature 1 too, where its recipe measures the surest answer.
+        thoughts: pictures of the last run are drawn under other thoughts too (``unigrpo evaluate --thoughts``).
     """
 
     name: str
     label: str
     runs: tuple[Run, ...]
     sampled: bool = False
+    thoughts: bool = False
 
     @property
     def table(self) -> str:
         return self.name.partition("/")[0]
 
 
-def row(name: str, label: str, *overrides: str, sampled: bool = False) -> Row:
+def row(name: str, label: str, *overrides: str, **measured: bool) -> Row:
     """A row of one run: of the recipe that its table is called after."""
     recipe = name.partition("/")[0]
-    return Row(name=name, label=label, runs=(Run(recipe=recipe, overrides=overrides),), sampled=sampled)
+    return Row(name=name, label=label, runs=(Run(recipe=recipe, overrides=overrides),), **measured)
 
 
 def road(seed: int) -> Row:
@@ -72,6 +74,8 @@ ROWS = (
     row("quickstart_image/shuffled", "control: the same scores, shuffled among pictures", *IMAGE_CONTROL),
     row("quickstart_mixed/seed-0", "seed 0"),
     *(road(seed) for seed in (0, 1)),
+    *(row(f"quickstart_think_draw/seed-{own}", f"seed {own}", f"seed={own}", thoughts=True) for own in range(3)),
+    row("quickstart_think_draw/shuffled", "control: the same scores, shuffled", *IMAGE_CONTROL, thoughts=True),
 )  # fmt: skip
 
 
@@ -125,11 +129,30 @@ def road_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
     return [(f"{own.label}, {what}", change(found[name]), gain(found[name])) for what, name in roads.items()]
 
 
+UNDER = {
+    "right thoughts": ("given", "of_prompt"),
+    "empty": ("empty", "of_prompt"),
+    "another riddle's, right for the riddle": ("swapped", "of_prompt"),
+    "right for the thought": ("swapped", "of_thought"),
+}
+"""Columns of pictures under other thoughts, and where ``thoughts.json`` has them."""
+
+
+def thought_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
+    accuracy, thoughts = found["quickstart_think_draw"], found["thoughts"]
+    under = [
+        tuple(thoughts[when][how][which]["mean"] for when in ("before", "after")) for how, which in UNDER.values()
+    ]
+    columns = [f"{100 * before:.1f} → {100 * after:.1f} %" for before, after in under]
+    return [(own.label, change(accuracy), gain(accuracy), *columns)]
+
+
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[Row, dict[str, Any]], list[tuple[str, ...]]]]] = {
     "quickstart": (("run (3 minutes on 2 cores)", "held-out greedy accuracy", "gain"), text_lines),
     "quickstart_image": (("run", "pixels right, held-out captions", "gain", "CLIP score"), image_lines),
     "quickstart_mixed": (("task", "measured by", "before → after", "gain"), mixed_lines),
     "quickstart_sft": (("run", "held-out greedy accuracy", "gain"), road_lines),
+    "quickstart_think_draw": (("run", "pixels right under own thoughts", "gain", *UNDER), thought_lines),
 }
 """Heads of the tables, and what a row adds to its own; the commit comes last in all of them."""
 

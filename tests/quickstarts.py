@@ -117,6 +117,8 @@ def measured(own: Row, folder: Path, command: Callable[..., str] = unigrpo) -> d
         seconds, before = seconds + summary["train_seconds"], str(out)
     if own.sampled:
         found["temperature 1"] = sampled(own.runs[-1], Path(before), command)
+    if own.thoughts:
+        found["thoughts"] = under_thoughts(own.runs[-1], Path(before), command)
     interrupted = len(starts.read_text().splitlines()) > len(own.runs)
     return {"seconds": None if interrupted else round(seconds, 1), "measured": found}
 
@@ -133,6 +135,17 @@ def sampled(run: Run, out: Path, command: Callable[..., str]) -> dict[str, Any]:
         mean, low, high = (round(float(number) / 100, 3) for number in numbers[:3])
         found[when] = {"mean": mean, "low": low, "high": high, "count": int(numbers[3])}
     return {**found, "gain_points": round(100 * (found["after"]["mean"] - found["before"]["mean"]), 1)}
+
+
+def under_thoughts(run: Run, out: Path, command: Callable[..., str]) -> dict[str, Any]:
+    """Pictures under other thoughts before and after ``run``, as ``thoughts.json`` has them."""
+    found = {}
+    for when, model in (("before", []), ("after", ["--model", str(out)])):
+        folder = out.parent / f"thoughts_{when}"
+        if not (folder / "thoughts.json").exists():
+            command("evaluate", run.recipe, "--thoughts", *model, *run.overrides, f"output_dir={folder}")
+        found[when] = json.loads((folder / "thoughts.json").read_text())["thoughts"]
+    return found
 
 
 # ---- all rows ----

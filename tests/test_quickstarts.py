@@ -19,8 +19,8 @@ import pytest
 from unigrpo.runs.cli import main
 
 from . import figures, quickstarts
-from .quickstart_tables import ROWS, Row, table
-from .quickstarts import Code, code_of, measure, unigrpo
+from .quickstart_tables import ROWS, Row, table, thought_lines
+from .quickstarts import Code, code_of, measure, under_thoughts, unigrpo
 from .support import ROOT
 
 
@@ -92,6 +92,36 @@ def test_killed_between_and_inside_rows_it_goes_on_and_measures_nothing_twice(tm
     )
     for name, lines in (("quickstart", 2), ("quickstart_sft", 2)):
         assert [line.endswith("| `1111111` |") for line in table(name, found)[2:]] == [True] * lines
+
+
+def test_pictures_under_other_thoughts_are_measured_before_and_after_once(tmp_path):
+    """The run's own folder is measured after, with the run's overrides; what is there is read."""
+    asked = []
+
+    def evaluate(*words: str) -> str:
+        asked.append(words)
+        folder = Path(words[-1].removeprefix("output_dir="))
+        folder.mkdir()
+        share = {"mean": 0.9 if "--model" in words else 0.4}
+        names = {"given": ["of_prompt"], "empty": ["of_prompt"], "swapped": ["of_prompt", "of_thought"]}
+        thoughts = {name: dict.fromkeys(own, share) for name, own in names.items()}
+        (folder / "thoughts.json").write_text(json.dumps({"thoughts": thoughts}))
+        return ""
+
+    (own,) = (own for own in ROWS if own.name == "quickstart_think_draw/seed-1")
+    run, out = own.runs[-1], tmp_path / "quickstart_think_draw"
+    found = under_thoughts(run, out, evaluate)
+    assert under_thoughts(run, out, evaluate) == found and len(asked) == 2
+    assert asked[1][:5] == ("evaluate", "quickstart_think_draw", "--thoughts", "--model", str(out))
+    assert all("seed=1" in words for words in asked) and "--model" not in asked[0]
+    accuracy = {
+        when: {"mean": share, "low": share, "high": share} for when, share in (("before", 0.4), ("after", 0.8))
+    }
+    measured = {"quickstart_think_draw": {**accuracy, "gain_points": 40.0}, "thoughts": found}
+    (line,) = thought_lines(own, measured)
+    assert (
+        line[:3] == ("seed 1", "40.0 % → 80.0 % [80.0, 80.0]", "+40.0 points") and line[3:] == ("40.0 → 90.0 %",) * 4
+    )
 
 
 def test_numbers_of_code_that_changes_meanwhile_are_not_kept(tmp_path):

@@ -23,7 +23,7 @@ def test_each_kind_of_thought_is_what_is_drawn_under(tmp_path, monkeypatch, caps
         drawn.append([(row["prompt"], row["thought_ids"].tolist()) for row in rows])
         rollouts = roll_out(pipe, model, task, rows, keys)
         for row, own in zip(rows, rollouts, strict=True):
-            assert own.canvas.ids[0, -18 - 12 : -18].tolist() == row["thought_ids"].tolist()
+            assert own.canvas.ids[0, -18 - 13 : -18].tolist() == row["thought_ids"].tolist()
         tokenizer = pipe.policy.processor.tokenizer
         texts.append([tokenizer.decode(row["thought_ids"].tolist(), skip_special_tokens=True) for row in rows])
         return rollouts
