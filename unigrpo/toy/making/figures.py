@@ -26,7 +26,7 @@ def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[s
     if name == "riddles":
         return riddles_figures(loaded, count or SHAPES_ROWS)
     found = {}
-    puzzle = importlib.import_module(f"..{name}", __package__)
+    puzzle = importlib.import_module(f"..{name.removesuffix('_trained')}", __package__)
     rows = puzzle.problems("test", count or PUZZLE_ROWS)
     for label, temperature in TEMPERATURES.items():
         answers = _answers(loaded, rows, temperature)

@@ -49,6 +49,7 @@ DRAWS = {
 
 KINDS = {
     "arithmetic": Kind(words=(), sampling=SAMPLING, whole=True),
+    "arithmetic_trained": Kind(words=(), sampling=SAMPLING),
     "countdown": Kind(words=countdown.WORDS, sampling=countdown.SAMPLING),
     "riddles": Kind(
         words=(*shapes.WORDS, *riddles.WORDS),
@@ -63,7 +64,7 @@ KINDS = {
     ),
     "sudoku": Kind(words=sudoku.WORDS, sampling=sudoku.SAMPLING),
 }
-"""0.7 M parameters each; those that draw 1.2 M. A thought of riddles has ten tokens with its tags and its stop."""
+"""0.7 M parameters each; those that draw 1.2 M."""
 
 
 def new(name: str, output: Path) -> None:
