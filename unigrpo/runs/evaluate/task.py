@@ -88,9 +88,14 @@ def build_judge(task: EvalTask, name: str) -> Callable | None:
     Raises:
         ValueError: a name that leads nowhere, or arguments that it does not take; it names the task.
     """
+    from ...models.builtin import model_path  # Needs torch, which the list of tasks does not.
+
     if task.judge is None:
         return None
     own = dict(task.judge) if isinstance(task.judge, Mapping) else {"name": task.judge}
+    own = {
+        key: model_path(value) if key == "model" and isinstance(value, str) else value for key, value in own.items()
+    }
     try:
         judge = get_reward(own.pop("name"), (), **own)
         if isinstance(judge, type):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..packaged import FOLDER
+from pathlib import Path
+
 from .task import EvalTask
 
 
@@ -19,6 +20,7 @@ SUDOKU = (
 )
 CHOICES = "{question}\nA. {choices[0]}\nB. {choices[1]}\nC. {choices[2]}\nD. {choices[3]}\nAnswer with the letter of the right option."
 
+PROMPTS = Path(__file__).parents[2] / "recipes" / "prompts"
 READINGS = "unigrpo.runs.evaluate.readings"
 SUMMARIES = "unigrpo.runs.evaluate.summaries"
 
@@ -122,7 +124,7 @@ TASKS: dict[str, EvalTask] = {
     ),
     "t2i": EvalTask(
         about="pictures of the 120 held-out prompts that ship, by CLIP score",
-        path=str(FOLDER / "prompts" / "t2i_heldout.txt"),
+        path=str(PROMPTS / "t2i_heldout.txt"),
         task="t2i",
         judge="clip_score",
         metric="clip_score",
