@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import textwrap
 from collections.abc import Callable
 
 from .. import __version__
@@ -14,7 +13,6 @@ from .commands import (
     run_agreement,
     run_benchmark,
     run_check,
-    run_evaluate,
     run_keys,
     run_merge,
     run_recipes,
@@ -23,7 +21,7 @@ from .commands import (
     run_sft,
     run_train,
 )
-from .evaluate.tasks import TASKS
+from .evaluate.cli import evaluate_arguments, run_evaluate
 
 
 EPILOG = """examples:
@@ -102,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     _sample_arguments(sample)
 
     evaluate = _command(commands, "evaluate", run_evaluate, "how good a policy is, with intervals")
-    _evaluate_arguments(evaluate)
+    evaluate_arguments(evaluate)
 
     agreement = _command(
         commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"
@@ -183,58 +181,6 @@ def _command(commands, name: str, run: Callable, text: str) -> argparse.Argument
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML file, or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys, YAML values: lora.r=16 seed=1")
-
-
-EVALUATE = """examples:
-  unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 32
-  unigrpo evaluate builtin:shapes --tasks shapes,shapes_mmu --limit 16
-  unigrpo evaluate builtin:arithmetic --tasks arithmetic --num-samples 8 temperature=0.8
-  unigrpo evaluate runs/math --tasks gsm8k,math500 --data gsm8k=test.jsonl
-  unigrpo evaluate quickstart --model runs/quickstart       the recipe's own rows
-"""
-
-
-def _evaluate_arguments(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.formatter_class = argparse.RawDescriptionHelpFormatter
-    names = textwrap.fill(f"tasks: {', '.join(TASKS)}", width=78, subsequent_indent="  ")
-    evaluate.epilog = EVALUATE + names
-    evaluate.add_argument(
-        "recipe", metavar="MODEL_OR_RECIPE", help="recipe; with --tasks also hub id, folder, builtin:NAME"
-    )
-    evaluate.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="temperature=0.8 steps=32 block_length=8 ..."
-    )
-    evaluate.add_argument(
-        "--tasks", metavar="A,B", help="benchmarks, by name or pkg.mod:attr (default: held-out rows)"
-    )
-    evaluate.add_argument(
-        "--data", type=_pair, action="append", default=[], metavar="TASK=PATH", help="where its rows are"
-    )
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="rows of each task, from the first on")
-    evaluate.add_argument("--num-samples", type=_count, metavar="N", help="answers a row: pass@k, majority@k")
-    evaluate.add_argument("--seed", type=int, help="of the random numbers (default: 0, or the recipe's)")
-    evaluate.add_argument("--model", help="another model or adapter folder than the recipe's")
-    evaluate.add_argument("--adapter", metavar="DIR", help="an adapter on the model")
-    evaluate.add_argument("--batch-size", type=_count, metavar="N", help="changes no number (default: 8)")
-    evaluate.add_argument("--output-dir", "--output_dir", metavar="DIR", help="default: runs/evaluations/NAME")
-    evaluate.add_argument(
-        "--thoughts", action="store_true", help="of r2i: under own, empty and other prompts' thoughts"
-    )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    """``NAME=PATH``."""
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form TASK=PATH, as in gsm8k=test.jsonl")
-    return name, path
-
-
-def _count(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number from 1 on")
-    return int(text)
 
 
 def _agreement_arguments(agreement: argparse.ArgumentParser) -> None:

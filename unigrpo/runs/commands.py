@@ -193,53 +193,6 @@ def _save_pictures(prompts: list[str], num: int, answers: list[Any], folder: Pat
     say(f"wrote {len(drawn)} pictures and sheet.png to {folder}")
 
 
-def run_evaluate(arguments: argparse.Namespace) -> int:
-    """``unigrpo evaluate RECIPE [--model PATH] [--thoughts]``, or ``unigrpo evaluate MODEL_OR_RECIPE --tasks A,B``."""
-    quiet_bars()
-    if arguments.tasks is not None:
-        return _evaluate_tasks(arguments)
-    for name in ("data", "adapter", "limit", "num_samples"):
-        if getattr(arguments, name):
-            raise ValueError(f"--{name.replace('_', '-')} is for benchmarks: add --tasks, or leave it out")
-    from .recipe import load_recipe
-    from .thoughts import evaluate_thoughts
-    from .train import evaluate_recipe
-
-    overrides = [*arguments.overrides, *more_overrides(arguments)]
-    measure = evaluate_thoughts if arguments.thoughts else evaluate_recipe
-    measure(load_recipe(arguments.recipe, overrides), arguments.model)
-    return 0
-
-
-def more_overrides(arguments: argparse.Namespace) -> list[str]:
-    """Options that are other ways to write a recipe's keys."""
-    keys = {"seed": "seed", "batch_size": "per_device_eval_batch_size", "output_dir": "output_dir"}
-    given = {key: getattr(arguments, name) for name, key in keys.items()}
-    return [f"{key}={value}" for key, value in given.items() if value is not None]
-
-
-def _evaluate_tasks(arguments: argparse.Namespace) -> int:
-    from .evaluate.command import evaluate_tasks
-
-    if arguments.thoughts:
-        raise ValueError("--thoughts and --tasks measure different things: give one of them")
-    try:
-        evaluate_tasks(
-            arguments.recipe,
-            [name for name in arguments.tasks.split(",") if name],
-            [*arguments.overrides, *more_overrides(arguments)],
-            data=dict(arguments.data),
-            model=arguments.model,
-            adapter=arguments.adapter,
-            limit=arguments.limit,
-            num_samples=arguments.num_samples,
-        )
-    except KeyboardInterrupt:
-        say("unigrpo: interrupted; the same command goes on with the answers that are missing", error=True)
-        return 130
-    return 0
-
-
 def run_agreement(arguments: argparse.Namespace) -> int:
     """``unigrpo agreement RECIPE [--model PATH] [--limit N] [key=value ...]``."""
     from .agreement.command import agreement

@@ -18,7 +18,8 @@ from ...terminal import say, tracked
 from ...training.checkpoints.files import append_line, named, write_json
 from ..train import versions
 from .answering import answer, batches, check_task, wanted
-from .folder import RESULTS, gather, key_of, part, read_results, save_picture, settle
+from .folder import RESULTS, default_name, gather, key_of, part, read_results, save_picture, settle
+from .layouts import LAYOUTS
 from .pictures import diversity
 from .policy import Source, load_pipeline, open_source
 from .rows import Asked, check_golds, check_pictures, read_rows
@@ -97,6 +98,8 @@ def ask(name: str, data: dict[str, str], limit: int | None, num_samples: int | N
     if unread:
         say(f"task {name}: the judge cannot read the solution of {unread} of {len(rows)} rows, which do not count")
     check_pictures(asked)
+    if task.layout is not None:
+        LAYOUTS[task.layout].check(asked.num_samples)
     return asked
 
 
@@ -183,9 +186,23 @@ def _finish(folder: Path, identity: dict[str, Any], asked: list[Asked], seconds:
             own.name: {**identity["tasks"][own.name], **_numbers(folder, own.name, own.task, answers)} for own in asked
         }
         results[0] = {**identity, "tasks": tasks, "seconds": round(seconds, 1), "finished": True}
-        with named(folder / RESULTS):
+        with named(folder):
+            for own in asked:
+                _export(folder, own, answers, identity["model"]["path"])
             write_json(folder / RESULTS, results[0])
     return broadcast_object_list(results)[0]
+
+
+def _export(folder: Path, own: Asked, answers: list[dict[str, Any]], model: str) -> None:
+    """Leaves pictures as the benchmark's own code reads them."""
+    if own.task.layout is None:
+        return
+    pictures: dict[int, list[Path]] = {}
+    for one in answers:
+        if one["task"] == own.name:
+            pictures.setdefault(one["row"], []).append(folder / one["completion"])
+    LAYOUTS[own.task.layout].write(folder / own.name, own.rows, pictures, default_name(model))
+    say(f"wrote {folder / own.name}, as {LAYOUTS[own.task.layout].of} reads it")
 
 
 def _numbers(folder: Path, name: str, task: EvalTask, answers: list[dict[str, Any]]) -> dict[str, Any]:

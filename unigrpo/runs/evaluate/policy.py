@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...config.arguments import UniGRPOConfig
 from ...config.build import build_algorithms, held_out_sampler
 from ...config.checks import eval_sampler
@@ -90,6 +92,8 @@ def open_source(word: str, overrides: list[str], *, model: str | None = None, ad
     """
     recipe = recipe_of(word)
     data = _mapping(word if recipe is None else recipe.model.path, recipe)
+    # Without a GPU the answers are given on the CPU, and processes that share them have to know it.
+    data.setdefault("use_cpu", not torch.cuda.is_available())
     for override in overrides:
         set_key(data, held_out_key(override))
     source = word if recipe is None else recipe.source
