@@ -21,7 +21,7 @@ from .commands import (
     run_sft,
     run_train,
 )
-from .evaluate.cli import evaluate_arguments, run_evaluate
+from .evaluate.cli import compare_arguments, evaluate_arguments, run_compare, run_evaluate
 
 
 EPILOG = """examples:
@@ -40,6 +40,8 @@ EPILOG = """examples:
   unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
   unigrpo evaluate quickstart --model runs/quickstart
+  unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 32    benchmarks, and the toy worlds
+  unigrpo compare runs/evaluations/before runs/evaluations/after
   unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes
   unigrpo merge runs/math merged/                       adapter into full weights
   unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
@@ -101,6 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", run_evaluate, "how good a policy is, with intervals")
     evaluate_arguments(evaluate)
+
+    compare = _command(commands, "compare", run_compare, "compare two evaluations prompt by prompt: which is better?")
+    compare_arguments(compare)
 
     agreement = _command(
         commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"

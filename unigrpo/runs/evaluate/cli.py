@@ -1,4 +1,4 @@
-"""The words of ``unigrpo evaluate``. What is heavy is imported when it runs."""
+"""The words of ``unigrpo evaluate`` and ``unigrpo compare``. What is heavy is imported when it runs."""
 
 from __future__ import annotations
 
@@ -48,6 +48,34 @@ def evaluate_arguments(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--thoughts", action="store_true", help="of r2i: under own, empty and other prompts' thoughts"
     )
+
+
+COMPARE = """examples:
+  unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 64
+  unigrpo evaluate builtin:arithmetic_trained --tasks arithmetic --limit 64
+  unigrpo compare runs/evaluations/arithmetic runs/evaluations/arithmetic_trained
+
+Both have the same tasks, settings, rows and seed; only the model differs. With one
+answer a prompt p is of the exact sign test over prompts (McNemar's), else of a paired
+bootstrap; intervals are bootstraps over prompts.
+"""
+
+
+def compare_arguments(compare: argparse.ArgumentParser) -> None:
+    compare.formatter_class = argparse.RawDescriptionHelpFormatter
+    compare.epilog = COMPARE
+    compare.add_argument("a", metavar="A", help="folder of an evaluation, the one before")
+    compare.add_argument("b", metavar="B", help="folder of an evaluation, the one after")
+    compare.add_argument("--anyway", action="store_true", help="also where more than the model differs")
+    compare.add_argument("--output", metavar="FILE", help="write the comparison as JSON; it must not exist yet")
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """``unigrpo compare A B [--anyway] [--output FILE]``."""
+    from .compare import compare
+
+    compare(arguments.a, arguments.b, anyway=arguments.anyway, output=arguments.output)
+    return 0
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -12,6 +12,10 @@ from ...terminal import console, say
 from .folder import ANSWERS, RESULTS
 
 
+SHARES = ("accuracy", "cells_right")
+"""Metrics that are shown in percent."""
+
+
 def show(results: dict[str, Any], folder: Path) -> None:
     """Prints a line a task, what further numbers there are, and where the answers lie."""
     table = Table(box=box.SIMPLE_HEAD)
@@ -42,7 +46,7 @@ def _cells(own: dict[str, Any]) -> tuple[str, str]:
 
 def value(task: dict[str, Any], number: float) -> str:
     """A mean of a task: shares in percent, other scores as they are."""
-    return f"{100 * number:.1f} %" if task["metric"] in ("accuracy", "cells_right") else f"{number:.3f}"
+    return f"{100 * number:.1f} %" if task["metric"] in SHARES else f"{number:.3f}"
 
 
 def further(own: dict[str, Any]) -> list[str]:

@@ -32,21 +32,20 @@ def interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None
     """
     if not len(values):
         raise ValueError("no prompts to average over")
-    own = np.asarray(values, dtype=np.float64)
-    names = list(range(len(own))) if clusters is None else list(clusters)
+    mean = float(np.mean(values, dtype=np.float64))
+    if binary and mean in (0.0, 1.0):
+        low, high = _wilson(mean, len(values) if clusters is None else len(set(clusters)))
+    else:
+        low, high = np.percentile(resampled(values, clusters), [2.5, 97.5])
+    return Accuracy(mean=mean, low=float(low), high=float(high), count=len(values))
+
+
+def resampled(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> np.ndarray:
+    """``[DRAWS]`` means of as many clusters of values, drawn with replacement."""
+    names = list(range(len(values))) if clusters is None else list(clusters)
     places = {name: place for place, name in enumerate(dict.fromkeys(names))}
     index = np.array([places[name] for name in names])
-    sums, counts = np.bincount(index, weights=own), np.bincount(index)
-    mean = float(own.mean())
-    if binary and mean in (0.0, 1.0):
-        low, high = _wilson(mean, len(counts))
-    else:
-        low, high = np.percentile(_resampled(sums, counts), [2.5, 97.5])
-    return Accuracy(mean=mean, low=float(low), high=float(high), count=len(own))
-
-
-def _resampled(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """``[DRAWS]`` means of as many clusters, drawn with replacement; ``sums`` and ``counts`` are each cluster's."""
+    sums, counts = np.bincount(index, weights=np.asarray(values, dtype=np.float64)), np.bincount(index)
     rng, parts = np.random.default_rng(SEED), []
     size = max(1, CHUNK // len(sums))
     for start in range(0, DRAWS, size):
