@@ -21,7 +21,14 @@ from .commands import (
     run_sft,
     run_train,
 )
-from .evaluate.cli import compare_arguments, evaluate_arguments, run_compare, run_evaluate
+from .evaluate.cli import (
+    compare_arguments,
+    evaluate_arguments,
+    lm_eval_arguments,
+    run_compare,
+    run_evaluate,
+    run_lm_eval,
+)
 
 
 EPILOG = """examples:
@@ -54,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE words that follow an option; they belong to the overrides all the same.
     words = getattr(arguments, "overrides", getattr(arguments, "recipes", None))
+    if hasattr(arguments, "handed_on"):
+        arguments.handed_on, rest = rest, []
     if rest and (words is None or not all("=" in word and word[0] != "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -106,6 +115,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     compare = _command(commands, "compare", run_compare, "compare two evaluations prompt by prompt: which is better?")
     compare_arguments(compare)
+
+    lm_eval = _command(commands, "lm-eval", run_lm_eval, "lm-evaluation-harness with one of our models")
+    lm_eval_arguments(lm_eval)
 
     agreement = _command(
         commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"
