@@ -161,7 +161,7 @@ def test_the_recipes_sampling_is_used_and_the_command_lines_wins(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["builtin:arithmetic", "--tasks", "arithmetics"], "did you mean 'arithmetic'"),
+        (["builtin:arithmetic", "--tasks", "arithmetik"], "did you mean 'arithmetic'"),
         (["builtin:arithmetik", "--tasks", "arithmetic"], "is unknown: shipped checkpoints are"),
         (["quickstrat", "--tasks", "arithmetic"], "did you mean 'quickstart'.*nor is it a model"),
         (["builtin:arithmetic", "--tasks", "arithmetic", "temperatur=1"], "unknown key 'temperatur'; did you mean 'temperature'"),

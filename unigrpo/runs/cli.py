@@ -21,14 +21,8 @@ from .commands import (
     run_sft,
     run_train,
 )
-from .evaluate.cli import (
-    compare_arguments,
-    evaluate_arguments,
-    lm_eval_arguments,
-    run_compare,
-    run_evaluate,
-    run_lm_eval,
-)
+from .evaluate.cli import compare_arguments, evaluate_arguments, run_compare, run_evaluate
+from .lm_eval_cli import lm_eval_arguments, run_lm_eval
 
 
 EPILOG = """examples:

@@ -29,7 +29,8 @@ def show(results: dict[str, Any], folder: Path) -> None:
     ):
         table.add_column(name, justify=side, overflow="fold")
     for name, own in results["tasks"].items():
-        table.add_row(name, own["metric"] or "not judged", *_cells(own), str(own["count"]), str(own["answers"]))
+        prompts = own["count"] if own["metric"] else own["dataset"]["rows"]
+        table.add_row(name, own["metric"] or "not judged", *_cells(own), str(prompts), str(own["answers"]))
     say(f"{results['model']['path']}, seed {results['seed']}")
     console().print(table)
     for name, own in results["tasks"].items():
