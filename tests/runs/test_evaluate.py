@@ -161,6 +161,7 @@ def test_the_recipes_sampling_is_used_and_the_command_lines_wins(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["builtin:arithmetic", "--tasks", ","], "--tasks names none: choose some of gsm8k,"),
         (["builtin:arithmetic", "--tasks", "arithmetik"], "did you mean 'arithmetic'"),
         (["builtin:arithmetik", "--tasks", "arithmetic"], "is unknown: shipped checkpoints are"),
         (["quickstrat", "--tasks", "arithmetic"], "did you mean 'quickstart'.*nor is it a model"),

@@ -249,7 +249,23 @@ def test_rows_of_ones_own_are_taken_as_they_are(tmp_path):
     assert asked.rows[0]["prompt"] == "1 + 1?" and asked.rows.template == "{prompt}" and scores(asked, "2") == [1.0]
 
 
+def test_a_chat_is_judged_by_its_text(tmp_path):
+    path = rows_file(tmp_path, '{"prompt": [{"role": "user", "content": "1 + 1?"}], "solution": "2"}')
+    assert scores(asked_of("gsm8k", TASKS["gsm8k"], path), "2", "3") == [1.0, 0.0]
+
+
 def test_the_fingerprint_is_the_contents(tmp_path):
+    prints = []
+    for place, colour in (
+        ("a", "red"),
+        ("b", "red"),
+        ("c", "blue"),
+    ):  # Pictures by path: where they lie does not matter.
+        (tmp_path / place).mkdir()
+        shape(colour, "circle").save(tmp_path / place / "0.png")
+        path = rows_file(tmp_path / place, '{"prompt": "What?", "image": "0.png", "solution": "a circle"}')
+        prints.append(asked_of("clevr", TASKS["clevr"], path).rows.fingerprint())
+    assert prints[0] == prints[1] != prints[2]
     once = published("pope", tmp_path).rows.fingerprint()
     assert published("pope", tmp_path).rows.fingerprint() == once
     other = {**POPE, "image": shape("blue", "circle")}

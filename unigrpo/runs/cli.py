@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", run_evaluate, "how good a policy is, with intervals")
     evaluate_arguments(evaluate)
 
-    compare = _command(commands, "compare", run_compare, "compare two evaluations prompt by prompt: which is better?")
+    compare = _command(commands, "compare", run_compare, "which of two evaluations is better, prompt by prompt")
     compare_arguments(compare)
 
     lm_eval = _command(commands, "lm-eval", run_lm_eval, "lm-evaluation-harness with one of our models")

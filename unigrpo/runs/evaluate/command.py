@@ -66,6 +66,8 @@ def evaluate_tasks(
         ValueError: what is asked for cannot be done; found before weights are loaded, where it can be.
         CheckpointError: ``output_dir`` holds another evaluation, or is in use.
     """
+    if not tasks:
+        raise ValueError(f"--tasks names none: choose some of {','.join(TASKS)}, or give pkg.mod:attr")
     own_dir = [one.partition("=")[2] for one in overrides if one.startswith("output_dir=")]
     source = open_source(
         word, [one for one in overrides if not one.startswith("output_dir=")], model=model, adapter=adapter

@@ -54,7 +54,8 @@ class Source:
     def _of_span(self, span: str) -> dict[str, Any]:
         own, sampler = self.args.for_task(span), held_out_sampler(self.args.for_task(span))
         keys = sorted(keys_of(type(sampler)))
-        found = {"sampler": eval_sampler(own).name} | {name: getattr(sampler, name) for name in keys}
+        prompts = {"max_prompt_length": own.max_prompt_length, "prompt_truncation": own.prompt_truncation}
+        found = prompts | {"sampler": eval_sampler(own).name} | {name: getattr(sampler, name) for name in keys}
         return found if is_picture(span) else {"max_completion_length": own.max_completion_length, **found}
 
     def _pictures(self, tasks: Sequence[str]) -> dict[str, Any]:
@@ -74,7 +75,12 @@ class Source:
         """Which weights these are."""
         spec = self.recipe.model
         found = {"path": self.path, "weights": weights_digest(self.path), "dtype": spec.dtype}
-        more = {"think_prompt": spec.think_prompt, "from_scratch": spec.from_scratch or None}
+        more = {
+            "think_prompt": spec.think_prompt,
+            "from_scratch": spec.from_scratch or None,
+            "policy": self.recipe.policy,
+        }
+        more |= {"chat_template_kwargs": self.args.chat_template_kwargs, "attn_mask_mode": self.args.attn_mask_mode}
         quantised = {"load_in_8bit": spec.load_in_8bit or None, "load_in_4bit": spec.load_in_4bit or None}
         return found | {key: value for key, value in {**more, **quantised}.items() if value is not None}
 
@@ -179,15 +185,18 @@ def _loaded(base: str, model: str | None, adapter: str | None) -> str:
     return adapter
 
 
+MODEL_FILES = ("*.safetensors", "*.bin", "*config.json", "tokenizer*.json", "*.jinja")
+"""Weights, and what decides how a prompt is read."""
+
 PIECES, PIECE = 64, 2**16
 """Pieces of a file of weights that are read for its digest, and their bytes; a whole one of 16 GB takes a minute."""
 
 
 def weights_digest(path: str) -> str:
-    """Hexadecimal digest of the weights at ``path`` and beneath it: of files their sizes and evenly spaced pieces, of ids the commit."""
+    """Hexadecimal digest of the model at ``path`` and beneath it: of its files the sizes and evenly spaced pieces, of ids the commit."""
     digest = hashlib.blake2b(digest_size=16)
     for own in lineage(path):
-        files = sorted(file for pattern in ("*.safetensors", "*.bin") for file in Path(own).glob(pattern))
+        files = sorted(file for pattern in MODEL_FILES for file in Path(own).glob(pattern))
         for file in files:
             size = file.stat().st_size
             digest.update(f"{file.name} {size} ".encode())

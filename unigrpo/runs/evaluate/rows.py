@@ -52,21 +52,26 @@ class Rows(Sequence):
         digest = hashlib.blake2b(digest_size=16)
         for row in self:
             for key in sorted(row):
-                digest.update(key.encode() + b"\0" + _bytes(row[key]) + b"\1")
+                digest.update(key.encode() + b"\0")
+                for value in _pictures(row[key]) if key in ("image", "images") else [row[key]]:
+                    digest.update(_bytes(value, key in ("image", "images")) + b"\1")
         return digest.hexdigest()
 
 
-def _bytes(value: Any) -> bytes:
-    """What a value of a row holds; pictures of any kind by their content."""
+def _pictures(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _bytes(value: Any, picture: bool) -> bytes:
+    """What a value of a row holds; a ``picture`` of any kind by its content, wherever its file lies."""
     if isinstance(value, Image.Image):
         return value.tobytes()
     if isinstance(value, dict) and value.get("bytes") is not None:
         return bytes(value["bytes"])
-    if isinstance(value, dict) and isinstance(value.get("path"), str) and Path(value["path"]).is_file():
-        return Path(value["path"]).read_bytes()
-    if isinstance(value, bytes):
-        return value
-    return json.dumps(value, sort_keys=True, default=str).encode()
+    path = value.get("path") if isinstance(value, dict) else value
+    if picture and isinstance(path, str) and Path(path).is_file():
+        return Path(path).read_bytes()
+    return value if isinstance(value, bytes) else json.dumps(value, sort_keys=True, default=str).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import check_choice, import_named
 from ...rewards import get_reward
+from ...rewards.text import completion_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,5 +121,6 @@ class Right:
         """
         if solution is None:
             raise ValueError(f"{self.__name__} needs a `solution` column in the dataset, and there is none")
-        pairs = zip(completions, solution, strict=True)
+        answers = [completion_text(own) if isinstance(own, list) else own for own in completions]
+        pairs = zip(answers, solution, strict=True)
         return [None if gold is None else float(bool(self.function(own, gold))) for own, gold in pairs]
