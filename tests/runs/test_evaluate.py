@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
+from unigrpo.rollout.generate import load_policy
 from unigrpo.runs.cli import main
 from unigrpo.runs.evaluate import command
 from unigrpo.runs.evaluate.command import evaluate_tasks
@@ -156,6 +158,21 @@ def test_the_recipes_sampling_is_used_and_the_command_lines_wins(tmp_path):
     assert warm | {"steps": 8, "temperature": 0.7} == warm
     drawn = open_source("builtin:shapes", ["guidance_scale=2", "task_overrides.t2i.steps=4"]).settings(["t2i", "text"])
     assert drawn["t2i"]["steps"] == 4 and drawn["t2i"]["guidance_scale"] == 2.0
+
+
+def test_an_adapter_is_put_on_the_model_that_it_was_trained_on(once, tmp_path):
+    base = load_policy("builtin:arithmetic", device="cpu").model
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))  # It starts as nothing.
+    adapted.peft_config["default"].base_model_name_or_path = "builtin:arithmetic"
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapter = str(tmp_path / "adapter")
+    results, lines = measured(
+        tmp_path / "out", "builtin:arithmetic", ("arithmetic",), *WARM, num_samples=1, adapter=adapter
+    )
+    assert lines == [line for line in lines_of(once) if json.loads(line)["sample"] == 0]
+    assert results["model"]["path"] == adapter and results["model"]["weights"] != numbers_of(once)["model"]["weights"]
+    with pytest.raises(ValueError, match=r"was trained on .*arithmetic', not on 'builtin:arithmetic_trained'"):
+        open_source("builtin:arithmetic_trained", [], adapter=adapter)
 
 
 @pytest.mark.parametrize(
