@@ -265,7 +265,7 @@ def test_the_bound_is_the_mean_over_all_masks(tmp_path):
             hidden[list(chosen)] = True
             exact += cost(hidden, hidden * (n / count)) / len(masks) / n
     for key in range(60):
-        drawn = [bound_draw(written, draw, 3, ("test", key, draw)) for draw in range(3)]
+        drawn = [bound_draw(written.trained, draw, 3, ("test", key, draw)) for draw in range(3)]
         assert sorted(int(own.hidden.sum()) for own in drawn) == [1, 2, 3]
         values.append(sum(cost(own.hidden, own.weight) for own in drawn) / 3)
     spread = torch.tensor(values)

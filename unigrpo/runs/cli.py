@@ -13,7 +13,6 @@ from .commands import (
     run_agreement,
     run_benchmark,
     run_check,
-    run_evaluate,
     run_keys,
     run_merge,
     run_recipes,
@@ -22,6 +21,8 @@ from .commands import (
     run_sft,
     run_train,
 )
+from .evaluate.cli import compare_arguments, evaluate_arguments, run_compare, run_evaluate
+from .lm_eval_cli import lm_eval_arguments, run_lm_eval
 
 
 EPILOG = """examples:
@@ -40,6 +41,8 @@ EPILOG = """examples:
   unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
   unigrpo evaluate quickstart --model runs/quickstart
+  unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 32    benchmarks, and the toy worlds
+  unigrpo compare runs/evaluations/before runs/evaluations/after
   unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes
   unigrpo merge runs/math merged/                       adapter into full weights
   unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
@@ -52,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE words that follow an option; they belong to the overrides all the same.
     words = getattr(arguments, "overrides", getattr(arguments, "recipes", None))
+    if hasattr(arguments, "handed_on"):
+        arguments.handed_on, rest = rest, []
     if rest and (words is None or not all("=" in word and word[0] != "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -99,12 +104,14 @@ def build_parser() -> argparse.ArgumentParser:
     sample = _command(commands, "sample", run_sample, "print answers of a policy")
     _sample_arguments(sample)
 
-    evaluate = _command(commands, "evaluate", run_evaluate, "held-out accuracy with an interval, base or adapter")
-    _recipe_arguments(evaluate)
-    evaluate.add_argument("--model", help="another model or adapter folder than the recipe's")
-    evaluate.add_argument(
-        "--thoughts", action="store_true", help="of r2i: pictures under own, empty and other prompts' thoughts"
-    )
+    evaluate = _command(commands, "evaluate", run_evaluate, "how good a policy is, with intervals")
+    evaluate_arguments(evaluate)
+
+    compare = _command(commands, "compare", run_compare, "which of two evaluations is better, prompt by prompt")
+    compare_arguments(compare)
+
+    lm_eval = _command(commands, "lm-eval", run_lm_eval, "lm-evaluation-harness with one of our models")
+    lm_eval_arguments(lm_eval)
 
     agreement = _command(
         commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"

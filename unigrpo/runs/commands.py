@@ -193,18 +193,6 @@ def _save_pictures(prompts: list[str], num: int, answers: list[Any], folder: Pat
     say(f"wrote {len(drawn)} pictures and sheet.png to {folder}")
 
 
-def run_evaluate(arguments: argparse.Namespace) -> int:
-    """``unigrpo evaluate RECIPE [--model PATH] [--thoughts] [key=value ...]``."""
-    from .recipe import load_recipe
-    from .thoughts import evaluate_thoughts
-    from .train import evaluate_recipe
-
-    quiet_bars()
-    measure = evaluate_thoughts if arguments.thoughts else evaluate_recipe
-    measure(load_recipe(arguments.recipe, arguments.overrides), arguments.model)
-    return 0
-
-
 def run_agreement(arguments: argparse.Namespace) -> int:
     """``unigrpo agreement RECIPE [--model PATH] [--limit N] [key=value ...]``."""
     from .agreement.command import agreement

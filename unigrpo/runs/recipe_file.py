@@ -39,7 +39,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> tuple[d
     refuse_hosts(data, source)
     _look_beside(data, file.parent)
     for override in overrides or []:
-        _override(data, override)
+        set_key(data, override)
     return data, source, file.parent
 
 
@@ -114,7 +114,7 @@ def _beside(path: Any, folder: Path) -> Any:
         return path
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def set_key(data: dict[str, Any], override: str) -> None:
     """Sets ``a.b.0.c=value`` in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:

@@ -13,20 +13,20 @@ from ..algorithm.noising.base import random_subset
 from ..data.rows import read_row, task_of
 from ..rollout.pipeline import evaluating
 from ..types import SPANS, Experience, keyed_generator
-from .given import Writer, Written
+from .given import Writer
 from .given_step import Place, hidden_row, noised, unit_sums, units_of
 
 
-def bound_draw(written: Written, draw: int, draws: int, key: tuple[int | str, ...]) -> Hidden:
+def bound_draw(trained: Tensor, draw: int, draws: int, key: tuple[int | str, ...]) -> Hidden:
     """One draw of the bound: l of n tokens hidden, each costs n / l; l is uniform on 1..n, one in each of ``draws`` strata.
 
-    The mean of the sum over l and masks is the evidence bound of LLaDA (arXiv 2502.09992, Eq. 6), exactly.
+    ``trained`` is ``[L]`` bool, the n tokens. The mean of the sum over l and masks is the evidence bound of LLaDA (arXiv 2502.09992, Eq. 6), exactly.
     """
     generator = keyed_generator("bound", *key)
-    n = int(written.trained.sum())
+    n = int(trained.sum())
     u = (draw + float(torch.rand((), dtype=torch.float64, generator=generator))) / draws
     count = min(math.floor(u * n) + 1, n)
-    hidden = random_subset(written.trained, count, generator=generator)
+    hidden = random_subset(trained, count, generator=generator)
     return Hidden(hidden=hidden, target=hidden, weight=hidden * (n / count), share=1.0, ratio=count / n)
 
 
@@ -72,7 +72,7 @@ def _row(writer: Writer, dataset: Any, number: int, name: str, draws: int) -> tu
     bounds = []
     for draw in range(draws):
         key = ("held out bound", number, draw)
-        bounds.append(hidden_row(writer.policy, written, bound_draw(written, draw, draws, key), key, number))
+        bounds.append(hidden_row(writer.policy, written, bound_draw(written.trained, draw, draws, key), key, number))
     share = sum(hidden.share for _, hidden in by_law) / draws
     return [*(own for own, _ in by_law), *bounds], written.canvas.task, share, int(written.trained.sum())
 

@@ -1,0 +1,36 @@
+"""The words of ``unigrpo lm-eval``; the harness is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+
+LM_EVAL = """examples:
+  unigrpo lm-eval --model_args path=builtin:arithmetic_trained --tasks sums --include_path .
+  unigrpo lm-eval --model_args path=runs/math,draws=128,steps=128 --tasks gsm8k,arc_challenge --limit 100
+  unigrpo lm-eval ls tasks
+
+Everything behind lm-eval is lm-evaluation-harness's own command line. model_args: path (as in
+`unigrpo evaluate`), draws (of the evidence bound, default 128), and keys of sampling.
+"""
+
+
+def lm_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "unigrpo lm-eval --model_args path=MODEL[,KEY=VALUE ...] --tasks A,B [its options ...]"
+    parser.epilog = LM_EVAL
+    parser.set_defaults(handed_on=[])
+
+
+def run_lm_eval(arguments: argparse.Namespace) -> int:
+    """``unigrpo lm-eval ...``: the harness with our model."""
+    if not arguments.handed_on:
+        raise ValueError(
+            "unigrpo lm-eval: give --model_args path=MODEL and --tasks; unigrpo lm-eval --help has examples"
+        )
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("unigrpo lm-eval needs lm-evaluation-harness: pip install 'unigrpo[lm-eval]'")
+    from .lm_eval import run
+
+    return run(arguments.handed_on)
