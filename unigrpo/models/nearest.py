@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from . import CONVERTED, POLICIES, DiffusionPolicy
+from . import CONVERTED, POLICIES, DiffusionPolicy, resolve_policy
 from .checkpoint_files import FULL_WEIGHTS, hub_file, reading, shapes, weight_files
+from .hub import finding
+from .loading import IMPLEMENTATIONS, load_config
 
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
@@ -40,6 +42,32 @@ def family_of(path: str, policy: str | type[DiffusionPolicy] | None = None) -> s
         f"model {path!r}: model_type={found!r} is no family of this library; {nearest(path)}; set policy to the 'pkg.mod:attr' of a "
         f"policy for it, or choose one of {sorted(POLICIES)}"
     )
+
+
+NOT_FIELDS = {
+    "dtype",
+    "torch_dtype",
+    "device_map",
+    "quantization_config",
+    "allow_missing",
+    "from_scratch",
+    *IMPLEMENTATIONS,
+}
+"""Options of loading that are no fields of a configuration."""
+
+
+def config_of(path: str, policy: str | type[DiffusionPolicy] | None = None, **options: Any) -> Any:
+    """The configuration at ``path`` as its family reads it, with those of the ``options`` that are its fields.
+
+    Raises:
+        CheckpointError, SourceError, ValueError: as ``family_of`` and ``load_config``.
+    """
+    fields = {name: value for name, value in options.items() if name not in NOT_FIELDS}
+    found = family_of(path, policy)
+    if found not in CONVERTED:
+        return load_config(path, **fields)
+    with reading(f"config.json of {path!r}"), finding(path, f"model {str(path)!r}"):
+        return resolve_policy(found).model_class.config_class.from_pretrained(path, **fields)
 
 
 def nearest(path: str) -> str:

@@ -10,8 +10,8 @@ from ..errors import CheckpointError
 from ..models import DiffusionPolicy, resolve_policy
 from ..models.checkpoint_files import MANY_LAYERS, check_complete, check_numbers
 from ..models.hub import asking_once
-from ..models.loading import load_config, load_processor
-from ..models.nearest import family_of, tensors_of
+from ..models.loading import load_processor
+from ..models.nearest import config_of, tensors_of
 from ..models.opening import lineage
 
 
@@ -29,9 +29,8 @@ def understood(path: str, policy: str | None = None) -> tuple[list[tuple[str, st
         SourceError: there is nothing at ``path``.
     """
     *adapters, base = lineage(path)
-    name = family_of(base, policy)
-    config = load_config(base) if name is None else resolve_policy(name).model_class.config_class.from_pretrained(base)
-    family = resolve_policy(config.model_type if name is None else name)
+    config = config_of(base, policy)
+    family = resolve_policy(policy or config.model_type)
     check_numbers(config.to_dict(), f"model {base!r}", MANY_LAYERS)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = family.model_class(config)
