@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, load_policy
-from unigrpo.models import DreamForMaskedDiffusion
+from unigrpo.models import DreamForMaskedDiffusion, decoder
 from unigrpo.models.adapters import merged
 from unigrpo.models.decoder import A2DQwen3ForMaskedDiffusion, DecoderProcessor
+from unigrpo.models.decoder.configuration import MaskedDecoderFields
+from unigrpo.testing import check_policy
 from unigrpo.training.old_and_reference import add_old_and_reference
 
 from ..support.given_runs import SMALL, TEXT
@@ -21,6 +26,7 @@ from ..support.tiny import prompts
 from ..support.tiny_decoders import DECODERS, SIZES, decoder_tokenizer, tiny_decoder
 
 
+GUIDE = Path(decoder.__file__).parents[1] / "README.md"
 IDS = torch.arange(24).view(2, 12) + 3
 
 
@@ -251,12 +257,12 @@ def test_dreams_tokenizer_is_read_without_its_code(tmp_path, mark):
 def test_an_autoregressive_checkpoint_becomes_a_diffusion_model(tmp_path):
     """It is opened by its type, sees both ways, and is saved as what it has become, with weights that the decoder reads."""
     torch.manual_seed(0)
-    decoder = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16)).eval()
-    decoder.save_pretrained(tmp_path / "ar")
+    causal_model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16)).eval()
+    causal_model.save_pretrained(tmp_path / "ar")
     decoder_tokenizer().save_pretrained(tmp_path / "ar")
     found = load_policy(str(tmp_path / "ar"), device="cpu", logit_shift=1)
     assert type(found.model) is A2DQwen3ForMaskedDiffusion and found.policy.logit_shift == 1
-    causal = decoder(IDS).logits
+    causal = causal_model(IDS).logits
     assert float((logits(found.model) - causal).detach().abs().amax()) > 0.01
     found.model.save_pretrained(tmp_path / "diffusion")
     saved = json.loads((tmp_path / "diffusion" / "config.json").read_text())
@@ -264,3 +270,26 @@ def test_an_autoregressive_checkpoint_becomes_a_diffusion_model(tmp_path):
     back = Qwen3ForCausalLM.from_pretrained(tmp_path / "diffusion").eval()
     assert torch.equal(back(IDS).logits, causal)
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "ar")) is Qwen3ForCausalLM
+
+
+# ---- what the guide says ----
+
+
+def test_the_family_of_the_guide_is_whole():
+    (block,) = [own for own in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL) if "SmolPolicy" in own]
+    names = {**vars(transformers), **vars(decoder), "MaskedDecoderFields": MaskedDecoderFields}
+    exec(block, names)
+    config = names["SmolConfig"](**SIZES)
+    torch.manual_seed(0)
+    model = names["SmolForMaskedDiffusion"](config)
+    policy = names["SmolPolicy"](config, decoder_tokenizer())
+    assert policy.logit_shift == 1
+    check_policy(policy, model, prompts(3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [(DreamForMaskedDiffusion, 7_615_616_512), (A2DQwen3ForMaskedDiffusion, 596_049_920)]
+)
+def test_default_sizes_are_those_of_the_published_checkpoints(kind, count):
+    with torch.device("meta"):
+        assert sum(own.numel() for own in kind(kind.config_class()).parameters()) == count

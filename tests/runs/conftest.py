@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ..support.images import tiny_tokenizer
-from ..support.tiny import tiny_model, tiny_processor
+from ..support.tiny import tiny_llada, tiny_model, tiny_processor
+from ..support.tiny_decoders import tiny_decoder
 from ..support.tiny_scorers import save_clip, save_image_reward
 
 
@@ -26,4 +27,14 @@ def tiny_models(tiny_path, tmp_path_factory) -> dict[str, Path]:
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     save_clip(folder / "clip")
     save_image_reward(folder / "image_reward")
-    return {"policy": tiny_path, **{name: folder / name for name in ("tokenizer", "clip", "image_reward")}}
+    for name, (model, processor) in families().items():
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    return {"policy": tiny_path, **{own.name: own for own in folder.iterdir()}}
+
+
+def families() -> dict:
+    """Model and processor of each family of text that a recipe is for, by its name."""
+    decoders = {"Dream": tiny_decoder("dream"), "a2d-qwen3": tiny_decoder("a2d-qwen3")}
+    found = {name: (model, policy.processor) for name, (model, policy) in decoders.items()}
+    return {**found, "llada": (tiny_llada(), tiny_processor())}

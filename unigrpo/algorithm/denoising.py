@@ -154,10 +154,10 @@ class MaskedDenoising:
         return torch.where(hidden, {"1/p": 1 / ratio, "1-p": 1 - ratio, "mean": 1.0}[self.weight] * ones, ones)
 
     def _cart(self, hidden: Bool[Tensor, " L"]) -> Float[Tensor, " L"]:
-        """Dream's context-adaptive weight of each position: what the visible ones add, a geometric law of their distance."""
+        """Dream's context-adaptive weight of each position: what visible ones add, a geometric law of their distance; for hidden positions."""
         place = torch.arange(len(hidden))
         distance = (place[:, None] - place).abs()
-        near = 0.5 * self.cart_p * (1 - self.cart_p) ** (distance - 1).clamp(min=0).float() * (distance > 0)
+        near = 0.5 * self.cart_p * (1 - self.cart_p) ** (distance - 1).clamp(min=0).float()
         return near @ (~hidden).float()
 
 

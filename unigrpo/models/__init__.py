@@ -89,6 +89,32 @@ def policy_class_of(model: Any, name: str | type[DiffusionPolicy] | None = None)
     return resolve_policy(model_type)
 
 
+def load_model(
+    path: str | Path, *, dtype: Any = "auto", policy: str | type[DiffusionPolicy] | None = None, **options: Any
+) -> Any:
+    """The network at a hub id or a folder, of any family, in eval mode; no tokenizer is read.
+
+    ``model(input_ids=..., attention_mask=...)`` attends as the family does: both ways, or in blocks, never causally.
+
+    Args:
+        path: a whole model, or an adapter, whose base is then loaded too; ``builtin:NAME``.
+        dtype: of the weights; ``"auto"`` = as they are stored.
+        policy: a name in ``POLICIES`` or ``pkg.mod:attr``; None = by the configuration.
+        options: of ``from_pretrained``, such as ``device_map``, and fields of the configuration, such as ``block_size``.
+
+    Returns:
+        a ``PreTrainedModel``, whose output has fp32 ``logits [B, L, V]``; a ``PeftModel`` for an adapter.
+
+    Raises:
+        CheckpointError: a checkpoint of no family, whose nearest one is named, or parameters that the files lack.
+        ValueError: damaged files, or files that need code without ``trust_remote_code=True``.
+        SourceError: there is nothing at ``path``, or no way to it.
+    """
+    from .opening import open_model
+
+    return open_model(str(path), policy, dtype=dtype, **options).model.eval()
+
+
 __all__ = [
     "CONVERTED",
     "POLICIES",
@@ -107,6 +133,7 @@ __all__ = [
     "MaskedDecoder",
     "MaskedDiffusionMixin",
     "MaskedDiffusionOutput",
+    "load_model",
     "policy_class_of",
     "resolve_policy",
 ]

@@ -13,6 +13,7 @@ from .adapter_files import ADAPTER_FILE, adapter_base, adapter_digest, adapter_f
 from .builtin import model_path
 from .hub import asking_once
 from .loading import check_from_scratch, load_config, load_processor
+from .nearest import family_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +79,10 @@ def open_model(
     from .adapters import merged
 
     *adapters, base = lineage(path)
-    name = policy or load_config(base, trust_remote_code=bool(options.get("trust_remote_code"))).model_type
-    family = resolve_policy(name)
+    family = resolve_policy(
+        family_of(base, policy)
+        or load_config(base, trust_remote_code=bool(options.get("trust_remote_code"))).model_type
+    )
     if allow_missing:
         options["allow_missing"] = allow_missing
     if from_scratch:

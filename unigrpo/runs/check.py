@@ -17,6 +17,7 @@ from ..models import MagvitV2Config, resolve_policy
 from ..models.builtin import model_path
 from ..models.hub import asking_once, fetched, hub_answers
 from ..models.loading import load_config
+from ..models.nearest import config_of
 from ..models.opening import lineage
 from ..models.quantization import check_quantization
 from ..samplers.kv_cache import check_cache
@@ -141,7 +142,7 @@ def reached(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
 def check_model(recipe: Recipe, args: Any, offline: bool) -> tuple[Any, list[str]]:
     """The configuration of the recipe's model, None where it is not reachable, and what is said of it."""
     path = lineage(recipe.model.path)[-1]
-    load = partial(load_config, path, trust_remote_code=bool((args.model_init_kwargs or {}).get("trust_remote_code")))
+    load = partial(config_of, path, build_policy(recipe), **(args.model_init_kwargs or {}))
     config, notes = (load(), []) if is_local(path) else reached(f"model {path}", load, offline)
     return config, notes or [f"model {recipe.model.path}: {config.model_type}"]
 

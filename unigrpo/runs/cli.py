@@ -13,6 +13,7 @@ from .commands import (
     run_agreement,
     run_benchmark,
     run_check,
+    run_inspect,
     run_keys,
     run_merge,
     run_recipes,
@@ -44,6 +45,7 @@ EPILOG = """examples:
   unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 32    benchmarks, and the toy worlds
   unigrpo compare runs/evaluations/before runs/evaluations/after
   unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes
+  unigrpo inspect Dream-org/Dream-v0-Instruct-7B        what is understood of a model, without its weights
   unigrpo merge runs/math merged/                       adapter into full weights
   unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
 """
@@ -117,6 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"
     )
     _agreement_arguments(agreement)
+
+    inspect = _command(
+        commands, "inspect", run_inspect, "what is understood of a model: family, ids, attention, weights"
+    )
+    inspect.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
+    inspect.add_argument("--policy", help="name or pkg.mod:attr (default: found from the model)")
 
     merge = _command(commands, "merge", run_merge, "merge an adapter into full weights of the published layout")
     merge.add_argument("adapter", help="adapter folder")

@@ -229,6 +229,18 @@ def run_merge(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_inspect(arguments: argparse.Namespace) -> int:
+    """``unigrpo inspect MODEL``: what is understood of a checkpoint; 2 where something is missing."""
+    from .inspecting import understood
+
+    lines, missing = understood(arguments.model, arguments.policy)
+    width = max(len(name) for name, _ in lines)
+    say(
+        "\n".join(f"{name:{width}}  {value}" for name, value in [*lines, ("missing", "; ".join(missing) or "nothing")])
+    )
+    return 2 if missing else 0
+
+
 def run_benchmark(arguments: argparse.Namespace) -> int:
     """``unigrpo benchmark [--algorithms A,B] [--tasks A,B] [--seeds 0,1] ...``: 1 where a cell failed, 130 after Ctrl-C."""
     # By name: the toy worlds stand above the command line.

@@ -14,8 +14,8 @@ from ..data.image_codes import sides, tokenizer_config
 from ..errors import RecipeError
 from ..models import POLICIES, MagvitV2Config, resolve_policy
 from ..models.builtin import model_path
-from ..models.loading import load_config
 from ..models.mmada.policy import TEXT_SLOTS
+from ..models.nearest import config_of
 from ..models.opening import lineage
 from ..types import SPANS, canvas_tasks
 from .build import build_policy
@@ -52,7 +52,7 @@ def model_family(recipe: Recipe, args: UniGRPOConfig | MaskedDenoisingConfig) ->
     assert isinstance(options, dict), "a mapping since the config was made"
     try:
         path = lineage(recipe.model.path)[-1]
-        config = load_config(path, trust_remote_code=bool(options.get("trust_remote_code")))
+        config = config_of(path, policy, **options)
     except OSError as error:
         if policy not in POLICIES.values():
             raise RecipeError(
@@ -60,7 +60,7 @@ def model_family(recipe: Recipe, args: UniGRPOConfig | MaskedDenoisingConfig) ->
                 f"to one of {sorted(POLICIES)} to count with the published sizes"
             ) from error
         config = policy.model_class.config_class(dtype="bfloat16")
-        note = f"model {recipe.model.path}: not reachable, counted by the published 8B sizes"
+        note = f"model {recipe.model.path}: not reachable, counted by the sizes of {config.model_type} as it was published"
     policy = policy or resolve_policy(config.model_type)
     if not isinstance(policy.model_class, type) or not issubclass(policy.model_class, PreTrainedModel):
         raise RecipeError(

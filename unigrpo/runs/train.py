@@ -19,8 +19,10 @@ from ..config.arguments import UniGRPOConfig
 from ..config.build import build_algorithms
 from ..data.rows import task_of
 from ..errors import CheckpointError
-from ..models import MMaDAProcessor
-from ..models.builtin import model_path
+from ..models import resolve_policy
+from ..models.loading import load_config
+from ..models.nearest import family_of
+from ..models.opening import lineage
 from ..models.processing import settle_template
 from ..models.reference import is_peft
 from ..rollout.generate import load_policy
@@ -95,7 +97,9 @@ def build_processor(recipe: Recipe) -> Any:
     """The processor with the recipe's think prompt; None when the saved one will do."""
     if recipe.model.think_prompt is None:
         return None
-    return MMaDAProcessor.from_pretrained(model_path(recipe.model.path), think_prompt=recipe.model.think_prompt)
+    path = lineage(recipe.model.path)[-1]
+    family = build_policy(recipe) or resolve_policy(family_of(path) or load_config(path).model_type)
+    return family.processor_class.from_pretrained(path, think_prompt=recipe.model.think_prompt)
 
 
 def evaluate_recipe(recipe: Recipe, model: str | None = None) -> HeldOut:
