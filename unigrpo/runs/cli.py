@@ -17,6 +17,7 @@ from .commands import (
     run_keys,
     run_merge,
     run_recipes,
+    run_report,
     run_rewards,
     run_sample,
     run_sft,
@@ -41,8 +42,16 @@ EPILOG = """examples:
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
   unigrpo evaluate quickstart --model runs/quickstart
   unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes
+  unigrpo report runs/quickstart                        curves, answers step by step and settings, on one page
   unigrpo merge runs/math merged/                       adapter into full weights
   unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
+"""
+
+
+REPORT = """example, from an empty folder:
+  unigrpo train quickstart max_steps=20 eval_datasets.0.limit=64 && unigrpo report runs/quickstart
+
+It takes a run that goes on or was killed too. The page is one file and asks no network.
 """
 
 
@@ -104,6 +113,20 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", help="another model or adapter folder than the recipe's")
     evaluate.add_argument(
         "--thoughts", action="store_true", help="of r2i: pictures under own, empty and other prompts' thoughts"
+    )
+
+    report = _command(commands, "report", run_report, "one page of what a run or an evaluation left", REPORT)
+    report.add_argument(
+        "folder", metavar="FOLDER", help="output_dir of `unigrpo train` or `sft`, or an evaluation's folder"
+    )
+    report.add_argument("--output", metavar="FILE", help="the page (default: report.html in the folder)")
+    report.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
+    report.add_argument(
+        "--denoise",
+        type=int,
+        default=0,
+        metavar="N",
+        help="held-out answers of each task to write again, step by step",
     )
 
     agreement = _command(
@@ -176,8 +199,11 @@ def _benchmark_arguments(benchmark: argparse.ArgumentParser) -> None:
     )
 
 
-def _command(commands, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+def _command(commands, name: str, run: Callable, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, formatter_class=kind
+    )
     parser.set_defaults(run=run)
     return parser
 

@@ -205,6 +205,15 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_report(arguments: argparse.Namespace) -> int:
+    """``unigrpo report FOLDER [--output FILE.html] [--denoise N] [--overwrite]``."""
+    from .report.command import report
+
+    quiet_bars()
+    report(arguments.folder, arguments.output, overwrite=arguments.overwrite, denoise=arguments.denoise)
+    return 0
+
+
 def run_agreement(arguments: argparse.Namespace) -> int:
     """``unigrpo agreement RECIPE [--model PATH] [--limit N] [key=value ...]``."""
     from .agreement.command import agreement
