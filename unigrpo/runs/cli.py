@@ -22,6 +22,7 @@ from .commands import (
     run_sample,
     run_sft,
     run_train,
+    run_watch,
 )
 
 
@@ -43,6 +44,7 @@ EPILOG = """examples:
   unigrpo evaluate quickstart --model runs/quickstart
   unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes
   unigrpo report runs/quickstart                        curves, answers step by step and settings, on one page
+  unigrpo watch runs/quickstart runs/seed1              both in a terminal while they go on
   unigrpo merge runs/math merged/                       adapter into full weights
   unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
 """
@@ -52,6 +54,13 @@ REPORT = """example, from an empty folder:
   unigrpo train quickstart max_steps=20 eval_datasets.0.limit=64 && unigrpo report runs/quickstart
 
 It takes a run that goes on or was killed too. The page is one file and asks no network.
+"""
+
+
+WATCH = """example, from an empty folder:
+  unigrpo train quickstart > log.txt 2>&1 & unigrpo watch runs/quickstart
+
+It reads metrics.jsonl and what stands beside it, and writes nothing. It ends when all runs are finished; Ctrl-C ends it at once.
 """
 
 
@@ -128,6 +137,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="held-out answers of each task to write again, step by step",
     )
+
+    watch = _command(commands, "watch", run_watch, "runs side by side in a terminal while they go on", WATCH)
+    watch.add_argument("folders", nargs="+", metavar="FOLDER", help="output_dir of a run; it need not be there yet")
+    watch.add_argument("--once", action="store_true", help="print one table and end, as without a terminal")
 
     agreement = _command(
         commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"

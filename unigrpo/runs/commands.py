@@ -214,6 +214,14 @@ def run_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_watch(arguments: argparse.Namespace) -> int:
+    """``unigrpo watch FOLDER ... [--once]``."""
+    from .watch import watch
+
+    watch(arguments.folders, once=arguments.once)
+    return 0
+
+
 def run_agreement(arguments: argparse.Namespace) -> int:
     """``unigrpo agreement RECIPE [--model PATH] [--limit N] [key=value ...]``."""
     from .agreement.command import agreement

@@ -75,8 +75,8 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def read_folder(path: str | Path) -> RunFolder:
-    """The folder of a run or of an evaluation.
+def read_folder(path: str | Path, metrics: list[dict[str, Any]] | None = None) -> RunFolder:
+    """The folder of a run or of an evaluation; ``metrics`` are its logs, where they were read already.
 
     Raises:
         ValueError: there is no folder, or nothing of ours in it.
@@ -87,7 +87,8 @@ def read_folder(path: str | Path) -> RunFolder:
             f"FOLDER {str(path)!r} is not there: give the output_dir of a run, or the folder of an evaluation"
         )
     results = read_json(path / RESULTS)
-    record, metrics, summary = read_record(path), read_lines(path / METRICS), read_json(path / SUMMARY)
+    record, summary = read_record(path), read_json(path / SUMMARY)
+    metrics = read_lines(path / METRICS) if metrics is None else metrics
     if not (results or record or metrics or summary or (path / METRICS).exists()):
         raise ValueError(
             f"FOLDER {str(path)!r} holds no run and no evaluation: none of {METRICS}, {SUMMARY}, {RESULTS} can be read there"
