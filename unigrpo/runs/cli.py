@@ -18,6 +18,7 @@ from .commands import (
     run_merge,
     run_recipes,
     run_report,
+    run_reproduce,
     run_rewards,
     run_sample,
     run_sft,
@@ -45,6 +46,7 @@ EPILOG = """examples:
   unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes
   unigrpo report runs/quickstart                        curves, answers step by step and settings, on one page
   unigrpo watch runs/quickstart runs/seed1              both in a terminal while they go on
+  unigrpo reproduce toy                                 a result measured again, with a card at the end
   unigrpo merge runs/math merged/                       adapter into full weights
   unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
 """
@@ -61,6 +63,14 @@ WATCH = """example, from an empty folder:
   unigrpo train quickstart > log.txt 2>&1 & unigrpo watch runs/quickstart
 
 It reads metrics.jsonl and what stands beside it, and writes nothing. It ends when all runs are finished; Ctrl-C ends it at once.
+"""
+
+
+REPRODUCE = """examples, from an empty folder:
+  unigrpo reproduce toy                                 some minutes on two cores
+  unigrpo reproduce math-mmada --budget 1gpu-day --plan
+
+Stopped at any moment and started again, it goes on. It ends in card.json, card.html and card.png.
 """
 
 
@@ -141,6 +151,20 @@ def build_parser() -> argparse.ArgumentParser:
     watch = _command(commands, "watch", run_watch, "runs side by side in a terminal while they go on", WATCH)
     watch.add_argument("folders", nargs="+", metavar="FOLDER", help="output_dir of a run; it need not be there yet")
     watch.add_argument("--once", action="store_true", help="print one table and end, as without a terminal")
+
+    reproduce = _command(
+        commands, "reproduce", run_reproduce, "measure a result again, against what is expected", REPRODUCE
+    )
+    reproduce.add_argument(
+        "name", nargs="?", metavar="NAME", help="toy, math-mmada or image-mmada (default: the list)"
+    )
+    reproduce.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changed settings; the card says so")
+    reproduce.add_argument(
+        "--budget", metavar="B", help="what is spent, such as 1gpu-day (default: the first of the list)"
+    )
+    reproduce.add_argument("--output-dir", metavar="DIR", help="default: runs/reproduce-NAME-BUDGET")
+    reproduce.add_argument("--plan", action="store_true", help="only print stages, hours, memory and expectation")
+    reproduce.add_argument("--check", metavar="CARD", help="is a card.json whole, and what differs from here?")
 
     agreement = _command(
         commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"
