@@ -60,3 +60,8 @@ def section(title: str, *parts: str, note: str = "") -> str:
         return ""
     note = f'<p class="note">{note}</p>' if note else ""
     return f"<section><h2>{escaped(title)}</h2>{body}{note}</section>\n"
+
+
+def folded(title: str, body: str) -> str:
+    """A part of the page that opens at a click."""
+    return f"<section><details><summary><h2>{escaped(title)}</h2></summary>{body}</details></section>\n"

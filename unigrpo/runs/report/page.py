@@ -9,7 +9,7 @@ from typing import Any
 from .answers import denoised, sheets, worst
 from .curves import Curve, figure
 from .headline import headline
-from .markup import escaped, pairs, section
+from .markup import escaped, folded, pairs, section
 from .read import RunFolder
 
 
@@ -135,7 +135,7 @@ def settings(folder: RunFolder) -> str:
         found = {**folder.record.kept, **folder.record.told}
     if not found:
         return section("Settings", note="No settings were recorded.")
-    return f"<section><details><summary><h2>Settings</h2></summary>{pairs(found)}</details></section>\n"
+    return folded("Settings", pairs(found))
 
 
 def versions(folder: RunFolder) -> str:
@@ -147,4 +147,4 @@ def versions(folder: RunFolder) -> str:
     }
     if not found:
         return section("Versions", note="They are written when a run comes to its end.")
-    return f"<section><details><summary><h2>Versions</h2></summary>{pairs(found)}</details></section>\n"
+    return folded("Versions", pairs(found))

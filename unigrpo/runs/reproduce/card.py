@@ -148,7 +148,7 @@ def check_card(path: str) -> tuple[list[str], bool]:
     whole = card.get("hash") == seal(card)
     lines.append("hash: as it was sealed" if whole else "hash: FAILED, the card was changed after it was sealed")
     before, after = card["measured"].get("before"), card["measured"].get("after")
-    expected = Expected(**{key: tuple(own) if isinstance(own, list) else own for key, own in card["expected"].items()})
+    expected = _expected(card)
     honest = verdict(expected, before, after, card["changed"]) == card["verdict"] and card["measured"].get(
         "gain"
     ) == gain_of(before, after)
@@ -173,29 +173,33 @@ def read_card(path: Path) -> dict[str, Any]:
         "budget": str,
         "verdict": str,
         "changed": list,
-        "expected": dict,
         "measured": dict,
         "settings": dict,
+        "versions": dict,
     }
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [key for key, kind in {**kinds, "versions": dict}.items() if not isinstance(card[key], kind)]
-        wrong += [
-            key
-            for key in asdict(Expected(measure="", before=(0, 0), gain=(0, 0), source=""))
-            if key not in card["expected"]
-        ]
+        if card["format"] != FORMAT:
+            raise ValueError(f"format {card['format']!r}, not {FORMAT}")
+        wrong = [key for key, kind in kinds.items() if not isinstance(card[key], kind)]
+        wrong += [] if all(isinstance(word, str) for word in card["changed"]) else ["changed"]
+        # Comparing them once finds numbers that are none.
+        verdict(_expected(card), card["measured"]["before"], card["measured"]["after"], card["changed"])
+        if wrong:
+            raise ValueError(f"{wrong[0]} is no {kinds[wrong[0]].__name__}")
     except OSError as error:
         raise ValueError(f"--check {str(path)!r} cannot be read ({error.strerror}): give a card.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"--check {str(path)!r} is no card of `unigrpo reproduce` ({type(error).__name__}: {error})"
         ) from None
-    if wrong or card.get("format") != FORMAT:
-        raise ValueError(
-            f"--check {str(path)!r} is no card of format {FORMAT} of `unigrpo reproduce`: look at {', '.join(wrong) or 'format'}"
-        )
     return card
+
+
+def _expected(card: dict[str, Any]) -> Expected:
+    """The expectation on a card."""
+    ranges = {key: (float(card["expected"][key][0]), float(card["expected"][key][1])) for key in ("before", "gain")}
+    return Expected(measure=str(card["expected"]["measure"]), source=str(card["expected"]["source"]), **ranges)
 
 
 def differences(card: dict[str, Any]) -> list[str]:
@@ -226,8 +230,14 @@ def shown_numbers(card: dict[str, Any]) -> tuple[str, str]:
     def number(own: dict[str, Any] | None) -> str:
         return "not measured" if own is None else f"{own['mean']:.1f}{unit}"
 
-    measured, expected = card["measured"], Expected(**card["expected"])
+    measured, expected = card["measured"], _expected(card)
     gain = "" if measured["gain"] is None else f"gain {measured['gain']:+.1f}; "
+    ends = [
+        f"[{own['low']:.1f}, {own['high']:.1f}]"
+        for own in (measured["before"], measured["after"])
+        if own and "low" in own
+    ]
+    gain = (f"95 % intervals {' and '.join(ends)}; " if ends else "") + gain
     return f"{number(measured['before'])} → {number(measured['after'])}", f"{gain}expected: {expected_text(expected)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,4 +134,7 @@ def _run(recipe: Recipe, run: Path) -> dict[str, Any]:
     there, record = read_json(run / SUMMARY), read_record(run)
     if there and record is not None and there.get("run_id") == record.run_id:
         return there
-    return run_recipe(recipe)
+    with warnings.catch_warnings():
+        # That is every first start.
+        warnings.filterwarnings("ignore", ".*has no checkpoint yet")
+        return run_recipe(recipe)

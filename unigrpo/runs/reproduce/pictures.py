@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ...terminal import visible
 from ...training.contact_sheet import FAINT, FRAME, INK, PAPER
 from ..report.curves import Curve, figure, running_mean
-from ..report.markup import escaped, pairs, section
+from ..report.markup import escaped, folded, pairs, section
 from ..report.page import document
 from ..report.read import RunFolder
 from .card import measure_name, shown_numbers
@@ -33,8 +33,8 @@ def card_page(card: dict[str, Any], run: RunFolder) -> str:
     )
     body += section("Curve", f'<div class="charts">{curve}</div>') if curve else ""
     body += section("What it was", pairs({key: card[key] for key in first}))
-    body += section("Versions", pairs({**card["versions"], "code": card["code"]}))
-    body += section("Settings", pairs(card["settings"]))
+    body += folded("Versions", pairs({**card["versions"], "code": card["code"]}))
+    body += folded("Settings", pairs(card["settings"]))
     return document(card["title"], f"unigrpo reproduce {card['name']}", body)
 
 
@@ -85,7 +85,7 @@ def wrapped(text: str, font: Any, width: int) -> list[str]:
 
 def _curve(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]]) -> None:
     """The running mean of the reward, at the right."""
-    left, top, right, bottom = 740, 190, SIZE[0] - EDGE, 470
+    left, top, right, bottom = 770, 190, SIZE[0] - EDGE, 470
     draw.line((left, top, left, bottom, right, bottom), fill=FRAME, width=2)
     font = ImageFont.load_default(17)
     draw.text((left, bottom + 8), "mean reward over optimizer steps", font=font, fill=FAINT)
@@ -103,8 +103,11 @@ def _curve(draw: ImageDraw.ImageDraw, points: list[tuple[float, float]]) -> None
         for x, y in means
     ]
     draw.line(placed, fill=BLUE, width=4, joint="curve")
-    for (x, y), value, shift in ((placed[0], values[0], -26), (placed[-1], values[-1], -30)):
-        draw.text((min(x, right - 40), y + shift), f"{value:.2f}", font=font, fill=INK)
+    for x, (_, y), value, anchor in (
+        (left - 6, placed[0], values[0], "rm"),
+        (right + 6, placed[-1], values[-1], "lm"),
+    ):
+        draw.text((x, y), f"{value:.2f}", font=font, fill=INK, anchor=anchor)
 
 
 def write_pictures(card: dict[str, Any], run: RunFolder, folder: Path) -> None:
