@@ -146,6 +146,8 @@ def test_an_evaluation_is_shown_with_its_tasks_and_its_worst_answers(tmp_path):
     assert "draw clip_score 71.5 [70, 73] 1" in page.text
     assert "0.125 no ../secret.png – 0.25 no no no" in page.text
     assert [own["class"] for tag, own in page.elements if tag == "img"] == ["sheet", "small"]
+    unfinished = page_of(evaluation_folder(tmp_path / "unfinished", finished=False))
+    assert "Not finished: the same `unigrpo evaluate` goes on with it" in unfinished.text
 
 
 @pytest.mark.parametrize("case", ["exists", "folder", "no folder", "no run", "no weights", "evaluation"])

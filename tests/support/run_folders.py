@@ -72,7 +72,7 @@ def run_folder(
     return path
 
 
-def evaluation_folder(path: Path, text: str = "no") -> Path:
+def evaluation_folder(path: Path, text: str = "no", finished: bool = True) -> Path:
     """A folder of `unigrpo evaluate`, with one picture among its answers."""
     from PIL import Image
 
@@ -81,7 +81,8 @@ def evaluation_folder(path: Path, text: str = "no") -> Path:
     sums = {"metric": "accuracy", **accuracy(0.625), "pass@k": {"1": accuracy(0.5), "4": accuracy(0.75)}}
     drawn = {"metric": "clip_score", "mean": 71.5, "low": 70.0, "high": 73.0, "count": 1}
     results = {
-        "model": text,
+        "model": {"path": text},
+        "finished": finished,
         "settings": {"seed": 0},
         "versions": {"torch": "2"},
         "tasks": {"sums": sums, "draw": drawn},
@@ -90,7 +91,7 @@ def evaluation_folder(path: Path, text: str = "no") -> Path:
     answers = [
         {"task": "sums", "prompt": text, "completion": text, "gold": text, "score": score} for score in (1.0, 0.25)
     ]
-    answers.append({"task": "draw", "prompt": text, "completion": "images/0.png", "score": 30.0})
+    answers.append({"task": "draw", "prompt": text, "completion": "images/0.png", "picture": True, "score": 30.0})
     # Nothing outside the folder is shown.
     answers.append({"task": "draw", "prompt": text, "completion": "../secret.png", "score": 0.125})
     Image.new("RGB", (16, 16), "blue").save(path.parent / "secret.png")

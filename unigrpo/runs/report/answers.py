@@ -57,7 +57,7 @@ def _opened(path: Path) -> Image.Image | None:
 
 def _picture(answer: dict[str, Any], path: Path) -> Image.Image | None:
     """The picture that an evaluation's answer names, beside it and nowhere else."""
-    name = answer.get("picture", answer.get("completion"))
+    name = answer.get("completion")
     if not isinstance(name, str) or not name.endswith(".png") or len(name) > 200:
         return None
     file = (path / name).resolve()
@@ -156,7 +156,7 @@ def worst(folder: RunFolder) -> str:
             f"{own['reward']:.3g}",
             _cell(own.get("prompt"), folder.path),
             _cell(own.get("completion"), folder.path),
-            said(own.get("gold", "–")),
+            said("–" if own.get("gold") is None else own["gold"]),
         )
         for own in rows
     ]

@@ -30,7 +30,9 @@ def state(folder: RunFolder) -> str:
     at = f"step {folder.step}" + (f" of {folder.total}" if folder.total else "")
     when = stamp(folder.written)
     if folder.kind == "evaluation":
-        return f"An evaluation, written {when}."
+        if folder.finished:
+            return f"An evaluation, written {when}."
+        return "Not finished: the same `unigrpo evaluate` goes on with it. What follows is of no task yet."
     if folder.finished:
         seconds = folder.summary.get("train_seconds")
         took = f" in {duration(seconds)} of training" if is_number(seconds) else ""
@@ -170,7 +172,7 @@ def _more(task: dict[str, Any]) -> dict[str, str]:
     for key, value in task.items():
         if isinstance(value, dict) and is_number(value.get("mean")):
             found[key] = _measured(value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and key != "dataset":
             base = key.removesuffix("@k")
             join = "@" if base != key else " "
             found |= {

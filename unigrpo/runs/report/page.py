@@ -67,7 +67,9 @@ def name_of(folder: RunFolder) -> str:
     """The recipe and the folder, or the evaluated model."""
     where = folder.path.resolve().name
     if folder.kind == "evaluation":
-        return f"{folder.results.get('model') or where}"
+        model = folder.results.get("model")
+        path = model.get("path") if isinstance(model, dict) else model
+        return f"{path} · {where}" if path else where
     recipe = folder.about.get("recipe") or folder.summary.get("recipe")
     return where if recipe is None or Path(str(recipe)).stem == where else f"{Path(str(recipe)).stem} · {where}"
 
@@ -112,8 +114,9 @@ def charts(folder: RunFolder, names: list[str]) -> list[Curve]:
 def started(folder: RunFolder) -> str:
     """The command, the data and the time."""
     if folder.kind == "evaluation":
-        command = folder.results.get("command")
-        return section("Started by", f"<pre>{escaped(command)}</pre>") if command else ""
+        names = ("model", "recipe", "seed", "limit", "seconds")
+        known = {name: folder.results[name] for name in names if folder.results.get(name) is not None}
+        return section("Evaluated", pairs(known)) if known else ""
     about = folder.about
     if not about:
         return section(

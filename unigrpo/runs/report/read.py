@@ -45,7 +45,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run, or the evaluation, came to its end."""
-        return bool(self.summary or self.results)
+        return bool(self.summary) or (bool(self.results) and self.results.get("finished") is not False)
 
     @property
     def step(self) -> int:
@@ -86,7 +86,9 @@ def read_folder(path: str | Path, metrics: list[dict[str, Any]] | None = None) -
         raise ValueError(
             f"FOLDER {str(path)!r} is not there: give the output_dir of a run, or the folder of an evaluation"
         )
-    results = read_json(path / RESULTS)
+    found = read_json(path / RESULTS)
+    # Another program's file of that name is none of ours.
+    results = found if isinstance(found.get("tasks"), dict) else {}
     record, summary = read_record(path), read_json(path / SUMMARY)
     metrics = read_lines(path / METRICS) if metrics is None else metrics
     if not (results or record or metrics or summary or (path / METRICS).exists()):
