@@ -17,14 +17,12 @@ from .commands import (
     run_keys,
     run_merge,
     run_recipes,
-    run_report,
-    run_reproduce,
     run_rewards,
     run_sample,
     run_sft,
     run_train,
-    run_watch,
 )
+from .folder_commands import run_report, run_reproduce, run_watch
 
 
 EPILOG = """examples:

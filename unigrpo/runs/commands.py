@@ -205,43 +205,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_report(arguments: argparse.Namespace) -> int:
-    """``unigrpo report FOLDER [--output FILE.html] [--denoise N] [--overwrite]``."""
-    from .report.command import report
-
-    quiet_bars()
-    report(arguments.folder, arguments.output, overwrite=arguments.overwrite, denoise=arguments.denoise)
-    return 0
-
-
-def run_watch(arguments: argparse.Namespace) -> int:
-    """``unigrpo watch FOLDER ... [--once]``."""
-    from .watch import watch
-
-    watch(arguments.folders, once=arguments.once)
-    return 0
-
-
-def run_reproduce(arguments: argparse.Namespace) -> int:
-    """``unigrpo reproduce NAME [--budget B] [--plan] [--check CARD] [key=value ...]``: 1 outside the expectation or for a changed card."""
-    from .reproduce.card import check_card
-    from .reproduce.command import listed, plan_of, reproduce
-
-    quiet_bars()
-    if arguments.check is not None:
-        lines, whole = check_card(arguments.check)
-    elif arguments.name is None:
-        lines, whole = listed(), True
-    elif arguments.plan:
-        lines, whole = plan_of(arguments.name, arguments.budget, arguments.overrides), True
-    else:
-        card = reproduce(arguments.name, arguments.budget, arguments.overrides, arguments.output_dir)
-        return 1 if card and card["verdict"].startswith(("outside", "not measured")) else 0
-    for line in lines:
-        say(line)
-    return 0 if whole else 1
-
-
 def run_agreement(arguments: argparse.Namespace) -> int:
     """``unigrpo agreement RECIPE [--model PATH] [--limit N] [key=value ...]``."""
     from .agreement.command import agreement

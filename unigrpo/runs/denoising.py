@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,12 @@ from PIL import Image
 from ..models import DiffusionPolicy
 from ..training.checkpoints.files import named, write_json
 from ..training.completions import words
+from ..training.contact_sheet import data_uri
 from ..types import Rollout, Sample
 
 
-OF_A_TASK, PLAIN_SIDE = 2, 128
-"""Answers of each task that a run records, and the side in pixels up to which a picture is kept without loss."""
+OF_A_TASK = 2
+"""Answers of each task that a run records."""
 
 
 def record_denoising(samples: list[Sample], policy: DiffusionPolicy, folder: Path, label: str) -> None:
@@ -53,11 +52,3 @@ def _span(rollout: Rollout, sample: Sample, policy: DiffusionPolicy) -> dict[str
         return {"steps": steps, "picture": data_uri(picture), "columns": columns}
     tokenizer = getattr(policy.processor, "tokenizer", policy.processor)
     return {"steps": steps, "tokens": [tokenizer.decode([token]) for token in ids]}
-
-
-def data_uri(picture: Image.Image) -> str:
-    """A picture inside a page: PNG of a small one, else JPEG."""
-    kind = "png" if max(picture.size) <= PLAIN_SIDE else "jpeg"
-    file = io.BytesIO()
-    picture.convert("RGB").save(file, kind, **({} if kind == "png" else {"quality": 90}))
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -11,14 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
-from ..terminal import console, middle_out, visible
-from ..training.completions import words
+from ..terminal import PlainConsole, console, middle_out
 from .report.headline import accuracy, duration
+from .report.markup import text_of
 from .report.read import METRICS, RunFolder, completions_of, is_number, parsed, read_folder
 
 
@@ -93,7 +92,7 @@ def watch(
     folders: Sequence[str],
     *,
     once: bool = False,
-    out: Console | None = None,
+    out: PlainConsole | None = None,
     pause: Callable[[], Any] = lambda: time.sleep(EVERY),
 ) -> None:
     """Shows the runs until all are finished; without a terminal, or with ``once``, one table.
@@ -129,9 +128,9 @@ def view(runs: Sequence[Watched]) -> tuple[Group, bool]:
         table.add_row(*cells(run.path, found))
         answer = run.completion()
         if answer is not None:
-            said = middle_out(words(answer.get("completion")), 160).replace("\n", " ")
-            asked = middle_out(words(answer.get("prompt")), 120).replace("\n", " ")
-            answers.append(Text(visible(f"{run.path}, step {answer['step']}: {asked} → {said}")))
+            said = middle_out(text_of(answer.get("completion")), 160).replace("\n", " ")
+            asked = middle_out(text_of(answer.get("prompt")), 120).replace("\n", " ")
+            answers.append(f"{run.path}, step {answer['step']}: {asked} → {said}")
     return Group(table, *answers), over
 
 

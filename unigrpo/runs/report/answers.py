@@ -7,8 +7,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ...training.contact_sheet import grouped_sheet
-from ..denoising import data_uri
+from ...training.contact_sheet import data_uri, grouped_sheet
 from .markup import escaped, said, section, table
 from .read import ANSWERS, RunFolder, completions_of, is_number, read_lines
 

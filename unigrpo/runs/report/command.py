@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...terminal import say
 from ...training.checkpoints.files import write_text
-from ..denoising import denoising
-from ..recipe import Recipe, load_recipe
 from .page import page
 from .read import RunFolder, read_folder
+
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 PAGE = "report.html"
@@ -59,6 +61,7 @@ def denoise_again(folder: RunFolder, count: int) -> list[dict[str, Any]]:
     from ...data.rows import task_of
     from ...models.checkpoint_files import weights_in
     from ...training.evaluation import held_out_answers
+    from ..denoising import denoising
     from ..train import held_out_pipeline, held_out_rows
 
     recipe = recipe_of(folder)
@@ -82,6 +85,8 @@ def recipe_of(folder: RunFolder) -> Recipe:
     Raises:
         ValueError: it is not known, not there, or not one of `unigrpo train`.
     """
+    from ..recipe import load_recipe
+
     if folder.kind != "train":
         raise ValueError(
             f"--denoise answers by a recipe with rewards, and {str(folder.path)!r} is a folder of {folder.kind}: leave it out"

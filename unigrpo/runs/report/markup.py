@@ -8,21 +8,30 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...terminal import middle_out, visible
-from ...training.completions import words
 
 
 WHOLE = 1500
 """Characters of a text that are shown; of a longer one the beginning and the end."""
 
 
+def text_of(value: Any) -> str:
+    """A cell as text; of a conversation its messages under their roles."""
+    if not isinstance(value, list):
+        return str(value)
+    # Heavy, and hardly ever needed.
+    from ...training.completions import words
+
+    return words(value)
+
+
 def escaped(value: Any) -> str:
     """A text for an element or a quoted attribute, its control characters written out, without secrets."""
-    return html.escape(visible(words(value)))
+    return html.escape(visible(text_of(value)))
 
 
 def said(value: Any) -> str:
     """A text of a model or a dataset: its own direction of writing ends with it."""
-    return f'<bdi class="said">{escaped(middle_out(words(value), WHOLE))}</bdi>'
+    return f'<bdi class="said">{escaped(middle_out(text_of(value), WHOLE))}</bdi>'
 
 
 def table(head: Iterable[Any], rows: Iterable[Iterable[str]], kind: str = "") -> str:

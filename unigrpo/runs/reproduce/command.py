@@ -19,17 +19,11 @@ from ..report.read import SUMMARY, read_folder, read_json
 from .card import CARD, make_card, recipe_of, seal, settings_of
 from .pictures import write_pictures
 from .plan import plan, stages
-from .table import REPRODUCTIONS, Budget, chosen
+from .table import Budget, chosen
 
 
 START, RUN = "reproduce.json", "run"
 """What a folder reproduces, and the folder of its run."""
-
-
-def listed() -> list[str]:
-    """What can be reproduced, a line each."""
-    lines = [f"  {name:12} {own.title}; budgets: {', '.join(own.budgets)}" for name, own in REPRODUCTIONS.items()]
-    return ["what can be reproduced:", *lines, "", "`unigrpo reproduce NAME --plan` says what it would do and spend."]
 
 
 def plan_of(name: str, budget: str | None, words: Sequence[str]) -> list[str]:

@@ -167,3 +167,9 @@ def chosen(name: str, budget: str | None) -> tuple[Reproduction, str, Budget]:
     budget = next(iter(found.budgets)) if budget is None else budget
     check_choice("--budget", budget, tuple(found.budgets))
     return found, budget, found.budgets[budget]
+
+
+def listed() -> list[str]:
+    """What can be reproduced, a line each."""
+    lines = [f"  {name:12} {own.title}; budgets: {', '.join(own.budgets)}" for name, own in REPRODUCTIONS.items()]
+    return ["what can be reproduced:", *lines, "", "`unigrpo reproduce NAME --plan` says what it would do and spend."]
