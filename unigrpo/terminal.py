@@ -100,7 +100,7 @@ class PlainConsole(Console):
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
 
 
-def console(error: bool = False, **options: Any) -> Console:
+def console(error: bool = False, **options: Any) -> PlainConsole:
     """Where tables and progress go: standard output, or standard error."""
     return PlainConsole(stderr=error, **options)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
+from ..terminal import is_secret, without_secrets
 from .recipe import Recipe
 
 
@@ -22,3 +24,11 @@ def command_again(recipe: Recipe, output_dir: str, processes: int, command: str 
     if processes > 1:
         return f"the launch command again, with {shlex.join(start)}"
     return shlex.join(["unigrpo", command, recipe.source, *words, *start])
+
+
+def shown_words(overrides: Sequence[str]) -> list[str]:
+    """The words of a command line with ``***`` for values that are named like a secret or look like one."""
+    return [
+        f"{word.split('=')[0]}=***" if is_secret(word.split("=")[0].rpartition(".")[2]) else without_secrets(word)
+        for word in overrides
+    ]

@@ -23,6 +23,7 @@ from .commands import (
     run_train,
 )
 from .evaluate.cli import compare_arguments, evaluate_arguments, run_compare, run_evaluate
+from .folder_commands import run_report, run_reproduce, run_watch
 from .lm_eval_cli import lm_eval_arguments, run_lm_eval
 
 
@@ -46,8 +47,33 @@ EPILOG = """examples:
   unigrpo compare runs/evaluations/before runs/evaluations/after
   unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes
   unigrpo inspect Dream-org/Dream-v0-Instruct-7B        what is understood of a model, without its weights
+  unigrpo report runs/quickstart                        curves, answers step by step and settings, on one page
+  unigrpo watch runs/quickstart runs/seed1              both in a terminal while they go on
+  unigrpo reproduce toy                                 a result measured again, with a card at the end
   unigrpo merge runs/math merged/                       adapter into full weights
   unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
+"""
+
+
+REPORT = """example, from an empty folder:
+  unigrpo train quickstart max_steps=20 eval_datasets.0.limit=64 && unigrpo report runs/quickstart
+
+It takes a run that goes on or was killed too. The page is one file and asks no network.
+"""
+
+
+WATCH = """example, from an empty folder:
+  unigrpo train quickstart > log.txt 2>&1 & unigrpo watch runs/quickstart
+
+It reads metrics.jsonl and what stands beside it, and writes nothing. It ends when all runs are finished; Ctrl-C ends it at once.
+"""
+
+
+REPRODUCE = """examples, from an empty folder:
+  unigrpo reproduce toy                                 some minutes on two cores
+  unigrpo reproduce math-mmada --budget 1gpu-day --plan
+
+Stopped at any moment and started again, it goes on. It ends in card.json, card.html and card.png.
 """
 
 
@@ -114,6 +140,38 @@ def build_parser() -> argparse.ArgumentParser:
 
     lm_eval = _command(commands, "lm-eval", run_lm_eval, "lm-evaluation-harness with one of our models")
     lm_eval_arguments(lm_eval)
+
+    report = _command(commands, "report", run_report, "one page of what a run or an evaluation left", REPORT)
+    report.add_argument(
+        "folder", metavar="FOLDER", help="output_dir of `unigrpo train` or `sft`, or an evaluation's folder"
+    )
+    report.add_argument("--output", metavar="FILE", help="the page (default: report.html in the folder)")
+    report.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
+    report.add_argument(
+        "--denoise",
+        type=int,
+        default=0,
+        metavar="N",
+        help="held-out answers of each task to write again, step by step",
+    )
+
+    watch = _command(commands, "watch", run_watch, "runs side by side in a terminal while they go on", WATCH)
+    watch.add_argument("folders", nargs="+", metavar="FOLDER", help="output_dir of a run; it need not be there yet")
+    watch.add_argument("--once", action="store_true", help="print one table and end, as without a terminal")
+
+    reproduce = _command(
+        commands, "reproduce", run_reproduce, "measure a result again, against what is expected", REPRODUCE
+    )
+    reproduce.add_argument(
+        "name", nargs="?", metavar="NAME", help="toy, math-mmada or image-mmada (default: the list)"
+    )
+    reproduce.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changed settings; the card says so")
+    reproduce.add_argument(
+        "--budget", metavar="B", help="what is spent, such as 1gpu-day (default: the first of the list)"
+    )
+    reproduce.add_argument("--output-dir", metavar="DIR", help="default: runs/reproduce-NAME-BUDGET")
+    reproduce.add_argument("--plan", action="store_true", help="only print stages, hours, memory and expectation")
+    reproduce.add_argument("--check", metavar="CARD", help="is a card.json whole, and what differs from here?")
 
     agreement = _command(
         commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"
@@ -191,8 +249,11 @@ def _benchmark_arguments(benchmark: argparse.ArgumentParser) -> None:
     )
 
 
-def _command(commands, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+def _command(commands, name: str, run: Callable, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, formatter_class=kind
+    )
     parser.set_defaults(run=run)
     return parser
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from ..rollout.pipeline import Pipeline
@@ -18,6 +19,7 @@ from ..training.evaluation import Accuracy, bootstrap, held_out_answers, reward_
 from ..training.metrics import Metrics
 from ..types import Sample
 from .build import build_accuracy
+from .denoising import record_denoising
 from .plots import picture_sheet
 from .recipe import Recipe
 
@@ -34,13 +36,13 @@ class HeldOut:
         accuracy: over all answers that have a measure, None where none has.
         tasks: the same by task.
         rewards: means of the run's rewards, raw and weighted.
-        shown: the first ``KEPT`` texts that were asked and answered, with their gold.
+        shown: the first ``KEPT`` texts that were asked and answered, with their gold and weighted reward.
     """
 
     accuracy: Accuracy | None
     tasks: dict[str, Accuracy]
     rewards: dict[str, float]
-    shown: list[dict[str, str]]
+    shown: list[dict[str, Any]]
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -58,7 +60,10 @@ class HeldOut:
 
 
 def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> HeldOut:
-    """Answers to the held-out rows, measured; pictures are left as ``images_<label>.png``."""
+    """Answers to the held-out rows, measured.
+
+    ``images_<label>.png`` has pictures, ``denoising_<label>.json`` how the first answers were written.
+    """
     rows = [trainer.eval_dataset[index] for index in range(len(trainer.eval_dataset))]
     pipe = trainer.pipeline()
     metrics = Metrics()
@@ -66,9 +71,11 @@ def held_out(trainer: UniGRPOTrainer, recipe: Recipe, label: str) -> HeldOut:
     result = measure(pipe, samples, recipe, metrics)
     if trainer.is_world_process_zero():
         say(f"{label} training: {result}")
+        out = Path(str(trainer.args.output_dir))
+        record_denoising(samples, pipe.policy, out, label)
         sheet = picture_sheet(samples, f"{label} training")
         if sheet is not None:
-            sheet.save(Path(trainer.args.output_dir) / f"images_{label}.png")
+            sheet.save(out / f"images_{label}.png")
     return result
 
 
@@ -81,7 +88,7 @@ def measure(pipe: Pipeline, samples: list[Sample], recipe: Recipe, metrics: Metr
         accuracy=everything,
         tasks=tasks,
         rewards={name[1:]: value for name, value in summary.items() if name.startswith("_reward") and value == value},
-        shown=[_as_text(sample) for sample in texts[:KEPT]],
+        shown=[_as_text(sample, pipe.rewards.weights) for sample in texts[:KEPT]],
     )
 
 
@@ -100,9 +107,12 @@ def accuracies(
     return bootstrap(everything) if everything else None, tasks
 
 
-def _as_text(sample: Sample) -> dict[str, str]:
+def _as_text(sample: Sample, weights: Sequence[float]) -> dict[str, Any]:
     own = {"prompt": sample.row["prompt"], "completion": sample.completion, "gold": sample.row.get("solution")}
-    return {name: str(value) for name, value in own.items() if value is not None}
+    said: dict[str, Any] = {name: str(value) for name, value in own.items() if value is not None}
+    if sample.scores is not None and not bool(sample.scores.isnan().all()):
+        said["reward"] = float((sample.scores * torch.tensor(weights)).nansum())
+    return said
 
 
 def compare_held_out(before: HeldOut | None, after: HeldOut | None) -> dict[str, Any]:

@@ -23,13 +23,13 @@ from ..training.engines import engine_of
 from ..training.setup import load_trainable
 from .again import command_again
 from .bounded_yaml import quoted
-from .build import build_lora, build_policy, dataset_names, import_parts
+from .build import build_lora, build_policy, import_parts
 from .dataset_spec import DatasetSpec, check_given_columns, load_rows
 from .kinds import key_of_other, kind_of, refuse_other
 from .recipe import ModelSpec, Recipe, known, parse_accuracy, parse_lora, parse_policy, parse_recipe, section, sections
 from .recipe_file import read_recipe
 from .sft_held_out import HeldOutQuestions, MeasuredBefore, build_sampling, compared, flat, said
-from .train import build_processor, model_options, settle_folder, versions
+from .train import about, build_processor, model_options, settle_folder, versions
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,7 +149,7 @@ def build_sft_trainer(
         peft_config=build_lora(recipe),
         policy=policy,
     )
-    trainer.about = {"recipe": recipe.source, "model": spec.path, "datasets": dataset_names(recipe)}
+    trainer.about = about(recipe, "sft")
     return trainer
 
 
@@ -190,7 +190,7 @@ def _run(trainer: MaskedDenoisingTrainer, recipe: Recipe, questions: HeldOutQues
     train_seconds = time.perf_counter() - train_started - start.seconds
     with named(out):
         trainer.save_model()
-    after = start.measure() if trainer.eval_dataset else None
+    after = start.measure("after") if trainer.eval_dataset else None
     summary = {
         **(trainer.run.identity if trainer.run is not None else {}),
         "recipe": recipe.source,

@@ -23,6 +23,7 @@ from ..sft import MaskedDenoisingTrainer
 from ..training.checkpoints.files import named, write_json
 from ..training.evaluation import Accuracy, held_out_answers
 from .build import build_accuracy
+from .denoising import record_denoising
 from .held_out import accuracies, points
 from .recipe import Recipe, known
 
@@ -92,8 +93,11 @@ class HeldOutQuestions:
         self.judges, self.args, self.algorithms = build_accuracy(recipe), args, build_algorithms(args)
         self.rows = questions(sets, args, recipe.source)
 
-    def measure(self, trainer: MaskedDenoisingTrainer) -> dict[str, Any]:
-        """``accuracy``, of all answers, and ``tasks``; every process calls it. See ``accuracies``."""
+    def measure(self, trainer: MaskedDenoisingTrainer, label: str) -> dict[str, Any]:
+        """``accuracy``, of all answers, and ``tasks``; every process calls it. See ``accuracies``.
+
+        ``denoising_<label>.json`` is left as by ``held_out``.
+        """
         accelerator = trainer.accelerator
         pipe = Pipeline(
             model=trainer.model_wrapped,
@@ -110,6 +114,8 @@ class HeldOutQuestions:
             forwards_meet=forwards_meet(trainer.model_wrapped),
         )
         samples = held_out_answers(pipe, self.rows, 1, self.args.per_device_eval_batch_size)
+        if accelerator.is_main_process:
+            record_denoising(samples, trainer.policy, Path(str(trainer.args.output_dir)), label)
         everything, tasks = accuracies(samples, self.judges)
         assert everything is not None, "every row has a solution, and its task a judge"
         return {"accuracy": asdict(everything), "tasks": {task: asdict(own) for task, own in tasks.items()}}
@@ -169,17 +175,17 @@ class MeasuredBefore(TrainerCallback):
     ) -> None:
         self.trainer, self.questions, self.before, self.seconds = trainer, questions, before, 0.0
 
-    def measure(self) -> dict[str, Any]:
+    def measure(self, label: str) -> dict[str, Any]:
         """Losses and, with questions, ``accuracy`` and ``tasks``; every process calls it."""
         found: dict[str, Any] = self.trainer.measure(self.trainer.eval_dataset)
-        return found if self.questions is None else {**found, **self.questions.measure(self.trainer)}
+        return found if self.questions is None else {**found, **self.questions.measure(self.trainer, label)}
 
     def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
         """Measures, and leaves ``before.json``; not in the middle of a run, whose first weights are gone."""
         if self.before is not None or not self.trainer.eval_dataset or state.global_step:
             return
         started = time.perf_counter()
-        self.before = self.measure()
+        self.before = self.measure("before")
         if state.is_world_process_zero:
             path = Path(args.output_dir) / "before.json"
             with named(path):

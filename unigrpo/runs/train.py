@@ -37,7 +37,7 @@ from ..training.checkpoints.used_folder import take_free_folder
 from ..training.engines import engine_of
 from ..training.evaluation import held_out_answers
 from ..training.setup import load_codec, load_trainable, reward_set
-from .again import command_again
+from .again import command_again, shown_words
 from .build import (
     build_accuracy,
     build_config,
@@ -76,9 +76,15 @@ def build_trainer(recipe: Recipe, args: UniGRPOConfig | None = None) -> UniGRPOT
         peft_config=build_lora(recipe),
         policy=policy,
     )
-    trainer.about = {"recipe": recipe.source, "model": spec.path, "datasets": dataset_names(recipe)}
+    trainer.about = about(recipe)
     trainer.reward_args = [arguments_digest(reward.args) for reward in recipe.rewards]
     return trainer
+
+
+def about(recipe: Recipe, command: str = "train") -> dict[str, Any]:
+    """What a run's record says of how it was started, for a reader and for ``unigrpo report``."""
+    names = {"recipe": recipe.source, "model": recipe.model.path, "datasets": dataset_names(recipe)}
+    return {**names, "command": command, "overrides": shown_words(recipe.overrides)}
 
 
 def model_options(recipe: Recipe, args: UniGRPOConfig) -> dict[str, Any]:
@@ -256,6 +262,9 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe) -> dict[str, Any]:
     }
     if not trainer.is_world_process_zero():
         return summary
+    if after is not None:
+        with named(out / "after.json"):
+            write_json(out / "after.json", asdict(after))
     with named(out / "summary.json"):
         write_json(out / "summary.json", summary)
     trainer.held_out = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,9 @@ LABEL_WIDTH = 168
 LABEL_SIZE, TITLE_SIZE = 14, 20
 CAPTION_SIZE, CAPTION_LINES = 11, 3
 LINE_SPACING = 4
+
+PLAIN_SIDE = 128
+"""The side in pixels up to which a picture inside a page is kept without loss."""
 
 
 def contact_sheet(
@@ -106,6 +111,14 @@ def grouped_sheet(
         captions=captions if any(caption for own in captions for caption in own) else (),
         title=title,
     )
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture inside a page: PNG of a small one, else JPEG."""
+    kind = "png" if max(picture.size) <= PLAIN_SIDE else "jpeg"
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, kind, **({} if kind == "png" else {"quality": 90}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: Image.Image, x: int, y: int, cell: int) -> None:

@@ -17,6 +17,7 @@ from .run_record import RECORD, read_record
 
 RUN_FILES = ("metrics.jsonl", "summary.json", "before.json", "reward_curve.png")
 RUN_FILES += tuple(f"images{what}.png" for what in ("", "_before", "_after"))
+RUN_FILES += ("after.json", "denoising_before.json", "denoising_after.json")
 """What a run leaves beside checkpoints and weights, and ``completions/``."""
 
 COMPLETIONS = ("completions_*.parquet", "images_*.png")

@@ -1,0 +1,1 @@
+"""``unigrpo report``: one page of what a folder holds."""
