@@ -23,58 +23,61 @@ from .commands import (
     run_train,
 )
 from .evaluate.cli import compare_arguments, evaluate_arguments, run_compare, run_evaluate
-from .folder_commands import run_report, run_reproduce, run_watch
+from .folder_commands import (
+    report_arguments,
+    reproduce_arguments,
+    run_report,
+    run_reproduce,
+    run_watch,
+    watch_arguments,
+)
 from .lm_eval_cli import lm_eval_arguments, run_lm_eval
 
 
-EPILOG = """examples:
-  unigrpo train quickstart                              train the shipped toy policy, in three minutes on two cores
-  unigrpo train quickstart lora.r=16 lora.lora_alpha=32 learning_rate=1e-3     the same with LoRA
-  unigrpo train quickstart seed=1 output_dir=runs/seed1
-  unigrpo sft chats.yaml                                fine-tune on given answers, before RL or after it
-  unigrpo check chats.yaml                              the same check for it, and rows as they are trained
-  unigrpo recipes                                       what else ships; `unigrpo recipes copy NAME` to change one
-  accelerate launch -m unigrpo train RECIPE             several GPUs
+EPILOG = """from an empty folder:
+  unigrpo train quickstart                         a shipped toy policy learns, in three minutes on two cores
+  unigrpo sample builtin:arithmetic_trained "Tom has 127 cups and gets 4. Total?"
+  unigrpo recipes                                  what else ships; `unigrpo recipes copy NAME` to change one
+  unigrpo COMMAND --help                           words and examples of a command
+  accelerate launch -m unigrpo train RECIPE        several GPUs
+"""
+
+EXAMPLES = {
+    "train": """
+  unigrpo train quickstart
+  unigrpo train quickstart lora.r=16 lora.lora_alpha=32 learning_rate=1e-3
+  unigrpo train quickstart seed=1 output_dir=runs/seed1""",
+    "sft": """
+  unigrpo sft quickstart_sft                            from random weights, in three minutes
+  unigrpo train quickstart model.path=runs/quickstart_sft""",
+    "check": """
   unigrpo check quickstart quickstart_image             find mistakes before any GPU time
-  unigrpo check math_mmada_8b_lora --memory 24          what of it does not fit 24 GB, and which key to turn
-  unigrpo keys noising beta my_noise:Tail               what these read, with defaults and ranges
-  unigrpo rewards quickstart --data completions.jsonl   what its rewards say of answers in a file
-  unigrpo sample builtin:arithmetic "Tom has 127 cups and gets 4. Total?"
+  unigrpo check quickstart_sft                          and rows as they are trained
+  unigrpo check math_mmada_8b_lora --offline --memory 24     what does not fit 24 GB, and which key to turn""",
+    "keys": """
+  unigrpo keys noising beta                             what these read, with defaults and ranges
+  unigrpo keys my_noise:Tail                            the same of a part of yours""",
+    "rewards": """
+  unigrpo rewards                                       the rewards that ship
+  unigrpo rewards quickstart --data completions.jsonl   what a recipe's rewards say of answers in a file""",
+    "sample": """
+  unigrpo sample builtin:arithmetic_trained "Tom has 127 cups and gets 4. Total?"
   unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
-  unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
-  unigrpo evaluate quickstart --model runs/quickstart
-  unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 32    benchmarks, and the toy worlds
-  unigrpo compare runs/evaluations/before runs/evaluations/after
-  unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes
-  unigrpo inspect Dream-org/Dream-v0-Instruct-7B        what is understood of a model, without its weights
-  unigrpo report runs/quickstart                        curves, answers step by step and settings, on one page
-  unigrpo watch runs/quickstart runs/seed1              both in a terminal while they go on
-  unigrpo reproduce toy                                 a result measured again, with a card at the end
-  unigrpo merge runs/math merged/                       adapter into full weights
-  unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2
-"""
-
-
-REPORT = """example, from an empty folder:
-  unigrpo train quickstart max_steps=20 eval_datasets.0.limit=64 && unigrpo report runs/quickstart
-
-It takes a run that goes on or was killed too. The page is one file and asks no network.
-"""
-
-
-WATCH = """example, from an empty folder:
-  unigrpo train quickstart > log.txt 2>&1 & unigrpo watch runs/quickstart
-
-It reads metrics.jsonl and what stands beside it, and writes nothing. It ends when all runs are finished; Ctrl-C ends it at once.
-"""
-
-
-REPRODUCE = """examples, from an empty folder:
-  unigrpo reproduce toy                                 some minutes on two cores
-  unigrpo reproduce math-mmada --budget 1gpu-day --plan
-
-Stopped at any moment and started again, it goes on. It ends in card.json, card.html and card.png.
-"""
+  unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png""",
+    "agreement": """
+  unigrpo agreement quickstart --model builtin:arithmetic_trained      what fast decoding changes""",
+    "inspect": """
+  unigrpo inspect builtin:shapes
+  unigrpo inspect Dream-org/Dream-v0-Instruct-7B        without its weights""",
+    "merge": """
+  unigrpo train quickstart lora.r=16 output_dir=runs/lora && unigrpo merge runs/lora merged/""",
+    "benchmark": """
+  unigrpo benchmark --tasks arithmetic,shapes --algorithms unigrpo,diffu_grpo --jobs 2""",
+    "recipes": """
+  unigrpo recipes
+  unigrpo recipes copy quickstart_image --to mine""",
+}
+"""Of commands whose words do not bring their own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,91 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"unigrpo {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = _command(commands, "train", run_train, "train a policy as a recipe says")
-    _recipe_arguments(train)
-
-    sft = _command(commands, "sft", run_sft, "train a policy on given answers as a recipe says")
-    _recipe_arguments(sft)
-
-    check = _command(commands, "check", run_check, "check recipes without training")
-    _check_arguments(check)
-
-    keys = _command(commands, "keys", run_keys, "what a run or a part reads, with defaults and ranges")
-    keys.add_argument(
-        "words", nargs="*", metavar="WORD", help="a key, a part, a kind of part, or your own pkg.mod:attr"
-    )
-
-    rewards = _command(commands, "rewards", run_rewards, "score completions in a file, or list the rewards")
-    _rewards_arguments(rewards)
-
-    sample = _command(commands, "sample", run_sample, "print answers of a policy")
-    _sample_arguments(sample)
-
-    evaluate = _command(commands, "evaluate", run_evaluate, "how good a policy is, with intervals")
-    evaluate_arguments(evaluate)
-
-    compare = _command(commands, "compare", run_compare, "which of two evaluations is better, prompt by prompt")
-    compare_arguments(compare)
-
-    lm_eval = _command(commands, "lm-eval", run_lm_eval, "lm-evaluation-harness with one of our models")
-    lm_eval_arguments(lm_eval)
-
-    report = _command(commands, "report", run_report, "one page of what a run or an evaluation left", REPORT)
-    report.add_argument(
-        "folder", metavar="FOLDER", help="output_dir of `unigrpo train` or `sft`, or an evaluation's folder"
-    )
-    report.add_argument("--output", metavar="FILE", help="the page (default: report.html in the folder)")
-    report.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
-    report.add_argument(
-        "--denoise",
-        type=int,
-        default=0,
-        metavar="N",
-        help="held-out answers of each task to write again, step by step",
-    )
-
-    watch = _command(commands, "watch", run_watch, "runs side by side in a terminal while they go on", WATCH)
-    watch.add_argument("folders", nargs="+", metavar="FOLDER", help="output_dir of a run; it need not be there yet")
-    watch.add_argument("--once", action="store_true", help="print one table and end, as without a terminal")
-
-    reproduce = _command(
-        commands, "reproduce", run_reproduce, "measure a result again, against what is expected", REPRODUCE
-    )
-    reproduce.add_argument(
-        "name", nargs="?", metavar="NAME", help="toy, math-mmada or image-mmada (default: the list)"
-    )
-    reproduce.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changed settings; the card says so")
-    reproduce.add_argument(
-        "--budget", metavar="B", help="what is spent, such as 1gpu-day (default: the first of the list)"
-    )
-    reproduce.add_argument("--output-dir", metavar="DIR", help="default: runs/reproduce-NAME-BUDGET")
-    reproduce.add_argument("--plan", action="store_true", help="only print stages, hours, memory and expectation")
-    reproduce.add_argument("--check", metavar="CARD", help="is a card.json whole, and what differs from here?")
-
-    agreement = _command(
-        commands, "agreement", run_agreement, "how well each fast way of decoding agrees with exact decoding"
-    )
-    _agreement_arguments(agreement)
-
-    inspect = _command(
-        commands, "inspect", run_inspect, "what is understood of a model: family, ids, attention, weights"
-    )
-    inspect.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
-    inspect.add_argument("--policy", help="name or pkg.mod:attr (default: found from the model)")
-
-    merge = _command(commands, "merge", run_merge, "merge an adapter into full weights of the published layout")
-    merge.add_argument("adapter", help="adapter folder")
-    merge.add_argument("output", help="folder to write")
-    merge.add_argument("--dtype", default="auto", help="dtype of the merged weights (default: the base model's)")
-
-    benchmark = _command(
-        commands, "benchmark", run_benchmark, "compare algorithms on the toy policies, equal passes each"
-    )
-    _benchmark_arguments(benchmark)
-
-    recipes = _command(commands, "recipes", run_recipes, "list the recipes that ship with the package, or copy some")
-    recipes.add_argument("words", nargs="*", metavar="copy NAME", help="names as listed; without words, the list")
-    recipes.add_argument("--to", default=".", metavar="DIR", help="where copies go (default: this folder)")
+    for name, (run, told, arguments) in COMMANDS.items():
+        arguments(_command(commands, name, run, told))
     return parser
 
 
@@ -249,8 +169,9 @@ def _benchmark_arguments(benchmark: argparse.ArgumentParser) -> None:
     )
 
 
-def _command(commands, name: str, run: Callable, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    kind = argparse.RawDescriptionHelpFormatter
+def _command(commands, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    kind, examples = argparse.RawDescriptionHelpFormatter, EXAMPLES.get(name)
+    epilog = None if examples is None else f"examples:{examples}"
     parser = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, formatter_class=kind
     )
@@ -333,3 +254,51 @@ def _sample_arguments(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--dtype", default="auto", help="e.g. bfloat16 (default: the checkpoint's)")
     sample.add_argument("--policy", help="name or pkg.mod:attr (default: found from the model)")
+
+
+def _keys_arguments(keys: argparse.ArgumentParser) -> None:
+    keys.add_argument(
+        "words", nargs="*", metavar="WORD", help="a key, a part, a kind of part, or your own pkg.mod:attr"
+    )
+
+
+def _inspect_arguments(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument("model", help="hub id, folder, adapter folder or builtin:NAME")
+    inspect.add_argument("--policy", help="name or pkg.mod:attr (default: found from the model)")
+
+
+def _merge_arguments(merge: argparse.ArgumentParser) -> None:
+    merge.add_argument("adapter", help="adapter folder")
+    merge.add_argument("output", help="folder to write")
+    merge.add_argument("--dtype", default="auto", help="dtype of the merged weights (default: the base model's)")
+
+
+def _recipes_arguments(recipes: argparse.ArgumentParser) -> None:
+    recipes.add_argument("words", nargs="*", metavar="copy NAME", help="names as listed; without words, the list")
+    recipes.add_argument("--to", default=".", metavar="DIR", help="where copies go (default: this folder)")
+
+
+COMMANDS: dict[str, tuple[Callable, str, Callable[[argparse.ArgumentParser], None]]] = {
+    "train": (run_train, "train a policy as a recipe says", _recipe_arguments),
+    "sft": (run_sft, "train a policy on given answers as a recipe says", _recipe_arguments),
+    "check": (run_check, "check recipes without training", _check_arguments),
+    "keys": (run_keys, "what a run or a part reads, with defaults and ranges", _keys_arguments),
+    "rewards": (run_rewards, "score completions in a file, or list the rewards", _rewards_arguments),
+    "sample": (run_sample, "print answers of a policy", _sample_arguments),
+    "evaluate": (run_evaluate, "how good a policy is, with intervals", evaluate_arguments),
+    "compare": (run_compare, "which of two evaluations is better, prompt by prompt", compare_arguments),
+    "report": (run_report, "one page of what a run or an evaluation left", report_arguments),
+    "watch": (run_watch, "runs side by side in a terminal while they go on", watch_arguments),
+    "reproduce": (run_reproduce, "measure a result again, against what is expected", reproduce_arguments),
+    "lm-eval": (run_lm_eval, "lm-evaluation-harness with one of our models", lm_eval_arguments),
+    "agreement": (
+        run_agreement,
+        "how well each fast way of decoding agrees with exact decoding",
+        _agreement_arguments,
+    ),
+    "inspect": (run_inspect, "what is understood of a model: family, ids, attention, weights", _inspect_arguments),
+    "merge": (run_merge, "merge an adapter into full weights of the published layout", _merge_arguments),
+    "benchmark": (run_benchmark, "compare algorithms on the toy policies, equal passes each", _benchmark_arguments),
+    "recipes": (run_recipes, "list the recipes that ship with the package, or copy some", _recipes_arguments),
+}
+"""What each subcommand does, what the list says of it, and its words."""
