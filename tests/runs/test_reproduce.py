@@ -142,6 +142,21 @@ def test_the_card_is_drawn_with_its_numbers(tmp_path):
         assert words in page
 
 
+def test_a_run_that_is_stopped_names_the_command_that_goes_on_with_the_reproduction(tmp_path, monkeypatch):
+    told = []
+
+    def stopped(recipe, go_on):
+        told.append(go_on)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unigrpo.runs.train.run_recipe", stopped)
+    out = tmp_path / "my folder"
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("toy", None, ["max_steps=9"], str(out))
+    first = next(iter(REPRODUCTIONS["toy"].budgets))
+    assert told == [f"unigrpo reproduce toy --budget {first} max_steps=9 --output-dir '{out}'"]
+
+
 @pytest.mark.processes
 @pytest.mark.timeout(1500)
 def test_killed_twice_it_goes_on_and_ends_in_a_whole_card(tmp_path, capsys):

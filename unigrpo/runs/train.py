@@ -175,7 +175,7 @@ def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | N
     )
 
 
-def run_recipe(recipe: Recipe) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, go_on: str | None = None) -> dict[str, Any]:
     """Train and leave ``metrics.jsonl``, ``summary.json``, pictures and the model in ``output_dir``.
 
     Where another run used or uses that folder, they go to the next free name (``runs/quickstart-2``), as one line says; not
@@ -185,7 +185,8 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
 
     With ``resume_from_checkpoint: true`` the same command can be started again after a crash, as often as it takes: it
     goes on from the newest checkpoint that is whole, from the beginning before there is one, and compares with the
-    measurement before training that the first start made.
+    measurement before training that the first start made. A run that is stopped names ``go_on`` as the command to type, its own
+    where that is None.
 
     Raises:
         CheckpointError: ``output_dir`` does not take what is written, another process is at work in it, or the run is not the
@@ -195,7 +196,7 @@ def run_recipe(recipe: Recipe) -> dict[str, Any]:
     args = build_config(recipe)
     with ExitStack() as lock:
         args.output_dir = settle_folder(args, lock)
-        return _run(build_trainer(recipe, args), recipe)
+        return _run(build_trainer(recipe, args), recipe, go_on)
 
 
 def settle_folder(args: UniGRPOConfig, lock: ExitStack) -> str:
@@ -230,11 +231,11 @@ def _take_folder(args: UniGRPOConfig, lock: ExitStack) -> Path:
     return folder
 
 
-def _run(trainer: UniGRPOTrainer, recipe: Recipe) -> dict[str, Any]:
+def _run(trainer: UniGRPOTrainer, recipe: Recipe, go_on: str | None) -> dict[str, Any]:
     started = time.perf_counter()
     out = Path(trainer.args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    trainer.go_on = command_again(recipe, str(out), trainer.accelerator.num_processes)
+    trainer.go_on = go_on or command_again(recipe, str(out), trainer.accelerator.num_processes)
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
     resume = trainer.args.resume_from_checkpoint
     # Measuring is for all ranks or none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,8 @@ def reproduce(
     if state.is_main_process:
         for line in progress(out, stages(own, spent, recipe)):
             say(line)
-    summary = _run(recipe, out / RUN)
+    folder = f" --output-dir {shlex.quote(str(out))}" if output_dir else ""
+    summary = _run(recipe, out / RUN, _command(name, budget_name, spent, words) + folder)
     if not state.is_main_process:
         return {}
     card = make_card(name, budget_name, spent, list(words), summary, read_record(out / RUN))
@@ -121,7 +123,7 @@ def progress(out: Path, texts: Sequence[str]) -> list[str]:
     return lines
 
 
-def _run(recipe: Recipe, run: Path) -> dict[str, Any]:
+def _run(recipe: Recipe, run: Path, go_on: str) -> dict[str, Any]:
     """The summary of the run, from its file where it has come to its end."""
     from ..train import run_recipe
 
@@ -131,4 +133,4 @@ def _run(recipe: Recipe, run: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         # That is every first start.
         warnings.filterwarnings("ignore", ".*has no checkpoint yet")
-        return run_recipe(recipe)
+        return run_recipe(recipe, go_on)
