@@ -67,7 +67,7 @@ class Recorder(ModuleType):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.run, self.logged = object(), []
-        self.Image = lambda value: SimpleNamespace(value=value)
+        self.Image = self.Histogram = lambda value: SimpleNamespace(value=value)
         self.Table = SimpleNamespace
         self.log = self.logged.append
 
@@ -102,6 +102,13 @@ def test_a_tracker_gets_texts_numbers_and_pictures_by_row(recorders, name):
     assert third["picture"].value is PICTURE and first["image"].value is TABLE["image"][0]
     assert not hasattr(first["picture"], "value") and not hasattr(third["image"], "value")
     assert second["a_reward_with_a_long_name"] != second["a_reward_with_a_long_name"]
+    numbers = [own for own in TABLE if f"distributions/{own}" in sent]
+    assert {"advantage", "a_reward_with_a_long_name"} <= set(numbers) and not {"prompt", "solution", "task"} & set(
+        numbers
+    )
+    for own in numbers:
+        kept = [value for value in TABLE[own] if value is not None and value == value]
+        assert sent[f"distributions/{own}"].value == kept and len(kept) < 4
 
 
 def test_trackers_that_are_not_named_or_not_running_get_nothing(recorders):
@@ -119,6 +126,9 @@ class Writer:
     def add_text(self, *values):
         self.calls.append(values)
 
+    def add_histogram(self, *values):
+        self.calls.append(values)
+
     def add_image(self, *values, dataformats):
         self.calls.append((*values, dataformats))
 
@@ -130,7 +140,8 @@ def test_tensorboard_gets_text_without_markup_and_a_sheet_of_pictures():
     callback = TensorBoardCallback.__new__(TensorBoardCallback)
     callback.tb_writer = Writer()
     track_completions(TABLE, 7, [], [callback])
-    text, image, flush = callback.tb_writer.calls
+    text, *histograms, image, flush = callback.tb_writer.calls
+    assert ("distributions/advantage", 7) in [(name, step) for name, _, step in histograms]
     assert (text[0], text[2], flush) == ("completions", 7, "flush")
     head, _, first, second, _ = text[1].splitlines()
     assert head.split(" | ")[1:4] == ["prompt", "image", "completion"] and {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from transformers import TrainerCallback
 
 from ..terminal import say
 from ..training.contact_sheet import grouped_sheet
@@ -58,6 +61,26 @@ def draw_curve(metrics: Path, picture: Path, title: str) -> None:
         axis.legend(loc="lower right")
         axis.grid(alpha=0.3)
         figure.savefig(picture, dpi=120)
+
+
+class RefreshedCurve(TrainerCallback):
+    """``draw_curve`` again while a run goes on, at a log line once so many ``seconds`` are over; the file is whole at any moment."""
+
+    def __init__(self, metrics: Path, picture: Path, title: str, seconds: float = 30.0) -> None:
+        self.metrics, self.picture, self.title, self.seconds = metrics, picture, title, seconds
+        self.drawn = time.monotonic()
+
+    def on_log(self, args, state, control, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or time.monotonic() - self.drawn < self.seconds:
+            return
+        # What is missing is said once, at the end.
+        if importlib.util.find_spec("matplotlib") is None:
+            return
+        partial = self.picture.with_name(f".{self.picture.name}")
+        draw_curve(self.metrics, partial, f"{self.title}, step {state.global_step}")
+        if partial.exists():
+            partial.replace(self.picture)
+        self.drawn = time.monotonic()
 
 
 def _line(axis: Any, points: list[tuple[float, float]], label: str, colour: str) -> None:

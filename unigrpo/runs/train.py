@@ -50,7 +50,7 @@ from .build import (
     resolve_names,
 )
 from .held_out import HeldOut, compare_held_out, held_out, load_before, measure, show_before_after
-from .plots import draw_curve, picture_sheet, side_by_side
+from .plots import RefreshedCurve, draw_curve, picture_sheet, side_by_side
 from .recipe import Recipe
 
 
@@ -237,6 +237,7 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe, go_on: str | None) -> dict[str
     out.mkdir(parents=True, exist_ok=True)
     trainer.go_on = go_on or command_again(recipe, str(out), trainer.accelerator.num_processes)
     trainer.add_callback(JsonLines(out / "metrics.jsonl"))
+    trainer.add_callback(RefreshedCurve(out / "metrics.jsonl", out / "reward_curve.png", Path(recipe.source).stem))
     resume = trainer.args.resume_from_checkpoint
     # Measuring is for all ranks or none.
     start = StartMeasured(trainer, recipe, broadcast_object_list([load_before(out) if resume else None])[0])

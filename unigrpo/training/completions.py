@@ -85,34 +85,50 @@ def track_completions(
 ) -> None:
     """The table as ``completions`` in wandb, trackio and tensorboard, where ``report_to`` names them; pictures as images.
 
-    As in TRL, wandb and trackio get a table with the step in its first column. tensorboard has none: it gets the table as text, and
+    Beside it stands a histogram of each column of numbers: rewards and advantages (``distributions/NAME``). As in TRL, wandb and trackio get a table with the step in its first column. tensorboard has none: it gets the table as text, and
     drawn pictures on a sheet (``completions/pictures``).
 
     Args:
         callbacks: those of the trainer, of which tensorboard's has the files.
     """
+    spread = distributions(table)
     if "wandb" in report_to:
         import wandb
 
         if wandb.run is not None:
             columns = tracked_columns(table, step, wandb.Image)
             rows = [list(row) for row in zip(*columns.values(), strict=True)]
-            wandb.log({"completions": wandb.Table(columns=list(columns), data=rows), "train/global_step": step})
+            histograms = {name: wandb.Histogram(values) for name, values in spread.items()}
+            sent = {"completions": wandb.Table(columns=list(columns), data=rows), **histograms}
+            wandb.log({**sent, "train/global_step": step})
     if "trackio" in report_to:
         import pandas
         import trackio
 
         frame = pandas.DataFrame(tracked_columns(table, step, trackio.Image), dtype=object)
-        trackio.log({"completions": trackio.Table(dataframe=frame)})
+        histograms = {name: trackio.Histogram(values) for name, values in spread.items()}
+        trackio.log({"completions": trackio.Table(dataframe=frame), **histograms})
     writers = [
         own.tb_writer for own in callbacks if isinstance(own, TensorBoardCallback) and own.tb_writer is not None
     ]
     sheet = picture_sheet(table, step) if writers else None
     for writer in writers:
         writer.add_text("completions", markdown(table), step)
+        for name, values in spread.items():
+            writer.add_histogram(name, np.asarray(values), step)
         if sheet is not None:
             writer.add_image("completions/pictures", np.asarray(sheet), step, dataformats="HWC")
         writer.flush()
+
+
+def distributions(table: dict[str, list]) -> dict[str, list[float]]:
+    """The values of each column of numbers, those that are none left out, under the name of its histogram."""
+    found = {}
+    for name, column in table.items():
+        values = [value for value in column if value is not None and value == value]
+        if name not in TEXTS and values and all(map(_is_number, column)):
+            found[f"distributions/{name}"] = values
+    return found
 
 
 def tracked_columns(table: dict[str, list], step: int, image: Callable[[Any], Any]) -> dict[str, list]:
