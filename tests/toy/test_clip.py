@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,36 +12,38 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from unigrpo.data.pictures import to_images
 from unigrpo.models.magvit import MagvitV2
+from unigrpo.toy import emoji
+from unigrpo.toy.emoji_check import right_picture
+from unigrpo.toy.making import clip_worlds, image_tokenizer
 from unigrpo.toy.making.clip import (
-    CHECKPOINT,
     TEXT_WINDOW,
     build_image_processor,
     build_model,
     build_tokenizer,
+    checkpoint,
     contrastive_loss,
     encode,
-    fits,
+    load,
     noisy,
-    retrieval_accuracy,
     similarity,
     train,
-    words_of,
 )
-from unigrpo.toy.making.image_tokenizer import CHECKPOINT as TOKENIZER_CHECKPOINT
-from unigrpo.toy.making.image_tokenizer import directory_size, gallery, reconstruct
-from unigrpo.toy.shapes import FORMS, QUESTIONS, SPECS, Spec, caption
+from unigrpo.toy.making.clip_worlds import WORLDS, edits, emoji_source, fits, retrieval_accuracy, shapes_source
+from unigrpo.toy.making.fitting import directory_size
+from unigrpo.toy.making.image_tokenizer import gallery, reconstruct
+from unigrpo.toy.shapes import FORMS, QUESTIONS, SIDE, SPECS, WORDS, Spec, caption
 
 from ..support.tolerances import assert_rounding
 
 
 @pytest.fixture(scope="module")
 def shipped() -> CLIPModel:
-    return CLIPModel.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    return load(checkpoint("shapes"))[0]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(CHECKPOINT)
+    return AutoTokenizer.from_pretrained(checkpoint("shapes"))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +52,17 @@ def pixels():
 
 
 def test_the_shipped_clip_finds_the_caption_of_a_picture(shipped, tokenizer, pixels):
-    magvit = MagvitV2.from_pretrained(TOKENIZER_CHECKPOINT)
-    assert retrieval_accuracy(shipped, tokenizer, pixels) >= 0.97
-    assert retrieval_accuracy(shipped, tokenizer, reconstruct(magvit, pixels)) >= 0.92
+    magvit = MagvitV2.from_pretrained(image_tokenizer.checkpoint("shapes"))
+
+    def near(shown, texts):
+        return similarity(shipped, shown, encode(tokenizer, texts))
+
+    assert retrieval_accuracy(near, pixels) >= 0.97
+    assert retrieval_accuracy(near, reconstruct(magvit, pixels)) >= 0.92
 
 
 def test_the_shipped_clip_is_small():
-    assert directory_size(CHECKPOINT) <= 1e6
+    assert directory_size(checkpoint("shapes")) <= 1e6
 
 
 def cosines(model, pixels, tokenizer, texts) -> torch.Tensor:
@@ -86,7 +93,7 @@ def test_a_true_caption_is_worth_more_than_one_with_another_colour_or_shape(ship
 
 def test_the_shipped_tokenizer_is_the_built_one(shipped, tokenizer):
     texts = [caption(spec, form) for spec in SPECS for form in FORMS] + list(QUESTIONS.values())
-    assert torch.equal(encode(tokenizer, texts), encode(build_tokenizer(), texts))
+    assert torch.equal(encode(tokenizer, texts), encode(build_tokenizer(WORDS), texts))
     assert tokenizer.unk_token_id not in encode(tokenizer, texts)
     config = shipped.config.text_config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (2, 3, 0)
@@ -112,18 +119,61 @@ def test_a_text_is_pooled_at_its_eos_whatever_the_padding(shipped, tokenizer):
 
 
 def test_the_image_processor_gives_the_pixels_of_the_training(pixels):
-    processor = CLIPImageProcessorPil.from_pretrained(CHECKPOINT)
+    processor = CLIPImageProcessorPil.from_pretrained(checkpoint("shapes"))
     seen = processor(images=to_images(pixels[:8]), return_tensors="pt")["pixel_values"]
     assert_rounding(torch.as_tensor(seen), pixels[:8])
-    assert processor.to_dict() == build_image_processor().to_dict()
+    assert processor.to_dict() == build_image_processor(SIDE).to_dict()
 
 
-def test_which_captions_are_true_of_which_specs(tokenizer):
+def test_which_captions_are_true_of_which_specs():
     first, second = Spec("small", "red", "circle", "left"), Spec("large", "red", "circle", "left")
-    captions = [*(caption(first, form) for form in FORMS), *(caption(second, form) for form in FORMS)]
-    specs = words_of(encode(tokenizer, [caption(first), caption(second)]))
-    shared = [False, False, True, True]
-    assert fits(words_of(encode(tokenizer, captions)), specs).tolist() == [[True] * 4 + shared, shared + [True] * 4]
+    assert [fits(first, form, first) for form in FORMS] == [True] * 4
+    for said, shown in ((first, second), (second, first)):
+        assert [fits(said, form, shown) for form in FORMS] == [False, False, True, True]
+    assert not fits(first, "short", Spec("small", "red", "cross", "left"))
+
+
+@pytest.mark.parametrize("split", emoji.SPLITS)
+def test_an_edit_changes_one_thing_and_no_training_edit_is_held_out(split):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        scene = emoji.some_scene(split, rng)
+        found = edits(scene, rng, split)
+        assert "replaced" in found and (scene.second is None or set(found) == {"swap", "layout", "replaced"})
+        for kind, other in found.items():
+            changed = {
+                name for name in ("relation", "first", "second") if getattr(scene, name) != getattr(other, name)
+            }
+            assert (
+                changed
+                == {
+                    "swap": {"first", "second"},
+                    "layout": {"relation"},
+                    "count": {"relation"},
+                    "replaced": changed & {"first", "second"},
+                }[kind]
+            )
+            assert kind != "replaced" or len(changed) == 1
+            assert split == "test" or emoji.split_of(other) == "train"
+
+
+def test_a_batch_of_emoji_has_pictures_with_their_captions_and_edits(monkeypatch):
+    some = emoji.scenes("train")[:5] + emoji.scenes("train")[3000:3400:9]
+    monkeypatch.setattr(clip_worlds, "reconstruct", lambda magvit, pixels: pixels)
+    monkeypatch.setattr(emoji, "scenes", lambda split: some)
+    monkeypatch.setattr(emoji, "some_scene", lambda split, rng: some[rng.integers(5, len(some))])
+    monkeypatch.setattr(clip_worlds, "edits", lambda scene, rng, split: {"replaced": some[rng.integers(5)]})
+    pixels, captions, positive = emoji_source(None, torch.Generator().manual_seed(0))(20)
+    assert pixels.shape == (20, 3, 48, 48) and len(captions) == 20
+    assert positive.tolist() == [[one == other for other in captions] for one in captions]
+    assert all(right_picture(image, said) for image, said in zip(to_images(pixels), captions, strict=True))
+    assert all(said in {emoji.caption(scene) for scene in some[:5]} for said in captions[1::2])
+
+
+def test_the_words_of_emoji_fit_the_window():
+    tokenizer = build_tokenizer(WORLDS["emoji"].words)
+    ids = encode(tokenizer, [emoji.caption(scene) for scene in emoji.SCENES[::17]])
+    assert tokenizer.unk_token_id not in ids and ids.shape[1] < TEXT_WINDOW
 
 
 def test_the_loss_by_hand():
@@ -143,13 +193,14 @@ def test_noise_has_a_level_of_its_own_for_each_picture():
 
 @pytest.mark.slow  # Nothing that ships runs it: the checkpoint that it made is tested above.
 def test_a_few_steps_learn_repeat_and_leave_the_global_stream_alone():
-    magvit, words = MagvitV2.from_pretrained(TOKENIZER_CHECKPOINT), build_tokenizer()
+    magvit, words = MagvitV2.from_pretrained(image_tokenizer.checkpoint("shapes")), build_tokenizer(WORDS)
 
     def run(steps: int):
         generator = torch.Generator().manual_seed(3)
-        model = build_model(words, generator=generator)
-        arguments = {"steps": steps, "batch_size": 32, "learning_rate": 2e-3, "per_spec": 1}
-        return model, train(model, words, magvit, **arguments, generator=generator)
+        model = build_model(words, SIDE, generator=generator)
+        draw = shapes_source(magvit, generator, per_spec=1)
+        arguments = {"steps": steps, "batch_size": 32, "learning_rate": 2e-3}
+        return model, train(model, words, draw, **arguments, generator=generator)
 
     before = torch.get_rng_state()
     _, first = run(1)

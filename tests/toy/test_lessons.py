@@ -11,7 +11,17 @@ from unigrpo.errors import RecipeError, import_named
 from unigrpo.runs.accuracy import integer_match
 from unigrpo.runs.dataset_spec import BUILTIN_LESSONS, BUILTIN_SETS, DatasetSpec, load_rows
 from unigrpo.runs.sft import given_rows
-from unigrpo.toy import arithmetic, countdown, riddles, running_sums, shapes, shapes_lessons, sudoku
+from unigrpo.toy import (
+    arithmetic,
+    countdown,
+    emoji,
+    emoji_check,
+    riddles,
+    running_sums,
+    shapes,
+    shapes_lessons,
+    sudoku,
+)
 from unigrpo.toy.pixel_check import right_picture
 from unigrpo.toy.shapes import Spec
 
@@ -37,6 +47,7 @@ SPLIT_OF_RIDDLE = {riddle.prompt: riddle.split for riddle in riddles.RIDDLES}
 SPLIT_OF = {
     "arithmetic": lambda row: arithmetic.split_of(row["a"], row["b"]),
     "countdown": lambda row: countdown.split_of(tuple(row["numbers"]), row["target"]),
+    "emoji": lambda row: emoji.split_of(emoji.Scene(row["relation"], row["first"], row["second"])),
     "riddles": lambda row: SPLIT_OF_RIDDLE[row["prompt"]],
     "running_sums": totals,
     "shapes": lambda row: arithmetic.split_of(row["a"], row["b"]) if "a" in row else shapes.split_of(spec_of(row)),
@@ -46,6 +57,7 @@ SPLIT_OF = {
 RIGHT: dict[tuple[str, str | None], Callable] = {
     ("arithmetic", None): lambda row: integer_match(row["completion"], row["solution"]),
     ("countdown", None): lambda row: countdown.solved(row["completion"], row["solution"]),
+    ("emoji", None): lambda row: emoji_check.clear_picture(row["image"], row["solution"]),
     ("riddles", None): lambda row: (
         row["completion"] == row["thought"] and right_picture(row["image"], row["solution"])
     ),

@@ -65,6 +65,7 @@ class DatasetSpec:
 BUILTIN_SETS = {
     "arithmetic": "unigrpo.toy.arithmetic:problems",
     "countdown": "unigrpo.toy.countdown:problems",
+    "emoji": "unigrpo.toy.emoji:problems",
     "riddles": "unigrpo.toy.riddles:problems",
     "running_sums": "unigrpo.toy.running_sums:problems",
     "shapes": "unigrpo.toy.shapes:problems",
@@ -83,6 +84,10 @@ BUILTIN_LESSONS: dict[tuple[str, str | None], dict[str | None, str]] = {
     ("countdown", None): {
         None: "unigrpo.toy.countdown:lessons",
         "careless": "unigrpo.toy.countdown:careless_lessons",
+    },
+    ("emoji", None): {
+        None: "unigrpo.toy.emoji_lessons:pictures",
+        "careless": "unigrpo.toy.emoji_lessons:careless_pictures",
     },
     ("riddles", None): {None: "unigrpo.toy.riddles:lessons", "careless": "unigrpo.toy.riddles:careless_lessons"},
     ("running_sums", None): {None: "unigrpo.toy.running_sums:lessons"},

@@ -1,7 +1,7 @@
-"""Makes the shipped CLIP of the shapes world, a reward that is a network: ``python -m unigrpo.toy.making.clip``.
+"""Makes the shipped CLIPs, rewards that are networks: ``python -m unigrpo.toy.making.clip shapes``, or ``emoji``.
 
-A real ``transformers.CLIPModel`` of 0.3 M parameters. It sees clean pictures and pictures that went through the image
-tokenizer, because a policy's pictures are of the second kind; all 240 specs are seen, and held out are the pictures.
+Real ``transformers.CLIPModel``s of 0.3 M parameters. They see clean pictures and pictures that went through the image tokenizer,
+because a policy's pictures are of the second kind. Of shapes all are seen, and held out are the pictures; of emoji, scenes are.
 """
 
 from __future__ import annotations
@@ -17,25 +17,12 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from ...models.magvit import MagvitV2
 from ...models.processing import name_for_transformers_4
-from ...terminal import say, tracked
-from ..shapes import FORMS, SIDE, SPECS, WORDS, caption
-from .image_tokenizer import CHECKPOINT as TOKENIZER_CHECKPOINT
-from .image_tokenizer import (
-    HELD_OUT_SEED,
-    directory_size,
-    draw_seed,
-    gallery,
-    private_construction,
-    reconstruct,
-    warm_cosine,
-)
+from ...terminal import say
+from . import image_tokenizer
+from .clip_worlds import WORLDS, Draw
+from .fitting import directory_size, fit, private_construction
 
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "shapes_clip"
-
-TRAINING = {"steps": 1500, "batch_size": 128, "learning_rate": 2e-3}
-
-PICTURES_PER_SPEC = 40
 MOST_NOISE = 0.15
 """Largest standard deviation of the noise on a training picture, in units of the [-1, 1] pixels."""
 
@@ -46,9 +33,9 @@ SPECIAL = {"pad": "<pad>", "unk": "<unk>", "bos": "<bos>", "eos": "<eos>"}
 """In this order, so that eos is 3: a CLIP configuration with eos 2 pools at the largest id instead."""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
     """One token a word, whatever its case; between bos and eos, at most ``TEXT_WINDOW`` in all; padded at the right."""
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL.values(), *(w.lower() for w in WORDS)])}
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL.values(), *(w.lower() for w in words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk"]))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -68,18 +55,18 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_image_processor() -> CLIPImageProcessorPil:
-    """32 x 32 pixels in [-1, 1], as ``unigrpo.data.pictures.to_pixels`` makes them."""
+def build_image_processor(side: int) -> CLIPImageProcessorPil:
+    """``side`` x ``side`` pixels in [-1, 1], as ``unigrpo.data.pictures.to_pixels`` makes them."""
     return CLIPImageProcessorPil(
-        size={"shortest_edge": SIDE},
-        crop_size={"height": SIDE, "width": SIDE},
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, *, generator: torch.Generator) -> CLIPModel:
-    """A CLIP around ``tokenizer`` with patches of 8 pixels; the weights depend on ``generator`` alone."""
+def build_model(tokenizer: PreTrainedTokenizerFast, side: int, *, generator: torch.Generator) -> CLIPModel:
+    """A CLIP of pictures ``side`` wide around ``tokenizer``, with patches of 8 pixels; the weights depend on ``generator`` alone."""
     config = CLIPConfig(
         text_config={
             "hidden_size": 64,
@@ -99,28 +86,13 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, generator: torch.Generato
             "num_attention_heads": 4,
             "num_hidden_layers": 3,
             "projection_dim": 64,
-            "image_size": SIDE,
+            "image_size": side,
             "patch_size": 8,
         },
         projection_dim=64,
     )
     with private_construction(generator):
         return CLIPModel(config)
-
-
-def words_of(texts: Tensor) -> Tensor:
-    """``[n, W]`` bool: which words occur in ids ``[n, L]``; special tokens are no words."""
-    words = torch.stack([(texts == index).any(dim=1) for index in range(len(SPECIAL) + len(WORDS))], dim=1)
-    words[:, : len(SPECIAL)] = False
-    return words
-
-
-def fits(captions: Tensor, specs: Tensor) -> Tensor:
-    """``[n_specs, n_captions]`` bool: the full caption of the spec has every word of the caption.
-
-    Both arguments are ``words_of`` texts: any captions, and the full captions of the specs.
-    """
-    return ~(captions[None] & ~specs[:, None]).any(dim=-1)
 
 
 def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
@@ -133,42 +105,23 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 def train(
     model: CLIPModel,
     tokenizer: PreTrainedTokenizerFast,
-    magvit: MagvitV2,
+    draw: Draw,
     *,
     steps: int,
     batch_size: int,
     learning_rate: float,
-    per_spec: int = PICTURES_PER_SPEC,
     generator: torch.Generator,
+    state: Path | None = None,
 ) -> float:
-    """Trains ``model`` in place on ``per_spec`` pictures of every spec and returns the last loss.
+    """Trains ``model`` in place on the pictures and captions of ``draw`` and returns the last loss; ``state`` as in ``fit``."""
 
-    A batch pairs pictures, half of them reconstructions by ``magvit``, with captions of random forms; a short caption is
-    true of several pictures, and all of those are its positives.
-    """
-    members, real = gallery(per_spec, draw_seed(generator))
-    pictures = torch.stack([real, reconstruct(magvit, real)])
-    texts = encode(tokenizer, [caption(spec, form) for spec in members for form in FORMS])
-    words = words_of(texts)
-    texts, words = texts.unflatten(0, (-1, len(FORMS))), words.unflatten(0, (-1, len(FORMS)))
+    def loss(step: int) -> Tensor:
+        pixels, captions, positive = draw(batch_size)
+        pixels = noisy(pixels, generator=generator)
+        return contrastive_loss(similarity(model, pixels, encode(tokenizer, captions)), positive)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
-    model.train()
-    for _ in tracked(range(steps), "CLIP"):
-        rows = torch.randint(len(members), (batch_size,), generator=generator)
-        forms = torch.randint(len(FORMS), (batch_size,), generator=generator)
-        kinds = torch.arange(batch_size) % len(pictures)
-        pixels = noisy(pictures[kinds, rows], generator=generator)
-        logits = similarity(model, pixels, texts[rows, forms])
-        loss = contrastive_loss(logits, fits(words[rows, forms], words[rows, 0]))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    model.eval()
-    return loss.item()
+    adamw = {"lr": learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.01}
+    return fit(model, loss, steps=steps, title="CLIP", generator=generator, state=state, **adamw)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
@@ -189,38 +142,49 @@ def similarity(model: CLIPModel, pixels: Tensor, texts: Tensor) -> Tensor:
     return model.logit_scale.exp().clamp(max=LARGEST_LOGIT_SCALE) * image @ text.T
 
 
-@torch.no_grad()
-def retrieval_accuracy(
-    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pixels: Tensor, batch_size: int = 240
-) -> float:
-    """Share of ``gallery`` pictures, in its order, whose own full caption is the nearest of all 240."""
-    texts = encode(tokenizer, [caption(spec) for spec in SPECS])
-    nearest = torch.cat([similarity(model, part, texts).argmax(1) for part in pixels.split(batch_size)])
-    own = torch.arange(len(SPECS)).repeat_interleave(len(pixels) // len(SPECS))
-    return (nearest == own).float().mean().item()
+def make(world: str, magvit: MagvitV2, output: Path, *, steps: int, seed: int, state: Path | None = None) -> None:
+    """Trains the CLIP of a world from random weights and writes it to ``output`` in half precision."""
+    own, generator = WORLDS[world], torch.Generator().manual_seed(seed)
+    tokenizer = build_tokenizer(own.words)
+    model = build_model(tokenizer, own.side, generator=generator)
+    draw = own.source(magvit, generator)
+    train(model, tokenizer, draw, **{**own.training, "steps": steps}, generator=generator, state=state)
+    for part in (model.half(), tokenizer, build_image_processor(own.side)):
+        part.save_pretrained(output)
+    name_for_transformers_4(output)
 
 
 def main() -> None:
-    """Command line: trains and saves the shipped CLIP."""
+    """Command line: trains and saves a shipped CLIP."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=CHECKPOINT)
-    parser.add_argument("--image-tokenizer", type=Path, default=TOKENIZER_CHECKPOINT)
+    parser.add_argument("world", choices=sorted(WORLDS), nargs="?", default="shapes")
+    parser.add_argument("--output", type=Path, help="default: the folder of builtin:WORLD_clip")
+    parser.add_argument("--image-tokenizer", type=Path, help="default: the folder of builtin:WORLD_tokenizer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=TRAINING["steps"])
+    parser.add_argument("--steps", type=int, help="default: as it ships")
+    parser.add_argument("--state", type=Path, help="a file from which an interrupted training goes on")
     args = parser.parse_args()
-    generator = torch.Generator().manual_seed(args.seed)
-    magvit = MagvitV2.from_pretrained(args.image_tokenizer)
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, generator=generator)
-    train(model, tokenizer, magvit, **{**TRAINING, "steps": args.steps}, generator=generator)
-    for part in (model.half(), tokenizer, build_image_processor()):
-        part.save_pretrained(args.output)
-    name_for_transformers_4(args.output)
-    model = CLIPModel.from_pretrained(args.output, dtype=torch.float32).eval()
-    _, pixels = gallery(4, HELD_OUT_SEED)
-    for name, shown in (("real pictures", pixels), ("reconstructions", reconstruct(magvit, pixels))):
-        say(f"own caption nearest, {name:16} {100 * retrieval_accuracy(model, tokenizer, shown):5.1f} %")
-    say(f"{directory_size(args.output) / 1e6:5.2f} MB in {args.output}")
+    world, output = WORLDS[args.world], args.output or checkpoint(args.world)
+    magvit = MagvitV2.from_pretrained(args.image_tokenizer or image_tokenizer.checkpoint(args.world))
+    make(args.world, magvit, output, steps=args.steps or world.training["steps"], seed=args.seed, state=args.state)
+    model, tokenizer = load(output)
+    shares = world.figures(lambda pixels, texts: similarity(model, pixels, encode(tokenizer, texts)), magvit)
+    for label, share in shares.items():
+        say(f"{label:48} {100 * share:5.1f} %")
+    say(f"{directory_size(output) / 1e6:5.2f} MB in {output}")
+
+
+def checkpoint(world: str) -> Path:
+    """Where the CLIP of a world ships."""
+    return Path(__file__).parents[1] / "checkpoints" / f"{world}_clip"
+
+
+def load(folder: Path) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
+    """A CLIP in float32, and its tokenizer."""
+    return (
+        CLIPModel.from_pretrained(folder, dtype=torch.float32).eval(),
+        PreTrainedTokenizerFast.from_pretrained(folder),
+    )
 
 
 if __name__ == "__main__":

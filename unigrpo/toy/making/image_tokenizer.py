@@ -1,16 +1,17 @@
-"""Makes the shipped image tokenizer of the shapes world: ``python -m unigrpo.toy.making.image_tokenizer``.
+"""Makes the shipped image tokenizers: ``python -m unigrpo.toy.making.image_tokenizer shapes``, or ``emoji``.
 
-It is a MAGVIT-v2 of reduced width: 9 bits a code, 8 pixels a code, so that a picture is 16 of 512 codes. All 240 specs are
-seen; held out are the pictures. What it cannot restore, no policy can draw, so its accuracy bounds theirs.
+They are MAGVIT-v2s of reduced width. A picture of shapes is 16 of 512 codes, one of emoji 36 of 1,024: 9 and 10 bits a code, 8
+pixels a code. All shapes are seen, held out are the pictures; of emoji, the scenes of the split test. What a tokenizer cannot
+restore, no policy can draw, so its accuracy bounds theirs.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +19,15 @@ from torch import Tensor
 
 from ...data.pictures import to_images, to_pixels
 from ...models.magvit import MagvitV2, MagvitV2Config
-from ...terminal import say, tracked
+from ...terminal import say
+from .. import emoji, emoji_check
 from ..pixel_check import inspect
 from ..shapes import SPECS, Spec, render
+from .fitting import directory_size, draw_seed, fit, private_construction
 
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "shapes_tokenizer"
-
-TRAINING = {"steps": 2000, "batch_size": 48, "learning_rate": 2e-3}
+Draw = Callable[[int], Tensor]
+"""Gives that many pictures, ``[n, 3, H, W]`` float32 in [-1, 1]."""
 
 PICTURES_PER_SPEC = 40
 
@@ -35,33 +37,10 @@ SMOOTH_L1, COMMITMENT, ENTROPY, EARLY_ENTROPY = 0.3, 0.02, 0.01, 0.02
 """Weights beside the squared error; the entropy term counts more in the first quarter, when codes are being found."""
 
 
-def build_model(*, generator: torch.Generator) -> MagvitV2:
-    """A MAGVIT-v2 of 0.7 M parameters; the weights depend on ``generator`` alone."""
-    config = MagvitV2Config(
-        channels=16,
-        encoder_multipliers=[1, 2, 3, 4],
-        encoder_blocks=[1, 1, 1, 1],
-        decoder_multipliers=[1, 2, 3, 4],
-        decoder_blocks=[1, 1, 1, 1],
-        code_bits=9,
-        num_groups=4,
-    )
+def build_model(world: World, *, generator: torch.Generator) -> MagvitV2:
+    """The MAGVIT-v2 of ``world``; the weights depend on ``generator`` alone."""
     with private_construction(generator):
-        return MagvitV2(config)
-
-
-@contextmanager
-def private_construction(generator: torch.Generator) -> Iterator[None]:
-    """Layers made inside take their weights from ``generator``; the global stream is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would reseed the GPUs too, and nothing would put those back.
-        torch.default_generator.manual_seed(draw_seed(generator))
-        yield
-
-
-def draw_seed(generator: torch.Generator) -> int:
-    """An integer in [0, 2^31) for a generator that is not torch's."""
-    return int(torch.randint(2**31, (), generator=generator))
+        return MagvitV2(MagvitV2Config(num_groups=4, encoder_blocks=[1] * 4, decoder_blocks=[1] * 4, **world.sizes))
 
 
 def gallery(per_spec: int, seed: int) -> tuple[list[Spec], Tensor]:
@@ -69,6 +48,18 @@ def gallery(per_spec: int, seed: int) -> tuple[list[Spec], Tensor]:
     rng = np.random.default_rng(seed)
     members = [spec for spec in SPECS for _ in range(per_spec)]
     return members, to_pixels([render(spec, rng) for spec in members])
+
+
+def emoji_pictures(split: str, count: int, seed: int) -> tuple[list[emoji.Scene], Tensor]:
+    """``count`` random scenes of a split, and their pixels ``[count, 3, 48, 48]`` float32 in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    scenes = [emoji.some_scene(split, rng) for _ in range(count)]
+    return scenes, to_pixels([emoji.render(scene, rng) for scene in scenes])
+
+
+def checkpoint(world: str) -> Path:
+    """Where the tokenizer of a world ships."""
+    return Path(__file__).parents[1] / "checkpoints" / f"{world}_tokenizer"
 
 
 def straight_through_signs(logits: Tensor) -> Tensor:
@@ -98,34 +89,22 @@ def _bit_entropy(probability: Tensor) -> Tensor:
 
 def train(
     model: MagvitV2,
+    draw: Draw,
     *,
     steps: int,
     batch_size: int,
     learning_rate: float,
-    per_spec: int = PICTURES_PER_SPEC,
     generator: torch.Generator,
+    state: Path | None = None,
 ) -> float:
-    """Trains ``model`` in place on ``per_spec`` pictures of every spec and returns the last loss."""
-    _, pixels = gallery(per_spec, draw_seed(generator))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
-    model.train()
-    for step in tracked(range(steps), "image tokenizer"):
-        rows = torch.randint(len(pixels), (batch_size,), generator=generator)
+    """Trains ``model`` in place on the pictures of ``draw`` and returns the last loss; ``state`` as in ``fit``."""
+
+    def loss(step: int) -> Tensor:
         weight = EARLY_ENTROPY if step < steps // 4 else ENTROPY
-        loss = autoencoder_loss(model, pixels[rows], entropy_weight=weight)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    model.eval()
-    return loss.item()
+        return autoencoder_loss(model, draw(batch_size), entropy_weight=weight)
 
-
-def warm_cosine(step: int, steps: int, warm_up: int = 50) -> float:
-    """Factor on the learning rate: linear up over ``warm_up`` steps, then a cosine to zero at ``steps``."""
-    return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    adamw = {"lr": learning_rate, "betas": (0.9, 0.99), "weight_decay": 1e-4}
+    return fit(model, loss, steps=steps, title="image tokenizer", generator=generator, state=state, **adamw)
 
 
 @torch.no_grad()
@@ -138,7 +117,7 @@ def reconstruct(model: MagvitV2, pixels: Tensor, batch_size: int = 240) -> Tenso
     return torch.cat(parts)
 
 
-def reconstruction_accuracy(model: MagvitV2, per_spec: int = 4, seed: int = HELD_OUT_SEED) -> float:
+def shapes_accuracy(model: MagvitV2, per_spec: int = 4, seed: int = HELD_OUT_SEED) -> float:
     """Share of held-out reconstructions whose colour and shape the pixel checker reads right."""
     members, pixels = gallery(per_spec, seed)
     seen = [inspect(image) for image in to_images(reconstruct(model, pixels))]
@@ -146,25 +125,81 @@ def reconstruction_accuracy(model: MagvitV2, per_spec: int = 4, seed: int = HELD
     return sum(hits) / len(hits)
 
 
+def emoji_accuracy(model: MagvitV2, count: int = 400, seed: int = HELD_OUT_SEED) -> float:
+    """Share of reconstructions of held-out scenes that the check reads right, and as near as a drawn picture must be."""
+    scenes, pixels = emoji_pictures("test", count, seed)
+    restored = zip(to_images(reconstruct(model, pixels)), scenes, strict=True)
+    return sum(emoji_check.clear_picture(image, emoji.caption(scene)) for image, scene in restored) / count
+
+
+def _shapes_source(generator: torch.Generator) -> Draw:
+    _, pixels = gallery(PICTURES_PER_SPEC, draw_seed(generator))
+    return lambda count: pixels[torch.randint(len(pixels), (count,), generator=generator)]
+
+
+def _emoji_source(generator: torch.Generator) -> Draw:
+    return lambda count: emoji_pictures("train", count, draw_seed(generator))[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What an image tokenizer is trained for: its ``sizes``, its pictures, and how it is measured."""
+
+    sizes: dict[str, Any]
+    training: dict[str, Any]
+    source: Callable[[torch.Generator], Draw]
+    accuracy: Callable[[MagvitV2], float]
+
+    def train(self, steps: int, *, seed: int, state: Path | None = None) -> MagvitV2:
+        """A model trained from random weights."""
+        generator = torch.Generator().manual_seed(seed)
+        model = build_model(self, generator=generator)
+        draw = self.source(generator)
+        train(model, draw, **{**self.training, "steps": steps}, generator=generator, state=state)
+        return model
+
+
+WORLDS = {
+    "shapes": World(
+        sizes={
+            "channels": 16,
+            "encoder_multipliers": [1, 2, 3, 4],
+            "decoder_multipliers": [1, 2, 3, 4],
+            "code_bits": 9,
+        },
+        training={"steps": 2000, "batch_size": 48, "learning_rate": 2e-3},
+        source=_shapes_source,
+        accuracy=shapes_accuracy,
+    ),
+    "emoji": World(
+        sizes={
+            "channels": 8,
+            "encoder_multipliers": [1, 2, 4, 8],
+            "decoder_multipliers": [2, 4, 6, 12],
+            "code_bits": 10,
+        },
+        training={"steps": 4000, "batch_size": 24, "learning_rate": 3e-3},
+        source=_emoji_source,
+        accuracy=emoji_accuracy,
+    ),
+}
+"""0.7 and 1.0 M parameters."""
+
+
 def main() -> None:
-    """Command line: trains and saves the shipped image tokenizer."""
+    """Command line: trains and saves a shipped image tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=CHECKPOINT)
+    parser.add_argument("world", choices=sorted(WORLDS), nargs="?", default="shapes")
+    parser.add_argument("--output", type=Path, help="default: the folder of builtin:WORLD_tokenizer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=TRAINING["steps"])
+    parser.add_argument("--steps", type=int, help="default: as it ships")
+    parser.add_argument("--state", type=Path, help="a file from which an interrupted training goes on")
     args = parser.parse_args()
-    generator = torch.Generator().manual_seed(args.seed)
-    model = build_model(generator=generator)
-    train(model, **{**TRAINING, "steps": args.steps}, generator=generator)
-    model.half().save_pretrained(args.output)
-    model = MagvitV2.from_pretrained(args.output)
-    say(f"reconstructions read right  {100 * reconstruction_accuracy(model):5.1f} %")
-    say(f"{directory_size(args.output) / 1e6:5.2f} MB in {args.output}")
-
-
-def directory_size(folder: Path) -> int:
-    """Bytes of all files under ``folder``."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    world, output = WORLDS[args.world], args.output or checkpoint(args.world)
+    world.train(args.steps or world.training["steps"], seed=args.seed, state=args.state).half().save_pretrained(output)
+    model = MagvitV2.from_pretrained(output)
+    say(f"reconstructions read right  {100 * world.accuracy(model):5.1f} %")
+    say(f"{directory_size(output) / 1e6:5.2f} MB in {output}")
 
 
 if __name__ == "__main__":
