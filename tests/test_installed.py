@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from .support import ROOT
 from .support.wheel import run
 
 
@@ -100,3 +101,12 @@ def test_recipes_with_prompt_files_are_found_from_anywhere(installed, home):
     assert "quickstart_mixed" in listed and "accelerate/ddp_8" in listed
     checked = run([str(installed / "unigrpo"), "check", "--offline", "image_mmada_8b_lora"], home)
     assert "t2i_train.txt: 600 rows" in checked
+
+
+def test_what_the_package_reads_travels_with_it(installed):
+    """Code, weights, recipes, pages, sprites with their licence: all but the pictures of READMEs is in the wheel."""
+    told = run([str(installed / "python"), "-c", "import unigrpo; print(unigrpo.__path__[0])"], ROOT.parent)
+    there = Path(told.splitlines()[-1])
+    files = [own.relative_to(ROOT / "unigrpo") for own in (ROOT / "unigrpo").rglob("*") if own.is_file()]
+    wanted = [own for own in files if own.suffix not in (".png", ".pyc") or "sprites" in own.parts]
+    assert len(wanted) > 300 and [str(own) for own in wanted if not (there / own).is_file()] == []
