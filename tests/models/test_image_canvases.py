@@ -138,5 +138,5 @@ def test_errors(policy):
     llada = LLaDAPolicy(
         LLaDAConfig(vocab_size=197, mask_token_id=184, eos_token_id=1, pad_token_id=0), tiny_processor()
     )
-    with pytest.raises(ValueError, match="task='t2i' is not supported: LLaDA"):
+    with pytest.raises(ValueError, match="task='t2i' is not supported: llada"):
         llada.encode([long], "t2i", image_tokens=4)
