@@ -9,6 +9,7 @@ from collections.abc import Callable
 from .. import __version__
 from ..errors import Interrupted
 from ..terminal import plain_messages, say
+from .app.cli import app_arguments, run_app
 from .commands import (
     run_agreement,
     run_benchmark,
@@ -40,6 +41,7 @@ EPILOG = """examples:
   unigrpo sample builtin:arithmetic "Tom has 127 cups and gets 4. Total?"
   unigrpo sample builtin:shapes "a large red circle at the left" --task t2i --num 4
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png
+  unigrpo app builtin:shapes                            a page to talk to it, tokens shown as they are denoised
   unigrpo evaluate quickstart --model runs/quickstart
   unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 32    benchmarks, and the toy worlds
   unigrpo compare runs/evaluations/before runs/evaluations/after
@@ -103,6 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     sample = _command(commands, "sample", run_sample, "print answers of a policy")
     _sample_arguments(sample)
+
+    app = _command(commands, "app", run_app, "a page to talk to a policy, with live denoising")
+    app_arguments(app)
 
     evaluate = _command(commands, "evaluate", run_evaluate, "how good a policy is, with intervals")
     evaluate_arguments(evaluate)
