@@ -18,7 +18,7 @@ from .show import CSS, html
 TABS = {
     "text": ("Chat", "Prompt", "Send"),
     "t2i": ("Draw", "Caption", "Draw"),
-    "r2i": ("Think, then draw", "Caption or riddle", "Think and draw"),
+    "r2i": ("Think + draw", "Caption or riddle", "Think and draw"),
     "mmu": ("Ask", "Question", "Ask"),
 }
 """Task -> the names of its tab, of what is typed and of its button."""
@@ -55,7 +55,7 @@ def _tab(talker: Talker, jobs: Jobs, task: str) -> None:
     with gr.Row():
         send = gr.Button(button, variant="primary", elem_id=own + "send", min_width=120)
         stop = gr.Button("Stop", elem_id=own + "stop", min_width=120)
-    shown = gr.HTML(elem_id=own + "answer", padding=False)
+    shown = gr.HTML(elem_id=own + "answer", elem_classes="answers", padding=False)
     given = [prompt] if image is None else [prompt, image]
     gr.Examples(examples(talker.name, task), inputs=given, label="Examples")
     with gr.Accordion("Settings and reward", open=False):

@@ -20,22 +20,24 @@ HIDDEN = "\0"
 Pieces = tuple[tuple[str, int], ...]
 
 CSS = """
-.gradio-container { max-width: 60rem !important; margin: 0 auto !important; }
+.gradio-container { max-width: 56rem !important; width: 100%; margin: 0 auto !important; }
+.tab-container button { padding: 0 .6rem !important; }
+.answers { padding: 0 !important; }
 .columns { display: flex; flex-wrap: wrap; gap: 1rem; }
 .column { flex: 1 1 16rem; min-width: 0; }
 .column h3 { margin: 0 0 .4rem; font-size: 1rem; }
 .answer, .thought { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.8; margin: .3rem 0; }
 .thought { opacity: .9; padding-left: .8rem; border-left: 3px solid var(--border-color-primary); }
-.column summary { cursor: pointer; color: var(--body-text-color-subdued); }
+.column summary { cursor: pointer; }
 .token { border-radius: 3px; padding: .1em 0; background: hsl(var(--hue) 75% 50% / .3); }
 .hole { display: inline-block; width: .8em; height: 1em; margin: 0 1px; vertical-align: -.15em; border-radius: 3px;
   background: var(--border-color-primary); }
 .column img { display: block; width: min(100%, 20rem); border-radius: 6px; image-rendering: pixelated; }
-.column .steps, .note, .legend { color: var(--body-text-color-subdued); font-size: .9rem; margin: .4rem 0 0; }
+.column .steps, .note, .legend, .said { color: var(--body-text-color); font-size: .9rem; margin: .4rem 0 0; }
+.column .steps, .legend { opacity: .75; }
 .legend i { display: inline-block; width: 6rem; height: .7em; border-radius: 3px; margin: 0 .4em;
   background: linear-gradient(90deg, hsl(220 75% 50% / .5), hsl(125 75% 50% / .5), hsl(30 75% 50% / .5)); }
 .fault { color: var(--body-text-color); border-left: 4px solid #c33; padding: .2rem .8rem; margin: .4rem 0; }
-.said { color: var(--body-text-color-subdued); margin: .4rem 0; }
 """
 
 
