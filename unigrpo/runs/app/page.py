@@ -18,7 +18,7 @@ from .show import CSS, html
 TABS = {
     "text": ("Chat", "Prompt", "Send"),
     "t2i": ("Draw", "Caption", "Draw"),
-    "r2i": ("Think + draw", "Caption or riddle", "Think and draw"),
+    "r2i": ("Think + draw", "Caption or riddle", "Draw"),
     "mmu": ("Ask", "Question", "Ask"),
 }
 """Task -> the names of its tab, of what is typed and of its button."""
@@ -59,13 +59,13 @@ def _tab(talker: Talker, jobs: Jobs, task: str) -> None:
     given = [prompt] if image is None else [prompt, image]
     gr.Examples(examples(talker.name, task), inputs=given, label="Examples")
     with gr.Accordion("Settings and reward", open=False):
+        knobs = {}
+        for line in (OF_TASK[task][:3], OF_TASK[task][3:]):
+            with gr.Row():
+                knobs |= {key: _knob(talker, key, task) for key in line}
         with gr.Row():
-            knobs = {key: _knob(talker, key, task) for key in OF_TASK[task]}
-        with gr.Row():
-            reward = gr.Dropdown(
-                [NO_REWARD, *rewards_of(task)], value=NO_REWARD, label="Reward that judges the answer"
-            )
-            gold = gr.Textbox(label="Gold answer (where the reward needs one)")
+            reward = gr.Dropdown([NO_REWARD, *rewards_of(task)], value=NO_REWARD, label="Reward of the answer")
+            gold = gr.Textbox(label="Gold answer, where it needs one")
 
     def answered(values: dict[Any, Any], request: gr.Request) -> Iterator[str]:
         def ask(job: Job) -> None:
@@ -119,7 +119,7 @@ def _knob(talker: Talker, key: str, task: str) -> gr.Number:
     own = SETTINGS[key]
     step = 1 if own.whole else 0.1
     start = talker.start(key, task)
-    return gr.Number(start, label=own.label, precision=0 if own.whole else None, step=step, min_width=140)
+    return gr.Number(start, label=own.label, precision=0 if own.whole else None, step=step, min_width=110)
 
 
 def serve(talker: Talker, host: str, port: int) -> gr.Blocks:

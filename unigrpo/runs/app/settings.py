@@ -39,17 +39,17 @@ SETTINGS = {
     for own in (
         Setting(
             name="temperature",
-            label="Temperature (0 = greedy)",
+            label="Temperature",
             least=0,
             most=2,
             of_text=0,
             of_pictures=1,
             whole=False,
         ),
-        Setting(name="steps", label="Denoising steps", least=1, most=4096, of_text=256, of_pictures=16),
+        Setting(name="steps", label="Steps", least=1, most=4096, of_text=256, of_pictures=16),
         Setting(
             name="max_completion_length",
-            label="Length in tokens",
+            label="Length",
             least=1,
             most=4096,
             of_text=256,
@@ -58,7 +58,7 @@ SETTINGS = {
         Setting(name="block_length", label="Block length", least=1, most=4096, of_text=32, of_pictures=32),
         Setting(
             name="guidance_scale",
-            label="Guidance (0 = off)",
+            label="Guidance",
             least=0,
             most=20,
             of_text=0,

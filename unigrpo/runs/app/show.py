@@ -29,7 +29,8 @@ CSS = """
 .answer, .thought { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.8; margin: .3rem 0; }
 .thought { opacity: .9; padding-left: .8rem; border-left: 3px solid var(--border-color-primary); }
 .column summary { cursor: pointer; }
-.token { border-radius: 3px; padding: .1em 0; background: hsl(var(--hue) 75% 50% / .3); }
+.column details { margin-bottom: .6rem; }
+.token { border-radius: 3px; padding: .1em 0; background: hsl(var(--hue) 75% 50% / .42); }
 .hole { display: inline-block; width: .8em; height: 1em; margin: 0 1px; vertical-align: -.15em; border-radius: 3px;
   background: var(--border-color-primary); }
 .column img { display: block; width: min(100%, 20rem); border-radius: 6px; image-rendering: pixelated; }
