@@ -20,6 +20,9 @@ from unigrpo.runs.app.show import html, hue, split
 from unigrpo.runs.cli import main
 
 
+pytestmark = pytest.mark.timeout(60)
+
+
 @pytest.fixture(scope="module")
 def talker() -> Talker:
     return opened(None, None, ["seed=3"])
@@ -213,7 +216,7 @@ def test_what_cannot_be_answered_is_said(task, prompt, settings, words, talker):
         talker.answer(prompt, lambda frame: None, task=task, settings=settings)
 
 
-def test_letters_of_several_tokens_are_joined():
+def test_letters_of_several_tokens_are_joined_and_what_does_not_count_is_left_out():
     class Bytes:
         def decode(self, ids, skip_special_tokens):
             return bytes(ids).decode(errors="replace")
@@ -221,13 +224,13 @@ def test_letters_of_several_tokens_are_joined():
     class Canvas:
         pass
 
-    ids = torch.tensor([[*"aé".encode(), 0, ord("b")]])
+    ids = torch.tensor([[*"aé".encode(), 0, ord("b"), ord("z")]])
     writer, policy = Canvas(), Canvas()
     writer.ids, writer.canvas = ids, Canvas()
     writer.canvas.fill_mask = torch.ones_like(ids, dtype=torch.bool)
-    writer.hidden = torch.tensor([[False, False, False, True, False]])
-    writer.counts = lambda: ~writer.hidden
-    writer.step_map = torch.tensor([[0, 4, 2, -1, 3]])
+    writer.hidden = torch.tensor([[False, False, False, True, False, False]])
+    writer.counts = lambda: ~writer.hidden & (ids != ord("z"))
+    writer.step_map = torch.tensor([[0, 4, 2, -1, 3, -1]])
     policy.processor = Bytes()
     assert live.pieces(writer, policy) == (("a", 0), ("é", 4), ("", -1), ("b", 3))
 
