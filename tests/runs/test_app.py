@@ -315,6 +315,7 @@ def test_base_and_adapter_answer_side_by_side_from_one_seed(tmp_path):
     own.answer(prompt, frames.append, task="text", settings={"seed": 5, "temperature": 1.0})
     base, adapter = frames[-1]
     said = ["".join(text for text, _ in column.spans[0].pieces) for column in (base, adapter)]
+    assert own.base == "builtin:arithmetic"
     assert own.compared and (base.title, adapter.title) == ("base", "adapter") and said[0] != said[1]
     assert load_policy("builtin:arithmetic").generate(prompt, seed=5, temperature=1.0) == said[:1]
     with pytest.raises(ValueError, match=r"was trained on .* not on 'builtin:sudoku'"):

@@ -54,7 +54,7 @@ def served() -> Iterator[tuple[str, Held]]:
 
     sys.addaudithook(_listen)
     own = opened("builtin:shapes", None)
-    talker = Held(loaded=own.loaded, name=own.name, tasks=own.tasks, compared=False, starts={})
+    talker = Held(loaded=own.loaded, name=own.name, base=own.base, tasks=own.tasks, compared=False, starts={})
     talker.hold_at, talker.go = None, threading.Event()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

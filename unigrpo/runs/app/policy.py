@@ -13,6 +13,7 @@ from PIL import Image
 from ...errors import RecipeError
 from ...models.adapter_files import ADAPTER_FILE
 from ...models.base import DiffusionPolicy
+from ...models.builtin import model_name
 from ...models.opening import lineage
 from ...models.reference import is_peft
 from ...rewards import REWARDS, get_reward
@@ -41,6 +42,7 @@ class Talker:
 
     Attributes:
         name: as it was asked for.
+        base: what lies beneath an adapter; else the same.
         tasks: what it can do.
         compared: it lies on a base, and both answer.
         starts: values of settings that the command line gives.
@@ -48,6 +50,7 @@ class Talker:
 
     loaded: LoadedPolicy
     name: str
+    base: str
     tasks: tuple[str, ...]
     compared: bool = False
     starts: dict[str, Any] = field(default_factory=dict)
@@ -144,8 +147,10 @@ def opened(model: str | None, adapter: str | None, overrides: Sequence[str] = ()
         tasks = ("text", "mmu", "t2i")
         if type(loaded.policy).encode_thought is not DiffusionPolicy.encode_thought:
             tasks += ("r2i",)
-    compared = adapter is not None and is_peft(loaded.model)
-    return Talker(loaded=loaded, name=path, tasks=tasks, compared=compared, starts=given)
+    base = model_name(lineage(path)[-1]) if is_peft(loaded.model) else path
+    return Talker(
+        loaded=loaded, name=path, base=base, tasks=tasks, compared=base != path and adapter is not None, starts=given
+    )
 
 
 def parsed(overrides: Sequence[str]) -> dict[str, Any]:
