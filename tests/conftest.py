@@ -23,6 +23,8 @@ if loaded:
 install_import_hook(CHECKED, "beartype.beartype")
 # No test needs a hub: an id that is not local is "not reachable" at once, with or without a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Lines are as wide as without a terminal, whatever started the tests.
+os.environ.pop("COLUMNS", None)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -36,6 +38,12 @@ def pytest_collection_finish() -> None:
     """What was imported stays: a full collection, which every trainer asks for, then looks at the tests' own objects alone."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def plain_width(monkeypatch):
+    """Nobody's terminal: a library that is imported by another test may have said how wide one is."""
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture

@@ -7,10 +7,15 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from packaging.requirements import Requirement
+
+from unigrpo.runs import cli
 
 from .support import ROOT
 
@@ -113,3 +118,18 @@ def test_the_training_script_of_the_readme_runs_and_the_model_is_one_line_of_it(
     usual = trainer.model.config.sampling_defaults
     assert trainer.args.for_task("text").max_completion_length == usual["max_completion_length"] < 256
     assert capsys.readouterr().out.splitlines()[-1].startswith("<think>")
+
+
+def test_the_space_is_a_command_that_there_is(monkeypatch):
+    said = []
+    monkeypatch.setattr(cli, "main", lambda words: said.append(cli.build_parser().parse_args(words)) or 0)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / "space" / "app.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert said[0].run is cli.run_app and (said[0].host, said[0].port) == ("0.0.0.0", 7860)
+    header = yaml.safe_load((EXAMPLES / "space" / "README.md").read_text().split("---")[1])
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert header["sdk"] == "gradio" and (EXAMPLES / "space" / header["app_file"]).is_file()
+    assert Requirement(extras["app"][0]).specifier.contains(header["sdk_version"])
+    wanted = Requirement((EXAMPLES / "space" / "requirements.txt").read_text().strip())
+    assert wanted.name == "unigrpo" and wanted.extras <= set(extras)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from .. import __version__
 from ..errors import Interrupted
 from ..terminal import plain_messages, say
+from .app.cli import app_arguments, run_app
 from .commands import (
     run_agreement,
     run_benchmark,
@@ -285,6 +286,7 @@ COMMANDS: dict[str, tuple[Callable, str, Callable[[argparse.ArgumentParser], Non
     "keys": (run_keys, "what a run or a part reads, with defaults and ranges", _keys_arguments),
     "rewards": (run_rewards, "score completions in a file, or list the rewards", _rewards_arguments),
     "sample": (run_sample, "print answers of a policy", _sample_arguments),
+    "app": (run_app, "a page to talk to a policy, with live denoising", app_arguments),
     "evaluate": (run_evaluate, "how good a policy is, with intervals", evaluate_arguments),
     "compare": (run_compare, "which of two evaluations is better, prompt by prompt", compare_arguments),
     "report": (run_report, "one page of what a run or an evaluation left", report_arguments),
