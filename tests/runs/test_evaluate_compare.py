@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import product
 from math import erfc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,9 +59,10 @@ def test_the_bootstrap_agrees_with_the_normal_law_and_keeps_its_level():
     assert 0.02 <= np.mean(refused) <= 0.10
 
 
-def test_what_got_better_and_worse_is_listed_with_both_answers(tmp_path, capsys):
-    a = evaluation(tmp_path / "a", [[0.0], [0.0], [1.0], [1.0], [None]])
-    b = evaluation(tmp_path / "b", [[1.0], [1.0], [0.0], [1.0], [1.0]], model="b")
+def test_what_got_better_and_worse_is_listed_with_both_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    a = evaluation(Path("a"), [[0.0], [0.0], [1.0], [1.0], [None]])
+    b = evaluation(Path("b"), [[1.0], [1.0], [0.0], [1.0], [1.0]], model="b")
     found = compare(a, b)["tasks"]["sums"]
     assert (found["a"], found["b"], found["prompts"]) == (0.5, 0.75, 4) and found["difference"]["mean"] == 0.25
     assert found["p_value"] == 1.0 and "McNemar" in found["test"]

@@ -39,7 +39,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
     parts, first = {"model": model, "optimizer": optimizer, "schedule": schedule}, 0
     if state is not None and state.exists():
-        kept = torch.load(state)
+        kept = torch.load(state, weights_only=True)
         first = kept["step"]
         generator.set_state(kept["generator"])
         for name, part in parts.items():
