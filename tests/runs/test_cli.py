@@ -157,6 +157,7 @@ def test_help_names_every_command(capsys):
         assert command in shown
 
 
+@pytest.mark.slow  # `.ci/run` asks the installed command the same.
 def test_shipped_recipes_are_clean(tmp_path, monkeypatch, capsys):
     write_given_answers(tmp_path, 2)
     monkeypatch.chdir(tmp_path)

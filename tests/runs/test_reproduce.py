@@ -157,7 +157,7 @@ def test_a_run_that_is_stopped_names_the_command_that_goes_on_with_the_reproduct
     assert told == [f"unigrpo reproduce toy --budget {first} max_steps=9 --output-dir '{out}'"]
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_killed_twice_it_goes_on_and_ends_in_a_whole_card(tmp_path, capsys):
     """Killed after it measured, and after its second checkpoint; a last start does the rest, one more start nothing."""
