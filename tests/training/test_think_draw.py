@@ -14,7 +14,8 @@ from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.models import LLaDAConfig, LLaDAForMaskedDiffusion
 from unigrpo.models.mmada import MMaDAPolicy, layouts
 from unigrpo.models.processing import MMaDAProcessor
-from unigrpo.rollout.generate import LoadedPolicy, ThoughtAndPicture
+from unigrpo.rollout.generate import LoadedPolicy
+from unigrpo.rollout.thoughts import ThoughtAndPicture
 from unigrpo.training.metrics import Metrics
 from unigrpo.training.old_and_reference import _at_one_step
 from unigrpo.training.window import rebuild_window
@@ -348,6 +349,11 @@ def test_a_picture_is_drawn_under_the_thought_that_is_given():
         ({"thoughts": "w1 w2 w3 w4 w5 w6 w7"}, r"thoughts\[0\] has \d+ tokens, max_completion_length=6 fit"),
         ({"thoughts": "w1 <|mdm_mask|>"}, r"thoughts\[0\] holds tokens .* that a thought cannot have"),
         ({"thoughts": "w1", "task": "t2i"}, "thoughts belong to task 'r2i', not to 't2i': leave them out"),
+        (
+            {"thoughts": "w5", "r2i_decoding": "joint"},
+            "r2i_decoding='joint' writes a thought together with its picture",
+        ),
+        ({"task": "t2i", "r2i_decoding": "joint"}, "it belongs to task 'r2i' without thoughts given"),
     ],
 )
 def test_thoughts_that_cannot_be_drawn_under_are_refused(options, message):

@@ -20,8 +20,8 @@ from ..models.builtin import model_path
 from ..models.opening import open_model
 from ..models.reference import is_peft
 from ..types import TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
-from .generate_options import in_own_names, one_a_prompt, sampler_of
-from .thoughts import ThoughtAndPicture, Together, under_given, under_nothing, under_written
+from .generate_options import check_decoding, in_own_names, one_a_prompt, sampler_of
+from .thoughts import Together, under_given, under_nothing, under_written, with_thoughts
 
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class LoadedPolicy:
         """
         task = task or ("text" if images is None else "mmu")
         check_choice("task", task, TASKS)
-        check_choice("r2i_decoding", r2i_decoding, ("thought_first", "joint"))
+        check_decoding(r2i_decoding, task, thoughts)
         own = {"max_completion_length": max_completion_length, "steps": steps, "temperature": temperature}
         named = in_own_names(options, {**own, "seed": seed})
         fill, length, seed = self._sampling(task, sampler, named, block_length, options)
@@ -102,17 +102,12 @@ class LoadedPolicy:
         if task == "r2i" and thoughts is None:
             think, _, _ = self._sampling("text", None, {**named, "max_completion_length": length}, block_length, {})
             if r2i_decoding == "joint":
-                rows = under_nothing(self.policy, rows, length)
-                fill = Together(think, fill)
+                rows, fill = under_nothing(self.policy, rows, length), Together(think, fill)
             else:
-                written = list(self._filled(rows, "thought", lengths, batch_size, think, seed, on_step))
-                rows = under_written(rows, written)
+                rows = under_written(rows, self._filled(rows, "thought", lengths, batch_size, think, seed, on_step))
         filled = self._filled(rows, spans_of(task)[-1], lengths, batch_size, fill, seed, on_step)
         answers = [answer for rollout in filled for answer in self._decoded(rollout, image_size)]
-        if task != "r2i":
-            return answers
-        said = fill.said if isinstance(fill, Together) else [row["thought"] for row in rows]
-        return [ThoughtAndPicture(thought, picture) for thought, picture in zip(said, answers, strict=True)]
+        return answers if task != "r2i" else with_thoughts(answers, rows, fill)
 
     __call__ = generate
 

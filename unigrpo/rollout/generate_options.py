@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..errors import check_choice
 from ..parts import choose
 from ..samplers import samplers_for
 from ..types import is_picture, spans_of
@@ -108,6 +109,15 @@ def check_options(options: Iterable[str], known: Iterable[str], own: Iterable[st
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
             f"sampler {sampler!r} has no option {name!r}: {ELSEWHERE.get(name) or f'{hint}it has {known}'}"
+        )
+
+
+def check_decoding(r2i_decoding: str, task: str, thoughts: Any) -> None:
+    """Raises ``ValueError`` for an unknown way, and for thoughts that would have to be written together with their pictures."""
+    check_choice("r2i_decoding", r2i_decoding, ("thought_first", "joint"))
+    if r2i_decoding == "joint" and (task != "r2i" or thoughts is not None):
+        raise ValueError(
+            "r2i_decoding='joint' writes a thought together with its picture: it belongs to task 'r2i' without thoughts given; leave it out"
         )
 
 

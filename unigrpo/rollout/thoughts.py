@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -26,8 +27,9 @@ def thought_ids(written: list[Rollout]) -> list[Tensor]:
     return [ids[fill].cpu() for own in written for ids, fill in zip(own.canvas.ids, own.canvas.fill_mask, strict=True)]
 
 
-def under_written(rows: list[dict[str, Any]], written: list[Rollout]) -> list[dict[str, Any]]:
+def under_written(rows: list[dict[str, Any]], rollouts: Iterable[Rollout]) -> list[dict[str, Any]]:
     """``rows`` with the ``thought`` that was written for each, and its ``thought_ids``."""
+    written = list(rollouts)
     texts = (text for rollout in written for text in rollout.completions)
     found = zip(rows, texts, thought_ids(written), strict=True)
     return [{**row, "thought": text, "thought_ids": ids} for row, text, ids in found]
@@ -80,6 +82,12 @@ class Together:
         first, second = write_together(model, policy, [thought, canvas], self.samplers, generators=streams, **options)
         self.thoughts.append(first)
         return second
+
+
+def with_thoughts(pictures: list[Image.Image], rows: list[dict[str, Any]], fill: Any) -> list[ThoughtAndPicture]:
+    """``pictures`` with the thoughts of their ``rows``, or with those that the sampler ``fill`` wrote together with them."""
+    said = fill.said if isinstance(fill, Together) else [row["thought"] for row in rows]
+    return [ThoughtAndPicture(thought, picture) for thought, picture in zip(said, pictures, strict=True)]
 
 
 def _ids_of(policy: DiffusionPolicy, text: Any, length: int, where: str) -> Tensor:
