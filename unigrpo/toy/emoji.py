@@ -117,6 +117,9 @@ VARIANTS = ((-0.25, -0.25), (0.25, 0.25))
 WORDS = ("a", "an", "two", "left", "of", "above", *dict.fromkeys(" ".join([*NAMES, *PLURALS.values()]).split()))
 """Every word of a caption, once each."""
 
+PHRASES = ("an", "two", "left of", "above", *NAMES, *PLURALS.values())
+"""A token each of a policy's tokenizer: a short prompt leaves a small policy more sight of its picture."""
+
 SPRITES = Path(__file__).parent / "sprites" / "emoji.png"
 CELL, COLUMNS = 64, 8
 """The file of sprites is a grid of cells, in the order of ``NAMES``; a cell is a slot, its pixels 64 / 24 as fine."""

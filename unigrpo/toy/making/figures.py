@@ -8,11 +8,16 @@ from typing import Any
 
 from ...rollout.generate import LoadedPolicy
 from ...runs.accuracy import integer_match
-from .. import arithmetic, riddles, shapes, sudoku
+from .. import arithmetic, emoji, emoji_check, riddles, shapes, sudoku
 from ..pixel_check import right_picture
 
 
 PUZZLE_ROWS, SHAPES_ROWS = 512, 480
+EMOJI_JUDGES = {
+    "right": emoji_check.right_picture,
+    "right and clear": emoji_check.clear_picture,
+    "right among look-alikes": emoji_check.alike_picture,
+}
 TEMPERATURES = {"T = 1": 1.0, "greedy": 0.0}
 
 
@@ -23,6 +28,8 @@ def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[s
     """
     if name == "shapes":
         return shapes_figures(loaded, count or SHAPES_ROWS)
+    if name == "emoji":
+        return emoji_figures(loaded, count or SHAPES_ROWS)
     if name == "riddles":
         return riddles_figures(loaded, count or SHAPES_ROWS)
     found = {}
@@ -34,6 +41,25 @@ def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[s
         found |= _shares(label, answers, rows, judge, lambda row: _part(name, row))
         if name == "sudoku":
             found[f"{label}, of the empty cells"] = _cells(answers, rows)
+    return found
+
+
+def emoji_figures(loaded: LoadedPolicy, count: int) -> dict[str, float]:
+    """Pictures in random order, as they are trained and then cooler and in more steps: right, right and clear, among look-alikes."""
+    found, rows = {}, emoji.problems("test", count)
+    for temperature, steps in ((1.0, 8), (0.5, 12)):
+        prompts = [row["prompt"] for row in rows]
+        drawn = loaded.generate(
+            prompts,
+            task="t2i",
+            sampler="emerge",
+            steps=steps,
+            temperature=temperature,
+            guidance_scale=0.0,
+            batch_size=120,
+        )
+        for label, judge in EMOJI_JUDGES.items():
+            found |= _shares(f"T = {temperature:g}, {steps} steps, {label}", drawn, rows, judge)
     return found
 
 

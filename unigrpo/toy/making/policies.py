@@ -17,7 +17,7 @@ import torch
 from ...models import MMaDAProcessor
 from ...rollout.generate import load_policy
 from ...terminal import say
-from .. import countdown, riddles, running_sums, shapes, sudoku
+from .. import countdown, emoji, riddles, running_sums, shapes, sudoku
 from .figures import figures
 from .tokenizer import SAMPLING, build_config, build_tokenizer
 
@@ -51,6 +51,16 @@ KINDS = {
     "arithmetic": Kind(words=(), sampling=SAMPLING, whole=True),
     "arithmetic_trained": Kind(words=(), sampling=SAMPLING),
     "countdown": Kind(words=countdown.WORDS, sampling=countdown.SAMPLING),
+    "emoji": Kind(
+        words=emoji.PHRASES,
+        sampling={"max_completion_length": 16, "steps": 16, "block_length": 4, "image_size": emoji.SIDE},
+        fields={
+            **DRAWS,
+            "codebook_size": 1024,
+            "num_vq_tokens": 36,
+            "image_tokenizer": "builtin:emoji_tokenizer",
+        },
+    ),
     "riddles": Kind(
         words=(*shapes.WORDS, *riddles.WORDS),
         sampling={"max_completion_length": 13, "steps": 13, "block_length": 4, "image_size": shapes.SIDE},
@@ -64,7 +74,7 @@ KINDS = {
     ),
     "sudoku": Kind(words=sudoku.WORDS, sampling=sudoku.SAMPLING),
 }
-"""0.7 M parameters each; those that draw 1.2 M."""
+"""0.7 M parameters each; those that draw 1.2 M, and emoji 1.3 M."""
 
 
 def new(name: str, output: Path) -> None:
