@@ -17,7 +17,7 @@ import torch
 from ...models import MMaDAProcessor
 from ...rollout.generate import load_policy
 from ...terminal import say
-from .. import countdown, emoji, riddles, running_sums, shapes, sudoku
+from .. import countdown, emoji, emoji_riddles, riddles, running_sums, shapes, sudoku
 from .figures import figures
 from .tokenizer import SAMPLING, build_config, build_tokenizer
 
@@ -27,13 +27,14 @@ CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A shipped policy: ``words`` of its tokenizer, its ``sampling_defaults``, and what else its configuration has of its own.
+    """A shipped policy: ``words`` and ``phrases`` of its tokenizer, its ``sampling_defaults``, and what else is its own.
 
     Weights ship in half precision, but for those that are ``whole``.
     """
 
     words: tuple[str, ...]
     sampling: dict[str, int]
+    phrases: tuple[str, ...] = ()
     whole: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -53,6 +54,7 @@ KINDS = {
     "countdown": Kind(words=countdown.WORDS, sampling=countdown.SAMPLING),
     "emoji": Kind(
         words=emoji.PHRASES,
+        phrases=emoji_riddles.PHRASES,
         sampling={"max_completion_length": 16, "steps": 16, "block_length": 4, "image_size": emoji.SIDE},
         fields={
             **DRAWS,
@@ -80,7 +82,7 @@ KINDS = {
 def new(name: str, output: Path) -> None:
     """Writes the configuration and the tokenizer of policy ``name`` into ``output``; weights there stay as they are."""
     kind = KINDS[name]
-    tokenizer = build_tokenizer(kind.words)
+    tokenizer = build_tokenizer(kind.words, kind.phrases)
     build_config(tokenizer, sampling_defaults=kind.sampling, **kind.fields).save_pretrained(output)
     MMaDAProcessor(tokenizer).save_pretrained(output)
 
