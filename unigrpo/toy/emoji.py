@@ -7,17 +7,19 @@ pairs and counts of two is held out: every word occurs in both splits, but what 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+
+Item = TypeVar("Item")
 
 SPLITS = ("train", "test")
 SIDE, SLOT = 48, 24
@@ -232,7 +234,7 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
     Raises:
         ValueError: ``split`` is not one of ``SPLITS``.
     """
-    return [row(scene) for scene in order(split, n, random.Random(f"emoji/{split}/{seed}"))]
+    return [row(scene) for scene in order(scenes(split), n, random.Random(f"emoji/{split}/{seed}"))]
 
 
 def row(scene: Scene) -> dict[str, Any]:
@@ -241,13 +243,12 @@ def row(scene: Scene) -> dict[str, Any]:
     return {"prompt": said, "task": "t2i", "reward_prompt": said, "solution": said, **asdict(scene)}
 
 
-def order(split: str, n: int | None, rng: random.Random) -> list[Scene]:
-    """``n`` scenes of a split in the order that ``rng`` decides; None = each once."""
-    members = scenes(split)
-    endless = _shuffled_forever(members, rng)
-    return [scene for _, scene in zip(range(len(members) if n is None else n), endless, strict=False)]
+def order(items: Sequence[Item], n: int | None, rng: random.Random) -> list[Item]:
+    """``n`` of ``items``, each once before any comes again, in orders that ``rng`` decides; None = each once."""
+    endless = _shuffled_forever(items, rng)
+    return [item for _, item in zip(range(len(items) if n is None else n), endless, strict=False)]
 
 
-def _shuffled_forever(items: tuple[Scene, ...], rng: random.Random) -> Iterator[Scene]:
+def _shuffled_forever(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:
     while True:
         yield from rng.sample(items, len(items))

@@ -55,7 +55,7 @@ KINDS = {
     "emoji": Kind(
         words=emoji.PHRASES,
         phrases=emoji_riddles.PHRASES,
-        sampling={"max_completion_length": 16, "steps": 16, "block_length": 4, "image_size": emoji.SIDE},
+        sampling={"max_completion_length": 8, "steps": 8, "block_length": 4, "image_size": emoji.SIDE},
         fields={
             **DRAWS,
             "codebook_size": 1024,
