@@ -84,7 +84,7 @@ def test_every_example_is_listed():
 
 
 def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
-    text = (ROOT / "README.md").read_text().partition("## Three lines")[2].partition("\n## ")[0]
+    text = (ROOT / "README.md").read_text().partition("## Ask a policy")[2].partition("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     names: dict = {}
     for block in blocks:
@@ -97,7 +97,7 @@ def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
 @pytest.mark.parametrize("model", ["builtin:arithmetic", "builtin:arithmetic_trained"])
 def test_the_training_script_of_the_readme_runs_and_the_model_is_one_line_of_it(model, tmp_path, monkeypatch, capsys):
     """Two steps of it, with fewer answers."""
-    text = (ROOT / "README.md").read_text().partition("## Training")[2]
+    text = (ROOT / "README.md").read_text().partition("## Train with")[2]
     script = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert 'model="builtin:arithmetic",  # or "Gen-Verse/MMaDA-8B-MixCoT"\n' in script
     assert not re.search("max_completion_length|block_length|[^_]steps=", script), "the checkpoint says these"
