@@ -15,8 +15,9 @@ from unigrpo.models.builtin import model_path
 from unigrpo.models.magvit import MagvitV2
 from unigrpo.toy import emoji
 from unigrpo.toy.emoji_check import clear_picture, right_picture
-from unigrpo.toy.making import clip, clip_worlds, image_tokenizer
+from unigrpo.toy.making import clip, clip_worlds, emoji_sheet, image_tokenizer
 from unigrpo.toy.making.fitting import directory_size
+from unigrpo.training.contact_sheet import contact_sheet
 
 
 SHIPPED = ("emoji", "emoji_tokenizer", "emoji_clip")
@@ -62,3 +63,23 @@ def test_all_of_it_is_small():
     folders = [Path(model_path(f"builtin:{name}")) for name in SHIPPED]
     sprites = directory_size(emoji.SPRITES.parent)
     assert sum(map(directory_size, folders)) + sprites < 8e6
+
+
+def test_the_sheet_shows_what_was_wrong_before_and_is_right_after(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    scenes = {
+        row["prompt"]: emoji.Scene(row["relation"], row["first"], row["second"]) for row in emoji.problems("test", 120)
+    }
+
+    def drawn(model, captions):
+        turned = captions if model == "after" else [*captions[:100], *reversed(captions[100:])]
+        return [emoji.render(scenes[caption], rng) for caption in turned]
+
+    seen = []
+    monkeypatch.setattr(emoji_sheet, "drawn", drawn)
+    monkeypatch.setattr(
+        emoji_sheet, "contact_sheet", lambda rows, **how: seen.append(how) or contact_sheet(rows, **how)
+    )
+    emoji_sheet.main(["after", str(tmp_path / "sheet.png")])
+    assert seen[0]["column_labels"] == list(scenes)[100:106] and (tmp_path / "sheet.png").stat().st_size > 10_000
+    assert "100 right before and 120 after" in capsys.readouterr().out
