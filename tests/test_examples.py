@@ -14,8 +14,10 @@ import pytest
 import torch
 import yaml
 from packaging.requirements import Requirement
+from PIL import Image
 
 from unigrpo.runs import cli
+from unigrpo.toy.emoji_check import right_picture
 
 from .support import ROOT
 
@@ -83,7 +85,8 @@ def test_every_example_is_listed():
     assert listed == {path.name for path in EXAMPLES.glob("*.py")}
 
 
-def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
+def test_the_lines_of_the_readme_print_what_stands_beside_them_and_draw_what_they_say(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text().partition("## Ask a policy")[2].partition("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     names: dict = {}
@@ -92,6 +95,7 @@ def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
     expected = re.findall(r"# prints (.*)", text)
     assert len(blocks) == len(expected) == 2
     assert capsys.readouterr().out.splitlines() == expected
+    assert right_picture(Image.open("fox.png"), "a fox above a hamburger")
 
 
 @pytest.mark.parametrize("model", ["builtin:arithmetic", "builtin:arithmetic_trained"])
