@@ -6,8 +6,8 @@ there, with the reason; the rest is run.
 
 from __future__ import annotations
 
+import argparse
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -28,9 +28,9 @@ from .support.wheel import forking, run
 
 
 NOT_NOW = (
-    ("read", r"(pip|pre-commit|apt-get|git|cp|source|python3? -m venv)\b", "changes the machine; .ci/run makes environments"),
+    ("read", r"(pip|pre-commit|apt-get|sudo|git|cp|source|python3? -m venv)\b", "changes the machine; .ci/run makes environments"),
     ("read", r"(pytest|ruff|codespell|lint-imports|mypy|\.ci/)", "is, or is in, .ci/run or .ci/slow"),
-    ("read", r"python -m tests\.(benchmarks|figures|gpu|quickstarts)\b(?!.*--list)", "measures for long, and writes into the checkout"),
+    ("read", r"python -m tests\.(benchmarks|figures|gpu|quickstarts)\b", "for a clean checkout; tests/test_quickstarts.py, tests/test_gpu_command.py"),
     ("read", r"python -m tests\.mutants\b(?!.*--list)", "minutes; tests/mutants/test_mutants.py plants all of them"),
     ("read", r"python -m unigrpo\.toy\.making\b", "writes into the package; tests/toy/test_making.py"),
     ("read", r"python recipes/prompts/", "writes into the checkout; tests/runs/test_recipes_images.py"),
@@ -41,7 +41,8 @@ NOT_NOW = (
     ("read", r"unigrpo app\b", "serves until Ctrl-C; tests/runs/test_app_browser.py"),
     ("read", r"unigrpo lm-eval\b", "another package; tests/runs/test_lm_eval.py"),
     ("read", r"unigrpo .*(\bmy_|completions\.jsonl|runs/math)", "files of the reader's; tests/test_extending.py, tests/runs/test_score_file.py"),
-    ("read", r"unigrpo inspect [\w-]+/", "asks the hub; tests/runs/test_inspect.py"),
+    ("read", r"unigrpo (inspect|sample|evaluate) (?!runs/)[\w-]+/[\w.-]+", "asks the hub; tests/runs/test_inspect.py"),
+    ("read", r"unigrpo reproduce (math|image)-mmada(?!.*--plan)", "asks the hub"),
     ("read", r"unigrpo benchmark(?! .*--(seeds 0|table-only))", "hours; tests/toy/test_benchmark.py has a slice"),
     ("slow", r"unigrpo benchmark .*--seeds 0", "minutes"),
     ("slow", r"unigrpo sft quickstart_think_draw_sft", "a quarter of an hour"),
@@ -56,42 +57,58 @@ NOT_NOW = (
 STEPS = 30
 """Of training that are run now."""
 
+TRAINING = (cli.run_train, cli.run_sft)
+OF_A_RECIPE = (*TRAINING, cli.run_agreement, cli.run_evaluate)
+
 
 def fate(own: Command) -> tuple[str, str]:
     """What is done with a command, ``"now"``, ``"slow"`` or ``"read"``, and why."""
     words = own.words
     if any(word in REST or is_own(word.rpartition("=")[2]) for word in words[1:]):
         return "read", "the reader's own words"
-    line = shlex.join(words)
     found = next(((kind, why) for kind, pattern, why in NOT_NOW if re.match(pattern, " ".join(words))), None)
-    if found is not None or words[0] != "unigrpo":
-        return found or ("now", "")
+    if found is not None:
+        return found
+    if words[0] != "unigrpo":
+        ours = words[0] == "python" and words[1] == "-m"
+        return ("now", "") if ours else ("read", "no program of ours")
     try:
         arguments = parsed(cli.parsed, words[1:])
-    except Wrong:
-        return "read", f"only names what there is: {line}"
-    if arguments is not None and arguments.run in (cli.run_train, cli.run_sft):
-        recipe = _loaded(arguments.recipe, tuple(arguments.overrides))
+        return ("now", "") if arguments is None else _fate_of_recipes(arguments)
+    except (Wrong, ValueError, OSError):
+        return "read", "only names what there is, or cannot work, which a test says"
+
+
+def _fate_of_recipes(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Recipes of models on the hub cannot run here, and training takes as long as it has steps."""
+    words: list[str] = []
+    if arguments.run in OF_A_RECIPE and not getattr(arguments, "tasks", None):
+        words = [arguments.recipe, *arguments.overrides]
+    elif arguments.run is cli.run_check and not (arguments.offline or arguments.list_code):
+        words = arguments.recipes
+    for recipe in (_loaded(word, tuple(one for one in words if "=" in one)) for word in words if "=" not in word):
         if not recipe.model.path.startswith((BUILTIN, "runs/")):
             return "read", f"asks the hub for {recipe.model.path}"
-        if not 0 < recipe.config.get("max_steps", 0) <= STEPS:
+        if arguments.run in TRAINING and not 0 < recipe.config.get("max_steps", 0) <= STEPS:
             return "slow", "many steps"
     return "now", ""
 
 
 @cache
 def _loaded(recipe: str, overrides: tuple[str, ...]) -> Recipe:
-    return load_any_recipe(recipe if Path(recipe).is_file() else Path(recipe).stem, list(overrides))
+    file = ROOT / recipe
+    return load_any_recipe(file if file.is_file() else Path(recipe).stem, list(overrides))
 
 
 def plan(unit: Sequence[Command]) -> list[tuple[Command, str, str]]:
-    """What is done with each command of a unit; what reads a run that was left out shares its fate."""
+    """What is done with each command of a unit; what reads a run that was left out, or is nowhere made, shares its fate."""
     planned: list[tuple[Command, str, str]] = []
     for own in unit:
         kind, why = fate(own)
+        reads = own.words[1:2] != ("watch",) and any(re.match(r"(?!output_dir=).*\bruns/", word) for word in own.words)
         left = [before for before in planned if before[1] != "now"]
-        if kind == "now" and left and any(re.match(r"(?!output_dir=).*\bruns/", word) for word in own.words):
-            kind, why = left[-1][1], f"after `{left[-1][0].text}`"
+        if kind == "now" and reads and (left or not planned):
+            kind, why = (left[-1][1], f"after `{left[-1][0].text}`") if left else ("read", "a run of the reader's")
         planned.append((own, kind, why))
     return planned
 
@@ -109,7 +126,8 @@ def to_run(kinds: tuple[str, ...], needed: str) -> list:
 
 @pytest.mark.parametrize("unit", units(), ids=lambda unit: unit[0].place)
 def test_a_command_names_what_is_there(unit):
-    before: list[str] = []
+    page = pages()[unit[0].place.rpartition(":")[0]]
+    before = re.findall(r"(?m)^# (\S+\.\w+)$", page)  # Files that it shows.
     for own in unit:
         check(own.words, shown=own.shown, before=before)
         before += own.words
@@ -148,7 +166,7 @@ def test_reasons_name_tests_that_there_are():
         "unigrpo keys noisng",
         "unigrpo sample builtin:nothing hello",
         "unigrpo evaluate builtin:arithmetic --tasks arithmetik",
-        "unigrpo app temprature=1",
+        "unigrpo app warmth=1",
         "unigrpo benchmark --tasks poker",
         "unigrpo recipes copy nothing",
         "unigrpo reproduce toy --budget much",

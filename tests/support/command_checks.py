@@ -10,6 +10,7 @@ import re
 import runpy
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from . import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 MARKS = {mark.partition(":")[0] for mark in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
-OWN = r"[A-Z][A-Z_]*|[a-z]|my_\w[\w.:/]*"
+OWN = r"[A-Z][A-Z_]*|[a-z]|(?:my|mine)(?:[_.:/][\w.:/]*)?"
 """What a reader replaces, or has made."""
 
 NUMBERS = {"N": "1", "GB": "24"}
@@ -57,7 +58,7 @@ def check(words: Sequence[str], *, shown: bool, before: Sequence[str] = ()) -> N
 
     Args:
         shown: in a block. Otherwise it may be cut short, and name a command and some of its options.
-        before: words of the commands that come first; what they write is there by then.
+        before: what is there by then: words of the commands that come first, files that the page shows.
     """
     program, *rest = words
     if program not in PROGRAMS:
@@ -69,6 +70,8 @@ def check(words: Sequence[str], *, shown: bool, before: Sequence[str] = ()) -> N
         for name in re.findall(r"builtin:(\w+)", word):
             if name not in (*BUILTIN_SETS, *BUILTIN_LESSONS) and not is_own(name):
                 model_path(f"builtin:{name}")
+    if program.startswith("python") and rest[0] in before:
+        return
     written = [number for number, word in enumerate(rest) if word in before and word.endswith(".json")]
     rest = [word for number, word in enumerate(rest) if not {number, number + 1} & {*written}]
     PROGRAMS[program](rest, shown)
@@ -105,7 +108,9 @@ def recipe_of(word: str, overrides: Sequence[str], load: Callable[..., Recipe] =
     """The recipe that a command names, with what it says over it, its keys checked; a shipped one stands for the reader's, or a copy."""
     if is_own(Path(word).stem):
         word = "quickstart_sft" if load is load_sft_recipe else "quickstart"
-    elif not Path(word).is_file() and Path(word).stem in packaged.names():
+    elif (ROOT / word).is_file():
+        word = str(ROOT / word)
+    elif Path(word).stem in packaged.names():
         word = Path(word).stem
     known = [one for one in overrides if not is_own(one.partition("=")[2]) and "my_" not in one]
     recipe = load(word, [*known, "use_cpu=true"])
@@ -185,7 +190,9 @@ def python(words: list[str], shown: bool) -> None:
 
     def run(given: list[str]) -> None:
         argv = mock.patch.object(sys, "argv", [str(source), *given])
-        with argv, mock.patch.object(argparse.ArgumentParser, "parse_args", reading), contextlib.suppress(Read):
+        patched = mock.patch.object(argparse.ArgumentParser, "parse_args", reading)
+        with argv, patched, contextlib.suppress(Read), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # It may have been imported by another test.
             start(name if as_module else str(source), run_name="__main__")
             raise Wrong(f"{name} has not read its words")
 
@@ -285,6 +292,9 @@ PROGRAMS: dict[str, Callable[[list[str], bool], None]] = {
     ".ci/slow": script,
     "lint-imports": of_extra("import-linter"),
     **{name: of_extra(name) for name in ("ruff", "codespell", "mypy", "pre-commit", "vllm")},
-    **dict.fromkeys(("apt-get", "cd", "cp", "git", "mkdir", "source"), of_the_system),
+    **dict.fromkeys(
+        ("apt-get", "cat", "cd", "cp", "curl", "export", "git", "ls", "mkdir", "nvidia-smi", "source", "sudo", "tail"),
+        of_the_system,
+    ),
 }
 """What a command is held to, by its program. A block of commands has no others, and a span of code that begins so is one."""

@@ -19,10 +19,12 @@ LIMIT = 1100
 """Seconds for one command."""
 
 FORKED = """
-import json, os, sys
+import gc, json, os, sys
 import unigrpo.runs.check, unigrpo.runs.sft, unigrpo.runs.train, unigrpo.toy.benchmark.command
 from unigrpo.runs.cli import main
 
+gc.collect()
+gc.freeze()
 for line in sys.stdin:
     asked = json.loads(line)
     child = os.fork()
@@ -31,7 +33,9 @@ for line in sys.stdin:
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
         os.chdir(asked["folder"])
         sys.argv[1:] = asked["words"]
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        os._exit(status)  # What was imported is not taken down once more for each command.
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 """A process that has imported everything, and is forked for each command: seconds of imports are paid once."""
@@ -86,7 +90,8 @@ def forking(programs: Path) -> Iterator[Callable[[list[str], Path], str]]:
             print(
                 json.dumps({"words": words, "folder": str(folder), "output": str(output)}), file=commands, flush=True
             )
-            status, said = statuses.readline(), output.read_text()
+            status = statuses.readline()
+            said = output.read_text() if output.exists() else ""
             assert status == "0\n", (words, status, said[-3000:])
             return said
 

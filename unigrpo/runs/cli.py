@@ -49,7 +49,7 @@ on several GPUs:
 EXAMPLES = {
     "train": """
   unigrpo train quickstart
-  unigrpo train quickstart max_steps=20 output_dir=runs/short
+  unigrpo train quickstart seed=1 output_dir=runs/seed1
   unigrpo train quickstart lora.r=16 lora.lora_alpha=32 learning_rate=1e-3""",
     "sft": """
   unigrpo sft quickstart_sft         from random weights, in three minutes
@@ -75,7 +75,7 @@ EXAMPLES = {
   unigrpo inspect builtin:shapes
   unigrpo inspect Dream-org/Dream-v0-Instruct-7B""",
     "merge": """
-  unigrpo train quickstart lora.r=16 max_steps=20 output_dir=runs/lora
+  unigrpo train quickstart lora.r=16 max_steps=5 output_dir=runs/lora
   unigrpo merge runs/lora merged""",
     "benchmark": """
   unigrpo benchmark --tasks arithmetic --algorithms unigrpo,diffu_grpo --seeds 0

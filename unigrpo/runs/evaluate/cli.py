@@ -13,8 +13,8 @@ from .tasks import TASKS
 EVALUATE = """examples:
   unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 32
   unigrpo evaluate builtin:shapes --tasks shapes,shapes_mmu --limit 16
-  unigrpo evaluate builtin:arithmetic --tasks arithmetic --num-samples 8 \\
-    temperature=0.8
+  unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 16 \\
+    --num-samples 8 temperature=0.8
   unigrpo evaluate runs/math --tasks gsm8k,math500 --data gsm8k=test.jsonl
   unigrpo evaluate quickstart --model runs/quickstart      on its held-out rows
 """
