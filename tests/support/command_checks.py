@@ -70,7 +70,7 @@ def check(words: Sequence[str], *, shown: bool, before: Sequence[str] = ()) -> N
         for name in re.findall(r"builtin:(\w+)", word):
             if name not in (*BUILTIN_SETS, *BUILTIN_LESSONS) and not is_own(name):
                 model_path(f"builtin:{name}")
-    if program.startswith("python") and rest[0] in before:
+    if program.startswith("python") and rest[:1] and rest[0] in before:
         return
     written = [number for number, word in enumerate(rest) if word in before and word.endswith(".json")]
     rest = [word for number, word in enumerate(rest) if not {number, number + 1} & {*written}]
@@ -97,7 +97,7 @@ def parsed(parse: Callable[[list[str]], Any], words: Sequence[str], shown: bool 
 
 def unigrpo(words: list[str], shown: bool) -> None:
     """The subcommand's own parser, and what its words name."""
-    if is_own(words[0]):
+    if (not shown and not words) or (words and is_own(words[0])):
         return
     arguments = parsed(cli.parsed, words, shown)
     if arguments is not None and arguments.run in NAMED:
@@ -168,7 +168,10 @@ class Read(Exception):
 
 
 def python(words: list[str], shown: bool) -> None:
-    """A module or a file that is there, and whose own parser takes the words."""
+    """A module or a file that is there, and whose own parser takes the words; lines behind ``-c`` are Python."""
+    if words[0] == "-c":
+        compile(words[1], "-c", "exec")
+        return None
     as_module = words[0] == "-m"
     name, *rest = words[1:] if as_module else words
     if name == "unigrpo":
@@ -209,7 +212,9 @@ def _source(module: str) -> Path | None:
 
 
 def pip(words: list[str], _: bool) -> None:
-    """The project with extras that it has, or a package as an extra asks for it."""
+    """The project with extras that it has, or a package as an extra asks for it; what is taken away or listed is the reader's."""
+    if words[0] in ("list", "show", "uninstall"):
+        return
     asked = parsed(_options("-e -c -w", "--no-deps", "action wanted").parse_intermixed_args, words)
     if asked.action not in ("install", "wheel") or (asked.c and not (ROOT / asked.c).is_file()):
         raise Wrong(f"pip {asked.action}, {asked.c}")

@@ -47,12 +47,9 @@ SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.S)
 
 @cache
 def pages() -> dict[str, str]:
-    """The text of every README, of the pages at the top but the list of changes, and the examples of every ``--help``."""
-    below = [
-        file
-        for folder in ("unigrpo", "recipes", "rewards", "examples", "tests")
-        for file in (ROOT / folder).rglob("README.md")
-    ]
+    """The text of every page of the repository but the list of changes, and the examples of every ``--help``."""
+    rooms = ("unigrpo", "recipes", "rewards", "examples", "tests")
+    below = [file for folder in rooms for file in (ROOT / folder).rglob("*.md")]
     files = {file.resolve() for file in [*ROOT.glob("*.md"), *below]} - {ROOT.resolve() / "CHANGELOG.md"}
     texts = {str(file.relative_to(ROOT.resolve())): file.read_text() for file in sorted(files)}
     return texts | {f"{name} --help": f"```bash\n{examples}```" for name, examples in help_examples().items()}
