@@ -18,6 +18,7 @@ import pytest
 
 from unigrpo.models.builtin import BUILTIN
 from unigrpo.runs import cli
+from unigrpo.runs.evaluate.tasks import TASKS
 from unigrpo.runs.recipe import Recipe
 from unigrpo.runs.sft import load_any_recipe
 
@@ -42,11 +43,14 @@ NOT_NOW = (
     ("read", r"unigrpo lm-eval\b", "another package; tests/runs/test_lm_eval.py"),
     ("read", r"unigrpo .*(\bmy_|completions\.jsonl|runs/math)", "files of the reader's; tests/test_extending.py, tests/runs/test_score_file.py"),
     ("read", r"unigrpo (inspect|sample|evaluate) (?!runs/)[\w-]+/[\w.-]+", "asks the hub; tests/runs/test_inspect.py"),
+    ("read", r"python -m unigrpo$", "only names what there is"),
+    ("read", r"unigrpo .*use_cpu=false", "a GPU"),
+    ("read", r"unigrpo check .*--memory 24", "ends with status 1, as its page says; tests/runs/test_check_memory.py"),
     ("read", r"unigrpo reproduce (math|image)-mmada(?!.*--plan)", "asks the hub"),
     ("read", r"unigrpo benchmark(?! .*--(seeds 0|table-only))", "hours; tests/toy/test_benchmark.py has a slice"),
     ("slow", r"unigrpo benchmark .*--seeds 0", "minutes"),
     ("slow", r"unigrpo sft quickstart_think_draw_sft", "a quarter of an hour"),
-    ("read", r"unigrpo (train|sft) quickstart\w*( seed=\d| lora\.\S+| learning_rate=\S+| model\.path=runs\S+| output_dir=\S+)*$",
+    ("read", r"unigrpo (train|sft) quickstart(?!_emoji)\w*(\.yaml)?( seed=\d| lora\.\S+| learning_rate=\S+| model\.path=runs\S+| output_dir=\S+)*$",
      "minutes; tests/runs/test_quickstart.py trains it from several seeds"),
     ("read", r"unigrpo sft unigrpo/toy/making/", "a quarter of an hour; tests/toy/test_making.py"),
     ("slow", r"unigrpo (reproduce toy$|evaluate quickstart_think_draw|agreement .*--limit 0)", "minutes"),
@@ -82,7 +86,10 @@ def fate(own: Command) -> tuple[str, str]:
 def _fate_of_recipes(arguments: argparse.Namespace) -> tuple[str, str]:
     """Recipes of models on the hub cannot run here, and training takes as long as it has steps."""
     words: list[str] = []
-    if arguments.run in OF_A_RECIPE and not getattr(arguments, "tasks", None):
+    tasks = (getattr(arguments, "tasks", None) or "").split(",")
+    if away := [name for name in tasks if name in TASKS and not str(TASKS[name].path).startswith(BUILTIN)]:
+        return "read", f"asks the hub for rows of {away}"
+    if arguments.run in OF_A_RECIPE and not arguments.recipe.startswith(BUILTIN):
         words = [arguments.recipe, *arguments.overrides]
     elif arguments.run is cli.run_check and not (arguments.offline or arguments.list_code):
         words = arguments.recipes
@@ -149,6 +156,11 @@ def test_commands_are_found_on_every_kind_of_page():
 def test_reasons_name_tests_that_there_are():
     named = {path for *_, why in NOT_NOW for path in re.findall(r"(?:tests/[\w/]+\.py|\.ci/\w+)", why)}
     assert len(named) > 8 and not {path for path in named if not (ROOT / path).is_file()}
+    trained = {
+        Path(own.words[2]).stem for unit in units() for own, _, why in plan(unit) if "test_quickstart.py" in why
+    }
+    text = (ROOT / "tests" / "runs" / "test_quickstart.py").read_text()
+    assert len(trained) >= 3 and not {name for name in trained if f'"{name}"' not in text}
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,12 @@ def parsed(parse: Callable[[list[str]], Any], words: Sequence[str], shown: bool 
         return None if isinstance(value, str) and is_own(value) else check_value(self, action, value)
 
     for missing in ([], ["X"], ["X", "X"])[: 1 if shown else 3]:
-        with contextlib.redirect_stderr(said), mock.patch.object(argparse.ArgumentParser, "_check_value", choice):
+        quiet = contextlib.redirect_stdout(io.StringIO())
+        with (
+            quiet,
+            contextlib.redirect_stderr(said),
+            mock.patch.object(argparse.ArgumentParser, "_check_value", choice),
+        ):
             try:
                 return parse([*words, *missing])
             except SystemExit as ended:
