@@ -161,7 +161,7 @@ def test_help_names_every_command(capsys):
 def test_shipped_recipes_are_clean(tmp_path, monkeypatch, capsys):
     write_given_answers(tmp_path, 2)
     monkeypatch.chdir(tmp_path)
-    # Their 20,000 rows are all written by the check, which takes half a minute each.
+    # Their many thousand rows are all written by the check, which takes half a minute each.
     long = [file for file in EVERY if file.stem in ("quickstart_think_draw_sft", "quickstart_emoji_think_sft")]
     assert main(["check", "--offline", *(str(file) for file in EVERY if file not in long)]) == 0
     assert main(["check", "--offline", *map(str, long), "datasets.0.limit=100"]) == 0
