@@ -1,9 +1,10 @@
-"""What the quickstarts' tables in ``README.md`` are made of: the rows to run, and how their results are written."""
+"""What the quickstarts' tables are made of: the rows to run, and how their results are written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .figures import between
@@ -62,7 +63,7 @@ LORA = ("lora.r=16", "lora.lora_alpha=32", "learning_rate=1e-3")
 TEXT_CONTROL, IMAGE_CONTROL = shuffled("correctness", "format"), shuffled("clip_score")
 
 ROWS = (
-    row("quickstart/seed-0", "seed 0, as the line above prints it", "seed=0"),
+    row("quickstart/seed-0", "seed 0", "seed=0"),
     row("quickstart/seed-1", "seed 1", "seed=1"),
     row("quickstart/seed-2", "seed 2", "seed=2"),
     row("quickstart/seed-14654921", "seed 14654921, from a commit hash", "seed=14654921"),
@@ -72,6 +73,8 @@ ROWS = (
     row("quickstart_image/seed-1", "seed 1", "seed=1"),
     row("quickstart_image/seed-2", "seed 2", "seed=2"),
     row("quickstart_image/shuffled", "control: the same scores, shuffled among pictures", *IMAGE_CONTROL),
+    *(row(f"quickstart_emoji/seed-{own}", f"seed {own}", f"seed={own}") for own in range(3)),
+    row("quickstart_emoji/shuffled", "control: the same scores, shuffled among pictures", *IMAGE_CONTROL),
     row("quickstart_mixed/seed-0", "seed 0"),
     *(road(seed) for seed in (0, 1)),
     *(row(f"quickstart_think_draw/seed-{own}", f"seed {own}", f"seed={own}", thoughts=True) for own in range(3)),
@@ -103,7 +106,7 @@ def text_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def image_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
-    accuracy = found["quickstart_image"]
+    accuracy = found[own.table]
     scores = [accuracy["rewards"][when] for when in ("before", "after")]
     # Its one reward, under the name of the score or of the shuffled one.
     means = [f"{value:.1f}" for own in scores for name, value in own.items() if name.endswith("clip_score/mean")]
@@ -150,6 +153,7 @@ def thought_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[Row, dict[str, Any]], list[tuple[str, ...]]]]] = {
     "quickstart": (("run (3 minutes on 2 cores)", "held-out greedy accuracy", "gain"), text_lines),
     "quickstart_image": (("run", "pixels right, held-out captions", "gain", "CLIP score"), image_lines),
+    "quickstart_emoji": (("run", "pixels right, held-out captions", "gain", "CLIP score"), image_lines),
     "quickstart_mixed": (("task", "measured by", "before → after", "gain"), mixed_lines),
     "quickstart_sft": (("run", "held-out greedy accuracy", "gain"), road_lines),
     "quickstart_think_draw": (("run", "pixels right under own thoughts", "gain", *UNDER), thought_lines),
@@ -158,20 +162,44 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[Row, dict[str, Any]], list[tu
 
 
 def table(name: str, results: dict[str, Any]) -> list[str]:
-    """A table's lines; a row of other code than that of the newest row is marked."""
+    """A table's lines; each row names the commit that it was measured at."""
     head, lines_of = TABLES[name]
-    newest = max(results.values(), key=lambda found: found["when"] or "")["code"]
     lines = [(*head, "code"), ("---",) * (len(head) + 1)]
     for own in (own for own in ROWS if own.table == name and own.name in results):
         found = results[own.name]
-        stale = "" if found["code"] == newest or found["commit"] is None else ", stale"
-        lines += [(*line, f"{commit(found)}{stale}") for line in lines_of(own, found["measured"])]
+        lines += [(*line, commit(found)) for line in lines_of(own, found["measured"])]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+SUMMARY = {
+    "quickstart": ("adds; the integer is right, greedy", "quickstart"),
+    "quickstart_emoji": ("draws two emoji as captions say; the pixels are right", "quickstart_emoji"),
+    "quickstart_image": ("draws captions; the pixels are right", "quickstart_image"),
+    "quickstart_think_draw": ("thinks a riddle out and draws it; the pixels are right", "quickstart_think_draw"),
+}
+"""The main README's few lines: recipe, what is measured, and under which name the results have it."""
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """A line a recipe: its first seed before and after, how far all seeds rose, and the shuffled control."""
+    head = ("`unigrpo train ...`", "what is measured, held out", "seed 0", "all seeds", "control", "code")
+    lines = [head, ("---",) * len(head)]
+    for name, (what, where) in SUMMARY.items():
+        if f"{name}/seed-0" not in results:
+            continue
+        seeds = {own: found for own, found in results.items() if own.startswith(f"{name}/seed-")}
+        gains = sorted(found["measured"][where]["gain_points"] for found in seeds.values())
+        first, control = seeds[f"{name}/seed-0"], results.get(f"{name}/shuffled")
+        moved = gain(control["measured"][where]) if control else "not measured"
+        rose = f"{len(gains)} seeds: {gains[0]:+.1f} to {gains[-1]:+.1f} points"
+        lines.append((f"`{name}`", what, change(first["measured"][where]), rose, moved, commit(first)))
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def with_tables(text: str, results: dict[str, Any]) -> str:
-    """``text`` with its tables of ``results``; one that it has no marks for is left out."""
-    for name in {own.table for own in ROWS if own.name in results}:
+    """``text`` with those tables of ``results`` for which it has marks."""
+    measured = {own.table for own in ROWS if own.name in results}
+    for name, lines in {"summary": summary, **{name: partial(table, name) for name in measured}}.items():
         start, end = f"<!-- measured:{name} -->", f"<!-- /measured:{name} -->"
-        text = between(text, start, end, table(name, results)) if start in text else text
+        text = between(text, start, end, lines(results)) if start in text else text
     return text

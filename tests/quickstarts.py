@@ -1,4 +1,4 @@
-"""``python -m tests.quickstarts [NAME ...]``: the tables of quickstarts in ``README.md``, measured again.
+"""``python -m tests.quickstarts [NAME ...]``: the tables of ``recipes/QUICKSTARTS.md``, measured again.
 
 A NAME is a table (``quickstart_image``) or a row (``quickstart/lora``); without names all rows are measured, which takes about an
 hour on two cores. ``--list`` says what there is of each. A row is trained by the installed command in a folder of its own. What
@@ -27,7 +27,9 @@ from .quickstart_tables import ROWS, TABLES, Row, Run, commit, with_tables
 from .support import ROOT
 
 
-RESULTS, README = ROOT / "tests" / "quickstarts.json", ROOT / "README.md"
+RESULTS = ROOT / "tests" / "quickstarts.json"
+
+PAGES = (ROOT / "README.md", ROOT / "recipes" / "QUICKSTARTS.md")
 
 CODE = ("unigrpo", "rewards", "recipes")
 """What a row's numbers depend on; of these folders texts and pictures do not count."""
@@ -214,7 +216,8 @@ def main(words: list[str] | None = None) -> None:
         return
     if not asked.tables:
         measure(rows, asked.out.resolve(), RESULTS)
-    README.write_text(with_tables(README.read_text(), _stored(RESULTS)))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(), _stored(RESULTS)))
 
 
 if __name__ == "__main__":

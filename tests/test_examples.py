@@ -14,8 +14,10 @@ import pytest
 import torch
 import yaml
 from packaging.requirements import Requirement
+from PIL import Image
 
 from unigrpo.runs import cli
+from unigrpo.toy.emoji_check import right_picture
 
 from .support import ROOT
 
@@ -83,8 +85,9 @@ def test_every_example_is_listed():
     assert listed == {path.name for path in EXAMPLES.glob("*.py")}
 
 
-def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
-    text = (ROOT / "README.md").read_text().partition("## Three lines")[2].partition("\n## ")[0]
+def test_the_lines_of_the_readme_print_what_stands_beside_them_and_draw_what_they_say(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text().partition("## Ask a policy")[2].partition("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     names: dict = {}
     for block in blocks:
@@ -92,12 +95,13 @@ def test_the_three_lines_of_the_readme_print_what_stands_beside_them(capsys):
     expected = re.findall(r"# prints (.*)", text)
     assert len(blocks) == len(expected) == 2
     assert capsys.readouterr().out.splitlines() == expected
+    assert right_picture(Image.open("fox.png"), "a fox above a hamburger")
 
 
 @pytest.mark.parametrize("model", ["builtin:arithmetic", "builtin:arithmetic_trained"])
 def test_the_training_script_of_the_readme_runs_and_the_model_is_one_line_of_it(model, tmp_path, monkeypatch, capsys):
     """Two steps of it, with fewer answers."""
-    text = (ROOT / "README.md").read_text().partition("## Training")[2]
+    text = (ROOT / "README.md").read_text().partition("## Train with")[2]
     script = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert 'model="builtin:arithmetic",  # or "Gen-Verse/MMaDA-8B-MixCoT"\n' in script
     assert not re.search("max_completion_length|block_length|[^_]steps=", script), "the checkpoint says these"

@@ -162,7 +162,7 @@ def test_a_row_of_other_code_is_stale_and_measured_again(tmp_path):
     results.write_text(json.dumps(stored))
     told = [line.split("| ")[1:] for line in table("quickstart", stored)[2:]]
     assert [own[1:3] for own in told] == [["50.0 % → 25.0 % [20.0, 30.0] ", "−25.0 points "]] * 2
-    assert [own[-1] for own in told] == ["`0000000`, stale |", "`1111111` |"]
+    assert [own[-1] for own in told] == ["`0000000` |", "`1111111` |"]
     assert [line.split()[1] for line in quickstarts.listed(ROWS[:3], stored, NEW)] == ["stale,", "measured", "not"]
     commands = Commands(dies=0)
     measure([tiny("quickstart/seed-1")], tmp_path, results, lambda: NEW, commands)
@@ -202,20 +202,19 @@ def test_a_command_of_another_folder_measures_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("file", ["README.md", "tests/README.md"])
-def test_the_tables_are_the_results(file):
-    text = (ROOT / file).read_text()
-    if file == "README.md":
-        found = json.loads(quickstarts.RESULTS.read_text())
-        assert {own.name for own in ROWS} >= set(found) and text.count("<!-- measured:") == len({*map(_table, found)})
-        again = quickstarts.with_tables(text, found)
-    else:
-        again = figures.with_table(text, json.loads(figures.FIGURES.read_text()))
-    assert again == text, f"write {file} again: its tables are made from the results"
+def test_the_tables_are_the_results():
+    found = json.loads(quickstarts.RESULTS.read_text())
+    pages = {page: page.read_text() for page in quickstarts.PAGES}
+    marks = [name for text in pages.values() for name in re.findall("<!-- measured:(.*) -->", text)]
+    assert {own.name for own in ROWS} >= set(found)
+    assert sorted(marks) == sorted({"summary", *(name.partition("/")[0] for name in found)})
+    for page, text in pages.items():
+        assert quickstarts.with_tables(text, found) == text, f"write {page} again"
 
 
-def _table(name: str) -> str:
-    return name.partition("/")[0]
+def test_the_figures_are_the_results():
+    text = figures.README.read_text()
+    assert figures.with_table(text, json.loads(figures.FIGURES.read_text())) == text
 
 
 KILLED = """

@@ -6,6 +6,10 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from ...data.pictures import to_pixels
 from ...rollout.generate import LoadedPolicy
 from ...runs.accuracy import integer_match
 from .. import arithmetic, emoji, emoji_check, riddles, shapes, sudoku
@@ -61,6 +65,28 @@ def emoji_figures(loaded: LoadedPolicy, count: int) -> dict[str, float]:
         for label, judge in EMOJI_JUDGES.items():
             found |= _shares(f"T = {temperature:g}, {steps} steps, {label}", drawn, rows, judge)
     return found
+
+
+def emoji_diversity(loaded: LoadedPolicy, captions: int = 48, draws: int = 8) -> dict[str, float]:
+    """Mean squared difference, pixels in [-1, 1], of two pictures of one caption, drawn at temperature 1 and as the world renders them."""
+    rows, rng = emoji.problems("test", captions), np.random.default_rng(0)
+    drawn = loaded.generate(
+        [row["prompt"] for row in rows for _ in range(draws)],
+        task="t2i",
+        sampler="emerge",
+        steps=8,
+        temperature=1.0,
+        guidance_scale=0.0,
+        batch_size=96,
+    )
+    scenes = [emoji.Scene(row["relation"], row["first"], row["second"]) for row in rows for _ in range(draws)]
+    sources = {"drawn": drawn, "rendered": [emoji.render(scene, rng) for scene in scenes]}
+    return {name: _spread(to_pixels(images).unflatten(0, (captions, draws))) for name, images in sources.items()}
+
+
+def _spread(pixels: Tensor) -> float:
+    """Of ``[captions, draws, 3, H, W]``: the mean squared difference of two draws is twice their unbiased variance."""
+    return 2 * pixels.var(dim=1).mean().item()
 
 
 def riddles_figures(loaded: LoadedPolicy, count: int) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What the recipes beside this file start from, and how what they leave is shipped.
 
 ``python -m unigrpo.toy.making.policies new NAME`` writes the configuration and the tokenizer of ``builtin:NAME``, around which
-``unigrpo sft`` draws weights. ``... ship NAME FOLDER`` measures the weights that a run left in FOLDER, and puts them where
-they ship.
+``unigrpo sft`` draws weights. ``... measure NAME FOLDER`` measures the weights that a run left in FOLDER. ``... ship NAME FOLDER``
+also puts them where they ship.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from ...models import MMaDAProcessor
-from ...rollout.generate import load_policy
+from ...rollout.generate import LoadedPolicy, load_policy
 from ...terminal import say
 from .. import countdown, emoji, emoji_riddles, riddles, running_sums, shapes, sudoku
-from .figures import figures
+from .figures import emoji_diversity, figures
 from .tokenizer import SAMPLING, build_config, build_tokenizer
 
 
@@ -87,14 +87,22 @@ def new(name: str, output: Path) -> None:
     MMaDAProcessor(tokenizer).save_pretrained(output)
 
 
+def measure(name: str, folder: str, rows: int | None = None) -> LoadedPolicy:
+    """Prints the ``figures`` of the weights in ``folder``, for emoji how much pictures of one caption differ too, and returns the policy."""
+    loaded = load_policy(folder, dtype="float32", device="cpu")
+    for label, share in figures(name, loaded, rows).items():
+        say(f"{label:48} {100 * share:5.1f} %")
+    for label, value in emoji_diversity(loaded).items() if name == "emoji" and rows is None else ():
+        say(f"two pictures of one caption, {label:20} {value:6.4f}")
+    return loaded
+
+
 def ship(name: str, folder: str, output: Path, rows: int | None = None) -> None:
     """Measures the weights in ``folder`` as ``figures`` does, then writes them to ``output``, halved as its kind says.
 
     They load in float32 from there, because float16 weights do not train.
     """
-    loaded = load_policy(folder, dtype="float32", device="cpu")
-    for label, share in figures(name, loaded, rows).items():
-        say(f"{label:48} {100 * share:5.1f} %")
+    loaded = measure(name, folder, rows)
     (loaded.model if KINDS[name].whole else loaded.model.half()).save_pretrained(output)
     loaded.model.config.dtype = torch.float32
     loaded.model.config.save_pretrained(output)
@@ -107,19 +115,21 @@ def main(words: list[str] | None = None) -> None:
     """The command line; ``words`` default to ``sys.argv``'s."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("new", "ship"):
+    for command in ("new", "measure", "ship"):
         own = commands.add_parser(command)
         own.add_argument("name", choices=sorted(KINDS))
-        if command == "ship":
-            own.add_argument("folder", help="what `unigrpo sft` left: its output_dir")
+        if command != "new":
+            own.add_argument("folder", help="what a run left: its output_dir; or builtin:NAME")
             own.add_argument("--rows", type=int, help="held-out rows to measure with; default: as many as the README")
-        own.add_argument("--output", type=Path, help="default: the folder of builtin:NAME")
+        if command != "measure":
+            own.add_argument("--output", type=Path, help="default: the folder of builtin:NAME")
     args = parser.parse_args(words)
-    output = args.output or CHECKPOINTS / args.name
-    if args.command == "new":
-        new(args.name, output)
+    if args.command == "measure":
+        measure(args.name, args.folder, args.rows)
+    elif args.command == "new":
+        new(args.name, args.output or CHECKPOINTS / args.name)
     else:
-        ship(args.name, args.folder, output, args.rows)
+        ship(args.name, args.folder, args.output or CHECKPOINTS / args.name, args.rows)
 
 
 if __name__ == "__main__":
