@@ -35,7 +35,7 @@ class Span(Noising):
 
 
 if __name__ == "__main__":
-    options = {"learning_rate": 2e-4, "max_steps": 64, "save_strategy": "no"}
+    options = {"learning_rate": 2e-4, "max_steps": 48, "save_strategy": "no"}
     args = UniGRPOConfig("runs/span", noising=Span(share=0.6), per_device_train_batch_size=64, **options)
     rows, held_out = problems("train", 512), problems("test", 64)
     trainer = UniGRPOTrainer("builtin:arithmetic", "math_correctness", args, rows, held_out)

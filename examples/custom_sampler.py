@@ -45,7 +45,7 @@ class Window(Stepwise):
 
 if __name__ == "__main__":
     check_sampler(Window())  # It says what is wrong with a sampler, in a sentence.
-    options = {"learning_rate": 2e-4, "max_steps": 64, "save_strategy": "no"}
+    options = {"learning_rate": 2e-4, "max_steps": 48, "save_strategy": "no"}
     args = UniGRPOConfig("runs/window", sampler=Window(window=4), per_device_train_batch_size=64, **options)
     rows, held_out = problems("train", 512), problems("test", 64)
     trainer = UniGRPOTrainer("builtin:arithmetic", "math_correctness", args, rows, held_out)

@@ -5,10 +5,10 @@ from unigrpo.toy.arithmetic import lessons, problems
 
 
 def tuned(model):
-    """Fine-tunes on 256 right answers, a ``completion`` beside each ``prompt``; returns the folder of the result."""
-    options = {"objective": "llada", "max_length": 36, "learning_rate": 5e-4, "max_steps": 48, "save_strategy": "no"}
-    args = MaskedDenoisingConfig("runs/tuned", per_device_train_batch_size=32, overwrite=True, **options)
-    trainer = MaskedDenoisingTrainer(model, args, lessons("train", 256))
+    """Fine-tunes on 64 right answers, a ``completion`` beside each ``prompt``; returns the folder of the result."""
+    options = {"objective": "llada", "max_length": 36, "learning_rate": 2e-4, "max_steps": 16, "save_strategy": "no"}
+    args = MaskedDenoisingConfig("runs/tuned", per_device_train_batch_size=16, overwrite=True, **options)
+    trainer = MaskedDenoisingTrainer(model, args, lessons("train", 64))
     trainer.train()
     trainer.save_model()  # With its tokenizer: the folder is a model for every trainer and command.
     return args.output_dir
@@ -16,7 +16,7 @@ def tuned(model):
 
 def rewarded(model):
     """The trainer of ``model`` with a reward for right answers."""
-    options = {"learning_rate": 2e-4, "max_steps": 64, "save_strategy": "no"}
+    options = {"learning_rate": 2e-4, "max_steps": 48, "save_strategy": "no"}
     args = UniGRPOConfig("runs/rewarded", per_device_train_batch_size=64, **options)
     return UniGRPOTrainer(model, "math_correctness", args, problems("train", 512, seed=1), problems("test", 64))
 

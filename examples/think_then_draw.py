@@ -21,8 +21,8 @@ def show(policy, path):
 if __name__ == "__main__":
     # A thought and its picture are sampled and scored each with settings of their own.
     overrides = {"picture": {"sampler": "emerge", "steps": 8, "guidance_scale": 0.0, "timesteps": "truncated"}}
-    options = {"learning_rate": 2e-4, "max_steps": 24, "eval_temperature": 1.0, "save_strategy": "no"}
-    args = UniGRPOConfig("runs/riddles", per_device_train_batch_size=64, task_overrides=overrides, **options)
+    options = {"learning_rate": 3e-4, "max_steps": 24, "num_iterations": 2, "save_strategy": "no"}
+    args = UniGRPOConfig("runs/riddles", per_device_train_batch_size=32, task_overrides=overrides, **options)
     trainer = UniGRPOTrainer("builtin:riddles", right, args, problems("train", 512), problems("test", 64))
     show(load_policy("builtin:riddles"), "runs/riddles/before.png")
     before = trainer.evaluate()["eval_reward"]
