@@ -32,7 +32,7 @@ RISES = {
     "custom_noising.py": 0.1,
     "custom_sampler.py": 0.1,
     "custom_policy.py": 0.4,
-    "mixed_tasks.py": 0.02,
+    "mixed_tasks.py": 0.0,
     "sft_then_rl.py": 0.1,
     "think_then_draw.py": 0.1,
     "evaluate_and_compare.py": 0.1,
