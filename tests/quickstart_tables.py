@@ -78,7 +78,9 @@ ROWS = (
     row("quickstart_mixed/seed-0", "seed 0"),
     *(road(seed) for seed in (0, 1)),
     *(row(f"quickstart_think_draw/seed-{own}", f"seed {own}", f"seed={own}", thoughts=True) for own in range(3)),
-    row("quickstart_think_draw/shuffled", "control: the same scores, shuffled", *IMAGE_CONTROL, thoughts=True),
+    row(
+        "quickstart_think_draw/shuffled", "control: the same scores, shuffled", *IMAGE_CONTROL, thoughts=True, sampled=True
+    ),
 )  # fmt: skip
 
 
@@ -147,7 +149,12 @@ def thought_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
         tuple(thoughts[when][how][which]["mean"] for when in ("before", "after")) for how, which in UNDER.values()
     ]
     columns = [f"{100 * before:.1f} → {100 * after:.1f} %" for before, after in under]
-    return [(own.label, change(accuracy), gain(accuracy), *columns)]
+    lines = [(own.label, change(accuracy), gain(accuracy), *columns)]
+    if sampled := found.get("temperature 1"):
+        lines.append(
+            (f"{own.label}, thoughts at temperature 1", change(sampled), gain(sampled), *("" for _ in columns))
+        )
+    return lines
 
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[Row, dict[str, Any]], list[tuple[str, ...]]]]] = {
