@@ -189,7 +189,14 @@ SUMMARY = {
 
 def summary(results: dict[str, Any]) -> list[str]:
     """A line a recipe: its first seed before and after, how far all seeds rose, and the shuffled control."""
-    head = ("`unigrpo train ...`", "what is measured, held out", "seed 0", "all seeds", "control", "code")
+    head = (
+        "`unigrpo train ...`",
+        "what is measured, held out",
+        "seed 0",
+        "all seeds",
+        "shuffled rewards, temperature 1",
+        "code",
+    )
     lines = [head, ("---",) * len(head)]
     for name, (what, where) in SUMMARY.items():
         if f"{name}/seed-0" not in results:
@@ -197,7 +204,9 @@ def summary(results: dict[str, Any]) -> list[str]:
         seeds = {own: found for own, found in results.items() if own.startswith(f"{name}/seed-")}
         gains = sorted(found["measured"][where]["gain_points"] for found in seeds.values())
         first, control = seeds[f"{name}/seed-0"], results.get(f"{name}/shuffled")
-        moved = gain(control["measured"][where]) if control else "not measured"
+        moved = (
+            gain(control["measured"].get("temperature 1", control["measured"][where])) if control else "not measured"
+        )
         rose = f"{len(gains)} seeds: {gains[0]:+.1f} to {gains[-1]:+.1f} points"
         lines.append((f"`{name}`", what, change(first["measured"][where]), rose, moved, commit(first)))
     return [f"| {' | '.join(line)} |" for line in lines]
