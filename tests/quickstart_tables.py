@@ -88,7 +88,7 @@ ROWS = (
 
 
 def commit(found: dict[str, Any]) -> str:
-    return "an earlier commit" if found["commit"] is None else f"`{found['commit'][:7]}`"
+    return f"`{found['commit'][:7]}`"
 
 
 def change(found: dict[str, Any]) -> str:
@@ -111,7 +111,7 @@ def image_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
     accuracy = found[own.table]
     scores = [accuracy["rewards"][when] for when in ("before", "after")]
     # Its one reward, under the name of the score or of the shuffled one.
-    means = [f"{value:.1f}" for own in scores for name, value in own.items() if name.endswith("clip_score/mean")]
+    means = [f"{value:.1f}" for when in scores for name, value in when.items() if name.endswith("clip_score/mean")]
     return [(own.label, change(accuracy), gain(accuracy), " → ".join(means))]
 
 
@@ -179,36 +179,38 @@ def table(name: str, results: dict[str, Any]) -> list[str]:
 
 
 SUMMARY = {
-    "quickstart": ("adds; the integer is right, greedy", "quickstart"),
-    "quickstart_emoji": ("draws two emoji as captions say; the pixels are right", "quickstart_emoji"),
-    "quickstart_image": ("draws captions; the pixels are right", "quickstart_image"),
-    "quickstart_think_draw": ("thinks a riddle out and draws it; the pixels are right", "quickstart_think_draw"),
+    "quickstart": "adds; the integer is right, greedy",
+    "quickstart_emoji": "draws two emoji as captions say; the pixels are right",
+    "quickstart_image": "draws captions; the pixels are right",
+    "quickstart_think_draw": "thinks a riddle out, greedily, and draws it; the pixels are right",
 }
-"""The main README's few lines: recipe, what is measured, and under which name the results have it."""
+"""The main README's few lines: recipe, and what is measured."""
 
 
 def summary(results: dict[str, Any]) -> list[str]:
-    """A line a recipe: its first seed before and after, how far all seeds rose, and the shuffled control."""
+    """A line a recipe: its first seed before and after, how far all seeds rose, and the shuffled control, as measured and at temperature 1."""
     head = (
         "`unigrpo train ...`",
         "what is measured, held out",
         "seed 0",
         "all seeds",
-        "shuffled rewards, temperature 1",
+        "shuffled rewards",
+        "... at temperature 1",
         "code",
     )
     lines = [head, ("---",) * len(head)]
-    for name, (what, where) in SUMMARY.items():
-        if f"{name}/seed-0" not in results:
+    for name, what in SUMMARY.items():
+        rows = {own.name: results[own.name] for own in ROWS if own.table == name and own.name in results}
+        seeds = [found["measured"][name] for own, found in rows.items() if "/seed-" in own]
+        if not seeds:
             continue
-        seeds = {own: found for own, found in results.items() if own.startswith(f"{name}/seed-")}
-        gains = sorted(found["measured"][where]["gain_points"] for found in seeds.values())
-        first, control = seeds[f"{name}/seed-0"], results.get(f"{name}/shuffled")
-        moved = (
-            gain(control["measured"].get("temperature 1", control["measured"][where])) if control else "not measured"
-        )
+        control = rows.get(f"{name}/shuffled", {"measured": {}})["measured"]
+        moved = [gain(control[key]) if key in control else "" for key in (name, "temperature 1")]
+        gains = sorted(own["gain_points"] for own in seeds)
         rose = f"{len(gains)} seeds: {gains[0]:+.1f} to {gains[-1]:+.1f} points"
-        lines.append((f"`{name}`", what, change(first["measured"][where]), rose, moved, commit(first)))
+        lines.append(
+            (f"`{name}`", what, change(seeds[0]), rose, *moved, ", ".join(sorted({*map(commit, rows.values())})))
+        )
     return [f"| {' | '.join(line)} |" for line in lines]
 
 

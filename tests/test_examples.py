@@ -32,12 +32,12 @@ RISES = {
     "custom_noising.py": 0.1,
     "custom_sampler.py": 0.1,
     "custom_policy.py": 0.4,
-    "mixed_tasks.py": 0.0,
+    "mixed_tasks.py": 0.05,
     "sft_then_rl.py": 0.1,
     "think_then_draw.py": 0.1,
     "evaluate_and_compare.py": 0.1,
 }
-"""What the number that a script prints rises by at least, from before to after; of several, each."""
+"""What the number that a script prints rises by at least, from before to after; of several, their mean."""
 
 LITTLE = {
     r"(max_steps\W{1,3})\d+": r"\g<1>2",
@@ -94,7 +94,8 @@ def test_the_reward_rises(name, rise, tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1100)
         assert done.returncode == 0, done.stderr[-3000:]
         printed.append(numbers(done.stdout))
-    assert all(0 <= before <= after - rise and after <= 1 for before, after in printed[0])
+    assert all(0 <= before <= 1 and 0 <= after <= 1 for before, after in printed[0])
+    assert sum(after - before for before, after in printed[0]) >= rise * len(printed[0])
 
 
 def test_examples_are_short():

@@ -1,4 +1,4 @@
-"""The command behind the README's tables: it goes on after a kill, says what it measured, and the tables are its results."""
+"""The command behind the tables of quickstarts: it goes on after a kill, says what it measured, and the tables are its results."""
 
 from __future__ import annotations
 

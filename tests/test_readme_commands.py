@@ -35,8 +35,6 @@ NOT_NOW = (
     ("read", r"python -m tests\.mutants\b(?!.*--list)", "minutes; tests/mutants/test_mutants.py plants all of them"),
     ("read", r"python -m unigrpo\.toy\.making\b", "writes into the package; tests/toy/test_making.py"),
     ("read", r"python recipes/prompts/", "writes into the checkout; tests/runs/test_recipes_images.py"),
-    ("read", r"python examples/reward_server", "serves until Ctrl-C; tests/rewards/test_remote.py"),
-    ("read", r"python examples/", "tests/test_examples.py"),
     ("read", r"accelerate\b", "several processes; tests/training/test_launch.py"),
     ("read", r"vllm\b", "a GPU and another package"),
     ("read", r"unigrpo app\b", "serves until Ctrl-C; tests/runs/test_app_browser.py"),
@@ -46,7 +44,6 @@ NOT_NOW = (
     ("read", r"python -m unigrpo$", "only names what there is"),
     ("read", r"unigrpo .*use_cpu=false", "a GPU"),
     ("read", r"unigrpo check .*--memory 24", "ends with status 1, as its page says; tests/runs/test_check_memory.py"),
-    ("read", r"unigrpo reproduce (math|image)-mmada(?!.*--plan)", "asks the hub"),
     ("read", r"unigrpo benchmark(?! .*--(seeds 0|table-only))", "hours; tests/toy/test_benchmark.py has a slice"),
     ("slow", r"unigrpo benchmark .*--seeds 0", "minutes"),
     ("slow", r"unigrpo sft quickstart_think_draw_sft", "a quarter of an hour"),
@@ -151,6 +148,12 @@ def test_commands_are_found_on_every_kind_of_page():
     } <= found
     assert len({page for page in found if page.endswith("--help")}) == len(cli.COMMANDS) + 1
     assert len([page for page in pages() if page.endswith(".md")]) >= 20
+
+
+def test_every_reason_is_needed_and_the_rest_is_run():
+    texts = [" ".join(own.words) for unit in units() for own in unit]
+    assert [pattern for _, pattern, _ in NOT_NOW if not any(re.match(pattern, text) for text in texts)] == []
+    assert len(to_run(("now",), "now")) > 20 and len(to_run(("now", "slow"), "slow")) > 5
 
 
 def test_reasons_name_tests_that_there_are():

@@ -54,7 +54,7 @@ def test_quickstart_gains_thirty_points(seed, tmp_path):
 @pytest.mark.timeout(5000)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_from_random_weights_to_a_trained_policy_in_two_commands(seed, tmp_path):
-    """The README's two lines, in an empty folder."""
+    """The two lines of ``recipes/QUICKSTARTS.md``, in an empty folder."""
     taught, rewarded = Path("runs/quickstart_sft"), Path("runs/quickstart_rl")
     label, chosen = f"from scratch, seed {seed}", f"seed={seed}"
     summary = train("quickstart_sft", taught, label, chosen, command="sft", cwd=tmp_path)

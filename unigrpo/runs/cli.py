@@ -91,7 +91,9 @@ HELP = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0 done, 1 a check failed, 2 a mistake in what was asked for, 130 after Ctrl-C."""
+    """Entry point; returns the exit status: 0 done, 1 a check failed, 2 a mistake in what was asked for, 130 and 143 after
+    Ctrl-C and SIGTERM.
+    """
     arguments = parsed(argv)
     with plain_messages():
         try:

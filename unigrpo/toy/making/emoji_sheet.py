@@ -1,7 +1,7 @@
 """What a run of ``quickstart_emoji`` changed: ``python -m unigrpo.toy.making.emoji_sheet runs/quickstart_emoji sheet.png``.
 
 Held-out captions are drawn by the shipped policy and by the trained one, from the same random numbers, at temperature 1. The sheet
-shows the first captions whose picture was wrong before and is right after, by the check in pixels.
+shows the first captions whose picture was wrong before and is right and clear after, by the check in pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ...rollout.generate import load_policy
 from ...terminal import say
 from ...training.contact_sheet import contact_sheet
 from .. import emoji
-from ..emoji_check import right_picture
+from ..emoji_check import clear_picture, right_picture
 
 
 SHOWN = 6
@@ -39,7 +39,8 @@ def main(words: list[str] | None = None) -> None:
     right = [
         [right_picture(own, said) for own, said in zip(images, captions, strict=True)] for images in (before, after)
     ]
-    changed = [place for place, (old, new) in enumerate(zip(*right, strict=True)) if new and not old][:SHOWN]
+    clear = [clear_picture(own, said) for own, said in zip(after, captions, strict=True)]
+    changed = [place for place, (old, new) in enumerate(zip(right[0], clear, strict=True)) if new and not old][:SHOWN]
     rows = [[images[place] for place in changed] for images in (before, after)]
     labels = {"row_labels": ["before training", "after training"], "column_labels": [captions[own] for own in changed]}
     contact_sheet(rows, **labels, cell=3 * emoji.SIDE).save(args.picture)

@@ -26,7 +26,7 @@ TEMPERATURES = {"T = 1": 1.0, "greedy": 0.0}
 
 
 def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[str, float]:
-    """Shares of ``count`` held-out rows by what is measured, for ``builtin:NAME``; None = as many as the README has.
+    """Shares of ``count`` held-out rows by what is measured, for ``builtin:NAME``; None = 512, of pictures 480.
 
     Each has the whole share first, then its parts.
     """

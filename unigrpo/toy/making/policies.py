@@ -92,8 +92,9 @@ def measure(name: str, folder: str, rows: int | None = None) -> LoadedPolicy:
     loaded = load_policy(folder, dtype="float32", device="cpu")
     for label, share in figures(name, loaded, rows).items():
         say(f"{label:48} {100 * share:5.1f} %")
-    for label, value in emoji_diversity(loaded).items() if name == "emoji" and rows is None else ():
-        say(f"two pictures of one caption, {label:20} {value:6.4f}")
+    if name == "emoji" and rows is None:
+        for label, value in emoji_diversity(loaded).items():
+            say(f"two pictures of one caption, {label:20} {value:6.4f}")
     return loaded
 
 
@@ -120,7 +121,7 @@ def main(words: list[str] | None = None) -> None:
         own.add_argument("name", choices=sorted(KINDS))
         if command != "new":
             own.add_argument("folder", help="what a run left: its output_dir; or builtin:NAME")
-            own.add_argument("--rows", type=int, help="held-out rows to measure with; default: as many as the README")
+            own.add_argument("--rows", type=int, help="held-out rows to measure with; default: 512, of pictures 480")
         if command != "measure":
             own.add_argument("--output", type=Path, help="default: the folder of builtin:NAME")
     args = parser.parse_args(words)
