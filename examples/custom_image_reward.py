@@ -1,4 +1,4 @@
-"""Text-to-image with a reward of your own: completions are PIL images. About a minute on a CPU."""
+"""Text-to-image with a reward of your own: completions are PIL images."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A reward of your own, on the policy that ships with the package: compare answers with a dataset column."""
+"""A reward of your own: answers are compared with a column of the dataset. The policy ships with the package."""
 
 from unigrpo import UniGRPOConfig, UniGRPOTrainer
 from unigrpo.toy.arithmetic import problems
@@ -10,10 +10,9 @@ def exact(completions, solution, **_):
 
 
 if __name__ == "__main__":
-    options = {"max_completion_length": 16, "steps": 16, "block_length": 4, "save_strategy": "no"}
-    args = UniGRPOConfig("runs/exact", per_device_train_batch_size=64, learning_rate=2e-4, max_steps=96, **options)
-    rows, held_out = problems("train", 512), problems("test", 64)
-    trainer = UniGRPOTrainer("builtin:arithmetic", exact, args, rows, held_out)
+    options = {"learning_rate": 2e-4, "max_steps": 96, "save_strategy": "no"}
+    args = UniGRPOConfig("runs/exact", per_device_train_batch_size=64, **options)
+    trainer = UniGRPOTrainer("builtin:arithmetic", exact, args, problems("train", 512), problems("test", 64))
     before = trainer.evaluate()["eval_reward"]
     trainer.train()
     print(f"reward before {before:.2f}, after {trainer.evaluate()['eval_reward']:.2f}")

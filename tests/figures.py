@@ -130,10 +130,14 @@ def with_table(text: str, figures: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.figures", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*MEASURES, "table"], help="default: all; table: write it again")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASURES)} (default: all), or table: write it again"
+    )
     parser.add_argument("--soak-seconds", type=float, default=3600.0)
     parser.add_argument("--fuzz-seconds", type=int, default=60)
     arguments = parser.parse_args()
+    if unknown := sorted({*arguments.names} - {*MEASURES, "table"}):
+        parser.error(f"{', '.join(unknown)}: choose from {', '.join([*MEASURES, 'table'])}")
     for name in arguments.names or MEASURES:
         if name == "table":
             continue

@@ -73,10 +73,14 @@ ROWS = (
     row("quickstart_image/seed-1", "seed 1", "seed=1"),
     row("quickstart_image/seed-2", "seed 2", "seed=2"),
     row("quickstart_image/shuffled", "control: the same scores, shuffled among pictures", *IMAGE_CONTROL),
+    *(row(f"quickstart_emoji/seed-{own}", f"seed {own}", f"seed={own}") for own in range(3)),
+    row("quickstart_emoji/shuffled", "control: the same scores, shuffled among pictures", *IMAGE_CONTROL),
     row("quickstart_mixed/seed-0", "seed 0"),
     *(road(seed) for seed in (0, 1)),
     *(row(f"quickstart_think_draw/seed-{own}", f"seed {own}", f"seed={own}", thoughts=True) for own in range(3)),
-    row("quickstart_think_draw/shuffled", "control: the same scores, shuffled", *IMAGE_CONTROL, thoughts=True),
+    row(
+        "quickstart_think_draw/shuffled", "control: the same scores, shuffled", *IMAGE_CONTROL, thoughts=True, sampled=True
+    ),
 )  # fmt: skip
 
 
@@ -104,7 +108,7 @@ def text_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def image_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
-    accuracy = found["quickstart_image"]
+    accuracy = found[own.table]
     scores = [accuracy["rewards"][when] for when in ("before", "after")]
     # Its one reward, under the name of the score or of the shuffled one.
     means = [f"{value:.1f}" for own in scores for name, value in own.items() if name.endswith("clip_score/mean")]
@@ -145,12 +149,18 @@ def thought_lines(own: Row, found: dict[str, Any]) -> list[tuple[str, ...]]:
         tuple(thoughts[when][how][which]["mean"] for when in ("before", "after")) for how, which in UNDER.values()
     ]
     columns = [f"{100 * before:.1f} → {100 * after:.1f} %" for before, after in under]
-    return [(own.label, change(accuracy), gain(accuracy), *columns)]
+    lines = [(own.label, change(accuracy), gain(accuracy), *columns)]
+    if sampled := found.get("temperature 1"):
+        lines.append(
+            (f"{own.label}, thoughts at temperature 1", change(sampled), gain(sampled), *("" for _ in columns))
+        )
+    return lines
 
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[Row, dict[str, Any]], list[tuple[str, ...]]]]] = {
     "quickstart": (("run (3 minutes on 2 cores)", "held-out greedy accuracy", "gain"), text_lines),
     "quickstart_image": (("run", "pixels right, held-out captions", "gain", "CLIP score"), image_lines),
+    "quickstart_emoji": (("run", "pixels right, held-out captions", "gain", "CLIP score"), image_lines),
     "quickstart_mixed": (("task", "measured by", "before → after", "gain"), mixed_lines),
     "quickstart_sft": (("run", "held-out greedy accuracy", "gain"), road_lines),
     "quickstart_think_draw": (("run", "pixels right under own thoughts", "gain", *UNDER), thought_lines),
@@ -170,6 +180,7 @@ def table(name: str, results: dict[str, Any]) -> list[str]:
 
 SUMMARY = {
     "quickstart": ("adds; the integer is right, greedy", "quickstart"),
+    "quickstart_emoji": ("draws two emoji as captions say; the pixels are right", "quickstart_emoji"),
     "quickstart_image": ("draws captions; the pixels are right", "quickstart_image"),
     "quickstart_think_draw": ("thinks a riddle out and draws it; the pixels are right", "quickstart_think_draw"),
 }
@@ -178,13 +189,24 @@ SUMMARY = {
 
 def summary(results: dict[str, Any]) -> list[str]:
     """A line a recipe: its first seed before and after, how far all seeds rose, and the shuffled control."""
-    head = ("`unigrpo train ...`", "what is measured, held out", "seed 0", "all seeds", "control", "code")
+    head = (
+        "`unigrpo train ...`",
+        "what is measured, held out",
+        "seed 0",
+        "all seeds",
+        "shuffled rewards, temperature 1",
+        "code",
+    )
     lines = [head, ("---",) * len(head)]
     for name, (what, where) in SUMMARY.items():
+        if f"{name}/seed-0" not in results:
+            continue
         seeds = {own: found for own, found in results.items() if own.startswith(f"{name}/seed-")}
         gains = sorted(found["measured"][where]["gain_points"] for found in seeds.values())
         first, control = seeds[f"{name}/seed-0"], results.get(f"{name}/shuffled")
-        moved = gain(control["measured"][where]) if control else "not measured"
+        moved = (
+            gain(control["measured"].get("temperature 1", control["measured"][where])) if control else "not measured"
+        )
         rose = f"{len(gains)} seeds: {gains[0]:+.1f} to {gains[-1]:+.1f} points"
         lines.append((f"`{name}`", what, change(first["measured"][where]), rose, moved, commit(first)))
     return [f"| {' | '.join(line)} |" for line in lines]

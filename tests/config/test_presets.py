@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from unigrpo.config.presets import PRESETS, TASK_DEFAULTS
 from unigrpo.config.run_keys import RUN_KEYS
 from unigrpo.config.task import TASK_KEYS
 from unigrpo.runs.build import build_config
+from unigrpo.runs.keys import describe
 from unigrpo.training.batches import collate
 from unigrpo.training.scores import compare
 from unigrpo.training.window import rebuild_window
@@ -839,3 +841,11 @@ def test_no_code_asks_for_the_name_of_an_algorithm():
             assert named_presets(ast.parse(file.read_text())) == [], file
     assert named_presets(ast.parse("if args.algorithm == 'espo': pass")) == ["espo"]
     assert named_presets(ast.parse("x = self.args.algorithm in ('wd1', 'spg')")) == ["wd1", "spg"]
+
+
+@pytest.mark.parametrize("name", ["beta", "num_iterations", "loss_type", "epsilon"])
+def test_the_default_that_is_listed_is_what_a_run_gets(name):
+    args = UniGRPOConfig("unused", report_to="none", use_cpu=True)
+    task = args.for_task("text")
+    listed = next(line for line in describe([name]) if line.startswith(f"  {name}: "))
+    assert re.match(rf"  {name}: {getattr(task, name, getattr(args, name))}(,|$)", listed)

@@ -13,11 +13,13 @@ from peft import LoraConfig, get_peft_model
 
 from unigrpo.rollout.generate import load_policy
 from unigrpo.runs.app import live
+from unigrpo.runs.app.examples import examples
 from unigrpo.runs.app.jobs import MOST_WAITING, Jobs, Stopped, Waiting, sentence
 from unigrpo.runs.app.live import Column, Span
 from unigrpo.runs.app.policy import Talker, opened, parsed, rewards_of
 from unigrpo.runs.app.show import html, hue, split
 from unigrpo.runs.cli import main
+from unigrpo.toy import emoji, emoji_riddles, riddles
 
 
 pytestmark = pytest.mark.timeout(60)
@@ -278,6 +280,26 @@ def test_tasks_settings_and_rewards_are_those_that_the_policy_has(talker):
     assert (talker.start("max_completion_length", "r2i"), talker.start("temperature", "t2i")) == (16, 1)
     assert "colour" in rewards_of("t2i") and "colour" not in rewards_of("text")
     assert not {"judge", "remote"} & {*rewards_of("t2i"), *rewards_of("text")}
+    assert (talker.names, opened("builtin:arithmetic", None).names) == (
+        ("builtin:shapes", "builtin:shapes_tokenizer"),
+        ("builtin:arithmetic", ""),
+    )
+
+
+@pytest.mark.parametrize(
+    "names, task, known",
+    [
+        (("builtin:riddles", "builtin:shapes_tokenizer"), "r2i", [own.prompt for own in riddles.RIDDLES]),
+        (("builtin:emoji", "builtin:emoji_tokenizer"), "t2i", [emoji.caption(own) for own in emoji.SCENES]),
+        *(
+            (("runs/mine", "builtin:emoji_tokenizer"), task, [own.prompt for own in emoji_riddles.riddles("train")])
+            for task in ("r2i", "text")
+        ),
+    ],
+)
+def test_examples_are_of_the_world_that_the_policy_or_its_image_tokenizer_names(names, task, known):
+    shown = [prompt for (prompt,) in examples(names, task)]
+    assert shown and set(shown) <= set(known)
 
 
 @pytest.mark.parametrize(

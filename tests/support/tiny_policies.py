@@ -75,7 +75,7 @@ def block_causal():
 # ---- uniform noise: UDM, URSA ----
 
 
-WORDS = [word for word in example.WORDS if word != "[MASK]"]
+WORDS = ["[PAD]", "[SEP]", "please", "say", "red", "green", "blue", "black", "white"]
 
 
 class UniformNoisePolicy(DiffusionPolicy):

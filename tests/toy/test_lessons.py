@@ -58,6 +58,9 @@ RIGHT: dict[tuple[str, str | None], Callable] = {
     ("arithmetic", None): lambda row: integer_match(row["completion"], row["solution"]),
     ("countdown", None): lambda row: countdown.solved(row["completion"], row["solution"]),
     ("emoji", None): lambda row: emoji_check.clear_picture(row["image"], row["solution"]),
+    ("emoji", "r2i"): lambda row: (
+        row["completion"] == row["thought"] and emoji_check.clear_picture(row["image"], row["solution"])
+    ),
     ("riddles", None): lambda row: (
         row["completion"] == row["thought"] and right_picture(row["image"], row["solution"])
     ),

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from unigrpo.models.builtin import model_path
 from unigrpo.rollout.thoughts import ThoughtAndPicture
 from unigrpo.runs.check_sft import check_sft_recipe
 from unigrpo.runs.sft import load_sft_recipe, run_sft_recipe
-from unigrpo.toy import arithmetic, riddles, shapes, shapes_lessons
+from unigrpo.toy import arithmetic, emoji, riddles, shapes, shapes_lessons
 from unigrpo.toy.making import policies
 from unigrpo.toy.making.figures import figures
 
@@ -120,6 +121,9 @@ def test_who_answers_everything_right_has_all_figures_at_one(name):
     texts = {row["prompt"]: row["solution"].removeprefix("#### ") for row in rows}
     seen = {row["image"].tobytes(): row["solution"] for row in shapes.questions("test", 24)}
     drawn = {row["prompt"]: row["image"] for row in shapes_lessons.pictures("test", 24)}
+    rng = np.random.default_rng(0)
+    for row in emoji.problems("test", 24):
+        drawn[row["prompt"]] = emoji.render(emoji.Scene(row["relation"], row["first"], row["second"]), rng)
     thought = {
         row["prompt"]: ThoughtAndPicture(row["completion"], row["image"]) for row in riddles.lessons("test", 24)
     }
@@ -130,7 +134,7 @@ def test_who_answers_everything_right_has_all_figures_at_one(name):
         return [texts[prompt] for prompt in prompts] if images is None else [seen[own.tobytes()] for own in images]
 
     def wrong(prompts, task="text", images=None, **_):
-        blank = Image.new("RGB", (32, 32))
+        blank = Image.new("RGB", (48, 48) if name == "emoji" else (32, 32))
         return [{"text": "0", "t2i": blank, "r2i": ThoughtAndPicture("0", blank)}[task]] * len(prompts)
 
     for answer, share in ((right, 1.0), (wrong, 0.0)):

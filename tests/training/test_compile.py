@@ -101,7 +101,7 @@ def test_old_log_probabilities_are_the_updates_in_bf16():
     assert_rounding(old, plain, relative=2 * FP32)
 
 
-@pytest.mark.parametrize("kind", ["none", "dual"])
+@pytest.mark.parametrize("kind", [pytest.param("none", marks=pytest.mark.slow), "dual"])
 def test_layers_share_their_graphs_beside_a_cache(kind):
     """A block that knew its number would be compiled once for every layer, and 32 layers exceed the compiler's limit."""
     graphs = []

@@ -73,8 +73,11 @@ BUILTIN_SETS = {
 }
 """``builtin:NAME`` as a dataset -> the function ``(split, limit) -> rows`` that makes it. Imported when it is asked for."""
 
-BUILTIN_QUESTIONS = {"shapes": "unigrpo.toy.shapes:questions"}
-"""The same for rows of task ``mmu``."""
+BUILTIN_TASKS = {
+    ("shapes", "mmu"): "unigrpo.toy.shapes:questions",
+    ("emoji", "r2i"): "unigrpo.toy.emoji_riddles:problems",
+}
+"""The same for NAME and a task that has rows of its own."""
 
 BUILTIN_LESSONS: dict[tuple[str, str | None], dict[str | None, str]] = {
     ("arithmetic", None): {
@@ -88,6 +91,10 @@ BUILTIN_LESSONS: dict[tuple[str, str | None], dict[str | None, str]] = {
     ("emoji", None): {
         None: "unigrpo.toy.emoji_lessons:pictures",
         "careless": "unigrpo.toy.emoji_lessons:careless_pictures",
+    },
+    ("emoji", "r2i"): {
+        None: "unigrpo.toy.emoji_riddles:lessons",
+        "careless": "unigrpo.toy.emoji_riddles:careless_lessons",
     },
     ("riddles", None): {None: "unigrpo.toy.riddles:lessons", "careless": "unigrpo.toy.riddles:careless_lessons"},
     ("running_sums", None): {None: "unigrpo.toy.running_sums:lessons"},
@@ -170,11 +177,11 @@ def _lacks(spec: DatasetSpec, rows: Any, wanted: tuple[str, str]) -> RecipeError
 
 def _builtin(spec: DatasetSpec, name: str, given: bool) -> Callable[[str, int | None], list[dict[str, Any]]]:
     """What makes the rows of a shipped set."""
-    sets = {**BUILTIN_SETS, **BUILTIN_QUESTIONS} if spec.task == "mmu" else BUILTIN_SETS
-    if name not in sets:
-        raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {[BUILTIN + n for n in sets]}")
+    if name not in BUILTIN_SETS:
+        shipped = [BUILTIN + own for own in BUILTIN_SETS]
+        raise RecipeError(f"dataset path {spec.path!r} is unknown: shipped sets are {shipped}")
     if not given:
-        return import_named(sets[name])
+        return import_named(BUILTIN_TASKS.get((name, spec.task or ""), BUILTIN_SETS[name]))
     teachers = BUILTIN_LESSONS.get((name, spec.task)) or BUILTIN_LESSONS[name, None]
     if spec.name not in teachers:
         raise RecipeError(f"dataset {spec.path!r}: name={quoted(spec.name)}: choose one of {list(teachers)}")

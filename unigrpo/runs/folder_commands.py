@@ -8,33 +8,36 @@ from ..terminal import say
 from .commands import quiet_bars
 
 
-REPORT = """example, from an empty folder:
-  unigrpo train quickstart max_steps=20 eval_datasets.0.limit=64 && unigrpo report runs/quickstart
+REPORT = """examples:
+  unigrpo train quickstart max_steps=20 eval_datasets.0.limit=64
+  unigrpo report runs/quickstart
 
-It takes a run that goes on or was killed too. The page is one file and asks no network.
+A run that goes on, or was killed, will do. The page is one file and asks no
+network.
 """
 
 
-WATCH = """example, from an empty folder:
-  unigrpo train quickstart > log.txt 2>&1 & unigrpo watch runs/quickstart
+WATCH = """examples:
+  unigrpo watch runs/quickstart     while `unigrpo train quickstart` goes on
 
-It reads metrics.jsonl and what stands beside it, and writes nothing. It ends when all runs are finished; Ctrl-C ends it at once.
+It reads metrics.jsonl and what lies beside it, and writes nothing. It ends when
+all runs are finished; Ctrl-C ends it at once.
 """
 
 
-REPRODUCE = """examples, from an empty folder:
-  unigrpo reproduce toy                                 some minutes on two cores
+REPRODUCE = """examples:
+  unigrpo reproduce                  what there is, with budgets
+  unigrpo reproduce toy              some minutes on two cores
   unigrpo reproduce math-mmada --budget 1gpu-day --plan
 
-Stopped at any moment and started again, it goes on. It ends in card.json, card.html and card.png.
+Stopped at any moment and started again, it goes on. It measures held-out rows,
+trains, measures again, and leaves card.json, card.html and card.png.
 """
 
 
 def report_arguments(report: argparse.ArgumentParser) -> None:
-    _with_examples(report, REPORT)
-    report.add_argument(
-        "folder", metavar="FOLDER", help="output_dir of `unigrpo train` or `sft`, or an evaluation's folder"
-    )
+    report.epilog = REPORT
+    report.add_argument("folder", metavar="FOLDER", help="what `unigrpo train`, `sft` or `evaluate` left")
     report.add_argument("--output", metavar="FILE", help="the page (default: report.html in the folder)")
     report.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
     report.add_argument(
@@ -42,32 +45,28 @@ def report_arguments(report: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="held-out answers of each task to write again, step by step",
+        help="also show so many answers of each task step by step",
     )
 
 
 def watch_arguments(watch: argparse.ArgumentParser) -> None:
-    _with_examples(watch, WATCH)
-    watch.add_argument("folders", nargs="+", metavar="FOLDER", help="output_dir of a run; it need not be there yet")
-    watch.add_argument("--once", action="store_true", help="print one table and end, as without a terminal")
+    watch.epilog = WATCH
+    watch.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run; it need not be there yet")
+    watch.add_argument("--once", action="store_true", help="print one table and end")
 
 
 def reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
-    _with_examples(reproduce, REPRODUCE)
+    reproduce.epilog = REPRODUCE
     reproduce.add_argument(
         "name", nargs="?", metavar="NAME", help="toy, math-mmada or image-mmada (default: the list)"
     )
-    reproduce.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changed settings; the card says so")
+    reproduce.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="other settings; the card says so")
     reproduce.add_argument(
-        "--budget", metavar="B", help="what is spent, such as 1gpu-day (default: the first of the list)"
+        "--budget", metavar="B", help="how much is spent, such as 1gpu-day (default: the first listed)"
     )
     reproduce.add_argument("--output-dir", metavar="DIR", help="default: runs/reproduce-NAME-BUDGET")
-    reproduce.add_argument("--plan", action="store_true", help="only print stages, hours, memory and expectation")
+    reproduce.add_argument("--plan", action="store_true", help="only print stages, hours, memory and what is expected")
     reproduce.add_argument("--check", metavar="CARD", help="is a card.json whole, and what differs from here?")
-
-
-def _with_examples(parser: argparse.ArgumentParser, examples: str) -> None:
-    parser.epilog, parser.formatter_class = examples, argparse.RawDescriptionHelpFormatter
 
 
 def run_report(arguments: argparse.Namespace) -> int:

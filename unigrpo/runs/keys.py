@@ -103,7 +103,9 @@ def _part(title: str, part: Any, without: Mapping[str, Key] = MappingProxyType({
 
 def _keys(keys: Mapping[str, Key]) -> Iterator[str]:
     for name, about in keys.items():
-        default = "none" if about.default is None else str(about.default)
+        # What a run gets that sets nothing: its algorithm is unigrpo then.
+        usual = PRESETS["unigrpo"].get(name, about.default)
+        default = "none" if usual is None else str(usual)
         limits = f", {about.range.removeprefix('lie in ').removeprefix('be ')}" if about.range != "be finite" else ""
         choices = f", one of {' '.join(about.choices)}" if about.choices else ""
         yield f"  {name}: {default}{choices}{limits}"

@@ -7,18 +7,19 @@ import importlib.util
 
 
 LM_EVAL = """examples:
-  unigrpo lm-eval --model_args path=builtin:arithmetic_trained --tasks sums --include_path .
-  unigrpo lm-eval --model_args path=runs/math,draws=128,steps=128 --tasks gsm8k,arc_challenge --limit 100
   unigrpo lm-eval ls tasks
+  unigrpo lm-eval --model_args path=builtin:arithmetic_trained,draws=8 \\
+    --tasks arc_easy --limit 16
+  unigrpo lm-eval --model_args path=runs/math,steps=128 --tasks gsm8k
 
-Everything behind lm-eval is lm-evaluation-harness's own command line. model_args: path (as in
-`unigrpo evaluate`), draws (of the evidence bound, default 128), and keys of sampling.
+It needs the harness: pip install 'unigrpo[lm-eval]'. What follows lm-eval is its
+own. model_args has path (a model, as in `unigrpo evaluate`), draws (of the
+evidence bound, default 128) and keys of sampling.
 """
 
 
 def lm_eval_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.usage = "unigrpo lm-eval --model_args path=MODEL[,KEY=VALUE ...] --tasks A,B [its options ...]"
+    parser.usage = "unigrpo lm-eval --model_args path=MODEL[,KEY=VALUE ...] --tasks A,B [...]"
     parser.epilog = LM_EVAL
     parser.set_defaults(handed_on=[])
 

@@ -7,17 +7,19 @@ pairs and counts of two is held out: every word occurs in both splits, but what 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+
+Item = TypeVar("Item")
 
 SPLITS = ("train", "test")
 SIDE, SLOT = 48, 24
@@ -27,72 +29,72 @@ GROUND = 0.96
 """Grey in [0, 1] behind the emoji, always the same: each further one would cost a small policy much of its learning."""
 
 EMOJI = {
-    "cat": ("\U0001f431", "the animal that says meow"),
-    "dog": ("\U0001f436", "the animal that barks"),
-    "fox": ("\U0001f98a", "the sly animal"),
-    "panda": ("\U0001f43c", "the animal that eats bamboo"),
-    "frog": ("\U0001f438", "the animal that croaks"),
-    "pig": ("\U0001f437", "the animal that oinks"),
-    "cow": ("\U0001f42e", "the animal that says moo"),
-    "lion": ("\U0001f981", "the animal that roars"),
-    "tiger": ("\U0001f42f", "the animal with stripes"),
-    "rabbit": ("\U0001f430", "the animal with long ears"),
-    "monkey": ("\U0001f435", "the animal that swings in trees"),
-    "chicken": ("\U0001f414", "the animal that lays eggs"),
-    "penguin": ("\U0001f427", "the bird that swims in the cold"),
-    "owl": ("\U0001f989", "the bird that hoots at night"),
-    "octopus": ("\U0001f419", "the animal with eight arms"),
-    "tropical fish": ("\U0001f420", "the animal with fins"),
-    "ladybug": ("\U0001f41e", "the insect with dots"),
-    "unicorn": ("\U0001f984", "the animal with one horn"),
-    "apple": ("\U0001f34e", "the fruit that keeps the doctor away"),
-    "lemon": ("\U0001f34b", "the sour fruit"),
-    "banana": ("\U0001f34c", "the fruit that is bent"),
-    "watermelon": ("\U0001f349", "the fruit with black seeds"),
-    "strawberry": ("\U0001f353", "the fruit that goes with cream"),
-    "pineapple": ("\U0001f34d", "the fruit with a crown of leaves"),
-    "carrot": ("\U0001f955", "the nose of a snowman"),
-    "corn cob": ("\U0001f33d", "what popcorn is made of"),
-    "hamburger": ("\U0001f354", "the meal in a bun"),
-    "pizza": ("\U0001f355", "the meal from Naples"),
-    "doughnut": ("\U0001f369", "the cake with a hole"),
-    "cookie": ("\U0001f36a", "what goes with milk"),
-    "cake": ("\U0001f370", "what you eat at a birthday"),
-    "ice cream": ("\U0001f366", "what melts in a cone"),
-    "avocado": ("\U0001f951", "what guacamole is made of"),
-    "happy face": ("\U0001f600", "somebody who laughs"),
-    "crying face": ("\U0001f622", "somebody who weeps"),
-    "angry face": ("\U0001f621", "somebody who is furious"),
-    "cool face": ("\U0001f60e", "somebody with sunglasses"),
-    "clown": ("\U0001f921", "somebody from the circus"),
-    "alien": ("\U0001f47d", "somebody from another world"),
-    "robot": ("\U0001f916", "somebody made of metal"),
-    "pumpkin": ("\U0001f383", "something carved in October"),
-    "red heart": ("\u2764", "a sign of love"),
-    "blue heart": ("\U0001f499", "a heart like the sea"),
-    "green heart": ("\U0001f49a", "a heart like grass"),
-    "yellow heart": ("\U0001f49b", "a heart like gold"),
-    "purple heart": ("\U0001f49c", "a heart like a plum"),
-    "sun": ("\u2600", "what shines by day"),
-    "moon": ("\U0001f319", "what shines by night"),
-    "star": ("\u2b50", "what you wish upon"),
-    "rainbow": ("\U0001f308", "what follows the rain"),
-    "flame": ("\U0001f525", "something hot"),
-    "fir tree": ("\U0001f332", "what you decorate in December"),
-    "cactus": ("\U0001f335", "the plant with spines"),
-    "sunflower": ("\U0001f33b", "the flower that turns to the light"),
-    "rose": ("\U0001f339", "the flower with thorns"),
-    "mushroom": ("\U0001f344", "what grows under trees"),
-    "globe": ("\U0001f30d", "the planet we live on"),
-    "car": ("\U0001f697", "what drives on roads"),
-    "rocket": ("\U0001f680", "what flies to space"),
-    "sailboat": ("\u26f5", "what the wind drives"),
-    "train": ("\U0001f682", "what runs on rails"),
-    "gift": ("\U0001f381", "something wrapped"),
-    "balloon": ("\U0001f388", "something filled with air"),
-    "candle": ("\U0001f56f", "something you light at a party"),
+    "cat": ("\U0001f431", "the animal that says meow", "the animal that chases mice"),
+    "dog": ("\U0001f436", "the animal that barks", "the animal that fetches sticks"),
+    "fox": ("\U0001f98a", "the sly animal", "the animal with a bushy red tail"),
+    "panda": ("\U0001f43c", "the animal that eats bamboo", "the black and white bear"),
+    "frog": ("\U0001f438", "the animal that croaks", "what a tadpole becomes"),
+    "pig": ("\U0001f437", "the animal that oinks", "the animal with a curly tail"),
+    "cow": ("\U0001f42e", "the animal that says moo", "the animal that gives milk"),
+    "lion": ("\U0001f981", "the king of the beasts", "the animal that leads a pride"),
+    "tiger": ("\U0001f42f", "the big beast with stripes", "the beast that hunted Mowgli"),
+    "rabbit": ("\U0001f430", "the animal with long ears", "the animal that brings eggs at Easter"),
+    "monkey": ("\U0001f435", "the animal that swings in trees", "the animal that is most like us"),
+    "chicken": ("\U0001f414", "the bird that clucks", "the bird of the farmyard"),
+    "penguin": ("\U0001f427", "the bird that swims in the cold", "the bird in a tailcoat"),
+    "owl": ("\U0001f989", "the bird that hoots at night", "the wise bird"),
+    "octopus": ("\U0001f419", "the animal with eight arms", "the animal that squirts ink"),
+    "tropical fish": ("\U0001f420", "the animal with fins", "what swims in an aquarium"),
+    "ladybug": ("\U0001f41e", "the insect with dots", "the beetle that brings luck"),
+    "unicorn": ("\U0001f984", "the animal with one horn", "the horse of fairy tales"),
+    "apple": ("\U0001f34e", "the fruit that keeps the doctor away", "the fruit that fell on Newton"),
+    "lemon": ("\U0001f34b", "the sour fruit", "the fruit squeezed into tea"),
+    "banana": ("\U0001f34c", "the fruit that is bent", "the fruit whose peel you slip on"),
+    "watermelon": ("\U0001f349", "the fruit with black seeds", "the fruit that is green outside and red inside"),
+    "strawberry": ("\U0001f353", "the fruit that goes with cream", "the fruit with its seeds outside"),
+    "pineapple": ("\U0001f34d", "the fruit with a crown of leaves", "the fruit of Hawaii"),
+    "carrot": ("\U0001f955", "the nose of a snowman", "the orange root"),
+    "corn cob": ("\U0001f33d", "what popcorn is made of", "the yellow ear from the field"),
+    "hamburger": ("\U0001f354", "the meal in a bun", "the meal with a patty"),
+    "pizza": ("\U0001f355", "the meal from Naples", "the meal from a flat box"),
+    "doughnut": ("\U0001f369", "the pastry with a hole", "the ring with sprinkles"),
+    "cookie": ("\U0001f36a", "what goes with milk", "the biscuit with chocolate chips"),
+    "cake": ("\U0001f370", "what you eat at a birthday", "the sweet in layers"),
+    "ice cream": ("\U0001f366", "what melts in a cone", "the cold sweet"),
+    "avocado": ("\U0001f951", "what guacamole is made of", "the green fruit on toast"),
+    "happy face": ("\U0001f600", "somebody who laughs", "somebody in a good mood"),
+    "crying face": ("\U0001f622", "somebody who weeps", "somebody in tears"),
+    "angry face": ("\U0001f621", "somebody who is furious", "somebody red with rage"),
+    "cool face": ("\U0001f60e", "somebody with sunglasses", "somebody dressed for the beach"),
+    "clown": ("\U0001f921", "somebody from the circus", "somebody with a red nose"),
+    "alien": ("\U0001f47d", "somebody from another world", "somebody from a flying saucer"),
+    "robot": ("\U0001f916", "somebody made of metal", "somebody who runs on batteries"),
+    "pumpkin": ("\U0001f383", "something carved in October", "the lantern of Halloween"),
+    "red heart": ("\u2764", "a sign of love", "a heart like a cherry"),
+    "blue heart": ("\U0001f499", "a heart like the sea", "a heart like the sky"),
+    "green heart": ("\U0001f49a", "a heart like grass", "a heart like a pea"),
+    "yellow heart": ("\U0001f49b", "a heart like gold", "a heart like butter"),
+    "purple heart": ("\U0001f49c", "a heart like a plum", "a heart like lavender"),
+    "sun": ("\u2600", "what shines by day", "what the planets circle"),
+    "moon": ("\U0001f319", "what changes from new to full", "what wolves howl at"),
+    "star": ("\u2b50", "what you wish upon", "what tops a Christmas tree"),
+    "rainbow": ("\U0001f308", "what follows the rain", "the arch of seven colors"),
+    "flame": ("\U0001f525", "what firemen put out", "what comes out of a dragon"),
+    "fir tree": ("\U0001f332", "what you decorate in December", "the tree with needles"),
+    "cactus": ("\U0001f335", "the plant with spines", "the plant of the desert"),
+    "sunflower": ("\U0001f33b", "the flower that turns to the light", "the flower that van Gogh painted"),
+    "rose": ("\U0001f339", "the flower with thorns", "the flower for a valentine"),
+    "mushroom": ("\U0001f344", "what grows under trees", "what a gnome lives in"),
+    "globe": ("\U0001f30d", "the planet we live on", "what an atlas shows"),
+    "car": ("\U0001f697", "what drives on roads", "what parks in a garage"),
+    "rocket": ("\U0001f680", "what flies to space", "what starts with a countdown"),
+    "sailboat": ("\u26f5", "what the wind drives", "what a skipper steers"),
+    "train": ("\U0001f682", "what runs on rails", "what stops at stations"),
+    "gift": ("\U0001f381", "something wrapped", "something under a Christmas tree"),
+    "balloon": ("\U0001f388", "something filled with air", "something that a pin can burst"),
+    "candle": ("\U0001f56f", "something you light at a party", "something with a wick"),
 }
-"""Name: the character, and a clue that stands for the name in a riddle."""
+"""Name: the character, and two clues, each of which stands for the name in a riddle."""
 
 NAMES = tuple(EMOJI)
 PLURALS = {name: f"{name}s" for name in NAMES} | {
@@ -116,6 +118,9 @@ VARIANTS = ((-0.25, -0.25), (0.25, 0.25))
 
 WORDS = ("a", "an", "two", "left", "of", "above", *dict.fromkeys(" ".join([*NAMES, *PLURALS.values()]).split()))
 """Every word of a caption, once each."""
+
+PHRASES = ("a", "an", "two", "left of", "above", *NAMES, *PLURALS.values())
+"""A token each of a policy's tokenizer: a short prompt leaves a small policy more sight of its picture."""
 
 SPRITES = Path(__file__).parent / "sprites" / "emoji.png"
 CELL, COLUMNS = 64, 8
@@ -229,7 +234,7 @@ def problems(split: str, n: int | None = None, seed: int = 0) -> list[dict[str, 
     Raises:
         ValueError: ``split`` is not one of ``SPLITS``.
     """
-    return [row(scene) for scene in order(split, n, random.Random(f"emoji/{split}/{seed}"))]
+    return [row(scene) for scene in order(scenes(split), n, random.Random(f"emoji/{split}/{seed}"))]
 
 
 def row(scene: Scene) -> dict[str, Any]:
@@ -238,13 +243,12 @@ def row(scene: Scene) -> dict[str, Any]:
     return {"prompt": said, "task": "t2i", "reward_prompt": said, "solution": said, **asdict(scene)}
 
 
-def order(split: str, n: int | None, rng: random.Random) -> list[Scene]:
-    """``n`` scenes of a split in the order that ``rng`` decides; None = each once."""
-    members = scenes(split)
-    endless = _shuffled_forever(members, rng)
-    return [scene for _, scene in zip(range(len(members) if n is None else n), endless, strict=False)]
+def order(items: Sequence[Item], n: int | None, rng: random.Random) -> list[Item]:
+    """``n`` of ``items``, each once before any comes again, in orders that ``rng`` decides; None = each once."""
+    endless = _shuffled_forever(items, rng)
+    return [item for _, item in zip(range(len(items) if n is None else n), endless, strict=False)]
 
 
-def _shuffled_forever(items: tuple[Scene, ...], rng: random.Random) -> Iterator[Scene]:
+def _shuffled_forever(items: Sequence[Item], rng: random.Random) -> Iterator[Item]:
     while True:
         yield from rng.sample(items, len(items))

@@ -11,30 +11,32 @@ from ...terminal import say
 
 
 APP = """examples:
-  unigrpo app                                    builtin:shapes: chat, draw, think then draw, ask
+  unigrpo app                        builtin:shapes: chat, draw, ask
   unigrpo app builtin:arithmetic_trained temperature=0.5 seed=3
-  unigrpo app --adapter runs/math                base and adapter side by side
+  unigrpo app --adapter runs/lora    base and adapter side by side
 
-keys: temperature, steps, max_completion_length, block_length, guidance_scale and seed begin with
-what is given here; dtype, policy and image_tokenizer say how the model is loaded.
+It needs Gradio: pip install 'unigrpo[app]'.
+Keys of the page: temperature, steps, max_completion_length, block_length,
+guidance_scale, seed. Keys of loading: dtype, policy, image_tokenizer.
 """
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def app_arguments(app: argparse.ArgumentParser) -> None:
-    app.formatter_class = argparse.RawDescriptionHelpFormatter
     app.epilog = APP
-    app.usage = "unigrpo app [MODEL] [--adapter A] [--host 127.0.0.1] [--port 7860] [KEY=VALUE ...]"
+    app.usage = "unigrpo app [MODEL] [KEY=VALUE ...] [options]"
     app.add_argument(
         "overrides",
         nargs="*",
-        metavar="MODEL_OR_KEY=VALUE",
-        help="hub id, folder, adapter folder or builtin:NAME (default: builtin:shapes), and settings",
+        metavar="MODEL",
+        help="hub id, folder, adapter folder or builtin:NAME (default: builtin:shapes)",
     )
-    app.add_argument("--adapter", metavar="DIR", help="an adapter; it answers beside its base, from the same seed")
-    app.add_argument("--host", default="127.0.0.1", help="where it listens (default: 127.0.0.1, this machine alone)")
-    app.add_argument("--port", type=int, default=7860, help="default: 7860")
+    app.add_argument("--adapter", metavar="DIR", help="an adapter, which answers beside its base from the same seed")
+    app.add_argument(
+        "--host", default="127.0.0.1", help="who can open the page (default: 127.0.0.1, this machine alone)"
+    )
+    app.add_argument("--port", type=int, metavar="N", default=7860, help="default: 7860")
 
 
 def run_app(arguments: argparse.Namespace) -> int:

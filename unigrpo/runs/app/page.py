@@ -57,7 +57,7 @@ def _tab(talker: Talker, jobs: Jobs, task: str) -> None:
         stop = gr.Button("Stop", elem_id=own + "stop", min_width=120)
     shown = gr.HTML(elem_id=own + "answer", elem_classes="answers", padding=False)
     given = [prompt] if image is None else [prompt, image]
-    gr.Examples(examples(talker.base, task), inputs=given, label="Examples")
+    gr.Examples(examples(talker.names, task), inputs=given, label="Examples")
     with gr.Accordion("Settings and reward", open=False):
         knobs = {}
         for line in (OF_TASK[task][:3], OF_TASK[task][3:]):

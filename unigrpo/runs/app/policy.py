@@ -55,6 +55,11 @@ class Talker:
     compared: bool = False
     starts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Those of ``base`` and of its image tokenizer, "" where there is none."""
+        return self.base, str(getattr(self.loaded.model.config, "image_tokenizer", None) or "")
+
     def start(self, key: str, task: str) -> Any:
         """The value that a setting begins with."""
         setting = SETTINGS[key]

@@ -13,41 +13,44 @@ from .tasks import TASKS
 EVALUATE = """examples:
   unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 32
   unigrpo evaluate builtin:shapes --tasks shapes,shapes_mmu --limit 16
-  unigrpo evaluate builtin:arithmetic --tasks arithmetic --num-samples 8 temperature=0.8
+  unigrpo evaluate builtin:arithmetic --tasks arithmetic --limit 16 \\
+    --num-samples 8 temperature=0.8
   unigrpo evaluate runs/math --tasks gsm8k,math500 --data gsm8k=test.jsonl
-  unigrpo evaluate quickstart --model runs/quickstart       the recipe's own rows
+  unigrpo evaluate quickstart --model runs/quickstart      on its held-out rows
 """
 
 
 def evaluate_arguments(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.formatter_class = argparse.RawDescriptionHelpFormatter
     own = {name: task for name, task in TASKS.items() if task.layout is None}
     names = textwrap.fill(f"tasks: {', '.join(own)}", width=78, subsequent_indent="  ")
     layouts = ", ".join(name for name in TASKS if name not in own)
     evaluate.epilog = f"{EVALUATE}{names}\nexports: {layouts}"
     evaluate.usage = "unigrpo evaluate MODEL_OR_RECIPE [--tasks A,B] [options] [KEY=VALUE ...]"
     evaluate.add_argument(
-        "recipe", metavar="MODEL_OR_RECIPE", help="recipe; with --tasks also a hub id, folder or builtin:NAME"
+        "recipe", metavar="MODEL_OR_RECIPE", help="a recipe; with --tasks also a hub id, folder or builtin:NAME"
+    )
+    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="temperature=0.8 steps=32 ...")
+    evaluate.add_argument("--tasks", metavar="A,B", help="names or pkg.mod:attr (default: a recipe's held-out rows)")
+    evaluate.add_argument(
+        "--data", type=_pair, action="append", default=[], metavar="TASK=PATH", help="where the rows of a task are"
     )
     evaluate.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="temperature=0.8 steps=32 block_length=8 ..."
+        "--export",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="draw for a benchmark's own code",
     )
-    evaluate.add_argument("--tasks", metavar="A,B", help="by name or pkg.mod:attr (default: held-out rows)")
-    evaluate.add_argument("--data", type=_pair, action="append", default=[], metavar="TASK=PATH", help="its rows")
-    evaluate.add_argument(
-        "--export", type=_pair, action="append", default=[], metavar="NAME=PATH", help="draw its prompts for its code"
-    )
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="rows of each task, from the first on")
-    evaluate.add_argument("--num-samples", type=_count, metavar="N", help="answers a row: pass@k, majority@k")
+    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first rows of each task")
+    evaluate.add_argument("--num-samples", type=_count, metavar="N", help="answers a row, for pass@k and majority@k")
     evaluate.add_argument("--seed", type=int, metavar="N", help="of the random numbers (default: the recipe's, or 0)")
     evaluate.add_argument("--model", metavar="DIR", help="another model or adapter than the recipe's")
     evaluate.add_argument("--adapter", metavar="DIR", help="an adapter on the model")
     evaluate.add_argument("--batch-size", type=_count, metavar="N", help="changes no number (default: 8)")
     evaluate.add_argument("--output-dir", metavar="DIR", help="default: runs/evaluations/NAME")
     evaluate.add_argument("--output_dir", dest="output_dir", help=argparse.SUPPRESS)
-    evaluate.add_argument(
-        "--thoughts", action="store_true", help="of r2i: under own, empty and other prompts' thoughts"
-    )
+    evaluate.add_argument("--thoughts", action="store_true", help="of r2i: is the thought used in the picture?")
 
 
 COMPARE = """examples:
@@ -55,19 +58,18 @@ COMPARE = """examples:
   unigrpo evaluate builtin:arithmetic_trained --tasks arithmetic --limit 64
   unigrpo compare runs/evaluations/arithmetic runs/evaluations/arithmetic_trained
 
-Both have the same tasks, settings, rows and seed; only the model differs. With one
-answer a prompt p is of the exact sign test over prompts (McNemar's), else of a paired
-bootstrap; intervals are bootstraps over prompts.
+Both have the same tasks, settings, rows and seed; only the model differs.
+Intervals are bootstraps over prompts. With one answer a prompt p is that of the
+exact sign test (McNemar's), else that of a paired bootstrap.
 """
 
 
 def compare_arguments(compare: argparse.ArgumentParser) -> None:
-    compare.formatter_class = argparse.RawDescriptionHelpFormatter
     compare.epilog = COMPARE
     compare.add_argument("a", metavar="A", help="folder of an evaluation, the one before")
     compare.add_argument("b", metavar="B", help="folder of an evaluation, the one after")
-    compare.add_argument("--anyway", action="store_true", help="also where more than the model differs")
-    compare.add_argument("--output", metavar="FILE", help="write the comparison as JSON; it must not exist yet")
+    compare.add_argument("--anyway", action="store_true", help="compare them also where more than the model differs")
+    compare.add_argument("--output", metavar="FILE", help="write the comparison as JSON; a new file")
 
 
 def run_compare(arguments: argparse.Namespace) -> int:

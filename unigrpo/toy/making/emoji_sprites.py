@@ -28,7 +28,7 @@ def sheet(font: Path) -> Image.Image:
     """All sprites in the grid that ``emoji`` reads, RGBA."""
     face = ImageFont.truetype(str(font), FONT_SIZE)
     whole = Image.new("RGBA", (COLUMNS * CELL, -(-len(EMOJI) // COLUMNS) * CELL))
-    for index, (character, _) in enumerate(EMOJI.values()):
+    for index, (character, *_) in enumerate(EMOJI.values()):
         y, x = divmod(index, COLUMNS)
         whole.paste(sprite(character, face), (x * CELL, y * CELL))
     return whole

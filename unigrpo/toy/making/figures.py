@@ -6,13 +6,22 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from ...data.pictures import to_pixels
 from ...rollout.generate import LoadedPolicy
 from ...runs.accuracy import integer_match
-from .. import arithmetic, riddles, shapes, sudoku
+from .. import arithmetic, emoji, emoji_check, riddles, shapes, sudoku
 from ..pixel_check import right_picture
 
 
 PUZZLE_ROWS, SHAPES_ROWS = 512, 480
+EMOJI_JUDGES = {
+    "right": emoji_check.right_picture,
+    "right and clear": emoji_check.clear_picture,
+    "right among look-alikes": emoji_check.alike_picture,
+}
 TEMPERATURES = {"T = 1": 1.0, "greedy": 0.0}
 
 
@@ -23,6 +32,8 @@ def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[s
     """
     if name == "shapes":
         return shapes_figures(loaded, count or SHAPES_ROWS)
+    if name == "emoji":
+        return emoji_figures(loaded, count or SHAPES_ROWS)
     if name == "riddles":
         return riddles_figures(loaded, count or SHAPES_ROWS)
     found = {}
@@ -35,6 +46,47 @@ def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[s
         if name == "sudoku":
             found[f"{label}, of the empty cells"] = _cells(answers, rows)
     return found
+
+
+def emoji_figures(loaded: LoadedPolicy, count: int) -> dict[str, float]:
+    """Pictures in random order, as they are trained and then cooler and in more steps: right, right and clear, among look-alikes."""
+    found, rows = {}, emoji.problems("test", count)
+    for temperature, steps in ((1.0, 8), (0.5, 12)):
+        prompts = [row["prompt"] for row in rows]
+        drawn = loaded.generate(
+            prompts,
+            task="t2i",
+            sampler="emerge",
+            steps=steps,
+            temperature=temperature,
+            guidance_scale=0.0,
+            batch_size=120,
+        )
+        for label, judge in EMOJI_JUDGES.items():
+            found |= _shares(f"T = {temperature:g}, {steps} steps, {label}", drawn, rows, judge)
+    return found
+
+
+def emoji_diversity(loaded: LoadedPolicy, captions: int = 48, draws: int = 8) -> dict[str, float]:
+    """Mean squared difference, pixels in [-1, 1], of two pictures of one caption, drawn at temperature 1 and as the world renders them."""
+    rows, rng = emoji.problems("test", captions), np.random.default_rng(0)
+    drawn = loaded.generate(
+        [row["prompt"] for row in rows for _ in range(draws)],
+        task="t2i",
+        sampler="emerge",
+        steps=8,
+        temperature=1.0,
+        guidance_scale=0.0,
+        batch_size=96,
+    )
+    scenes = [emoji.Scene(row["relation"], row["first"], row["second"]) for row in rows for _ in range(draws)]
+    sources = {"drawn": drawn, "rendered": [emoji.render(scene, rng) for scene in scenes]}
+    return {name: _spread(to_pixels(images).unflatten(0, (captions, draws))) for name, images in sources.items()}
+
+
+def _spread(pixels: Tensor) -> float:
+    """Of ``[captions, draws, 3, H, W]``: the mean squared difference of two draws is twice their unbiased variance."""
+    return 2 * pixels.var(dim=1).mean().item()
 
 
 def riddles_figures(loaded: LoadedPolicy, count: int) -> dict[str, float]:

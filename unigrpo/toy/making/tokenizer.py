@@ -36,17 +36,17 @@ def prompt_pieces() -> list[str]:
     return [*sorted(between), *NAMES, *OBJECTS]
 
 
-def build_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+def build_tokenizer(words: tuple[str, ...] = (), phrases: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer that restores every text of printable ASCII characters exactly.
 
     Known pieces are one token, any other character is its own; a digit is, unless ``words`` have the number. ``words`` are
-    further pieces, each also with a space before it. ``<think>`` and ``</think>`` are
+    further pieces, each also with a space before it, and ``phrases`` are pieces as they are. ``<think>`` and ``</think>`` are
     ordinary tokens, so decoding keeps them; the rest of the layout tokens are special.
     """
     special = [*CHAT_TOKENS.values(), *(f"<|{name}|>" for name in LAYOUT_TOKENS), "<|unk|>"]
     characters = ["\n", *string.digits, *sorted(set(string.printable[10:95]) | {" "})]
     pieces = [*TAGS, *ROLES, *prompt_pieces(), *(f" {word}" for word in words)]
-    pieces += [word for word in words if word not in characters]
+    pieces += [*(word for word in words if word not in characters), *phrases]
     vocabulary = {token: index for index, token in enumerate([*special, *pieces, *characters])}
     longest_first = sorted(pieces, key=len, reverse=True)
     pattern = "|".join([*(re.escape(piece) for piece in longest_first), r"[\s\S]"])
