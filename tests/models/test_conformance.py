@@ -11,8 +11,6 @@ import torch
 from transformers import BertForMaskedLM
 
 from unigrpo.models import (
-    LLaDAConfig,
-    LLaDAForMaskedDiffusion,
     MaskedDiffusionMixin,
     MMaDAPolicy,
     MMaDAProcessor,
@@ -26,7 +24,7 @@ from unigrpo.testing.likelihood import score, some_hidden
 from unigrpo.testing.policy import TEMPERATURE, sampled
 from unigrpo.types import TokenSpace
 
-from ..support.tiny import golden_tokenizer, prompts, tiny_model, tiny_processor
+from ..support.tiny import golden_tokenizer, prompts, tiny_llada, tiny_model, tiny_processor
 from ..support.tiny_decoders import DECODERS, tiny_decoder
 from ..support.tiny_policies import BLOCK, UniformNoisePolicy, block_causal, example, uniform_noise
 
@@ -63,12 +61,13 @@ def mmada_attending_padding():
     return model, MMaDAPolicy(model.config, tiny_processor()), rows
 
 
-def llada():
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 48, "vocab_size": 208}
-    config = LLaDAConfig(**sizes, mask_token_id=184, eos_token_id=161, pad_token_id=161)
-    policy = LLaDAPolicy(config, MMaDAProcessor(golden_tokenizer()))
-    return LLaDAForMaskedDiffusion(config), policy, prompts(3)
+def llada(**fields):
+    model = tiny_llada(**fields)
+    return model, LLaDAPolicy(model.config, MMaDAProcessor(golden_tokenizer())), prompts(3)
+
+
+def llada_with_a_tied_head():
+    return llada(weight_tying=True)
 
 
 EXAMPLE_ROWS = [{"prompt": "say red"}, {"prompt": "please say blue"}, {"prompt": "say"}]
@@ -94,7 +93,7 @@ def mmada_reading_images():
     return model, policy, [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
 
 
-FAMILIES = [mmada, mmada_attending_padding, llada, bert, shifted, uniform_noise]
+FAMILIES = [mmada, mmada_attending_padding, llada, llada_with_a_tied_head, bert, shifted, uniform_noise]
 
 
 @pytest.mark.smoke

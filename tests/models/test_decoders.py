@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM, Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, load_policy
-from unigrpo.models import DreamForMaskedDiffusion, decoder
+from unigrpo.models import DreamForMaskedDiffusion, MMaDAProcessor, decoder
 from unigrpo.models.adapters import merged
 from unigrpo.models.decoder import A2DQwen3ForMaskedDiffusion, DecoderProcessor
 from unigrpo.models.decoder.configuration import MaskedDecoderFields
@@ -22,7 +22,7 @@ from unigrpo.training.old_and_reference import add_old_and_reference
 from ..support.given_runs import SMALL, TEXT
 from ..support.laws import assert_accumulation_changes_nothing, first_window, losses_of
 from ..support.runs import history
-from ..support.tiny import prompts
+from ..support.tiny import golden_tokenizer, prompts, tiny_llada
 from ..support.tiny_decoders import DECODERS, SIZES, decoder_tokenizer, tiny_decoder
 
 
@@ -32,12 +32,16 @@ IDS = torch.arange(24).view(2, 12) + 3
 
 @pytest.fixture
 def folder(tmp_path):
-    """A function that saves one of ``DECODERS`` with its processor."""
+    """A function that saves one of ``RUNS`` with its processor."""
 
     def save(name: str) -> str:
-        model, policy = tiny_decoder(name)
+        if name == TIED_LLADA:
+            model, processor = tiny_llada(weight_tying=True), MMaDAProcessor(golden_tokenizer())
+        else:
+            model, policy = tiny_decoder(name)
+            processor = policy.processor
         model.save_pretrained(tmp_path / "base")
-        policy.processor.save_pretrained(tmp_path / "base")
+        processor.save_pretrained(tmp_path / "base")
         return str(tmp_path / "base")
 
     return save
@@ -51,7 +55,8 @@ def logits(model) -> torch.Tensor:
 # ---- runs ----
 
 
-RUNS = {name: bool(place % 2) for place, name in enumerate(DECODERS)}
+TIED_LLADA = "llada, tied head"
+RUNS = {name: bool(place % 2) for place, name in enumerate([*DECODERS, TIED_LLADA])}
 """Families, and whether a run trains LoRA."""
 
 
@@ -80,7 +85,10 @@ def test_a_run_starts_at_ratio_one_trains_resumes_and_reopens(make_trainer, fold
     whole.save_model()
     opened = load_policy(str(tmp_path / "run"), device="cpu")
     torch.testing.assert_close(logits(opened.model), logits(whole.model), rtol=1e-5, atol=1e-5)
-    assert opened.policy.logit_shift == whole.policy.logit_shift and opened.policy.mask_token_id == 149
+    assert (
+        opened.policy.logit_shift == whole.policy.logit_shift
+        and opened.policy.mask_token_id == whole.policy.mask_token_id
+    )
     if lora:
         torch.testing.assert_close(logits(merged(opened.model)), logits(whole.model), rtol=1e-4, atol=1e-4)
 

@@ -11,6 +11,7 @@ import pytest
 
 from unigrpo.runs.recipe import load_recipe
 from unigrpo.runs.thoughts import evaluate_thoughts
+from unigrpo.toy.making import dream
 
 from ..support import ROOT
 
@@ -63,6 +64,22 @@ def test_from_random_weights_to_a_trained_policy_in_two_commands(seed, tmp_path)
     again = train("quickstart", rewarded, f"after it, seed {seed}", chosen, f"model.path={taught}", cwd=tmp_path)
     assert again["held_out_accuracy_before"] == summary["held_out_accuracy_after"]
     assert again["gain_points"] >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5000)
+def test_a_dream_that_was_taught_here_learns_from_rewards_and_not_from_shuffled_ones(tmp_path):
+    """The commands of ``unigrpo/models/README.md``."""
+    dream.shape(tmp_path / "dream")
+    start = (f"model.path={tmp_path / 'dream'}", "policy=null", "model_init_kwargs=null", "objective=dream")
+    train("quickstart_sft", tmp_path / "sft", "a Dream, taught", *start, command="sft")
+    own = (f"model.path={tmp_path / 'sft'}", "policy=null")
+    for seed in (0, 1):
+        summary = train("quickstart", tmp_path / str(seed), f"a Dream, seed {seed}", *own, f"seed={seed}")
+        assert summary["gain_points"] >= 20 and summary["train_seconds"] < 600
+    names = ("tests.support.controls:shuffled_correctness", "tests.support.controls:shuffled_format")
+    shuffled = [f"rewards.{index}.name={name}" for index, name in enumerate(names)]
+    assert train("quickstart", tmp_path / "control", "a Dream, control", *own, *shuffled)["gain_points"] < 10
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -77,8 +78,8 @@ def tiny_model(dtype: torch.dtype = torch.float32) -> MMaDAForMaskedDiffusion:
     return MMaDAForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", dtype=dtype, **tiny_config_fields()).eval()
 
 
-def tiny_llada(n_kv_heads: int = 2) -> LLaDAForMaskedDiffusion:
-    """A random LLaDA of two layers."""
+def tiny_llada(n_kv_heads: int = 2, **fields: Any) -> LLaDAForMaskedDiffusion:
+    """A random LLaDA of two layers; iLLaDA's head is tied (``weight_tying=True``)."""
     torch.manual_seed(0)
     sizes = {
         "d_model": 32,
@@ -88,7 +89,8 @@ def tiny_llada(n_kv_heads: int = 2) -> LLaDAForMaskedDiffusion:
         "mlp_hidden_size": 48,
         "vocab_size": 208,
     }
-    return LLaDAForMaskedDiffusion(LLaDAConfig(**sizes, mask_token_id=184, eos_token_id=161, pad_token_id=161)).eval()
+    ids = {"mask_token_id": 184, "eos_token_id": 161, "pad_token_id": 161}
+    return LLaDAForMaskedDiffusion(LLaDAConfig(**sizes, **ids, **fields)).eval()
 
 
 def wide_model() -> MMaDAForMaskedDiffusion:

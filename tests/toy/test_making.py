@@ -14,11 +14,14 @@ from PIL import Image
 from unigrpo import load_policy
 from unigrpo.models import MMaDAConfig
 from unigrpo.models.builtin import model_path
+from unigrpo.models.decoder import DreamPolicy
 from unigrpo.rollout.thoughts import ThoughtAndPicture
 from unigrpo.runs.check_sft import check_sft_recipe
+from unigrpo.runs.recipe import load_recipe
 from unigrpo.runs.sft import load_sft_recipe, run_sft_recipe
+from unigrpo.runs.train import run_recipe
 from unigrpo.toy import arithmetic, emoji, riddles, shapes, shapes_lessons
-from unigrpo.toy.making import policies
+from unigrpo.toy.making import dream, policies
 from unigrpo.toy.making.figures import figures
 
 
@@ -75,6 +78,37 @@ def test_new_writes_the_configuration_and_the_tokenizer_that_ship(tmp_path, name
     assert fresh.policy.processor.encode_prompt("2+2?") == load_policy(
         f"builtin:{name}"
     ).policy.processor.encode_prompt("2+2?")
+
+
+def test_a_dream_without_weights_learns_the_quickstarts_sums(tmp_path, monkeypatch):
+    """The commands of the guide, two steps of them: a family's shift, loss and sampling around the same tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    dream.main(["runs/dream"])
+    words = [
+        "model.path=runs/dream",
+        "policy=null",
+        "model_init_kwargs=null",
+        "objective=dream",
+        "lr_scheduler_kwargs.num_decay_steps=1",
+    ]
+    few = ["datasets.0.limit=8", "eval_datasets.0.limit=4", "max_steps=2", "warmup_steps=0", "disable_tqdm=true"]
+    sft = run_sft_recipe(
+        load_sft_recipe("quickstart_sft", [*words, *few, "per_device_train_batch_size=8", "output_dir=runs/dream_sft"])
+    )
+    assert sft["held_out_after"]["loss"] < sft["held_out_before"]["loss"]
+    taught = load_policy("runs/dream_sft", device="cpu")
+    assert isinstance(taught.policy, DreamPolicy) and taught.policy.logit_shift == 1
+    assert taught.policy.processor.encode_prompt("2+2?") == load_policy(
+        "builtin:arithmetic"
+    ).policy.processor.encode_prompt("2+2?")
+    own = [
+        "model.path=runs/dream_sft",
+        "policy=null",
+        "num_generations=4",
+        "per_device_train_batch_size=8",
+        "output_dir=runs/dream_rl",
+    ]
+    assert run_recipe(load_recipe("quickstart", [*own, *few]))["optimizer_steps"] == 2
 
 
 def test_ship_halves_the_bytes_and_keeps_what_the_policy_says(tmp_path, capsys):

@@ -1,0 +1,55 @@
+"""A Dream of 0.7 M parameters without weights: ``python -m unigrpo.toy.making.dream runs/dream``.
+
+It has the quickstart's tokenizer and sizes, and Dream's classes, attention and shift. ``unigrpo/models/README.md`` has the
+commands that teach it to add.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ...models.decoder import DecoderProcessor, DreamConfig
+from ...models.processing import CHAT_TEMPLATE
+from ...terminal import say
+from .tokenizer import SAMPLING, build_tokenizer
+
+
+def shape(folder: Path) -> None:
+    """Writes the configuration and the tokenizer into ``folder``; weights are drawn around them with ``from_scratch``.
+
+    The rotary base is 100, as in the other small policies, because most of a head's dimensions would not turn within 40 positions.
+    """
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = DreamConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        rope_theta=100.0,
+        initializer_range=0.088,
+        mask_token_id=tokenizer.mask_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        sampling_defaults=SAMPLING,
+    )
+    config.save_pretrained(folder)
+    DecoderProcessor(tokenizer).save_pretrained(folder)
+
+
+def main(words: list[str] | None = None) -> None:
+    """The command line; ``words`` default to ``sys.argv``'s."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args(words)
+    shape(args.folder)
+    say(f"wrote the shape of a Dream to {args.folder}")
+
+
+if __name__ == "__main__":
+    main()
