@@ -67,7 +67,7 @@ EXAMPLES = {
   unigrpo rewards quickstart --data completions.jsonl""",
     "sample": """
   unigrpo sample builtin:arithmetic_trained "Ann buys 194 keys, then 5. Total?"
-  unigrpo sample builtin:shapes "a large red circle at the left" --task t2i
+  unigrpo sample builtin:emoji "a fox above a hamburger" --task t2i
   unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png""",
     "agreement": """
   unigrpo agreement quickstart --model builtin:arithmetic_trained --limit 16""",
