@@ -849,3 +849,11 @@ def test_the_default_that_is_listed_is_what_a_run_gets(name):
     task = args.for_task("text")
     listed = next(line for line in describe([name]) if line.startswith(f"  {name}: "))
     assert re.match(rf"  {name}: {getattr(task, name, getattr(args, name))}(,|$)", listed)
+
+
+def test_a_part_of_ones_own_lists_its_own_default_under_any_name(tmp_path, monkeypatch):
+    (tmp_path / "my_surrogate.py").write_text(
+        "def softer(log_ratio, logps, advantages, *, beta=0.5):\n    return advantages\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert any(line.startswith("  beta: 0.5") for line in describe(["my_surrogate:softer"]))

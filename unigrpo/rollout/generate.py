@@ -97,8 +97,7 @@ class LoadedPolicy:
         lengths = {} if task == "t2i" else {"max_completion_length": length}
         if is_picture(spans_of(task)[-1]):
             lengths["image_tokens"] = self._codec().count(self._size(image_size))
-        rows = self._under_given(rows, thoughts, task, length)
-        rows = [row for row in rows for _ in range(num_return_sequences)]
+        rows = [row for row in self._under_given(rows, thoughts, task, length) for _ in range(num_return_sequences)]
         if task == "r2i" and thoughts is None:
             think, _, _ = self._sampling("text", None, {**named, "max_completion_length": length}, block_length, {})
             if r2i_decoding == "joint":

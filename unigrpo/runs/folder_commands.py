@@ -36,6 +36,7 @@ trains, measures again, and leaves card.json, card.html and card.png.
 
 
 def report_arguments(report: argparse.ArgumentParser) -> None:
+    """The words of ``unigrpo report``."""
     report.epilog = REPORT
     report.add_argument("folder", metavar="FOLDER", help="what `unigrpo train`, `sft` or `evaluate` left")
     report.add_argument("--output", metavar="FILE", help="the page (default: report.html in the folder)")
@@ -50,12 +51,14 @@ def report_arguments(report: argparse.ArgumentParser) -> None:
 
 
 def watch_arguments(watch: argparse.ArgumentParser) -> None:
+    """The words of ``unigrpo watch``."""
     watch.epilog = WATCH
     watch.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run; it need not be there yet")
     watch.add_argument("--once", action="store_true", help="print one table and end")
 
 
 def reproduce_arguments(reproduce: argparse.ArgumentParser) -> None:
+    """The words of ``unigrpo reproduce``."""
     reproduce.epilog = REPRODUCE
     reproduce.add_argument(
         "name", nargs="?", metavar="NAME", help="toy, math-mmada or image-mmada (default: the list)"

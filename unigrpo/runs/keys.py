@@ -29,6 +29,7 @@ WHOLE = {
     "of fine-tuning (`unigrpo sft`)": DENOISING_KEYS,
     "of a fine-tuning objective": keys_of(MaskedDenoising),
 }
+OF_A_RUN = [*WHOLE["of the run"].values(), *WHOLE["of the loss"].values()]
 WIDTH = 120
 
 
@@ -103,8 +104,8 @@ def _part(title: str, part: Any, without: Mapping[str, Key] = MappingProxyType({
 
 def _keys(keys: Mapping[str, Key]) -> Iterator[str]:
     for name, about in keys.items():
-        # What a run gets that sets nothing: its algorithm is unigrpo then.
-        usual = PRESETS["unigrpo"].get(name, about.default)
+        # What a run gets that sets nothing: its algorithm is unigrpo then. A part of one's own may have a key of that name.
+        usual = PRESETS["unigrpo"].get(name, about.default) if about in OF_A_RUN else about.default
         default = "none" if usual is None else str(usual)
         limits = f", {about.range.removeprefix('lie in ').removeprefix('be ')}" if about.range != "be finite" else ""
         choices = f", one of {' '.join(about.choices)}" if about.choices else ""

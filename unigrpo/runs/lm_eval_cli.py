@@ -19,6 +19,7 @@ evidence bound, default 128) and keys of sampling.
 
 
 def lm_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of ``unigrpo lm-eval``."""
     parser.usage = "unigrpo lm-eval --model_args path=MODEL[,KEY=VALUE ...] --tasks A,B [...]"
     parser.epilog = LM_EVAL
     parser.set_defaults(handed_on=[])

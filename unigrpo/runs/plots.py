@@ -71,6 +71,7 @@ class RefreshedCurve(TrainerCallback):
         self.drawn = time.monotonic()
 
     def on_log(self, args, state, control, **kwargs: Any) -> None:
+        """Draws the curve anew, on the main process, where the last one is old enough."""
         if not state.is_world_process_zero or time.monotonic() - self.drawn < self.seconds:
             return
         # What is missing is said once, at the end.

@@ -24,6 +24,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def app_arguments(app: argparse.ArgumentParser) -> None:
+    """The words of ``unigrpo app``."""
     app.epilog = APP
     app.usage = "unigrpo app [MODEL] [KEY=VALUE ...] [options]"
     app.add_argument(

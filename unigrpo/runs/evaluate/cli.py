@@ -21,6 +21,7 @@ EVALUATE = """examples:
 
 
 def evaluate_arguments(evaluate: argparse.ArgumentParser) -> None:
+    """The words of ``unigrpo evaluate``."""
     own = {name: task for name, task in TASKS.items() if task.layout is None}
     names = textwrap.fill(f"tasks: {', '.join(own)}", width=78, subsequent_indent="  ")
     layouts = ", ".join(name for name in TASKS if name not in own)
@@ -65,6 +66,7 @@ exact sign test (McNemar's), else that of a paired bootstrap.
 
 
 def compare_arguments(compare: argparse.ArgumentParser) -> None:
+    """The words of ``unigrpo compare``."""
     compare.epilog = COMPARE
     compare.add_argument("a", metavar="A", help="folder of an evaluation, the one before")
     compare.add_argument("b", metavar="B", help="folder of an evaluation, the one after")

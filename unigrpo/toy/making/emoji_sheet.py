@@ -16,6 +16,7 @@ from ...terminal import say
 from ...training.contact_sheet import contact_sheet
 from .. import emoji
 from ..emoji_check import clear_picture, right_picture
+from .figures import emoji_pictures
 
 
 SHOWN = 6
@@ -23,9 +24,7 @@ SHOWN = 6
 
 def drawn(model: str, captions: list[str]) -> list[Image.Image]:
     """A picture of each caption, as the quickstart draws them."""
-    loaded = load_policy(model, dtype="float32", device="cpu")
-    settings = {"sampler": "emerge", "steps": 8, "temperature": 1.0, "guidance_scale": 0.0, "batch_size": 120}
-    return loaded.generate(captions, task="t2i", seed=0, **settings)
+    return emoji_pictures(load_policy(model, dtype="float32", device="cpu"), captions)
 
 
 def main(words: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ...data.pictures import to_pixels
@@ -48,20 +49,19 @@ def figures(name: str, loaded: LoadedPolicy, count: int | None = None) -> dict[s
     return found
 
 
+def emoji_pictures(
+    loaded: LoadedPolicy, captions: list[str], *, steps: int = 8, temperature: float = 1.0
+) -> list[Image.Image]:
+    """A picture of each caption in random order, as the quickstart draws them unless told otherwise."""
+    settings = {"sampler": "emerge", "guidance_scale": 0.0, "batch_size": 120}
+    return loaded.generate(captions, task="t2i", steps=steps, temperature=temperature, **settings)
+
+
 def emoji_figures(loaded: LoadedPolicy, count: int) -> dict[str, float]:
     """Pictures in random order, as they are trained and then cooler and in more steps: right, right and clear, among look-alikes."""
     found, rows = {}, emoji.problems("test", count)
     for temperature, steps in ((1.0, 8), (0.5, 12)):
-        prompts = [row["prompt"] for row in rows]
-        drawn = loaded.generate(
-            prompts,
-            task="t2i",
-            sampler="emerge",
-            steps=steps,
-            temperature=temperature,
-            guidance_scale=0.0,
-            batch_size=120,
-        )
+        drawn = emoji_pictures(loaded, [row["prompt"] for row in rows], steps=steps, temperature=temperature)
         for label, judge in EMOJI_JUDGES.items():
             found |= _shares(f"T = {temperature:g}, {steps} steps, {label}", drawn, rows, judge)
     return found
@@ -70,15 +70,7 @@ def emoji_figures(loaded: LoadedPolicy, count: int) -> dict[str, float]:
 def emoji_diversity(loaded: LoadedPolicy, captions: int = 48, draws: int = 8) -> dict[str, float]:
     """Mean squared difference, pixels in [-1, 1], of two pictures of one caption, drawn at temperature 1 and as the world renders them."""
     rows, rng = emoji.problems("test", captions), np.random.default_rng(0)
-    drawn = loaded.generate(
-        [row["prompt"] for row in rows for _ in range(draws)],
-        task="t2i",
-        sampler="emerge",
-        steps=8,
-        temperature=1.0,
-        guidance_scale=0.0,
-        batch_size=96,
-    )
+    drawn = emoji_pictures(loaded, [row["prompt"] for row in rows for _ in range(draws)])
     scenes = [emoji.Scene(row["relation"], row["first"], row["second"]) for row in rows for _ in range(draws)]
     sources = {"drawn": drawn, "rendered": [emoji.render(scene, rng) for scene in scenes]}
     return {name: _spread(to_pixels(images).unflatten(0, (captions, draws))) for name, images in sources.items()}
