@@ -190,7 +190,7 @@ def _save_pictures(prompts: list[str], num: int, answers: list[Any], folder: Pat
         captions=captions if any(thought for own in captions for thought in own) else (),
     )
     sheet.save(folder / "sheet.png")
-    say(f"wrote {len(drawn)} pictures and sheet.png to {folder}")
+    say(f"wrote {len(drawn)} picture{'s' * (len(drawn) != 1)} and sheet.png to {folder}")
 
 
 def run_agreement(arguments: argparse.Namespace) -> int:
