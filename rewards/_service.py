@@ -52,6 +52,8 @@ class ServiceReward:
     Attributes:
         key_hosts: hosts beside this machine that may get the key, ``name`` or ``name:port``; None: any, as in a script, whose
             author chose the URL. A reward of a recipe has those that the command line allows.
+        overlaps: a call waits for a server, so that a rollout goes on meanwhile. It then gets the answers in several calls, each
+            with whole groups.
 
     Raises:
         ValueError: an argument is none of these.
@@ -59,6 +61,7 @@ class ServiceReward:
 
     __name__ = "service"
     key_hosts: frozenset[str] | None = None
+    overlaps = True
 
     def __init__(
         self,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Sized
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,10 @@ def as_scores(values: list, weight: float = 1.0) -> tuple[list[float], dict[int,
     return scores, wrong
 
 
+COUNTS = ("/failed", "/retries", "/timeouts", "/unparsable", "/unparsable_gold", "/not_evaluated")
+"""Ends of the metrics of rewards that count something: of several calls they add up. Others are means."""
+
+
 class CallLog:
     """``log_extra`` and ``log_metric`` of one call of one reward, for ``count`` answers.
 
@@ -112,6 +118,16 @@ class CallLog:
         self.extras: dict[str, list] = {}
         self.metrics: dict[str, list[float]] = {}
         self.faults: list[str] = []
+        self.seconds: float | None = None
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds the seconds of the block, a part of the call."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds = (self.seconds or 0.0) + time.perf_counter() - began
 
     def log_extra(self, column: str, values: Iterable) -> None:
         try:
@@ -132,6 +148,23 @@ class CallLog:
             return
         if number == number:
             self.metrics.setdefault(name, []).append(number)
+
+
+def logged_together(calls: list[tuple[CallLog, int]]) -> dict[str, list[float]]:
+    """The metrics of calls with so many answers each, as if there had been one call: counts add up, means are weighted by answers."""
+    if len(calls) == 1:
+        return {name: list(values) for name, values in list(calls[0][0].metrics.items())}
+    found: dict[str, list[tuple[float, int]]] = {}
+    for log, answers in calls:
+        for name, values in list(log.metrics.items()):
+            found.setdefault(name, []).append((sum(values) / len(values), answers))
+    return {
+        name: [
+            sum(value * (1 if name.endswith(COUNTS) else own) for value, own in parts)
+            / (1 if name.endswith(COUNTS) else sum(own for _, own in parts))
+        ]
+        for name, parts in found.items()
+    }
 
 
 def _column(values: list) -> list:
