@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ReturnError
+from ..rewards._metrics import together
 
 
 PLAIN = (str, bytes, int, float, bool, type(None))
@@ -102,10 +103,6 @@ def as_scores(values: list, weight: float = 1.0) -> tuple[list[float], dict[int,
     return scores, wrong
 
 
-COUNTS = ("/failed", "/retries", "/timeouts", "/unparsable", "/unparsable_gold", "/not_evaluated")
-"""Ends of the metrics of rewards that count something: of several calls they add up. Others are means."""
-
-
 class CallLog:
     """``log_extra`` and ``log_metric`` of one call of one reward, for ``count`` answers.
 
@@ -151,20 +148,13 @@ class CallLog:
 
 
 def logged_together(calls: list[tuple[CallLog, int]]) -> dict[str, list[float]]:
-    """The metrics of calls with so many answers each, as if there had been one call: counts add up, means are weighted by answers."""
+    """The metrics of calls with so many answers each; of several calls as if there had been one."""
     if len(calls) == 1:
-        return {name: list(values) for name, values in list(calls[0][0].metrics.items())}
-    found: dict[str, list[tuple[float, int]]] = {}
-    for log, answers in calls:
-        for name, values in list(log.metrics.items()):
-            found.setdefault(name, []).append((sum(values) / len(values), answers))
-    return {
-        name: [
-            sum(value * (1 if name.endswith(COUNTS) else own) for value, own in parts)
-            / (1 if name.endswith(COUNTS) else sum(own for _, own in parts))
-        ]
-        for name, parts in found.items()
-    }
+        return dict(calls[0][0].metrics)
+    means = [
+        ({name: sum(own) / len(own) for name, own in list(log.metrics.items())}, answers) for log, answers in calls
+    ]
+    return {name: [value] for name, value in together(means).items()}
 
 
 def _column(values: list) -> list:

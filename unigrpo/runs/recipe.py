@@ -170,20 +170,23 @@ def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) 
         folder=folder or Path(),
         allow_hosts=read_hosts(data.get("allow_hosts") or []),
     )
-    check_terms(recipe.rewards, source)
+    check_rewards(recipe.rewards, source)
     for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
         if spec.image_transform is not None and spec.image_transform not in TRANSFORMS:
             raise RecipeError(
                 f"{source}: image_transform={quoted(spec.image_transform)}: choose one of {list(TRANSFORMS)}"
             )
-    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets, *recipe.rewards):
+    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
         if spec.task is not None and spec.task not in TASKS:
             raise RecipeError(f"{source}: task={quoted(spec.task)}: choose one of {list(TASKS)}")
     return recipe
 
 
-def check_terms(rewards: list[RewardSpec], source: str) -> None:
-    """Raises ``RecipeError`` for a reward that cannot enter the sum like that."""
+def check_rewards(rewards: list[RewardSpec], source: str) -> None:
+    """Raises ``RecipeError`` for an unknown task, and for a reward that cannot enter the sum like that."""
+    for spec in rewards:
+        if spec.task is not None and spec.task not in TASKS:
+            raise RecipeError(f"{source}: task={quoted(spec.task)}: choose one of {list(TASKS)}")
     try:
         read_terms([spec.term() for spec in rewards], "rewards")
     except ValueError as error:
