@@ -7,8 +7,6 @@ import base64
 import io
 import math
 import socket
-import threading
-import time
 
 import httpx
 import numpy as np
@@ -19,21 +17,12 @@ from unigrpo.errors import RecipeError
 from unigrpo.rewards import get_reward
 from unigrpo.rollout.rewards import RewardSet
 from unigrpo.runs import cli
-from unigrpo.runs.serve_rewards import app as server_app
 from unigrpo.runs.serve_rewards.cli import read_token
 from unigrpo.runs.serve_rewards.served import load_served, served_rewards
 
 from ..support.answers import answers, sample
-from ..support.reward_servers import reward_server
+from ..support.reward_servers import GOOD, graded, posted, reward_server
 from ..support.servers import failure, no_proxy, remote  # noqa: F401
-
-
-def graded(completions, solution, log_extra, log_metric, **_):
-    """The length of an answer beside its solution; None without one."""
-    log_extra("length", [len(own) for own in completions])
-    log_metric("graded/failed", 1.0)
-    log_metric("graded/mean_length", sum(map(len, completions)) / len(completions))
-    return [None if gold is None else len(own) / (1 + gold) for own, gold in zip(completions, solution, strict=True)]
 
 
 def columns_of(prompts, completions, images, task, completion_ids, thoughts=None, **columns):
@@ -90,14 +79,6 @@ def test_metrics_of_batches_are_those_of_one_call():
     assert scores.values[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0] and scores.extras["length"] == [0, 1, 2, 3, 4]
 
 
-def posted(url, body, **headers):
-    """The status, the sentence and the headers of an answer to raw bytes or JSON."""
-    given = {"content": body} if isinstance(body, bytes) else {"json": body}
-    headers = {"Content-Type": "application/json", **headers}
-    answer = httpx.post(url, **given, headers=headers, trust_env=False, timeout=30)
-    return answer.status_code, answer.json().get("error", answer.json()), answer.headers
-
-
 def png(data):
     return {"type": "image", "png": base64.b64encode(data).decode()}
 
@@ -110,7 +91,6 @@ def file_of(image, kind="PNG"):
 
 HUGE = bytearray(file_of(picture(0)))
 HUGE[16:24] = (60_000).to_bytes(4, "big") * 2
-GOOD = {"prompts": ["p"], "completions": ["c"], "solution": [0]}
 
 
 @pytest.mark.parametrize(
@@ -210,90 +190,6 @@ def test_a_token_is_needed_where_others_can_ask(monkeypatch):
     assert "a b" not in str(error.value)
     monkeypatch.setenv("MY_TOKEN", "secret")
     assert read_token("MY_TOKEN", "0.0.0.0") == "secret"
-
-
-class Held:
-    """A reward that answers when it is let."""
-
-    def __init__(self):
-        self.go, self.inside, self.most, self.calls = threading.Event(), 0, 0, 0
-        self.lock = threading.Lock()
-
-    def __call__(self, completions, **_):
-        with self.lock:
-            self.inside, self.calls = self.inside + 1, self.calls + 1
-            self.most = max(self.most, self.inside)
-        self.go.wait(20)
-        with self.lock:
-            self.inside -= 1
-        return [float(len(own)) for own in completions]
-
-
-def in_background(call, *arguments):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(call(*arguments)), daemon=True)
-    thread.start()
-    return thread, found
-
-
-def held(url):
-    return httpx.get(f"{url}/health", trust_env=False).json()["held"]
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_a_full_queue_says_when_to_come_again_and_loses_nothing():
-    """Ten clients at a server that holds two: all get their own scores, one scored at a time, each once."""
-    reward = Held()
-    with reward_server({"held": reward}, queue=1) as url:
-        asked = remote(f"{url}/score", retries=0, batch_size=1)
-        first = [in_background(asked, ["p"] * 2, ["x" * place, "x" * (place + 10)]) for place in range(5)]
-        wait_for(lambda: held(url) == 2)
-        status, said, headers = posted(f"{url}/score", GOOD)
-        assert (status, headers["Retry-After"]) == (503, "2") and said == "2 requests are waiting, come again in 2 s"
-        reward.go.set()
-        for place, (thread, found) in enumerate(first):
-            thread.join(60)
-            assert found == [[float(place), float(place + 10)]]
-        counted = httpx.get(f"{url}/metrics", trust_env=False).text
-    assert reward.most == 1 and reward.calls == 10
-    lines = dict(line.rsplit(" ", 1) for line in counted.splitlines() if not line.startswith("#"))
-    assert (
-        lines['unigrpo_reward_calls_total{reward="held"}'] == lines['unigrpo_reward_rows_total{reward="held"}'] == "10"
-    )
-    assert int(lines['unigrpo_reward_busy_total{reward="held"}']) >= 1 and lines["unigrpo_requests_held"] == "0"
-    assert float(lines['unigrpo_reward_seconds_total{reward="held"}']) > 0
-
-
-def test_nobody_is_scored_who_has_left():
-    reward = Held()
-    with reward_server({"held": reward}, queue=4) as url:
-        thread, _ = in_background(posted, f"{url}/score", GOOD)
-        wait_for(lambda: held(url) == 1)
-        said = failure(remote(f"{url}/score", retries=0, timeout=0.5))
-        assert "no complete answer within 0.5 s" in said and held(url) == 2
-        reward.go.set()
-        thread.join(20)
-        wait_for(lambda: held(url) == 0)
-        assert reward.calls == 1
-        assert 'abandoned_total{reward="held"} 1' in httpx.get(f"{url}/metrics", trust_env=False).text
-
-
-def test_a_body_that_drips_is_given_up(monkeypatch):
-    monkeypatch.setattr(server_app, "READ_SECONDS", 0.3)
-    with reward_server({"graded": graded}) as url:
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as slow:
-            slow.sendall(
-                b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
-            )
-            slow.settimeout(20)
-            assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
-        assert held(url) == 0
 
 
 def test_async_rewards_and_those_for_a_task_are_served(tmp_path):

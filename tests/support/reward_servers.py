@@ -20,6 +20,26 @@ from unigrpo.runs.serve_rewards.scorer import Scorer
 from . import ROOT
 
 
+GOOD = {"prompts": ["p"], "completions": ["c"], "solution": [0]}
+"""A request for ``graded``."""
+
+
+def graded(completions, solution, log_extra, log_metric, **_):
+    """The length of an answer beside its solution; None without one."""
+    log_extra("length", [len(own) for own in completions])
+    log_metric("graded/failed", 1.0)
+    log_metric("graded/mean_length", sum(map(len, completions)) / len(completions))
+    return [None if gold is None else len(own) / (1 + gold) for own, gold in zip(completions, solution, strict=True)]
+
+
+def posted(url, body, **headers):
+    """The status, the sentence and the headers of an answer to raw bytes or JSON."""
+    given = {"content": body} if isinstance(body, bytes) else {"json": body}
+    headers = {"Content-Type": "application/json", **headers}
+    answer = httpx.post(url, **given, headers=headers, trust_env=False, timeout=30)
+    return answer.status_code, answer.json().get("error", answer.json()), answer.headers
+
+
 @contextmanager
 def reward_server(functions, *, token="", max_bytes=2**20, **limits):
     """A server of ``functions``, by name; gives its URL."""

@@ -62,10 +62,13 @@ def run_serve_rewards(arguments: argparse.Namespace) -> int:
     check_packages()
     token = read_token(arguments.token_env, arguments.host)
     from ..commands import quiet_bars
+    from ..reach import code_of, sources_of
     from .served import load_served, served_rewards
 
     quiet_bars()
     recipe = load_served(arguments.recipe, arguments.overrides)
+    for line in (*code_of(recipe), *sources_of(recipe)):
+        say(f"  {line}")
     functions = served_rewards(recipe)
     limits = {"queue": arguments.queue, "concurrency": arguments.concurrency, "max_rows": arguments.max_rows}
     with listening(arguments.host, arguments.port) as place:

@@ -41,6 +41,7 @@ def load_served(path: str | Path, overrides: list[str]) -> Recipe:
         source=source,
         model=ModelSpec(path=""),
         datasets=[],
+        accuracy={},
         rewards=sections(RewardSpec, data["rewards"], f"{source}: rewards"),
         config={"reward_timeout": timeout},
         folder=folder,
