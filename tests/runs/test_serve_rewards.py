@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import math
 import socket
 
@@ -117,6 +118,7 @@ HUGE[16:24] = (60_000).to_bytes(4, "big") * 2
         ({name: own * 5 for name, own in GOOD.items()}, 413, "5 rows, and at most 4 are taken: set batch_size"),
         (b'{"prompts": "' + b"x" * 70_000 + b'"}', 413, "at most 65536 are taken: set batch_size"),
         ({"prompts": ["p"], "completions": ["c"]}, 422, "it takes 'solution', which is neither a column"),
+        (json.dumps(GOOD).replace("[0]", "[" * 900 + "]" * 900).encode(), 400, "nests lists and objects too deep"),
         ({**GOOD, "solution": ["x"]}, 422, "reward 'graded' raised TypeError"),
     ],
 )

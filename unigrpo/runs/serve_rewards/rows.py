@@ -62,7 +62,10 @@ def parsed(data: bytes, most: int) -> list[Sample]:
         if not isinstance(values, list) or len(values) != rows:
             raise Refused(400, f"{shortened(name)!r} must be a list of {rows} items, one a row, as 'completions' is")
     reader = _Reader()
-    return [_sample(body, row, reader) for row in range(rows)]
+    try:
+        return [_sample(body, row, reader) for row in range(rows)]
+    except RecursionError:
+        raise Refused(400, "the request nests lists and objects too deep") from None
 
 
 def _no_number(word: str) -> None:
