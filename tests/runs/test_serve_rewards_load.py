@@ -50,7 +50,7 @@ def wait_for(condition, seconds=20):
 
 
 def test_a_full_queue_says_when_to_come_again_and_loses_nothing():
-    """Ten clients at a server that holds two: all get their own scores, one scored at a time, each once."""
+    """Five clients with ten requests at a server that holds two: all get their own scores, one at a time, each once."""
     reward = Held()
     with reward_server({"held": reward}, queue=1) as url:
         asked = remote(f"{url}/score", retries=0, batch_size=1)
