@@ -23,6 +23,9 @@ SHOWN = 200
 """Characters of an answer that an error shows."""
 
 
+LOOK = "The log of the service may say why."
+
+
 class RewardServiceError(RuntimeError):
     """A reward service gave no usable answer. The message has the URL, the reason and what to do, and no key."""
 
@@ -32,16 +35,24 @@ class Failure(Exception):
 
     Attributes:
         wait: seconds before another attempt is worth it, at least; None: no other is.
+        busy: whether the service is well, and says when to come again.
         cure: what to do about it.
         body: what came back, to be shown.
         denied: whether the key was refused, or missing.
     """
 
     def __init__(
-        self, reason: str, *, wait: float | None = None, cure: str = "", body: bytes = b"", denied: bool = False
+        self,
+        reason: str,
+        *,
+        wait: float | None = None,
+        cure: str = "",
+        body: bytes = b"",
+        denied: bool = False,
+        busy: bool = False,
     ) -> None:
         super().__init__(reason)
-        self.wait, self.cure, self.body, self.denied = wait, cure, body, denied
+        self.wait, self.cure, self.body, self.denied, self.busy = wait, cure, body, denied, busy
 
 
 def client(key: str) -> httpx.AsyncClient:
@@ -115,8 +126,10 @@ def _refusal(answer: httpx.Response, body: bytes) -> Failure:
     status = answer.status_code
     reason = f"status {status}{f' {HTTPStatus(status).phrase}' if status in set(HTTPStatus) else ''}"
     if status in (408, 429) or status >= 500:
-        wait = _retry_after(answer.headers.get("Retry-After"))
-        return Failure(reason, wait=wait, cure="The log of the service may say why.", body=body)
+        after = answer.headers.get("Retry-After")
+        busy = status in (429, 503) and after is not None
+        cure = "The service has more to do than it can: lower concurrency, or raise deadline." if busy else LOOK
+        return Failure(reason, wait=_retry_after(after), cure=cure, body=body, busy=busy)
     if answer.is_redirect:
         try:
             place = httpx.URL(answer.headers["Location"]).copy_with(userinfo=b"", query=None, fragment=None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._exchange import Failure
 from ._json_values import Encoder
+from ._metrics import together
 from ._service import ServiceReward, is_number, is_whole
 from .text import completion_text
 
@@ -22,12 +23,15 @@ class RemoteReward(ServiceReward):
     A prompt is a string or a list of messages; a completion is a string, also that of a chat, or an image; ``images``
     are lists of images, and there if any row has some, like ``task``. An image is ``{"type": "image", "png": "<PNG
     file in base64>"}``. Every other item is a column of the dataset. The answer is ``{"rewards": [0.5, null, ...]}``:
-    a number, or null for "does not apply", a row. A row with an image that cannot be encoded is not sent: None.
+    a number, or null for "does not apply", a row. A row with an image that cannot be encoded is not sent: None. An answer may also
+    have ``metrics``, numbers by name, and ``columns``, lists of one value a row, which are logged here. ``unigrpo serve-rewards`` is
+    such a service.
 
     Args:
         url: where the rows are posted, ``http://...`` or ``https://...``.
         batch_size: rows of one request. None: all rows of a call.
-        columns: dataset columns that are sent. None: all of them.
+        columns: dataset columns that are sent; ``completion_ids`` may be one of them. None: all of the dataset's.
+        retries: as in ``ServiceReward``; the default outlasts a restart of half a minute.
         api_key_env, service: as in ``ServiceReward``, also timeout, deadline, retries, backoff, concurrency, label.
 
     Raises:
@@ -43,11 +47,12 @@ class RemoteReward(ServiceReward):
         *,
         batch_size: int | None = None,
         columns: list[str] | None = None,
+        retries: int = 6,
         api_key_env: str | None = None,
         **service: Any,
     ) -> None:
         url = self._checked_url("url", url, "http://127.0.0.1:8000/score")
-        super().__init__(url, api_key_env=api_key_env, **service)
+        super().__init__(url, retries=retries, api_key_env=api_key_env, **service)
         sized = batch_size is None or (is_whole(batch_size) and batch_size >= 1)
         self._check(sized, "batch_size", batch_size, "a whole number of at least 1, or None")
         named = columns is None or (
@@ -69,25 +74,34 @@ class RemoteReward(ServiceReward):
         """One score a row.
 
         ``log_metric`` receives ``<name>/failed`` (rows with an image that cannot be encoded), ``<name>/retries``
-        (repeated attempts) and ``<name>/seconds``.
+        (repeated attempts), ``<name>/seconds`` and the service's metrics; ``log_extra`` its columns.
 
         Raises:
             RewardServiceError: a request got no usable answer.
             ValueError: a column is not there, or holds what JSON cannot say.
         """
         encoder = Encoder(self.__name__, lambda png: {"type": "image", "png": png})
-        sent = self._sent(prompts, completions, columns)
+        sent = self._sent(prompts, completions, {**columns, "completion_ids": completion_ids})
         table = {name: encoder.column(name, values) for name, values in sent.items()}
         rows = [index for index in range(len(completions)) if index not in encoder.broken]
         size = self.batch_size or max(1, len(rows))
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         bodies = [{name: [values[i] for i in batch] for name, values in table.items()} for batch in batches]
-        asked = self._ask(bodies, lambda answer, index: _rewards(answer, len(batches[index])))
+        asked = self._ask(bodies, lambda answer, index: _read(answer, len(batches[index])))
 
         scores: dict[int, float | None] = {}
-        for batch, result in zip(batches, asked.results, strict=True):
-            scores |= dict(zip(batch, result, strict=True))
-        self._log(log_metric, asked, len(encoder.broken))
+        extras: dict[str, dict[int, Any]] = {}
+        for batch, answer in zip(batches, asked.results, strict=True):
+            scores |= dict(zip(batch, answer.rewards, strict=True))
+            for name, values in answer.columns.items():
+                extras.setdefault(name, {}).update(zip(batch, values, strict=True))
+        own = self._own_metrics(asked, len(encoder.broken))
+        # A service may bear the name of a reward whose metrics it sends: counts of both add up.
+        served = [(answer.metrics, len(batch)) for batch, answer in zip(batches, asked.results, strict=True)]
+        for name, value in together([*served, (own, 1)]).items() if log_metric is not None else ():
+            log_metric(name, value)
+        for name, values in extras.items() if log_extra is not None else ():
+            log_extra(name, [values.get(index) for index in range(len(completions))])
         return [scores.get(index) for index in range(len(completions))]
 
     def _sent(self, prompts: list, completions: list, columns: dict[str, Any]) -> dict[str, list]:
@@ -104,15 +118,23 @@ class RemoteReward(ServiceReward):
                 completion if (text := completion_text(completion)) is None else text for completion in completions
             ],
         } | {name: values for name, values in own.items() if any(value is not None for value in values)}
-        chosen = columns if self.columns is None else self.columns
+        chosen = [name for name in columns if name != "completion_ids"] if self.columns is None else self.columns
         if missing := [name for name in chosen if name not in columns]:
-            there = ", ".join(sorted(columns)) or "none"
+            there = ", ".join(sorted(set(columns) - {"completion_ids"})) or "none"
             raise ValueError(f"{self.__name__}: columns {missing} are not in the dataset; its columns are: {there}")
         return sent | {name: columns[name] for name in chosen}
 
 
-def _rewards(answer: Any, rows: int) -> list[float | None]:
-    """The scores in an answer.
+class _Answer(NamedTuple):
+    """What a service says of some rows."""
+
+    rewards: list[float | None]
+    metrics: dict[str, float]
+    columns: dict[str, list]
+
+
+def _read(answer: Any, rows: int) -> _Answer:
+    """What an answer holds; of the metrics and columns what is of the right form.
 
     Raises:
         Failure: it is not what was agreed.
@@ -127,4 +149,9 @@ def _rewards(answer: Any, rows: int) -> list[float | None]:
     for index, score in enumerate(scores):
         if score is not None and not is_number(score):
             raise Failure(f"{agreed}item {index} is not one", cure=cure, body=json.dumps(score).encode())
-    return [None if score is None else float(score) for score in scores]
+    metrics, columns = (own if isinstance(own := answer.get(name), dict) else {} for name in ("metrics", "columns"))
+    return _Answer(
+        rewards=[None if score is None else float(score) for score in scores],
+        metrics={name: float(value) for name, value in metrics.items() if is_number(value)},
+        columns={name: own for name, own in columns.items() if isinstance(own, list) and len(own) == rows},
+    )

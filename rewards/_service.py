@@ -22,6 +22,9 @@ from ._exchange import Failure, RewardServiceError, client, post, shown
 MAX_DELAY = 60.0
 """Seconds between two attempts, at most, whatever ``Retry-After`` says."""
 
+LEAST_BUSY = 0.05
+"""Seconds before a service that is busy is asked again, at least."""
+
 RAISE_DEADLINE = "Raise deadline, or give the service more to run on."
 
 
@@ -42,7 +45,8 @@ class ServiceReward:
         label: name of the reward, also of its metrics. None: the registered name.
         timeout: seconds of one attempt, from the connection to the last byte of the answer.
         deadline: seconds of one call with all its requests, attempts and waits.
-        retries: attempts after the first, where the connection fails, time runs out or the status is 408, 429 or 5xx.
+        retries: attempts after the first, where the connection fails, time runs out or the status is 408, 429 or 5xx. A 429 or
+            503 with ``Retry-After`` does not count: it is waited for up to ``deadline``.
         backoff: seconds before the first repetition, twice as many before each further one, 60 at most. A longer
             ``Retry-After`` of the service counts instead, up to 60.
         concurrency: requests at once, 1 to 256.
@@ -52,6 +56,8 @@ class ServiceReward:
     Attributes:
         key_hosts: hosts beside this machine that may get the key, ``name`` or ``name:port``; None: any, as in a script, whose
             author chose the URL. A reward of a recipe has those that the command line allows.
+        overlaps: a call waits for a server, so that a rollout goes on meanwhile. It then gets the answers in several calls, each
+            with whole groups.
 
     Raises:
         ValueError: an argument is none of these.
@@ -59,6 +65,7 @@ class ServiceReward:
 
     __name__ = "service"
     key_hosts: frozenset[str] | None = None
+    overlaps = True
 
     def __init__(
         self,
@@ -150,7 +157,7 @@ class ServiceReward:
         self, http: httpx.AsyncClient, data: bytes, read: Callable[[Any], Any], key: str, end: float
     ) -> tuple[Any, int]:
         """What ``read`` makes of the answer, and how many attempts failed before it."""
-        failed = 0
+        failed = busy = 0
         while True:
             try:
                 left = end - time.monotonic()
@@ -160,16 +167,19 @@ class ServiceReward:
                 return read(await post(http, self.url, data, min(self.timeout, left), cure)), failed
             except Failure as failure:
                 failed += 1
-                delay = self._delay(failure.wait, failed, end)
+                busy += failure.busy
+                # Who says when to come again is well, and does not use up the attempts.
+                delay = self._delay(failure, failed - busy, end)
                 if delay is None:
                     raise self._error(failure, failed, key) from None
             await asyncio.sleep(delay)
 
-    def _delay(self, least: float | None, failed: int, end: float) -> float | None:
-        """Seconds before another attempt; None where there is none."""
-        if least is None or failed > self.retries:
+    def _delay(self, failure: Failure, failed: int, end: float) -> float | None:
+        """Seconds before another attempt; None where there is none. ``failed`` attempts count."""
+        if failure.wait is None or failed > self.retries:
             return None
-        delay = min(MAX_DELAY, max(least, self.backoff * 2.0 ** min(failed - 1, 60)))
+        own = max(LEAST_BUSY, self.backoff) if failure.busy else self.backoff * 2.0 ** min(failed - 1, 60)
+        delay = min(MAX_DELAY, max(failure.wait, own))
         return delay if time.monotonic() + delay < end else None
 
     def _error(self, failure: Failure, failed: int, key: str) -> RewardServiceError:
@@ -214,10 +224,12 @@ class ServiceReward:
         )
 
     def _log(self, log_metric: Callable[[str, float], None] | None, asked: Asked, failed: int) -> None:
-        if log_metric is not None:
-            log_metric(f"{self.__name__}/failed", float(failed))
-            log_metric(f"{self.__name__}/retries", float(asked.retries))
-            log_metric(f"{self.__name__}/seconds", asked.seconds)
+        for name, value in self._own_metrics(asked, failed).items() if log_metric is not None else ():
+            log_metric(name, value)
+
+    def _own_metrics(self, asked: Asked, failed: int) -> dict[str, float]:
+        own = {"failed": float(failed), "retries": float(asked.retries), "seconds": asked.seconds}
+        return {f"{self.__name__}/{name}": value for name, value in own.items()}
 
 
 def is_this_machine(host: str) -> bool:

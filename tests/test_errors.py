@@ -170,7 +170,7 @@ def test_a_wrong_choice_names_the_nearest():
 @pytest.mark.smoke
 def test_every_error_that_a_user_may_meet_is_here():
     """Classes of errors elsewhere are private to the room that catches them."""
-    caught_at_once = {"StopNow", "Stopped", "YamlError", "_AtHead", "_Stop"}
+    caught_at_once = {"StopNow", "Stopped", "YamlError", "_AtHead", "_Stop", "Refused"}
     found = {}
     for file in sorted(Path(errors.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

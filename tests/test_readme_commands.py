@@ -38,6 +38,8 @@ NOT_NOW = (
     ("read", r"accelerate\b", "several processes; tests/training/test_launch.py"),
     ("read", r"vllm\b", "a GPU and another package"),
     ("read", r"unigrpo app\b", "serves until Ctrl-C; tests/runs/test_app_browser.py"),
+    ("read", r"(CUDA_VISIBLE_DEVICES=\d |UNIGRPO_REWARD_TOKEN=\S+ )*unigrpo serve-rewards\b", "serves until Ctrl-C; tests/runs/test_serve_rewards_processes.py"),
+    ("read", r"unigrpo train .*http://127", "asks a server; tests/runs/test_serve_rewards_processes.py"),
     ("read", r"unigrpo lm-eval\b", "another package; tests/runs/test_lm_eval.py"),
     ("read", r"unigrpo .*(\bmy_|completions\.jsonl|runs/math)", "files of the reader's; tests/test_extending.py, tests/runs/test_score_file.py"),
     ("read", r"unigrpo (inspect|sample|evaluate) (?!runs/)[\w-]+/[\w.-]+", "asks the hub; tests/runs/test_inspect.py"),

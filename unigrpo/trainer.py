@@ -25,11 +25,11 @@ from .data.rows import check_dataset
 from .models import DiffusionPolicy
 from .models.lockstep import forwards_meet
 from .models.reference import reference_context
+from .rollout.model_reward import ModelReward
 from .rollout.pipeline import Pipeline
-from .rollout.rewards import ModelReward
 from .training import evaluation, setup
 from .training.batches import Batch, Unit, collate, score_batch
-from .training.callbacks import ReadGolds, add_callbacks, reference_update
+from .training.callbacks import add_callbacks, reference_update, reward_callbacks
 from .training.check_datasets import CheckedDatasets, held_out_sets
 from .training.checkpoints.window_checkpoints import WindowCheckpoints
 from .training.compiling import compile_blocks
@@ -104,7 +104,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         model, base, self.policy = setup.opened(model, args, policy, processing_class, peft_config is not None)
         args.take_lengths(getattr(base.config, "sampling_defaults", None))
         self.algorithms = build_algorithms(args)
-        of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models)
+        of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models, args.reward_terms)
         self.rewards = setup.reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *of_rewards)
         setup.warn_of_waits(args, self.rewards)
         setup.check_stops(args, self.policy)
@@ -142,7 +142,8 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         self._reference = reference_context(model, lambda: self.model_wrapped, self._twin)
         if args.sync_ref_model:
             self.add_callback(reference_update(self._twin, self._with_reference, self.accelerator))
-        self.add_callback(ReadGolds(self.rewards))
+        for callback in reward_callbacks(args, self.rewards):
+            self.add_callback(callback)
         self._progress = add_callbacks(self)
         if hasattr(model, "add_model_tags"):
             model.add_model_tags(self._tag_names)

@@ -93,6 +93,52 @@ def test_retry_after_is_honoured_as_seconds_and_as_a_date_and_is_bounded(monkeyp
             assert remote(seen)(["p"], ["c"]) == [1.0]
 
 
+def test_who_says_when_to_come_again_uses_up_no_attempt_and_is_waited_for_to_the_deadline():
+    busy = says("busy", 503, Retry_After="0")
+    with serving(in_turn(*[busy] * 6, says("no", 500), *[busy] * 3, lengths)) as seen:
+        metrics = {}
+        assert remote(seen, retries=1)(["p"], ["four"], log_metric=metrics.__setitem__) == [4.0]
+    assert len(seen.bodies) == 11 and metrics["remote/retries"] == 10
+    assert min(np.diff(seen.times[:6])) >= 0.05
+    with serving(busy) as seen:
+        said = failure(remote(seen, retries=0, deadline=0.7))
+    assert "status 503 Service Unavailable" in said and "lower concurrency, or raise deadline" in said
+    assert 2 <= len(seen.bodies) <= 15 and seen.times[-1] - seen.times[0] < 0.7
+    with serving(in_turn(*[busy] * 2, says("no", 500))) as seen:
+        assert "status 500" in failure(remote(seen, retries=1))
+    assert len(seen.bodies) == 4, "two that do not count, and two that do"
+
+
+def test_a_storm_loses_nothing_and_doubles_nothing():
+    """Every request fails in another way first; each row has its own score in the end, and none a zero."""
+    done, failed = [], []
+    lock = threading.Lock()
+
+    def storm(exchange):
+        values = exchange.body["value"]
+        with lock:
+            kind = failed.count(values)
+            failed.append(values)
+        if kind == 0:
+            return exchange.json("down", 500)
+        if kind == 1:
+            return exchange.bytes(b'{"rewards": [', length=1000)
+        if kind == 2:
+            return exchange.json("busy", 503, Retry_After="0.05")
+        if kind == 3 and values[0] % 4 == 0:
+            return exchange.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + b" " * 99999, 0.05)
+        with lock:
+            done.extend(values)
+        return exchange.json({"rewards": [None if value % 5 == 0 else value + 0.5 for value in values]})
+
+    with serving(storm) as seen:
+        values = list(range(1, 15))
+        reward = remote(seen, batch_size=2, timeout=1.0, retries=3)
+        scores = reward(["p"] * 14, ["c"] * 14, value=values)
+    assert scores == [None if value % 5 == 0 else value + 0.5 for value in values]
+    assert sorted(done) == values
+
+
 def test_a_wait_that_ends_past_the_deadline_is_not_begun():
     began = time.monotonic()
     with serving(says("slow down", 429, Retry_After="99")) as seen:

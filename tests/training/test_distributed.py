@@ -65,6 +65,19 @@ def test_two_processes_are_one(tmp_path, lora):
         told("ddp", lora, *division)
 
 
+TERMS = {"clip": [0.2, 0.8], "schedule": {"start": 0.5, "end": 2.0, "steps": [0, 4]}}
+
+
+@pytest.mark.parametrize("scale", ["standardise", "win_rate"])
+def test_rewards_enter_the_sum_alike_on_all_processes(tmp_path, scale):
+    """The scale of a window and the rivals of a group that straddles processes are those of all of them."""
+    terms = {"reward_terms": [{**TERMS, scale: True}], "scale_rewards": "none"}
+    alone, plain = train(0, "ddp", **terms, **sizes(1, 8)), train(0, "ddp", scale_rewards="none", **sizes(1, 8))
+    assert [own[0] for own in alone["history"]] != [own[0] for own in plain["history"]]
+    (ranks,) = played(2, tmp_path, MODULE, ("train", {"engine": "ddp", **terms, **sizes(1, 4)}))
+    assert_same(ranks, alone)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("what", [{"sft_weight": 0.5}, {"from_adapter": True, "beta": 0.2}], ids=["given", "adapter"])
 def test_so_are_runs_with_given_answers_and_from_a_trained_adapter(tmp_path, engine, what):

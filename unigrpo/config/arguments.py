@@ -99,6 +99,11 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
         results are the same""",
     )
     reward_weights: list[float] | None = key(None, "one weight a reward; none = all 1")
+    reward_terms: list[dict[str, Any]] | None = key(
+        None,
+        """a mapping a reward of gate, clip, standardise, win_rate, schedule, {} for none: how it enters the sum; in a recipe they
+        stand with the rewards""",
+    )
     reward_error: str = key(
         "raise",
         """what a reward does that raises, is overdue, or returns anything but one finite number or none an answer: "raise" ends
@@ -123,6 +128,10 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     ref_model_mixup_alpha: float = key(0.6, "share of the policy in an updated reference", at_least=0, at_most=1)
     ref_model_sync_steps: int = key(512, "optimizer steps between two updates of the reference", at_least=1)
     task_overrides: dict[str, Any] | str | None = field(default_factory=dict)
+    log_rewards: bool = key(
+        False,
+        "a table a task at every log: mean, spread inside groups, ties, share without a score, seconds of a call",
+    )
     log_completions: bool = key(False, "sampled answers as a table and as parquet files")
     num_completions_to_print: int | None = key(None, "rows of that table; none = all", at_least=1)
     log_exact_kl: bool = key(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS, compares_groups
+from ..algorithm.combining import read_terms
 from ..errors import check_choice
 from ..parts import Key, choose
 from ..types import CANVAS_TASKS, SPANS, is_picture
@@ -169,6 +170,7 @@ def check_values(args: Any, keys: Mapping[str, Key]) -> None:
         if name != "image_tokenizer":  # It may be a module.
             setattr(args, name, about.read(getattr(args, name)))
     check_bound("reward_timeout", args.reward_timeout)
+    read_terms(args.reward_terms or [])
     estimator = choose("advantage_estimator", args.advantage_estimator, ADVANTAGE_ESTIMATORS)
     estimator.build({key: getattr(args, key) for key in ESTIMATOR_KEYS})
     if args.multi_objective_aggregation == "normalize_then_sum" and estimator.name != "group_mean":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -38,6 +40,22 @@ def outcome_of(call: Callable[[], Any], seconds: float | None) -> Any:
         return outcome() if seconds is None else result_of(in_thread(outcome), seconds=seconds)
     except Overdue as error:
         return error
+
+
+def outcome_later(
+    call: Callable[[], Any], seconds: float | None, awaited: Callable[[Any], Coroutine] | None = None
+) -> Future:
+    """What ``outcome_of`` returns, in the background; of an awaitable what ``awaited`` makes of it, bounded once more."""
+    prepare = _as_here()
+
+    def outcome() -> Any:
+        prepare()
+        found = outcome_of(call, seconds)
+        if awaited is None or not inspect.isawaitable(found):
+            return found
+        return outcomes_together([awaited(found)], seconds)[0]
+
+    return in_thread(outcome)
 
 
 def outcomes_together(awaitables: list, seconds: float | None) -> list[Any]:

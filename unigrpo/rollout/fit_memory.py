@@ -19,6 +19,7 @@ def in_batches(
     task: str,
     splits: bool = True,
     on_step: Callable[[int, int], None] | None = None,
+    on_batch: Callable[[dict[int, Rollout]], None] | None = None,
 ) -> tuple[list[Rollout], int]:
     """One rollout (B = 1) an answer, in order, filled ``size`` at a time, and the size that fitted.
 
@@ -31,6 +32,7 @@ def in_batches(
         lengths: real tokens of each answer's canvas.
         splits: False where a batch cannot be filled twice, because other processes wait in its forwards.
         on_step: progress, ``on_step(done, total)``; the total counts the steps of all batches.
+        on_batch: gets the rollouts of a batch by their indices, as soon as it is filled.
 
     Raises:
         RuntimeError: out of memory with a single answer, or with ``splits=False``; the message names what to lower.
@@ -48,7 +50,10 @@ def in_batches(
             size = len(batch) // 2
             continue
         steps = 0 if progress is None else progress.done
-        rollouts |= {index: rollout.take(torch.tensor([place])) for place, index in enumerate(batch)}
+        filled = {index: rollout.take(torch.tensor([place])) for place, index in enumerate(batch)}
+        rollouts |= filled
+        if on_batch is not None:
+            on_batch(filled)
         waiting = waiting[size:]
     if size < asked:
         warnings.warn(

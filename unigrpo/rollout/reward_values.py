@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Sized
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ReturnError
+from ..rewards._metrics import together
 
 
 PLAIN = (str, bytes, int, float, bool, type(None))
@@ -112,6 +115,16 @@ class CallLog:
         self.extras: dict[str, list] = {}
         self.metrics: dict[str, list[float]] = {}
         self.faults: list[str] = []
+        self.seconds: float | None = None
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds the seconds of the block, a part of the call."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds = (self.seconds or 0.0) + time.perf_counter() - began
 
     def log_extra(self, column: str, values: Iterable) -> None:
         try:
@@ -132,6 +145,16 @@ class CallLog:
             return
         if number == number:
             self.metrics.setdefault(name, []).append(number)
+
+
+def logged_together(calls: list[tuple[CallLog, int]]) -> dict[str, list[float]]:
+    """The metrics of calls with so many answers each; of several calls as if there had been one."""
+    if len(calls) == 1:
+        return dict(calls[0][0].metrics)
+    means = [
+        ({name: sum(own) / len(own) for name, own in list(log.metrics.items())}, answers) for log, answers in calls
+    ]
+    return {name: [value] for name, value in together(means).items()}
 
 
 def _column(values: list) -> list:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from ..algorithm.combining import Combination, RewardTerm
 from ..models.loading import load_classifier, load_config, load_processor
-from ..models.processing import render_chat
 from ..rewards import get_reward
 from ..types import Sample
-from .bounded_call import outcome_of, outcomes_together
-from .reward_arguments import as_messages, reads_messages, taken
+from .bounded_call import outcome_later, outcome_of, outcomes_together
+from .model_reward import ModelReward
+from .reward_arguments import as_messages, reads_messages
+from .reward_calls import Begun, Call, awaited, called, joined
 from .reward_faults import Fault, described, error_of, failed_call
-from .reward_values import CallLog, as_list, as_scores, own_copy, state_copy
+from .reward_values import CallLog, as_scores, logged_together, own_copy, state_copy
 
 
 RESERVED = ("prompt", "completion", "completion_ids", "task", "image", "images", "image_transform")
@@ -44,6 +45,7 @@ class Scores:
         unreadable: ``[F]`` int64: answers whose solution the reward could not read, by its metric ``.../unparsable_gold``.
         extras: per-answer columns that rewards handed to ``log_extra``.
         metrics: scalars that rewards handed to ``log_metric``, all calls of it.
+        seconds: of the calls of each reward that ended, by its name.
     """
 
     values: Tensor
@@ -52,6 +54,7 @@ class Scores:
     unreadable: Tensor
     extras: dict[str, list] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def none(cls, answers: int, rewards: int) -> Scores:
@@ -62,55 +65,6 @@ class Scores:
             faults=torch.zeros(rewards, 2, dtype=torch.int64),
             unreadable=torch.zeros(rewards, dtype=torch.int64),
         )
-
-
-class ModelReward:
-    """A sequence-classification model as a reward: logit 0 of prompt + completion, as in TRL.
-
-    Attributes:
-        offload: whether the model is on the CPU between calls.
-    """
-
-    def __init__(self, model: nn.Module, tokenizer, name: str) -> None:
-        self.model, self.tokenizer, self.__name__ = model.eval(), tokenizer, name
-        self.offload, self._device = False, model.device
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
-
-    def to(self, device: torch.device | str) -> ModelReward:
-        """Moves the model, or where it is offloaded only its work."""
-        self._device = torch.device(device)
-        self.model.to("cpu" if self.offload else device)
-        return self
-
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """The model where it computes, and back on the CPU where it is offloaded."""
-        if not self.offload:
-            yield
-            return
-        self.model.to(self._device)
-        try:
-            yield
-        finally:
-            self.model.to("cpu")
-
-    def _text(self, prompt: Any, completion: Any) -> str:
-        if isinstance(prompt, str):
-            return prompt + completion
-        return render_chat(self.tokenizer, [*prompt, *completion])
-
-    @torch.no_grad()
-    def __call__(self, prompts: list, completions: list, **_: Any) -> list[float | None]:
-        is_text = [isinstance(c, str | list) for c in completions]
-        texts = [self._text(p, c) for p, c, ok in zip(prompts, completions, is_text, strict=True) if ok]
-        if not texts:
-            return [None] * len(completions)
-        batch = self.tokenizer(texts, return_tensors="pt", padding=True, truncation=True, add_special_tokens=False)
-        with self._at_work():
-            scores = iter(self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist())
-        return [next(scores) if ok else None for ok in is_text]
 
 
 def resolve_reward(reward: str | nn.Module | Callable, processing_class=None) -> Callable:
@@ -175,6 +129,18 @@ def reward_name(reward: Callable) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
 
 
+def unique_names(names: list[str]) -> list[str]:
+    """``names``, further ones of the same name with a number: ``remote``, ``remote_2``."""
+    found: list[str] = []
+    for base in names:
+        name, number = base, 1
+        while name in found:
+            number += 1
+            name = f"{base}_{number}"
+        found.append(name)
+    return found
+
+
 @dataclass(slots=True)
 class RewardSet:
     """The rewards of a run.
@@ -182,6 +148,7 @@ class RewardSet:
     Attributes:
         functions: callables; names are made unique with a number.
         weights: one a function.
+        terms: how each enters the sum; None = as it is.
         columns: dataset columns that every call gets, also where no row of a batch has them.
         on_error: what a fault does: ``"raise"`` a ``RewardError``, or ``"none"``, see ``score``.
         timeout: seconds for one call of one reward; None = no bound. ``bounded_call`` says how calls are ended.
@@ -190,10 +157,12 @@ class RewardSet:
 
     functions: list[Callable]
     weights: list[float] | None = None
+    terms: list[RewardTerm] | None = None
     columns: set[str] = field(default_factory=set)
     on_error: str = "raise"
     timeout: float | None = None
     names: list[str] = field(init=False)
+    combination: Combination | None = field(init=False)
     golds: dict[int, tuple[int, int]] = field(init=False, default_factory=dict)
     _warned: set[tuple[str, str]] = field(init=False, default_factory=set)
 
@@ -204,19 +173,14 @@ class RewardSet:
             self.weights = [1.0] * len(self.functions)
         if len(self.weights) != len(self.functions):
             raise ValueError(f"reward_weights has {len(self.weights)} values for {len(self.functions)} rewards")
-        self.names = []
-        for function in self.functions:
-            base = name = reward_name(function)
-            number = 1
-            while name in self.names:
-                number += 1
-                name = f"{base}_{number}"
-            self.names.append(name)
+        self.names = unique_names([reward_name(function) for function in self.functions])
+        self.combination = None if self.terms is None else Combination(self.names, self.terms)
 
-    def score(self, samples: list[Sample], trainer_state: Any = None) -> Scores:
+    def score(self, samples: list[Sample], trainer_state: Any = None, begun: Sequence[Begun] = ()) -> Scores:
         """The scores of ``samples``, NaN where a reward returned None.
 
-        Each reward gets copies of everything, so that what it changes reaches neither another one nor the run.
+        Each reward gets copies of everything, so that what it changes reaches neither another one nor the run. One that has
+        ``begun`` with some of the answers gets the others here.
         With ``on_error`` "none", a reward that failed as a whole (it raised, was overdue, or returned something else than a
         list of one score an answer) is NaN for all answers, and the others count. One with a score that is no finite number
         is NaN in all columns: with its other rewards alone it would be compared with answers that have all of theirs. What
@@ -229,16 +193,19 @@ class RewardSet:
         if not samples:
             return found
         self.know_columns(*(sample.row for sample in samples))
-        logs = [CallLog(len(samples)) for _ in self.functions]
-        outcomes = self._outcomes(samples, trainer_state, logs, found)
+        calls = [[own.ended(samples) for own in begun if own.place == place] for place in range(len(self.functions))]
+        self._call_rest(samples, trainer_state, calls, found)
         faulty = []
-        for place, (outcome, log) in enumerate(zip(outcomes, logs, strict=True)):
-            if isinstance(outcome, BaseException):
-                self._lose(place, outcome, samples, found)
-            self._take_log(place, log, samples, found)
-            if isinstance(outcome, BaseException):
+        for place, own in enumerate(calls):
+            failed = next((call.outcome for call in own if isinstance(call.outcome, BaseException)), None)
+            if failed is not None:
+                self._lose(place, failed, samples, found)
+            self._take_logs(place, own, samples, found)
+            if failed is not None:
                 continue
-            column, wrong = as_scores(outcome, self.weights[place])
+            scores = joined([(call.rows, call.outcome) for call in own], len(samples))
+            factor = 1.0 if self.terms is None else self.terms[place].largest_factor
+            column, wrong = as_scores(scores, self.weights[place] * factor)
             found.values[:, place] = torch.tensor(column)
             if wrong:
                 places = list(wrong)
@@ -248,24 +215,41 @@ class RewardSet:
         found.values[faulty] = torch.nan
         return found
 
-    def _outcomes(self, samples: list[Sample], trainer_state: Any, logs: list[CallLog], found: Scores) -> list[Any]:
-        """What each reward returned, as a list, or ended with: the functions one after the other, then coroutines together."""
-        outcomes: list[Any] = []
-        for place, (function, log) in enumerate(zip(self.functions, logs, strict=True)):
-            arguments = self._arguments(samples, trainer_state, log, reads_messages(function))
-            call = partial(_called, function, arguments, len(samples))
-            outcomes.append(outcome_of(call, self.timeout))
-            if isinstance(outcomes[-1], BaseException) and self.on_error == "raise":
-                for outcome in outcomes:
-                    if inspect.isawaitable(outcome):
-                        # Nobody will wait for it.
-                        getattr(outcome, "close", lambda: None)()
-                self._lose(place, outcomes[-1], samples, found)
-        pending = [place for place, outcome in enumerate(outcomes) if inspect.isawaitable(outcome)]
-        awaitables = [_awaited(outcomes[place], len(samples)) for place in pending]
-        for place, outcome in zip(pending, outcomes_together(awaitables, self.timeout), strict=True):
-            outcomes[place] = outcome
-        return outcomes
+    def begin(self, place: int, samples: list[Sample], trainer_state: Any = None) -> Begun:
+        """The call of the reward at ``place`` with some answers, in the background."""
+        call, log = self._call(place, samples, trainer_state)
+        indices = [sample.index for sample in samples]
+        later = outcome_later(call, self.timeout, lambda own: awaited(own, len(samples), log))
+        return Begun(place=place, indices=indices, log=log, future=later)
+
+    def _call(self, place: int, samples: list[Sample], trainer_state: Any) -> tuple[Callable[[], Any], CallLog]:
+        """A call of the reward at ``place``, to be made, and its log."""
+        function, log = self.functions[place], CallLog(len(samples))
+        arguments = self._arguments(samples, trainer_state, log, reads_messages(function))
+        return partial(called, function, arguments, len(samples), log), log
+
+    def _call_rest(self, samples: list[Sample], trainer_state: Any, calls: list[list[Call]], found: Scores) -> None:
+        """Adds the calls with the answers that a reward has not got yet: the functions one after the other, then coroutines together."""
+        pending: list[Call] = []
+        for place, own in enumerate(calls):
+            given = {row for call in own for row in call.rows}
+            rows = [row for row in range(len(samples)) if row not in given]
+            if not rows:
+                continue
+            call, log = self._call(place, [samples[row] for row in rows], trainer_state)
+            own.append(Call(rows=rows, log=log, outcome=outcome_of(call, self.timeout)))
+            outcome = own[-1].outcome
+            if inspect.isawaitable(outcome):
+                pending.append(own[-1])
+            if isinstance(outcome, BaseException) and self.on_error == "raise":
+                for other in pending:
+                    # Nobody will wait for it.
+                    getattr(other.outcome, "close", lambda: None)()
+                self._lose(place, outcome, samples, found)
+        awaitables = [awaited(call.outcome, len(call.rows), call.log) for call in pending]
+        outcomes = outcomes_together(awaitables, self.timeout)
+        for call, outcome in zip(pending, outcomes, strict=True):
+            call.outcome = outcome
 
     def _arguments(
         self, samples: list[Sample], trainer_state: Any, log: CallLog, messages: bool = False
@@ -322,22 +306,17 @@ class RewardSet:
         found.lost[place] = True
         self._fault(place, failed_call(error, self.timeout, places), samples, found)
 
-    def _take_log(self, place: int, log: CallLog, samples: list[Sample], found: Scores) -> None:
-        """What one call logged."""
-        for text in list(log.faults):
+    def _take_logs(self, place: int, calls: list[Call], samples: list[Sample], found: Scores) -> None:
+        """What the calls of one reward logged, as if there had been one."""
+        for text in [text for call in calls for text in list(call.log.faults)]:
             self._fault(place, Fault(kind="log", text=text, places=[0]), samples, found)
-        found.extras.update(dict(log.extras))
-        for name, values in list(log.metrics.items()):
+        for column in dict.fromkeys(column for call in calls for column in dict(call.log.extras)):
+            parts = [(call.rows, call.log.extras[column]) for call in calls if column in call.log.extras]
+            found.extras[column] = joined(parts, len(samples))
+        logged = logged_together([(call.log, len(call.rows)) for call in calls])
+        for name, values in logged.items():
             found.metrics.setdefault(name, []).extend(values)
             if name.endswith(UNREADABLE):
                 found.unreadable[place] += int(sum(values))
-
-
-def _called(function: Callable, arguments: dict[str, Any], expected: int) -> Any:
-    """The function's scores as a list, or what is to be awaited for them. Reading an iterator is part of the call."""
-    result = function(**taken(function, arguments))
-    return result if inspect.isawaitable(result) else as_list(result, expected)
-
-
-async def _awaited(awaitable: Any, expected: int) -> list:
-    return as_list(await awaitable, expected)
+        seconds = [call.log.seconds for call in calls if call.log.seconds is not None]
+        found.seconds[self.names[place]] = seconds

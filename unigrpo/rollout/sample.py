@@ -52,11 +52,13 @@ def sample_answers(
     indices: list[int] | None = None,
     stream: str = "sample",
     pictures_per_thought: int = 1,
+    on_answers: Callable[[list[Sample]], None] | None = None,
 ) -> list[Sample]:
     """Answers to ``rows`` in order, one each; ``indices`` are their global numbers (default: this rank's).
 
-    An answer depends on its prompt and its number alone, not on those that ``rollout_batch_size`` puts beside it. So many
-    neighbours as ``pictures_per_thought`` have the same thought.
+    ``on_answers`` gets those of a rollout batch as soon as it is finished, but for thoughts and pictures that are written together. An
+    answer depends on its prompt and its number alone, not on those that ``rollout_batch_size`` puts beside it. So many neighbours as
+    ``pictures_per_thought`` have the same thought.
     """
     if indices is None:
         start = pipe.rank * len(rows)
@@ -68,23 +70,41 @@ def sample_answers(
             members = [i for i, row in enumerate(rows) if task_of(row) == task]
             if not members:
                 continue
-            own = [rows[i] for i in members]
-            coded, images = prompt_images(pipe.policy, pipe.args, pipe.codec, own, task)
-            keys = [(stream, pipe.args.seed, window, indices[i]) for i in members]
-            earlier: list[tuple[Rollout, ...]] = [()] * len(members)
-            if task in SPANS and pipe.args.r2i_decoding == "joint":
-                thoughts, rollouts = roll_out_together(pipe, model, coded, keys)
-            elif task in SPANS:
-                thoughts = roll_out_thoughts(pipe, model, coded, keys, pictures_per_thought)
-                coded = [{**row, "thought_ids": ids} for row, ids in zip(coded, thought_ids(thoughts), strict=True)]
-                rollouts = roll_out(pipe, model, spans_of(task)[-1], coded, keys)
-            else:
-                thoughts, rollouts = None, roll_out(pipe, model, task, coded, keys)
-            if thoughts is not None:
-                earlier = [(own,) for own in thoughts]
-            for i, rollout, pictures, before in zip(members, rollouts, images, earlier, strict=True):
-                samples[i] = sampled(rows[i], rollout, indices[i], pictures, before)
+            own, numbers = [rows[i] for i in members], [indices[i] for i in members]
+            keys = [(stream, pipe.args.seed, window, number) for number in numbers]
+            answers = answers_to(pipe, model, task, own, numbers, keys, pictures_per_thought, on_answers)
+            for i, answer in zip(members, answers, strict=True):
+                samples[i] = answer
     return samples
+
+
+def answers_to(
+    pipe: Pipeline,
+    model: Any,
+    task: str,
+    rows: list[dict[str, Any]],
+    indices: list[int],
+    keys: list[tuple],
+    pictures_per_thought: int,
+    on_answers: Callable[[list[Sample]], None] | None,
+) -> list[Sample]:
+    """Answers to rows of one task, as ``sample_answers``."""
+    coded, images = prompt_images(pipe.policy, pipe.args, pipe.codec, rows, task)
+    thoughts: list[Rollout] | None = None
+
+    def answers(filled: dict[int, Rollout]) -> list[Sample]:
+        earlier = {place: () if thoughts is None else (thoughts[place],) for place in filled}
+        return [sampled(rows[i], own, indices[i], images[i], earlier[i]) for i, own in filled.items()]
+
+    if task in SPANS and pipe.args.r2i_decoding == "joint":
+        thoughts, rollouts = roll_out_together(pipe, model, coded, keys)
+        return answers(dict(enumerate(rollouts)))
+    if task in SPANS:
+        thoughts = roll_out_thoughts(pipe, model, coded, keys, pictures_per_thought)
+        coded = [{**row, "thought_ids": ids} for row, ids in zip(coded, thought_ids(thoughts), strict=True)]
+    told = None if on_answers is None else lambda filled: on_answers(answers(filled))
+    rollouts = roll_out(pipe, model, spans_of(task)[-1], coded, keys, on_batch=told)
+    return answers(dict(enumerate(rollouts)))
 
 
 def roll_out_thoughts(
@@ -124,12 +144,13 @@ def roll_out(
     rows: list[dict[str, Any]],
     keys: list[tuple],
     write: Callable[..., Rollout] | None = None,
+    on_batch: Callable[[dict[int, Rollout]], None] | None = None,
 ) -> list[Rollout]:
     """One rollout (B = 1) a row on a canvas of ``task``, in order, each with the random stream of its key.
 
     A batch is padded to its own longest prompt. Where padding is attended like text, an answer would then depend on its
     batch, so there all keep one padding, that of the longest prompt. ``write``, which is told the batch's indices
-    before all else, stands in for the task's sampler.
+    before all else, stands in for the task's sampler. ``on_batch`` is told what is filled, as in ``in_batches``.
     """
     arguments = canvas_arguments(pipe.args, pipe.policy, pipe.codec, task)
     canvas = pipe.policy.encode(rows, task, **arguments)
@@ -152,7 +173,8 @@ def roll_out(
     lengths = canvas.attention_mask.sum(dim=1).tolist()
     size = pipe.fitted.get(task) or pipe.args.rollout_batch_size or len(rows)
     splits = not pipe.forwards_meet
-    rollouts, fitted = in_batches(fill, lengths, size, task=task, splits=splits, on_step=pipe.on_step)
+    told = {"on_step": pipe.on_step, "on_batch": on_batch}
+    rollouts, fitted = in_batches(fill, lengths, size, task=task, splits=splits, **told)
     if fitted < min(size, len(rows)):
         pipe.fitted[task] = fitted
     return rollouts

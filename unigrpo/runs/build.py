@@ -10,6 +10,7 @@ from peft import LoraConfig
 from torch.utils.data import ConcatDataset
 from transformers import BitsAndBytesConfig
 
+from ..algorithm.combining import Combination, read_terms
 from ..config.arguments import UniGRPOConfig
 from ..errors import RecipeError, ReturnError
 from ..models import DiffusionPolicy, resolve_policy
@@ -21,14 +22,14 @@ from ..rewards import get_reward
 from ..rewards._service import ServiceReward
 from ..rollout.reward_arguments import taken
 from ..rollout.reward_values import as_list
-from ..rollout.rewards import resolve_reward, reward_name
+from ..rollout.rewards import resolve_reward, reward_name, unique_names
 from .dataset_spec import DatasetSpec, prompt_rows
 from .reach import part_paths
 from .recipe import Recipe
 
 
 def build_config(recipe: Recipe) -> UniGRPOConfig:
-    """The run's arguments. Reward weights come from the rewards.
+    """The run's arguments. Reward weights and terms come from the rewards.
 
     Parts of the user's own are looked for beside the recipe first.
 
@@ -38,7 +39,11 @@ def build_config(recipe: Recipe) -> UniGRPOConfig:
     values = {"report_to": "none", **recipe.config}
     if values.get("reward_weights") is not None:
         raise RecipeError(f"{recipe.source}: reward_weights belongs to the rewards: give each a 'weight'")
+    if values.get("reward_terms") is not None:
+        raise RecipeError(f"{recipe.source}: reward_terms belongs to the rewards: give each its gate, clip, ...")
     values["reward_weights"] = [float(reward.weight) for reward in recipe.rewards]
+    terms = [reward.term() for reward in recipe.rewards]
+    values["reward_terms"] = terms if any(terms) else None
     try:
         import_parts(recipe)
         return UniGRPOConfig(**values)
@@ -168,7 +173,8 @@ def build_rewards(recipe: Recipe) -> list[Any]:
     """Callables, or model paths for the trainer to load.
 
     Raises:
-        ValueError: a name that leads nowhere, arguments that the reward does not take, or a package or system that it lacks.
+        ValueError: a name that leads nowhere, arguments that the reward does not take, a package or system that it lacks, or a
+            gate that is no other reward.
     """
     built = []
     for number, spec in enumerate(recipe.rewards):
@@ -183,7 +189,17 @@ def build_rewards(recipe: Recipe) -> list[Any]:
         if spec.task is not None:
             reward = ForTask(resolve_reward(reward), spec.task)
         built.append(reward)
+    _check_gates(recipe, built)
     return built
+
+
+def _check_gates(recipe: Recipe, built: list[Any]) -> None:
+    """Raises ``RecipeError`` for a gate that is no other reward of the recipe; no model is loaded to find out."""
+    names = [own.rsplit("/", 1)[-1] if isinstance(own, str) else reward_name(own) for own in built]
+    try:
+        Combination(unique_names(names), read_terms([spec.term() for spec in recipe.rewards]))
+    except ValueError as error:
+        raise RecipeError(f"{recipe.source}: rewards: {error}") from error
 
 
 def dataset_names(recipe: Recipe) -> dict[str, list[str]]:

@@ -34,6 +34,7 @@ from .folder_commands import (
     watch_arguments,
 )
 from .lm_eval_cli import lm_eval_arguments, run_lm_eval
+from .serve_rewards.cli import run_serve_rewards, serve_rewards_arguments
 
 
 EPILOG = """from an empty folder:
@@ -325,6 +326,7 @@ COMMANDS: dict[str, tuple[Callable, str, Callable[[argparse.ArgumentParser], Non
     "check": (run_check, "find mistakes in recipes before a run", _check_arguments),
     "keys": (run_keys, "list the settings, with defaults and ranges", _keys_arguments),
     "rewards": (run_rewards, "score answers in a file, or list the rewards", _rewards_arguments),
+    "serve-rewards": (run_serve_rewards, "answer for rewards over HTTP, for runs elsewhere", serve_rewards_arguments),
     "sample": (run_sample, "ask a policy: print its answers, or save what it draws", _sample_arguments),
     "app": (run_app, "open a page in the browser to talk to a policy", app_arguments),
     "evaluate": (run_evaluate, "measure how good a policy is, with intervals", evaluate_arguments),

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
+from ..algorithm.combining import RewardTerm
 from ..algorithm.denoising import MaskedDenoising
 from ..algorithm.loss import PolicyLoss
 from ..config.arguments import OWN_KEYS
@@ -26,6 +27,7 @@ WHOLE = {
     "of the run": dict(OWN_KEYS) | dict(keys_of(RunKeys)),
     "of each task": keys_of(TaskKeys),
     "of the loss": keys_of(PolicyLoss),
+    "of a reward in a recipe": keys_of(RewardTerm),
     "of fine-tuning (`unigrpo sft`)": DENOISING_KEYS,
     "of a fine-tuning objective": keys_of(MaskedDenoising),
 }

@@ -9,11 +9,13 @@ from typing import Any
 
 from peft import LoraConfig
 
+from ..algorithm.combining import RewardTerm, read_terms
 from ..config.arguments import UniGRPOConfig
 from ..config.inherited import settle_fields
 from ..config.trl_keys import cure_of
 from ..data.pictures import TRANSFORMS
 from ..errors import RecipeError
+from ..parts import keys_of
 from ..types import TASKS
 from .allowed_hosts import read_hosts
 from .bounded_yaml import quoted
@@ -44,12 +46,24 @@ class ModelSpec:
 
 @dataclass(slots=True, kw_only=True)
 class RewardSpec:
-    """``name`` is a registry name, ``pkg.mod:attr`` or a model path; ``task`` limits it to rows of one task."""
+    """``name`` is a registry name, ``pkg.mod:attr`` or a model path; ``task`` limits it to rows of one task.
+
+    The keys from ``gate`` on are those of ``RewardTerm``: how the reward enters the sum.
+    """
 
     name: str
     weight: float = 1.0
     task: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
+    gate: str | None = None
+    clip: list[float | None] | None = None
+    standardise: bool = False
+    win_rate: bool = False
+    schedule: dict[str, Any] | None = None
+
+    def term(self) -> dict[str, Any]:
+        """The keys of ``RewardTerm`` that say something."""
+        return {name: value for name in keys_of(RewardTerm) if (value := getattr(self, name)) not in (None, False)}
 
 
 ACCURACY = {"text": "unigrpo.runs.accuracy:integer_match", "mmu": "unigrpo.runs.accuracy:answer_match"}
@@ -90,6 +104,10 @@ class Recipe:
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "weight": (int, float),
     "args": (dict,),
+    "clip": (list, type(None)),
+    "standardise": (bool,),
+    "win_rate": (bool,),
+    "schedule": (dict, type(None)),
     "device_map": (str, dict, type(None)),
     "think_prompt": (bool, str, type(None)),
     "from_scratch": (bool,),
@@ -152,15 +170,27 @@ def parse_recipe(data: dict[str, Any], source: str, folder: Path | None = None) 
         folder=folder or Path(),
         allow_hosts=read_hosts(data.get("allow_hosts") or []),
     )
+    check_rewards(recipe.rewards, source)
     for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
         if spec.image_transform is not None and spec.image_transform not in TRANSFORMS:
             raise RecipeError(
                 f"{source}: image_transform={quoted(spec.image_transform)}: choose one of {list(TRANSFORMS)}"
             )
-    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets, *recipe.rewards):
+    for spec in (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets):
         if spec.task is not None and spec.task not in TASKS:
             raise RecipeError(f"{source}: task={quoted(spec.task)}: choose one of {list(TASKS)}")
     return recipe
+
+
+def check_rewards(rewards: list[RewardSpec], source: str) -> None:
+    """Raises ``RecipeError`` for an unknown task, and for a reward that cannot enter the sum like that."""
+    for spec in rewards:
+        if spec.task is not None and spec.task not in TASKS:
+            raise RecipeError(f"{source}: task={quoted(spec.task)}: choose one of {list(TASKS)}")
+    try:
+        read_terms([spec.term() for spec in rewards], "rewards")
+    except ValueError as error:
+        raise RecipeError(f"{source}: {error}") from error
 
 
 def parse_lora(data: dict[str, Any], source: str) -> dict[str, Any] | None:

@@ -163,7 +163,7 @@ def held_out_pipeline(recipe: Recipe, rows: list[dict[str, Any]], model: str | N
     codec = None
     if any(task_of(row) != "text" for row in rows):
         codec = load_codec(args.image_tokenizer, loaded.policy, args.offload_image_tokenizer).to(loaded.model.device)
-    of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models)
+    of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models, args.reward_terms)
     return Pipeline(
         model=loaded.model,
         policy=loaded.policy,

@@ -13,10 +13,12 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils.import_utils import is_in_notebook
 
+from ..config.arguments import UniGRPOConfig
 from ..rollout.rewards import RewardSet
 from ..terminal import say, visible
 from .checkpoints.files import append_line, named, write_text
 from .checkpoints.run_record import read_record
+from .reward_tables import RewardTables
 from .scores import refuse_unreadable
 
 
@@ -137,6 +139,11 @@ def reference_update(twin: Any, with_reference: bool, accelerator: Any) -> Train
     from trl import SyncRefModelCallback
 
     return SyncRefModelCallback(ref_model=twin, accelerator=accelerator)
+
+
+def reward_callbacks(args: UniGRPOConfig, rewards: RewardSet) -> list[TrainerCallback]:
+    """What watches the rewards of a run."""
+    return [ReadGolds(rewards), *([RewardTables(rewards.names)] if args.log_rewards else [])]
 
 
 class ReadGolds(TrainerCallback):

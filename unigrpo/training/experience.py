@@ -11,6 +11,7 @@ from torch import Tensor
 from ..algorithm.advantages import Advantages
 from ..algorithm.noising import random_corruption
 from ..models.base import DiffusionPolicy
+from ..rollout.early_calls import EarlyCalls
 from ..rollout.pipeline import Pipeline
 from ..rollout.rewards import Scores
 from ..rollout.sample import sample_answers
@@ -32,18 +33,21 @@ def make_experience(
     update, because they are too wide to keep. ``unscored`` is the last window's.
     """
     args, rewards = pipe.args, pipe.rewards
+    early = EarlyCalls(pipe, rows)
     with metrics.timed("time/rollout"):
-        samples = sample_answers(pipe, rows, window, pictures_per_thought=args.pictures_per_thought)
+        shared = args.pictures_per_thought
+        samples = sample_answers(pipe, rows, window, pictures_per_thought=shared, on_answers=early.on_answers)
     with metrics.timed("time/reward"):
-        scores = score_answers(pipe, samples, metrics)
+        scores = score_answers(pipe, samples, metrics, early.begun)
     first = samples[0].row["prompt"]
+    combining = rewards.combination, getattr(pipe.trainer_state, "global_step", 0)
     count_unreadable(rewards, args.num_generations, first, scores)
-    advantages = compare(args, rewards.weights, scores.values)
+    advantages = compare(args, rewards.weights, scores.values, *combining)
     for attempt in range(args.refill_rounds):
         if not bool(advantages.equal.any()):
             break
         samples, scores = refill(pipe, samples, scores, advantages, window, attempt, metrics)
-        advantages = compare(args, rewards.weights, scores.values)
+        advantages = compare(args, rewards.weights, scores.values, *combining)
     unscored = count_unscored(rewards, args.num_generations, first, scores.values, unscored, metrics)
     tasks = log_answers(pipe, samples, scores.values, advantages, metrics)
     noises = [[draw_noise(pipe, rollout, sample.index, window) for rollout in sample.rollouts] for sample in samples]

@@ -15,6 +15,10 @@ from ..models.placing import on_host
 from ..types import Rollout, is_picture
 
 
+LATENCY = "time/latency/"
+"""Beginning of the metric with the mean seconds of one call of a reward."""
+
+
 class Metrics:
     """Values collected between two logs, and how they become one number, over all processes.
 
@@ -112,7 +116,9 @@ def aggregate(name: str, ranks: list[list[list[float]]]) -> float:
 
 
 def adds_up(name: str) -> bool:
-    """Whether a metric is a count, not a mean."""
+    """Whether a metric is a count or a time in all, not a mean."""
+    if name.startswith(LATENCY):
+        return False
     faults = name.startswith("rewards/") and name.endswith(("/errors", "/timeouts"))
     return faults or name.startswith(("time/", "num_"))
 
@@ -133,10 +139,11 @@ def reward_metrics(
     num_generations: int,
     tasks: list[str],
 ) -> None:
-    """``rewards/<name>/{mean,std,group_std}``, ``reward``, ``reward_std``, ``frac_reward_zero_std`` of all ranks' answers.
+    """``rewards/<name>/{mean,std,group_std,frac_none,frac_ties}``, ``reward``, ``reward_std``, ``frac_reward_zero_std`` of all ranks' answers.
 
     ``group_std`` is the mean over groups of the reward's std inside a group, of the groups with two scores and more:
-    what is left of a reward's spread once the prompts are the same.
+    what is left of a reward's spread once the prompts are the same. ``frac_ties`` is the share of these groups whose scores are
+    all equal, ``frac_none`` that of the answers without a score.
     """
     for name, column in zip(names, scores.T, strict=True):
         applies = column[~column.isnan()]
@@ -150,6 +157,9 @@ def reward_metrics(
             compared = (~groups.isnan()).sum(dim=1) > 1
             metrics.add(f"rewards/{name}/mean{suffix}", column.nanmean())
             metrics.add(f"rewards/{name}/group_std{suffix}", std.squeeze(1)[compared].mean())
+            metrics.add(f"rewards/{name}/frac_none{suffix}", column.isnan().double().mean())
+            spread = groups.nan_to_num(-torch.inf).amax(dim=1) - groups.nan_to_num(torch.inf).amin(dim=1)
+            metrics.add(f"rewards/{name}/frac_ties{suffix}", (spread[compared] == 0).double().mean())
         metrics.add(f"reward_std{suffix}", advantages.group_std[own].mean())
         metrics.add(f"frac_reward_zero_std{suffix}", advantages.equal[own][::num_generations].float().mean())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,38 +10,52 @@ import torch
 from torch import Tensor
 
 from ..algorithm.advantages import Advantages, group_advantages
+from ..algorithm.combining import Combination
 from ..config.arguments import UniGRPOConfig
 from ..config.build import build_estimator
 from ..errors import RewardError
+from ..rollout.early_calls import EarlyCalls
 from ..rollout.pipeline import Pipeline
+from ..rollout.reward_calls import Begun
 from ..rollout.reward_faults import fault_metrics, shown
 from ..rollout.rewards import RewardSet, Scores
 from ..rollout.sample import sample_answers
 from ..types import Sample
-from .metrics import Metrics
+from .metrics import LATENCY, Metrics
 
 
 UNSCORED_PROMPTS = 16
 """So many prompts in a row without a single score end a run with ``reward_error`` "raise"."""
 
 
-def score_answers(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Scores:
+def score_answers(pipe: Pipeline, samples: list[Sample], metrics: Metrics, begun: Sequence[Begun] = ()) -> Scores:
     """The scores of this rank's ``samples``, with the values of all ranks' answers, ``[B_global, F]``."""
-    scores = own_scores(pipe, samples, metrics)
+    scores = own_scores(pipe, samples, metrics, begun)
     return replace(scores, values=pipe.gather(scores.values.to(pipe.device)).cpu())
 
 
-def compare(args: UniGRPOConfig, weights: list[float], values: Tensor) -> Advantages:
-    """Group-relative advantages of all ranks' answers; ``weights`` are the rewards'."""
-    return group_advantages(
-        values,
-        torch.tensor(weights, dtype=torch.float32),
+def compare(
+    args: UniGRPOConfig, weights: list[float], values: Tensor, combination: Combination | None = None, step: int = 0
+) -> Advantages:
+    """Group-relative advantages of all ranks' answers; ``weights`` are the rewards'.
+
+    Where a ``combination`` changes scores and, at optimizer step ``step``, weights, the advantages are made of those, and the
+    ``rewards`` beside them are still the weighted raw ones: win rates and standardised scores have the same mean in every window.
+    """
+    given = torch.tensor(weights, dtype=torch.float32)
+    entered = values if combination is None else combination(values, args.num_generations)
+    found = group_advantages(
+        entered,
+        given if combination is None else given * combination.factors(step),
         args.num_generations,
         args.scale_rewards,
         args.multi_objective_aggregation,
         estimator=build_estimator(args),
         clip=args.advantage_clip,
     )
+    if combination is None:
+        return found
+    return replace(found, rewards=(values * given).nansum(dim=1).masked_fill(found.rewards.isnan(), torch.nan))
 
 
 def local_slice(rank: int, count: int) -> slice:
@@ -63,12 +78,13 @@ def refill(
     metrics.add("refilled_groups", float(advantages.equal.float().sum()) / group)
     fresh = [pipe.new_prompt(window, attempt, samples[i].index // group) for i in stale]
     indices = [samples[i].index for i in stale]
+    early = EarlyCalls(pipe, fresh, indices)
     with metrics.timed("time/rollout"):
-        together = {"pictures_per_thought": pipe.args.pictures_per_thought}
+        together = {"pictures_per_thought": pipe.args.pictures_per_thought, "on_answers": early.on_answers}
         again = sample_answers(pipe, fresh, window, indices=indices, stream=f"refill-{attempt}", **together)
     local = scores.values[local_slice(pipe.rank, len(samples))].clone()
     with metrics.timed("time/reward"):
-        new = own_scores(pipe, again, metrics)
+        new = own_scores(pipe, again, metrics, early.begun)
     samples, extras = list(samples), {name: list(column) for name, column in scores.extras.items()}
     for place, i in enumerate(stale):
         samples[i], local[i] = again[place], new.values[place]
@@ -77,8 +93,8 @@ def refill(
     return samples, replace(new, values=pipe.gather(local.to(pipe.device)).cpu(), extras=extras)
 
 
-def own_scores(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Scores:
-    """The scores of this rank's ``samples``; all ranks call it together, and end together.
+def own_scores(pipe: Pipeline, samples: list[Sample], metrics: Metrics, begun: Sequence[Begun] = ()) -> Scores:
+    """The scores of this rank's ``samples``, some of them ``begun``; all ranks call it together, and end together.
 
     A reward that failed as a whole on one rank counts on none: its answers would be compared with others of their group
     that have one reward more.
@@ -88,7 +104,7 @@ def own_scores(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Score
     """
     rewards, failure = pipe.rewards, None
     try:
-        scores = rewards.score(samples, pipe.trainer_state)
+        scores = rewards.score(samples, pipe.trainer_state, begun)
     except Exception as error:
         failure, scores = error, Scores.none(len(samples), len(rewards.names))
     failed = torch.tensor([failure is not None])
@@ -108,6 +124,9 @@ def own_scores(pipe: Pipeline, samples: list[Sample], metrics: Metrics) -> Score
             metrics.add(name, count)
     for name, logged in scores.metrics.items():
         metrics.add(name, sum(logged) / len(logged))
+    for name, seconds in scores.seconds.items():
+        if seconds:
+            metrics.add(f"{LATENCY}{name}", sum(seconds) / len(seconds), weight=len(seconds))
     return replace(scores, values=values, lost=lost > 0, unreadable=unreadable)
 
 

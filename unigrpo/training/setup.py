@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
+from ..algorithm.combining import read_terms
 from ..config.arguments import UniGRPOConfig
 from ..config.run_checks import settle_best_model
 from ..data.image_codes import ImageCodec, load_tokenizer, tokenizer_name
@@ -159,11 +160,12 @@ def reward_set(
     on_error: str = "raise",
     timeout: float | None = None,
     offload_models: bool = False,
+    terms: list[dict[str, Any]] | None = None,
 ) -> RewardSet:
     """The rewards of a run, names and models resolved, each model reward with its own tokenizer.
 
-    ``on_error``, ``timeout`` and ``offload_models`` are the run's ``reward_error``, ``reward_timeout`` and
-    ``offload_reward_models``.
+    ``on_error``, ``timeout``, ``offload_models`` and ``terms`` are the run's ``reward_error``, ``reward_timeout``,
+    ``offload_reward_models`` and ``reward_terms``.
     """
     functions = list(functions) if isinstance(functions, list | tuple) else [functions]
     classes = processing_classes
@@ -173,7 +175,8 @@ def reward_set(
         raise ValueError(f"reward_processing_classes has {len(classes)} entries for {len(functions)} rewards")
     resolved = [resolve_reward(function, own) for function, own in zip(functions, classes, strict=True)]
     offload(resolved, offload_models)
-    return RewardSet(functions=resolved, weights=weights, on_error=on_error, timeout=timeout)
+    read = None if terms is None else read_terms(terms)
+    return RewardSet(functions=resolved, weights=weights, terms=read, on_error=on_error, timeout=timeout)
 
 
 def check_stops(args: UniGRPOConfig, policy: DiffusionPolicy) -> None:

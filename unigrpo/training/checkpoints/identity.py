@@ -35,7 +35,15 @@ TOLD = (
 """Keys that may change, with a warning. Clips and ``reward_error`` are cures that errors advise: they must not bar the way."""
 
 SILENT = (
-    *("logging_steps", "log_completions", "num_completions_to_print", "log_exact_kl", "overwrite", "use_vllm"),
+    *(
+        "logging_steps",
+        "log_completions",
+        "log_rewards",
+        "num_completions_to_print",
+        "log_exact_kl",
+        "overwrite",
+        "use_vllm",
+    ),
     *("rollout_batch_size", "offload_image_tokenizer", "offload_reward_models", "reward_timeout", "trim_padding"),
     *("remove_unused_columns", "ddp_find_unused_parameters", "model_init_kwargs", "given_keys", "filled_keys"),
     *("generation_batch_size", "reward_weights"),

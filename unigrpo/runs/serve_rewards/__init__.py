@@ -1,0 +1,1 @@
+"""``unigrpo serve-rewards``: the rewards of a recipe over HTTP."""
