@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.models.decoder import two_copies
+from unigrpo.testing import check_policy
 from unigrpo.types import Canvas
 
 from ..support.tiny import prompts
@@ -202,3 +203,9 @@ def test_clean_ids_are_refused_where_nothing_reads_them():
     model, _ = built("qwen3, start")
     with pytest.raises(ValueError, match="clean_ids go with input_ids, without a cache"):
         model(ids, clean_ids=ids, output_hidden_states=True)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "start" in case])
+def test_the_suite_takes_blocks_that_begin_with_the_row(case):
+    model, policy = built(case)
+    check_policy(policy, model, prompts(3))
