@@ -129,7 +129,7 @@ def test_padding_fills_the_last_block(anchor):
         lengths.add(trained)
     assert lengths == ({4} if anchor == "prompt_end" else {3, 4, 5, 6})
     with pytest.raises(
-        ValueError, match="rows.3.: train_padding='block' fills blocks, and the attention of A2DQwen3Policy"
+        ValueError, match=r"rows\[3\]: train_padding='block' fills blocks, and the attention of A2DQwen3Policy"
     ):
         writer(tiny_decoder("a2d-qwen3")[1], "bd3lm").write(row, "rows[3]")
 
