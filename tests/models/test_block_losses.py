@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from unigrpo.config.denoising_presets import objectives_of
+from unigrpo.models import POLICIES, load_model
 from unigrpo.models.decoder import A2DQwen2Policy, A2DQwen3Policy
 from unigrpo.models.decoder.configuration import FOREIGN
 
@@ -68,3 +69,20 @@ def test_sdars_loss_and_gradient_of_the_public_code():
     assert value.item() == pytest.approx(arrays["loss.value"].item(), rel=1e-5)
     value.backward()
     assert_rounding(model.model.layers[0].self_attn.q_proj.weight.grad, arrays["loss.grad_q0"], 1e-4)
+
+
+@pytest.mark.skipif("llada2_moe" not in POLICIES, reason="LLaDA2's network is not there: merge the family first")
+def test_dfactorys_loss_and_gradient_of_the_public_code():
+    """The gradient reaches attention and a router through the noisy and the clean copy."""
+    model = load_model(str(family_golden("llada2_moe")), mask_token_id=151, block_size=8).float()
+    arrays = load_file(family_golden("llada2_moe") / "golden.safetensors")
+    policy = POLICIES["llada2_moe"](model.config, decoder_tokenizer())
+    clean, noisy = arrays["loss.clean"], arrays["loss.noisy"]
+    trained = torch.arange(clean.shape[1]) >= arrays["loss.prompt_lengths"][:, None]
+    value = loss(model, policy, objectives_of("dfactory")["text"], clean, noisy, trained, arrays["loss.t"].double())
+    assert value.item() == pytest.approx(arrays["loss.value"].item(), rel=1e-5)
+    value.backward()
+    attention = model.model.layers[0].self_attn
+    fused = torch.cat([own.weight.grad for own in (attention.q_proj, attention.k_proj, attention.v_proj)])
+    assert_rounding(fused, arrays["loss.grad_qkv0"], 1e-4)
+    assert_rounding(model.model.layers[1].mlp.gate.weight.grad, arrays["loss.grad_gate1"], 1e-4)
