@@ -166,6 +166,22 @@ def test_blocks_are_counted_from_the_anchor(anchor):
             assert moved.tolist() == (block >= block[last]).tolist()
 
 
+def test_training_scores_blocks_as_they_were_sampled(make_trainer, folder):
+    """In no more draws than a block has tokens, and every token once."""
+    options = {"model": folder("blocks"), "processor": None, "algorithm": "dipo", "sampler": "left_to_right"}
+    trainer = make_trainer(**options, max_completion_length=10)
+    window = first_window(trainer)
+    add_old_and_reference(trainer.pipeline(), window, always_old=True)
+    longest = 0
+    for row in window.experiences:
+        counts = row.completion_mask
+        assert row.hidden.shape[1] == min(int(counts.sum()), 4)
+        assert torch.equal(row.target[0].sum(dim=0) == 1, counts)
+        longest = max(longest, int(counts.sum()))
+        assert (row.old_logps[0].sum(dim=0) - row.sampling_logps)[counts].abs().max() < 1e-5
+    assert longest > 4
+
+
 # ---- what the files do not say ----
 
 
