@@ -23,7 +23,7 @@ def divided(rank: int, folder: str, name: str, batch: int, accumulation: int, en
     model, policy = tiny_decoder(name)
     settings = {**SMALL, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     with on_processors(engine):
-        args = MaskedDenoisingConfig(folder, **settings, objective="mdlm")
+        args = MaskedDenoisingConfig(folder, **settings, objective="bd3lm" if policy.block_size else "mdlm")
         kind = ShardedGiven if engine == "fsdp2" else MaskedDenoisingTrainer
         trainer = kind(model, args, TEXT, processing_class=policy.processor)
         trainer.train()
@@ -32,7 +32,7 @@ def divided(rank: int, folder: str, name: str, batch: int, accumulation: int, en
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["a2d-qwen3", "dream"])
+@pytest.mark.parametrize("name", ["a2d-qwen3", "dream", "blocks"])
 def test_processes_change_nothing(tmp_path, name, engine):
     alone = divided(0, str(tmp_path / "alone"), name, 8, 1, "ddp")
     scene = {"folder": str(tmp_path / "two"), "name": name, "batch": 2, "accumulation": 2, "engine": engine}

@@ -93,7 +93,7 @@ def test_a_run_starts_at_ratio_one_trains_resumes_and_reopens(make_trainer, fold
         torch.testing.assert_close(logits(merged(opened.model)), logits(whole.model), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "objective"), [("dream", "dream_cart"), ("a2d-qwen3", "mdlm")])
+@pytest.mark.parametrize(("name", "objective"), [("dream", "dream_cart"), ("a2d-qwen3", "mdlm"), ("blocks", "bd3lm")])
 def test_given_answers_are_learned(folder, tmp_path, name, objective):
     args = MaskedDenoisingConfig(
         str(tmp_path / "run"),
@@ -164,6 +164,22 @@ def test_blocks_are_counted_from_the_anchor(anchor):
             moved = (model(**{**inputs, "input_ids": ids}).logits - before)[row, real].abs().amax(1) > 0
             block = (torch.arange(len(real)) - origin).div(4, rounding_mode="floor")
             assert moved.tolist() == (block >= block[last]).tolist()
+
+
+def test_training_scores_blocks_as_they_were_sampled(make_trainer, folder):
+    """In no more draws than a block has tokens, and every token once."""
+    options = {"model": folder("blocks"), "processor": None, "algorithm": "dipo", "sampler": "left_to_right"}
+    trainer = make_trainer(**options, max_completion_length=10)
+    window = first_window(trainer)
+    add_old_and_reference(trainer.pipeline(), window, always_old=True)
+    longest = 0
+    for row in window.experiences:
+        counts = row.completion_mask
+        assert row.hidden.shape[1] == min(int(counts.sum()), 4)
+        assert torch.equal(row.target[0].sum(dim=0) == 1, counts)
+        longest = max(longest, int(counts.sum()))
+        assert (row.old_logps[0].sum(dim=0) - row.sampling_logps)[counts].abs().max() < 1e-5
+    assert longest > 4
 
 
 # ---- what the files do not say ----

@@ -136,10 +136,10 @@ def test_exact_log_probabilities_are_those_of_the_draw(policy, temperature):
 def test_all_steps_merged_are_one_forward_with_the_whole_answer_hidden(policy):
     rollout, sampler = rollout_of(policy)
     canvas = rollout.canvas
-    merged = stage_logps(policy.model, policy.policy, rollout, merged_stages(rollout, 100), sampler)
+    merged = stage_logps(policy.model, policy.policy, rollout, merged_stages(policy.policy, rollout, 100), sampler)
     whole = score_tokens(policy.model, policy.policy, canvas, canvas.fill_mask, rollout.completion_mask).logps
     assert torch.allclose(merged, whole[rollout.completion_mask], atol=1e-6)
-    counts = [merged_stages(rollout, shrink).forwards for shrink in (1, 2, 100)]
+    counts = [merged_stages(policy.policy, rollout, shrink).forwards for shrink in (1, 2, 100)]
     steps = [len(own[own >= 0].unique()) for own in rollout.step_map]
     assert counts == [sum(steps), sum(-(-own // 2) for own in steps), 8]
 

@@ -108,11 +108,14 @@ def written_stages(rollout: Rollout) -> Stages:
     )
 
 
-def merged_stages(rollout: Rollout, shrink: int) -> Stages:
-    """The stages of ``TrajectoryNoising`` with ``shrink`` steps merged into one (TraceRL, arXiv 2509.06949)."""
+def merged_stages(policy: DiffusionPolicy, rollout: Rollout, shrink: int) -> Stages:
+    """The stages of ``TrajectoryNoising`` with ``shrink`` steps merged into one (TraceRL, arXiv 2509.06949).
+
+    Of a policy in blocks, those of all its blocks at once.
+    """
     rows = list(range(len(rollout.step_map)))
     noise = TrajectoryNoising(trajectory_shrink=shrink)(
-        rollout, num_iterations=1, num_samples=0, key=(0, 0), rows=rows
+        rollout, num_iterations=1, num_samples=0, key=(0, 0), rows=rows, blocks=policy.blocks(rollout.canvas)
     )
     return Stages(hidden=noise.hidden[:, 0], target=noise.target[:, 0])
 

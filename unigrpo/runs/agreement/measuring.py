@@ -184,7 +184,7 @@ class Measurement:
     def _merge_steps(self, exact: Rollout) -> None:
         scored = []
         for shrink in SHRINKS:
-            stages = merged_stages(exact, shrink)
+            stages = merged_stages(self.pipe.policy, exact, shrink)
             logps = stage_logps(self.pipe.model, self.pipe.policy, exact, stages, self.variants[0].sampler)
             scored.append((shrink, stages.forwards, logps))
             self.advance()
