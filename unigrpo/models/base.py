@@ -32,6 +32,9 @@ class DiffusionPolicy(ABC):
         attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.
         image_tokenizer, image_size, codebook_size: id of the family's image tokenizer, usual side of an image in pixels
             and number of codes; None for families without images.
+        block_size: positions of a block where attention is block-causal: a position sees its own block, both ways, and all
+            earlier ones. None for full attention.
+        block_anchor: where the first block begins: at the ``"start"`` of a row, or with the answer, at the ``"prompt_end"``.
     """
 
     model_class: ClassVar[Any] = None
@@ -48,6 +51,8 @@ class DiffusionPolicy(ABC):
     image_tokenizer: str | None = None
     image_size: int | None = None
     codebook_size: int | None = None
+    block_size: int | None = None
+    block_anchor: str = "start"
 
     @classmethod
     def load_model(cls, path: str, **kwargs: Any):
