@@ -81,10 +81,10 @@ def test_what_is_missing_is_said_with_status_2(checkpoint, capsys, tmp_path):
 
 
 def test_a_checkpoint_of_no_family_is_told_the_nearest(checkpoint, capsys):
-    folder = checkpoint("a2d_qwen3", model_type="sdar")
+    folder = checkpoint("a2d_qwen3", model_type="newer")
     status, said = inspected(capsys, folder)
     assert status == 2 and said.count("\n") == 1
-    assert "model_type='sdar' is no family of this library; its tensors are named as those of 'a2d-qwen3'" in said
+    assert "model_type='newer' is no family of this library; its tensors are named as those of 'a2d-qwen3'" in said
     weights = {
         name.replace("q_norm", "q_scale"): own for name, own in load_file(f"{folder}/model.safetensors").items()
     }

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from ..errors import CheckpointError
 from . import CONVERTED, POLICIES, DiffusionPolicy, resolve_policy
@@ -16,7 +18,7 @@ from .hub import finding
 from .loading import IMPLEMENTATIONS, load_config
 
 
-SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
+SMALL = {"num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
 SMALL |= {"num_key_value_heads": 1, "mask_token_id": 0, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0}
 """Sizes of a model whose tensors are only named; fields by transformers' names."""
 
@@ -98,6 +100,11 @@ def tensors_of(path: str) -> dict[str, tuple[int, ...] | None]:
     return {name: shape for file in files for name, shape in shapes(file).items()}
 
 
+def published(model: Any) -> dict[str, Tensor]:
+    """Name -> tensor of a network as files of its family have them, which differs from its modules where they are converted."""
+    return revert_weight_conversion(model, model.state_dict())
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
@@ -113,7 +120,7 @@ def _patterns(policy: Any) -> set[str]:
     config = kind(**_small(kind))
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = policy.model_class(config)
-    return {_pattern(name) for name in model.state_dict()}
+    return {_pattern(name) for name in published(model)}
 
 
 def _small(kind: Any) -> dict[str, Any]:

@@ -221,29 +221,42 @@ def check_visible_ids(policy: DiffusionPolicy, model: Any, rollout: Rollout, tem
 def check_blocks_are_causal(
     policy: DiffusionPolicy, model: Any, rollout: Rollout, temperature: float, block_length: int
 ) -> None:
-    """A token sees its own block, both ways, and earlier ones; of later ones it sees nothing, bitwise."""
-    last = block_length - 1
+    """A token sees its own block, both ways, and earlier ones; of later ones it sees nothing, bitwise.
+
+    Where blocks are counted from the start of a row, answer tokens are counted from the first block that begins among them.
+    """
+    last, starts = block_length - 1, [0] * len(rollout.canvas.ids)
+    if policy.block_size is not None and policy.block_anchor == "start":
+        prompts = (rollout.canvas.attention_mask & ~rollout.canvas.fill_mask).sum(dim=1).tolist()
+        starts = [-prompt % block_length for prompt in prompts]
     for scored, changed in ((0, last), (last, 0), (block_length, last), (-1, 0)):
-        felt = influence(policy, model, rollout.canvas, scored, changed, temperature)
+        felt = influence(policy, model, rollout.canvas, scored, changed, temperature, starts)
         require(
             felt > FELT,
             f"answer token {changed} moves the score of token {scored} by {felt:.2g} nats only, in blocks of {block_length}",
         )
     for scored, changed in ((0, -1), (last, block_length)):
-        felt = influence(policy, model, rollout.canvas, scored, changed, temperature)
+        felt = influence(policy, model, rollout.canvas, scored, changed, temperature, starts)
         require(
             felt == 0, f"answer token {changed} of a later block moves the score of token {scored} by {felt:.2g} nats"
         )
 
 
 def influence(
-    policy: DiffusionPolicy, model: Any, canvas: Canvas, scored: int, changed: int, temperature: float
+    policy: DiffusionPolicy,
+    model: Any,
+    canvas: Canvas,
+    scored: int,
+    changed: int,
+    temperature: float,
+    starts: list[int] | None = None,
 ) -> float:
-    """How far the score of answer token ``scored`` moves with the visible token ``changed``."""
+    """How far the score of answer token ``scored`` moves with the visible token ``changed``, each from its row's start."""
     target, visible = torch.zeros_like(canvas.fill_mask), torch.zeros_like(canvas.fill_mask)
     for row, fill in enumerate(canvas.fill_mask):
         place = fill.nonzero().flatten()
-        target[row, place[scored]] = visible[row, place[changed]] = True
+        of_row = [own if own < 0 or starts is None else starts[row] + own for own in (scored, changed)]
+        target[row, place[of_row[0]]] = visible[row, place[of_row[1]]] = True
     expected = score(policy, model, canvas, target, target, temperature)
     return worst(score(policy, model, another(canvas, visible), target, target, temperature) - expected)
 
