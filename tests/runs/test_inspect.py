@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,18 @@ def test_blocks_a_tied_head_and_a_shipped_model_are_told(checkpoint, capsys):
     assert "152 x 48, tied to the embedding" in said and "mask 149" in said
     status, said = inspected(capsys, "builtin:shapes")
     assert status == 0 and "t2i tokens" in said
+
+
+def test_tensors_that_are_converted_are_told_by_their_published_names(checkpoint, capsys):
+    folder = checkpoint("llada2_moe")
+    status, said = inspected(capsys, folder)
+    assert status == 0 and "weights      82 tensors, all of them in their place" in said
+    assert "block-causal, blocks of 32 from the start of a row" in said
+    status, said = inspected(capsys, checkpoint("sdar", model_type="newer"))
+    assert status == 2 and "named as those of 'a2d-qwen3'" in said
+    (Path(folder) / "config.json").write_text('{"model_type": "newer"}')
+    status, said = inspected(capsys, folder)
+    assert status == 2 and "its tensors are named as those of 'llada2_moe'" in said
 
 
 def test_what_is_missing_is_said_with_status_2(checkpoint, capsys, tmp_path):

@@ -18,11 +18,13 @@ from .decoder import (
     DreamForMaskedDiffusion,
     DreamPolicy,
     MaskedDecoder,
+    SDARConfig,
+    SDARForMaskedDiffusion,
     SDARPolicy,
 )
 from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy
-from .llada2 import LLaDA2MoePolicy
+from .llada2 import LLaDA2MoeConfig, LLaDA2MoeForMaskedDiffusion, LLaDA2MoePolicy
 from .magvit import MagvitV2, MagvitV2Config
 from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
 
@@ -125,6 +127,8 @@ __all__ = [
     "DiffusionPolicy",
     "DreamConfig",
     "DreamForMaskedDiffusion",
+    "LLaDA2MoeConfig",
+    "LLaDA2MoeForMaskedDiffusion",
     "LLaDAConfig",
     "LLaDAForMaskedDiffusion",
     "LLaDAPolicy",
@@ -137,6 +141,8 @@ __all__ = [
     "MaskedDecoder",
     "MaskedDiffusionMixin",
     "MaskedDiffusionOutput",
+    "SDARConfig",
+    "SDARForMaskedDiffusion",
     "load_model",
     "policy_class_of",
     "resolve_policy",

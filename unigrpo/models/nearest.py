@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.core_model_loading import revert_weight_conversion
 
 from ..errors import CheckpointError
 from . import CONVERTED, POLICIES, DiffusionPolicy, resolve_policy
-from .checkpoint_files import FULL_WEIGHTS, hub_file, reading, shapes, weight_files
+from .checkpoint_files import FULL_WEIGHTS, hub_file, published, reading, shapes, weight_files
 from .hub import finding
 from .loading import IMPLEMENTATIONS, load_config
 
@@ -98,11 +96,6 @@ def tensors_of(path: str) -> dict[str, tuple[int, ...] | None]:
         own for own in weight_files(None, path) if FULL_WEIGHTS.fullmatch(own.name) and own.suffix == ".safetensors"
     ]
     return {name: shape for file in files for name, shape in shapes(file).items()}
-
-
-def published(model: Any) -> dict[str, Tensor]:
-    """Name -> tensor of a network as files of its family have them, which differs from its modules where they are converted."""
-    return revert_weight_conversion(model, model.state_dict())
 
 
 def _listed(names: list[str]) -> str:

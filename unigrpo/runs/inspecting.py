@@ -8,10 +8,10 @@ import torch
 
 from ..errors import CheckpointError
 from ..models import DiffusionPolicy, resolve_policy
-from ..models.checkpoint_files import MANY_LAYERS, check_complete, check_numbers
+from ..models.checkpoint_files import MANY_LAYERS, check_complete, check_numbers, published
 from ..models.hub import asking_once
 from ..models.loading import load_processor
-from ..models.nearest import config_of, published, tensors_of
+from ..models.nearest import config_of, tensors_of
 from ..models.opening import lineage
 
 

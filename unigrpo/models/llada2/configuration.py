@@ -79,6 +79,7 @@ class LLaDA2MoeConfig(MaskedDecoderFields, PretrainedConfig):
     use_qk_norm: bool = True
     use_qkv_bias: bool = False
     tie_word_embeddings: bool = False
+    use_cache: bool = False
     pad_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     attention: str = "block_causal"

@@ -24,15 +24,19 @@ class Router(Glm4MoeTopkRouter):
             return super().forward(hidden_states)
 
 
-class _SetsExperts:
-    """A mixin: transformers looks for its decorator in a class's own file, and the experts have it in theirs."""
+class _WithExperts:
+    """A mixin for what transformers takes from a class of Glm4Moe and from its file."""
+
+    # Glm's checkpoints have layers that nobody reads; here a layer without a place is an error.
+    _keys_to_ignore_on_load_unexpected = None
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
+        """True: a decorator is looked for in the class's own file, and the experts have it in theirs."""
         return True
 
 
-class LLaDA2MoeModel(_SetsExperts, Glm4MoeModel):
+class LLaDA2MoeModel(_WithExperts, Glm4MoeModel):
     """Glm4Moe's trunk with routers that stay in fp32."""
 
     def __init__(self, config: LLaDA2MoeConfig) -> None:
@@ -41,14 +45,12 @@ class LLaDA2MoeModel(_SetsExperts, Glm4MoeModel):
             layer.mlp.gate = Router(config)
 
 
-class LLaDA2MoeForMaskedDiffusion(_SetsExperts, MaskedDecoder, Glm4MoePreTrainedModel):
+class LLaDA2MoeForMaskedDiffusion(_WithExperts, MaskedDecoder, Glm4MoePreTrainedModel):
     """LLaDA2.0-mini and LLaDA2.1-mini. Modules are named as Glm4Moe's; files keep the published names (``names.py``)."""
 
     config_class = LLaDA2MoeConfig
     trunk_class = LLaDA2MoeModel
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
-    # Glm's files hold layers that nobody reads; here a layer without a place is an error.
-    _keys_to_ignore_on_load_unexpected = None
 
     set_experts_implementation = Glm4MoePreTrainedModel.set_experts_implementation
 
