@@ -273,7 +273,9 @@ def test_every_tensor_has_its_place_and_every_place_its_tensor(folder, name):
     else:
         weights = {own: value for own, value in weights.items() if f"layers.1.{name}" not in own}
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"does not fit the model: (missing|unknown|shapes) \['model\.layers\.(1|46)\."):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit the model: (missing|unknown|shapes) \['model\.layers\.(1|46)\."
+    ):
         load_policy(str(file.parent), device="cpu", **FIELDS["llada2_moe"])
 
 
@@ -285,6 +287,7 @@ def test_kernels_that_sdar_names_are_not_taken(folder):
     at = folder("sdar")
     assert json.loads((at / "config.json").read_text())["attn_implementation"] == "flex_attention"
     assert load_policy(str(at), device="cpu").model.config._attn_implementation == "sdpa"
+    assert opened("sdar")[0].config._attn_implementation == "sdpa"
 
 
 def test_an_answer_ends_with_the_turn_and_is_drawn_as_asked(folder):

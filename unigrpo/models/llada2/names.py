@@ -22,7 +22,9 @@ class SplitHeads(ConversionOps):
     """Rows of the fused projection to those of queries, keys and values."""
 
     @torch.no_grad()
-    def convert(self, input_dict: dict[str, Any], source_patterns: Any, target_patterns: list[str], **known: Any) -> dict:
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: Any, target_patterns: list[str], **known: Any
+    ) -> dict:
         """One tensor ``[(heads + 2 kv_heads) head_dim, d]`` to three."""
         (fused,) = input_dict.values()
         config = known["config"]
