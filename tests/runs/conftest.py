@@ -36,5 +36,6 @@ def tiny_models(tiny_path, tmp_path_factory) -> dict[str, Path]:
 def families() -> dict:
     """Model and processor of each family of text that a recipe is for, by its name."""
     decoders = {"Dream": tiny_decoder("dream"), "a2d-qwen3": tiny_decoder("a2d-qwen3")}
+    decoders |= {"sdar": tiny_decoder("sdar"), "llada2_moe": tiny_decoder("llada2")}
     found = {name: (model, policy.processor) for name, (model, policy) in decoders.items()}
     return {**found, "llada": (tiny_llada(), tiny_processor())}

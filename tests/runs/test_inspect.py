@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +66,18 @@ def test_blocks_a_tied_head_and_a_shipped_model_are_told(checkpoint, capsys):
     assert status == 0 and "t2i tokens" in said
 
 
+def test_tensors_that_are_converted_are_told_by_their_published_names(checkpoint, capsys):
+    folder = checkpoint("llada2_moe")
+    status, said = inspected(capsys, folder)
+    assert status == 0 and "weights      82 tensors, all of them in their place" in said
+    assert "block-causal, blocks of 32 from the start of a row" in said
+    status, said = inspected(capsys, checkpoint("sdar", model_type="newer"))
+    assert status == 2 and "named as those of 'a2d-qwen3'" in said
+    (Path(folder) / "config.json").write_text('{"model_type": "newer"}')
+    status, said = inspected(capsys, folder)
+    assert status == 2 and "its tensors are named as those of 'llada2_moe'" in said
+
+
 def test_what_is_missing_is_said_with_status_2(checkpoint, capsys, tmp_path):
     folder = checkpoint("a2d_qwen2", tokenizer=False)
     status, said = inspected(capsys, folder)
@@ -81,10 +94,10 @@ def test_what_is_missing_is_said_with_status_2(checkpoint, capsys, tmp_path):
 
 
 def test_a_checkpoint_of_no_family_is_told_the_nearest(checkpoint, capsys):
-    folder = checkpoint("a2d_qwen3", model_type="sdar")
+    folder = checkpoint("a2d_qwen3", model_type="newer")
     status, said = inspected(capsys, folder)
     assert status == 2 and said.count("\n") == 1
-    assert "model_type='sdar' is no family of this library; its tensors are named as those of 'a2d-qwen3'" in said
+    assert "model_type='newer' is no family of this library; its tensors are named as those of 'a2d-qwen3'" in said
     weights = {
         name.replace("q_norm", "q_scale"): own for name, own in load_file(f"{folder}/model.safetensors").items()
     }

@@ -31,6 +31,9 @@ SIZES = {
     "tie_word_embeddings": False,
 }
 
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 4, "topk_group": 2}
+"""Of which the second of two layers has."""
+
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dream": ("Dream", {"mask_token_id": None, "pad_token_id": 146, "eos_token_id": 146}),
     "a2d-qwen2": ("a2d-qwen2", {}),
@@ -40,8 +43,10 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "a2d-qwen3",
         {"head_dim": 8, "attention": "block_causal", "block_size": 4, "block_anchor": "prompt_end"},
     ),
+    "sdar": ("sdar", {"head_dim": 8, "mask_token_id": None}),
+    "llada2": ("llada2_moe", {"head_dim": 16, "block_size": 4, **EXPERTS}),
 }
-"""Family and fields of each: both shifts, tied and untied heads, both attentions, ids of the configuration and of the tokenizer."""
+"""Family and fields of each: both shifts, tied and untied heads, both attentions, both anchors, experts, ids of the configuration and of the tokenizer."""
 
 
 def family_golden(name: str) -> Any:

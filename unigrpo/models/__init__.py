@@ -18,9 +18,13 @@ from .decoder import (
     DreamForMaskedDiffusion,
     DreamPolicy,
     MaskedDecoder,
+    SDARConfig,
+    SDARForMaskedDiffusion,
+    SDARPolicy,
 )
 from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy
+from .llada2 import LLaDA2MoeConfig, LLaDA2MoeForMaskedDiffusion, LLaDA2MoePolicy
 from .magvit import MagvitV2, MagvitV2Config
 from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
 
@@ -32,6 +36,8 @@ POLICIES: dict[str, type[DiffusionPolicy]] = {
     "a2d-qwen2": A2DQwen2Policy,
     "a2d-qwen3": A2DQwen3Policy,
     "a2d-llama": A2DLlamaPolicy,
+    "sdar": SDARPolicy,
+    "llada2_moe": LLaDA2MoePolicy,
 }
 """A family is one line here: its policy names the network, and the network its configuration."""
 
@@ -121,6 +127,8 @@ __all__ = [
     "DiffusionPolicy",
     "DreamConfig",
     "DreamForMaskedDiffusion",
+    "LLaDA2MoeConfig",
+    "LLaDA2MoeForMaskedDiffusion",
     "LLaDAConfig",
     "LLaDAForMaskedDiffusion",
     "LLaDAPolicy",
@@ -133,6 +141,8 @@ __all__ = [
     "MaskedDecoder",
     "MaskedDiffusionMixin",
     "MaskedDiffusionOutput",
+    "SDARConfig",
+    "SDARForMaskedDiffusion",
     "load_model",
     "policy_class_of",
     "resolve_policy",

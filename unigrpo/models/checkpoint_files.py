@@ -296,6 +296,28 @@ def stored(files: list[Path]) -> tuple[int | None, int | None]:
     return sum(len(shapes(file)) for file in files) if safe else None, sum(file.stat().st_size for file in files)
 
 
+def published(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> tensor of a network as files of its family have them, which differs from its modules where they are converted."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, model.state_dict())
+
+
+def check_names(config: Any, build: Callable[[Any], nn.Module], path: str | Path, what: str, **options: Any) -> None:
+    """Have the files at ``path`` the names of a family whose tensors are converted? Arguments as of ``check_declared``.
+
+    Raises:
+        CheckpointError: they lack some, or have others.
+    """
+    files = weight_files(config, path, **options)
+    found = {name for file in files if file.suffix == ".safetensors" for name in shapes(file)}
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = build(config)
+    wanted = published(model).keys()
+    if wanted != model.state_dict().keys():
+        check_complete(what, wanted - found, found - wanted)
+
+
 def shapes(file: str | Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a ``.safetensors`` file, from its header.
 

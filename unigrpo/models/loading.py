@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from ..errors import CheckpointError
 from .adapter_files import ADAPTER_FILE
-from .checkpoint_files import MANY_LAYERS, check_declared, check_loaded, check_numbers, hub_file, reading
+from .checkpoint_files import MANY_LAYERS, check_declared, check_loaded, check_names, check_numbers, hub_file, reading
 from .hub import finding
 
 
@@ -68,13 +68,20 @@ def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
         for name in IMPLEMENTATIONS:
             kwargs.setdefault(name, None)
         config_class = getattr(model_class, "config_class", None)
+        config = None
         checked = config_class is not None and "config" not in kwargs
         if checked and (file := hub_file(path, "config.json", **kwargs)) is not None:
             _check_family(file, config_class, what)
             config, _ = config_class.from_pretrained(path, **kwargs, return_unused_kwargs=True)
             check_declared(_own_kernels(config, kwargs), model_class, path, what, **kwargs)
             kwargs.pop("force_download", None)  # All of it was, just now.
-        return _complete(model_class.from_pretrained, path, what, allow_missing, **kwargs)
+        try:
+            return _complete(model_class.from_pretrained, path, what, allow_missing, **kwargs)
+        except RuntimeError:
+            if config is not None:
+                # Of tensors that it converts transformers says only that something is wrong.
+                check_names(config, model_class, path, what, **kwargs)
+            raise
 
 
 NOT_FROM_SCRATCH = {

@@ -11,12 +11,12 @@ import torch
 
 from ..errors import CheckpointError
 from . import CONVERTED, POLICIES, DiffusionPolicy, resolve_policy
-from .checkpoint_files import FULL_WEIGHTS, hub_file, reading, shapes, weight_files
+from .checkpoint_files import FULL_WEIGHTS, hub_file, published, reading, shapes, weight_files
 from .hub import finding
 from .loading import IMPLEMENTATIONS, load_config
 
 
-SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
+SMALL = {"num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
 SMALL |= {"num_key_value_heads": 1, "mask_token_id": 0, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 0}
 """Sizes of a model whose tensors are only named; fields by transformers' names."""
 
@@ -113,7 +113,7 @@ def _patterns(policy: Any) -> set[str]:
     config = kind(**_small(kind))
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = policy.model_class(config)
-    return {_pattern(name) for name in model.state_dict()}
+    return {_pattern(name) for name in published(model)}
 
 
 def _small(kind: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..models import DiffusionPolicy, resolve_policy
-from ..models.checkpoint_files import MANY_LAYERS, check_complete, check_numbers
+from ..models.checkpoint_files import MANY_LAYERS, check_complete, check_numbers, published
 from ..models.hub import asking_once
 from ..models.loading import load_processor
 from ..models.nearest import config_of, tensors_of
@@ -103,7 +103,7 @@ def _weights(model: Any, base: str) -> tuple[str, list[str]]:
         return "none that can be looked into without loading them", ["weights as .safetensors"]
     tied = getattr(model, "_tied_weights_keys", None) or {}
     same = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    wanted = {name: tuple(own.shape) for name, own in model.state_dict().items() if not (same and name in tied)}
+    wanted = {name: tuple(own.shape) for name, own in published(model).items() if not (same and name in tied)}
     shapes = [
         f"{name} is {found[name]} and must be {shape}"
         for name, shape in wanted.items()

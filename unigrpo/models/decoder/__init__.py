@@ -8,6 +8,7 @@ from .modeling import (
 )
 from .policy import A2DLlamaPolicy, A2DQwen2Policy, A2DQwen3Policy, DecoderPolicy, DreamPolicy
 from .processing import DecoderProcessor
+from .sdar import SDARConfig, SDARForMaskedDiffusion, SDARPolicy
 
 
 __all__ = [
@@ -26,4 +27,7 @@ __all__ = [
     "DreamForMaskedDiffusion",
     "DreamPolicy",
     "MaskedDecoder",
+    "SDARConfig",
+    "SDARForMaskedDiffusion",
+    "SDARPolicy",
 ]

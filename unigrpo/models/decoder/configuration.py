@@ -44,7 +44,7 @@ class MaskedDecoderFields:
     stop_token_ids: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**{name: value for name, value in kwargs.items() if name not in FOREIGN})  # type: ignore[misc]
+        super().__post_init__(**kwargs)  # type: ignore[misc]
         self._check()
 
     def _check(self) -> None:
@@ -75,10 +75,11 @@ class MaskedDecoderFields:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Overrides given to ``from_pretrained`` are checked like fields."""
+        """Overrides given to ``from_pretrained`` are checked like fields; an ``attn_implementation`` is the caller's, never a file's."""
         fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
         own = {name: value for name, value in kwargs.items() if name in fields and name != "dtype"}
-        return super().from_dict({**config_dict, **own}, **kwargs)  # type: ignore[misc]
+        found = {name: value for name, value in config_dict.items() if name not in FOREIGN}
+        return super().from_dict({**found, **own}, **kwargs)  # type: ignore[misc]
 
     def to_diff_dict(self) -> dict[str, Any]:
         """All that is not as in every configuration: published code has other defaults. Readers of before transformers 5 look for

@@ -21,7 +21,7 @@ from .processing import DecoderProcessor
 MASKS = ("<|mask|>", "<|MASK|>")
 """Names of the mask among a tokenizer's tokens."""
 
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>")
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|role_end|>")
 """Names of tokens that end a text or a turn."""
 
 
