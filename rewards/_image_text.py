@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import SourceError
+from ._published import source_of
 from .text import completion_text
 
 
@@ -31,7 +32,7 @@ class Pair(NamedTuple):
 
 
 class Scorer(Protocol):
-    """A loaded model. ``window``: tokens of a text that it reads, special tokens included."""
+    """A loaded model. ``window``: tokens of a text that it reads, special tokens included; 0 where it reads none."""
 
     window: int
 
@@ -68,6 +69,8 @@ class ImageTextReward(ABC):
     __name__ = "image_text"
     model: str
     """Hub id or path of what is loaded."""
+    revision: str | None = None
+    """Commit, tag or branch of ``model`` on the hub; None is the commit of ``_published.REVISIONS``, or the newest."""
     offload: bool = False
     """Whether the model is on the CPU between calls. A run sets it (``offload_reward_models``)."""
 
@@ -83,6 +86,15 @@ class ImageTextReward(ABC):
         self.batch_size, self.dtype = batch_size, dtype
         self._scorer: Scorer | None = None
         self._warned: set[str] = set()
+
+    def _pair(self, prompt: Any, completion: Any, images: Any, reward_prompt: Any) -> Pair | None:
+        """What of a row is scored; None where the reward does not apply."""
+        return pair_of(prompt, completion, images, reward_prompt)
+
+    @property
+    def source(self) -> str:
+        """``id@commit`` of the weights, or their path."""
+        return source_of(self.model, self.revision)
 
     @abstractmethod
     def _load(self) -> Scorer:
@@ -142,16 +154,17 @@ class ImageTextReward(ABC):
         images = nothing if images is None else images
         reward_prompt = nothing if reward_prompt is None else reward_prompt
         rows = list(zip(prompts, completions, images, reward_prompt, strict=True))
-        pairs = {index: pair for index, row in enumerate(rows) if (pair := pair_of(*row)) is not None}
+        pairs = {index: pair for index, row in enumerate(rows) if (pair := self._pair(*row)) is not None}
         if not pairs:
             return nothing
         if self._scorer is None:
             self._scorer = self._loaded()
         with self._at_work():
             scores = dict.fromkeys(pairs) | self._score(pairs)
-        truncated = self._truncated_frac([pair.text for pair in pairs.values()])
+        truncated = self._truncated_frac([pair.text for pair in pairs.values()]) if self._scorer.window else None
         if log_metric is not None:
-            log_metric(f"{self.__name__}/truncated_frac", truncated)
+            if truncated is not None:
+                log_metric(f"{self.__name__}/truncated_frac", truncated)
             log_metric(f"{self.__name__}/failed", float(sum(score is None for score in scores.values())))
         return [scores.get(index) for index in range(len(completions))]
 
