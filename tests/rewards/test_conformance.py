@@ -79,7 +79,9 @@ SHIPPED = {
 ARGUMENTS = {"length": {"max_completion_length": 10, "soft_punish_cache": 2}}
 """Of rewards that must be given some."""
 
-ASK_SOMEBODY = {"clip_score", "image_reward", "judge", "reasoning_gym", "remote"}
+ASK_SOMEBODY = {
+    "aesthetic", "clip_score", "hps_v2", "image_reward", "judge", "pick_score", "reasoning_gym", "remote", "siglip_score",
+}  # fmt: skip
 """They need weights, a service or an extra; their own tests bring them."""
 
 

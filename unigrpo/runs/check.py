@@ -38,8 +38,12 @@ from .recipe import Recipe
 
 
 SCORERS = {
+    "aesthetic": ("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"),
     "clip_score": ("openai/clip-vit-large-patch14", "config.json"),
+    "hps_v2": ("xswu/HPSv2", "README.md"),
     "image_reward": ("THUDM/ImageReward", "med_config.json"),
+    "pick_score": ("yuvalkirstain/PickScore_v1", "config.json"),
+    "siglip_score": ("google/siglip2-so400m-patch14-384", "config.json"),
 }
 """Rewards with a model: its default, and a file that is there when it is."""
 
