@@ -52,7 +52,8 @@ def get_reward(name: str, folders: Sequence[str | Path] = (), /, **kwargs: Any) 
     with its defaults, whose model is then loaded once per process.
 
     Args:
-        folders: where the module of a path is looked for first, before the current folder and the installed packages.
+        folders: where the module of a path is looked for first, before the current folder and the installed packages; that of
+            an argument too which names code, one of the class's ``NAMES_CODE``.
 
     Raises:
         ValueError: nothing callable by that name; the message says where it was looked for, or has the nearest name and all
@@ -67,6 +68,9 @@ def get_reward(name: str, folders: Sequence[str | Path] = (), /, **kwargs: Any) 
         raise _unknown(name, str(error)) from error
     if not callable(reward):
         raise _unknown(name, f"it is a {type(reward).__name__}, which cannot be called")
+    for key in getattr(reward, "NAMES_CODE", ()):
+        if isinstance(kwargs.get(key), str):
+            kwargs[key] = import_named(kwargs[key], folders)
     if not kwargs:
         return _with_defaults(reward) if registered and isinstance(reward, type) else reward
     return reward(**kwargs) if isinstance(reward, type) else partial(reward, **kwargs)

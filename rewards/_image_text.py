@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import SourceError
 from ._published import source_of
-from .text import completion_text
+from .text import completion_text, user_text
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -235,18 +235,3 @@ def pair_of(prompt: Any, completion: Any, images: Any, reward_prompt: Any) -> Pa
     if isinstance(images, list | tuple):
         images = images[0] if images else None
     return None if text is None or images is None else Pair(images, text[:MAX_TEXT])
-
-
-def user_text(prompt: Any) -> str | None:
-    """Text of a prompt: a string, or what the user says in a list of messages. None where there is no such text."""
-    if isinstance(prompt, str):
-        return prompt
-    if not isinstance(prompt, list | tuple):
-        return None
-    said: list[str] = []
-    for message in prompt:
-        if isinstance(message, Mapping) and message.get("role") == "user":
-            content = message.get("content")
-            parts = [{"text": content}] if isinstance(content, str) else content or []
-            said += [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
-    return "\n".join(said) if said else None

@@ -32,8 +32,7 @@ class PickScore(ImageTextReward):
 
     Args:
         model: hub id or folder of the ``CLIPModel``.
-        processor: hub id or folder of its tokenizer and image processor; None is LAION's ViT-H/14 for the published
-            model, and else the model's own.
+        processor: hub id or folder of its tokenizer and image processor; None is the model's own.
         batch_size, device, dtype: see ``ImageTextReward``.
         revision: commit, tag or branch of ``model`` on the hub.
 
@@ -47,15 +46,14 @@ class PickScore(ImageTextReward):
         self,
         model: str = PICK_SCORE,
         *,
-        processor: str | None = None,
+        processor: str | None = CLIP_H,
         batch_size: int = 32,
         device: str | torch.device | None = None,
         dtype: str = "float32",
         revision: str | None = None,
     ) -> None:
         super().__init__(batch_size=batch_size, device=device, dtype=dtype)
-        self.model, self.revision = str(model), revision
-        self.processor = CLIP_H if processor is None and self.model == PICK_SCORE else processor
+        self.model, self.processor, self.revision = str(model), processor, revision
 
     def _load(self) -> Scorer:
         encoder = load_clip(self.model, self.processor, self.revision, DTYPES[self.dtype])

@@ -154,7 +154,7 @@ def save_all(folder):
     )
     torch.save(head_state(CLIP_CONFIG["embed_dim"]), folder / "aesthetic-model.pth")
     kinds = {
-        "pick_score": (PickScore, clip, {}),
+        "pick_score": (PickScore, clip, {"processor": None}),
         "hps_v2": (HpsV2, hps, {"config": hps / "config.json", "processor": hps / "tokenizer"}),
         "aesthetic": (Aesthetic, folder, {"clip": clip}),
         "siglip_score": (SiglipScore, siglip, {}),
