@@ -18,8 +18,11 @@ from unigrpo.rewards._encoders import clip_scores
 from unigrpo.rewards._preparation import CLIP_MEAN, CLIP_STD, letterbox, middle
 from unigrpo.rewards._published import REVISIONS, source_of
 from unigrpo.rewards.siglip import ProbabilityScorer
+from unigrpo.rollout.rewards import RewardSet, sources
+from unigrpo.runs.build import ForTask
 from unigrpo.testing import check_reward
 
+from ..support.hostile import Payload
 from ..support.reward_rows import answers
 from ..support.tiny_picture_rewards import SIDE, SIGLIP_TEXTS, TEXTS, clip_letters, golden, rows, save_all
 from ..support.tiny_scorers import Broken, Log, picture
@@ -189,6 +192,12 @@ def test_letterbox_by_hand():
     assert letterbox(Image.new("RGB", (1000, 1)), 8).shape == (3, 8, 8)
 
 
+def test_a_run_can_say_what_it_is_scored_with(made):
+    own = made("siglip_score")
+    rewards = RewardSet(functions=[get_reward("pick_score"), ForTask(own, "t2i"), get_reward("think_format")])
+    assert sources(rewards) == {"pick_score": get_reward("pick_score").source, "siglip_score": own.model}
+
+
 def test_default_models_are_pinned_and_said(made, tmp_path, monkeypatch):
     assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in REVISIONS.values())
     for name, model in {
@@ -245,6 +254,16 @@ def test_what_does_not_belong_together_is_refused(tmp_path, kind, arguments, par
     arguments = {name: places.get(own, own) for name, own in arguments.items()}
     with pytest.raises(ValueError, match=re.escape(part)):
         reward(kind, **arguments)(["a"], [picture(0)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("hps_v2", "hps/HPS_v2.1_compressed.pt"), ("aesthetic", "aesthetic-model.pth")]
+)
+def test_a_file_with_anything_but_tensors_is_refused(tmp_path, kind, file):
+    reward = save_all(tmp_path)
+    torch.save({"state_dict": {"layers.0.weight": Payload()}}, tmp_path / file)
+    with pytest.raises(ValueError, match="not a file of plain tensors"):
+        reward(kind)(["a"], [picture(0)])
 
 
 def test_an_incomplete_head_and_an_incomplete_model_are_refused(tmp_path):

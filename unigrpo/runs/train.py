@@ -27,6 +27,7 @@ from ..models.processing import settle_template
 from ..models.reference import is_peft
 from ..rollout.generate import load_policy
 from ..rollout.pipeline import Pipeline
+from ..rollout.rewards import sources
 from ..terminal import console, say
 from ..trainer import UniGRPOTrainer
 from ..training.callbacks import JsonLines
@@ -259,6 +260,7 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe, go_on: str | None) -> dict[str
         "train_seconds": round(train_seconds, 1),
         "wall_seconds": round(time.perf_counter() - started, 1),
         "versions": versions(),
+        "reward_models": sources(trainer.rewards),
         "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
         **compare_held_out(start.before, after),
     }

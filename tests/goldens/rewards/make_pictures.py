@@ -1,6 +1,8 @@
 """Computes ``pictures_golden_tiny.json`` with the original packages. Run by hand, where they are installed.
 
-Wants open_clip_torch and torchvision, and on the path what ``pip install --no-deps --target FOLDER hpsv2 clint`` brings::
+Wants open_clip_torch and torchvision, and hpsv2, which pins an old protobuf, in a folder of its own: ``pip install --no-deps
+--target FOLDER hpsv2 clint args requests urllib3 charset_normalizer ftfy``. Its wheel lacks CLIP's vocabulary: copy
+``bpe_simple_vocab_16e6.txt.gz`` from open_clip's folder to ``FOLDER/hpsv2/src/open_clip``. Then::
 
     PYTHONPATH=.:FOLDER python -m tests.goldens.rewards.make_pictures
 """
