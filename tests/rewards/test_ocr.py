@@ -28,7 +28,7 @@ PAPER = Image.new("RGB", (64, 32), "white")
         ("OPEN", "open", 1.0),
         ("New York", "NewYork", 1.0),
         ("OPEN", "WE ARE OPEN TODAY", 1.0),
-        ("OPEN", "OPEM", 0.75),
+        ("OPEN", "OPAN", 0.75),
         ("OPEN", "PEN", 0.75),
         ("OPEN", "", 0.0),
         ("OPEN", "something else altogether", 0.0),
@@ -137,5 +137,5 @@ def test_rapidocr_reads_what_is_painted():
     pytest.importorskip("rapidocr_onnxruntime", reason='needs `pip install "unigrpo[ocr]"`')
     reward = get_reward("ocr")
     texts = ["OPEN", "OPEN", "Good day", "OPEN"]
-    scores = reward(texts, [written("OPEN"), written("OPEM"), written("Good\nday", 48), written("")], text=texts)
+    scores = reward(texts, [written("OPEN"), written("OPAN"), written("Good\nday", 48), written("")], text=texts)
     assert scores == [1.0, 0.75, 1.0, 0.0]

@@ -18,8 +18,9 @@ from unigrpo.rewards._encoders import clip_scores
 from unigrpo.rewards._preparation import CLIP_MEAN, CLIP_STD, letterbox, middle
 from unigrpo.rewards._published import REVISIONS, source_of
 from unigrpo.rewards.siglip import ProbabilityScorer
-from unigrpo.rollout.rewards import RewardSet, sources
+from unigrpo.rollout.rewards import RewardSet
 from unigrpo.runs.build import ForTask
+from unigrpo.runs.train import reward_models
 from unigrpo.testing import check_reward
 
 from ..support.hostile import Payload
@@ -195,7 +196,7 @@ def test_letterbox_by_hand():
 def test_a_run_can_say_what_it_is_scored_with(made):
     own = made("siglip_score")
     rewards = RewardSet(functions=[get_reward("pick_score"), ForTask(own, "t2i"), get_reward("think_format")])
-    assert sources(rewards) == {"pick_score": get_reward("pick_score").source, "siglip_score": own.model}
+    assert reward_models(rewards) == {"pick_score": get_reward("pick_score").source, "siglip_score": own.model}
 
 
 def test_default_models_are_pinned_and_said(made, tmp_path, monkeypatch):

@@ -168,12 +168,6 @@ def offload(rewards: list[Callable], on: bool) -> None:
             reward.offload = on
 
 
-def sources(rewards: RewardSet) -> dict[str, str]:
-    """Name of a reward -> ``id@commit`` or path of its model, for those that know theirs."""
-    pairs = ((name, getattr(own, "reward", own)) for name, own in zip(rewards.names, rewards.functions, strict=True))
-    return {name: own.source for name, own in pairs if isinstance(getattr(own, "source", None), str)}
-
-
 def reward_name(reward: Callable) -> str:
     """Function name, with partials unwrapped, or the class name."""
     while isinstance(reward, partial):
