@@ -15,8 +15,8 @@ from ._arguments import check, is_whole, wrong_value
 
 
 Detector = Callable[[list[Image.Image], list[list[str]]], Sequence[Sequence[Mapping[str, Any]]]]
-"""RGB pictures, and of each the classes that its row names -> of each the objects found. An object has ``class``, and as far
-as the detector can tell ``score`` in [0, 1], ``box`` (left, top, right, bottom in pixels), ``color``, ``position``."""
+"""RGB pictures, and of each the classes that its row names -> of each the objects found. An object has ``class``, and as
+far as the detector can tell ``score`` in [0, 1], ``box`` (left, top, right, bottom in pixels), ``color``, ``position``."""
 
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 MARGIN = 0.1
@@ -52,10 +52,11 @@ class Row:
 class ObjectCheck:
     """Whether a picture shows what its row asks for, as GenEval checks it; range {0, 1}, with ``partial`` [0, 1].
 
-    1.0 where every item of ``include`` is there, at least ``count`` times, the surest ones in the colour and at the position
-    asked for, and no item of ``exclude`` as often as its ``count``. With ``partial`` the mean of all these conditions, each by
-    the share that holds: 1.0 in the same cases. GenEval, arXiv 2310.11513; its own detector is Mask2Former, with CLIP for
-    the colours. Scores are those of the detector that is given.
+    1.0 where every item of ``include`` is there, at least ``count`` times, the surest ones in the colour and at the
+    position asked for, and no item of ``exclude`` as often as its ``count``. With ``partial`` the mean of all these
+    conditions, each by the share that holds: 1.0 in the same cases. A relation counts between objects that are otherwise
+    as asked. GenEval, arXiv 2310.11513; its own detector is Mask2Former, with CLIP for the colours. Scores are only as
+    good as the detector that is given.
 
     Args:
         detector: see ``Detector``; or its ``pkg.mod:attr``. A class is made first, with ``detector_args``.
@@ -113,8 +114,9 @@ class ObjectCheck:
 
         Args:
             include, exclude: dataset columns: lists of objects, or their JSON texts.
-            metadata: dataset column: a mapping with ``include``, ``exclude`` and ``tag``, or its JSON text, as in GenEval's files;
-                for rows without ``include`` and ``exclude``.
+            metadata: dataset column: a mapping with ``include``, ``exclude`` and ``tag``, or its JSON text, as in GenEval's
+                files; for rows without ``include`` and ``exclude``.
+            tag: dataset column: "counting" asks for ``counting_threshold``.
 
         Raises:
             ValueError: pictures without any of these columns, a value that is none of these, or a detector that does not

@@ -58,6 +58,7 @@ DOGS = [thing("dog", LEFT, "red"), thing("dog", RIGHT, "blue", 0.95), thing("cat
         ([{"class": "dog"}, {"class": "cat", "position": ["above", 0]}], None, 0, 2 / 3),
         ([{"class": "bird"}, {"class": "cat", "position": ["below", 0]}], None, 0, 1 / 3),
         ([{"class": "dog", "color": "blue"}, {"class": "cat", "position": ["below", 0]}], None, 0, 0.5),
+        ([{"class": "dog"}, {"class": "cat", "color": "blue", "position": ["below", 0]}], None, 0, 0.5),
         ([{"class": "cat"}, {"class": "dog", "count": 2, "position": ["above", 0]}], None, 1, 1),
         ([{"class": "cat"}, {"class": "dog", "count": 2, "position": ["right of", 0]}], None, 0, 5 / 6),
     ],
