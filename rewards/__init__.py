@@ -12,12 +12,14 @@ from ..errors import import_named
 
 
 REWARDS: dict[str, str] = {
+    "aesthetic": "unigrpo.rewards.aesthetics:Aesthetic",
     "answer_correctness": "unigrpo.rewards.answers:answer_correctness",
     "clip_score": "unigrpo.rewards.clip:ClipScore",
     "code_tests": "unigrpo.rewards.programs:CodeTests",
     "colour": "unigrpo.rewards.pixels:colour",
     "countdown": "unigrpo.rewards.puzzles:countdown",
     "exact_match": "unigrpo.rewards.exact:ExactMatch",
+    "hps_v2": "unigrpo.rewards.preferences:HpsV2",
     "image_reward": "unigrpo.rewards.imagereward:ImageReward",
     "jpeg_size": "unigrpo.rewards.pixels:jpeg_size",
     "json_schema": "unigrpo.rewards.schemas:JsonSchema",
@@ -25,10 +27,14 @@ REWARDS: dict[str, str] = {
     "length": "unigrpo.rewards.lengths:Length",
     "math_correctness": "unigrpo.rewards.math:math_correctness",
     "multiple_choice": "unigrpo.rewards.exact:multiple_choice",
+    "object_check": "unigrpo.rewards.objects:ObjectCheck",
+    "ocr": "unigrpo.rewards._ocr:Ocr",
+    "pick_score": "unigrpo.rewards.preferences:PickScore",
     "reasoning_gym": "unigrpo.rewards.gym:ReasoningGym",
     "regex": "unigrpo.rewards.patterns:RegexReward",
     "remote": "unigrpo.rewards._remote:RemoteReward",
     "repetition": "unigrpo.rewards.lengths:Repetition",
+    "siglip_score": "unigrpo.rewards.siglip:SiglipScore",
     "sudoku": "unigrpo.rewards.puzzles:sudoku",
     "tag_count": "unigrpo.rewards.tags:TagCount",
     "think_format": "unigrpo.rewards.format:think_format",
@@ -46,7 +52,8 @@ def get_reward(name: str, folders: Sequence[str | Path] = (), /, **kwargs: Any) 
     with its defaults, whose model is then loaded once per process.
 
     Args:
-        folders: where the module of a path is looked for first, before the current folder and the installed packages.
+        folders: where the module of a path is looked for first, before the current folder and the installed packages; that of
+            an argument too which names code, one of the class's ``NAMES_CODE``.
 
     Raises:
         ValueError: nothing callable by that name; the message says where it was looked for, or has the nearest name and all
@@ -61,6 +68,9 @@ def get_reward(name: str, folders: Sequence[str | Path] = (), /, **kwargs: Any) 
         raise _unknown(name, str(error)) from error
     if not callable(reward):
         raise _unknown(name, f"it is a {type(reward).__name__}, which cannot be called")
+    for key in getattr(reward, "NAMES_CODE", ()):
+        if isinstance(kwargs.get(key), str):
+            kwargs[key] = import_named(kwargs[key], folders)
     if not kwargs:
         return _with_defaults(reward) if registered and isinstance(reward, type) else reward
     return reward(**kwargs) if isinstance(reward, type) else partial(reward, **kwargs)

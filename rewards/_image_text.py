@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import SourceError
-from .text import completion_text
+from ._published import source_of
+from .text import completion_text, user_text
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -31,7 +32,7 @@ class Pair(NamedTuple):
 
 
 class Scorer(Protocol):
-    """A loaded model. ``window``: tokens of a text that it reads, special tokens included."""
+    """A loaded model. ``window``: tokens of a text that it reads, special tokens included; 0 where it reads none."""
 
     window: int
 
@@ -68,6 +69,8 @@ class ImageTextReward(ABC):
     __name__ = "image_text"
     model: str
     """Hub id or path of what is loaded."""
+    revision: str | None = None
+    """Commit, tag or branch of ``model`` on the hub; None is the commit of ``_published.REVISIONS``, or the newest."""
     offload: bool = False
     """Whether the model is on the CPU between calls. A run sets it (``offload_reward_models``)."""
 
@@ -83,6 +86,15 @@ class ImageTextReward(ABC):
         self.batch_size, self.dtype = batch_size, dtype
         self._scorer: Scorer | None = None
         self._warned: set[str] = set()
+
+    def _pair(self, prompt: Any, completion: Any, images: Any, reward_prompt: Any) -> Pair | None:
+        """What of a row is scored; None where the reward does not apply."""
+        return pair_of(prompt, completion, images, reward_prompt)
+
+    @property
+    def source(self) -> str:
+        """``id@commit`` of the weights, or their path."""
+        return source_of(self.model, self.revision)
 
     @abstractmethod
     def _load(self) -> Scorer:
@@ -142,16 +154,17 @@ class ImageTextReward(ABC):
         images = nothing if images is None else images
         reward_prompt = nothing if reward_prompt is None else reward_prompt
         rows = list(zip(prompts, completions, images, reward_prompt, strict=True))
-        pairs = {index: pair for index, row in enumerate(rows) if (pair := pair_of(*row)) is not None}
+        pairs = {index: pair for index, row in enumerate(rows) if (pair := self._pair(*row)) is not None}
         if not pairs:
             return nothing
         if self._scorer is None:
             self._scorer = self._loaded()
         with self._at_work():
             scores = dict.fromkeys(pairs) | self._score(pairs)
-        truncated = self._truncated_frac([pair.text for pair in pairs.values()])
+        truncated = self._truncated_frac([pair.text for pair in pairs.values()]) if self._scorer.window else None
         if log_metric is not None:
-            log_metric(f"{self.__name__}/truncated_frac", truncated)
+            if truncated is not None:
+                log_metric(f"{self.__name__}/truncated_frac", truncated)
             log_metric(f"{self.__name__}/failed", float(sum(score is None for score in scores.values())))
         return [scores.get(index) for index in range(len(completions))]
 
@@ -222,18 +235,3 @@ def pair_of(prompt: Any, completion: Any, images: Any, reward_prompt: Any) -> Pa
     if isinstance(images, list | tuple):
         images = images[0] if images else None
     return None if text is None or images is None else Pair(images, text[:MAX_TEXT])
-
-
-def user_text(prompt: Any) -> str | None:
-    """Text of a prompt: a string, or what the user says in a list of messages. None where there is no such text."""
-    if isinstance(prompt, str):
-        return prompt
-    if not isinstance(prompt, list | tuple):
-        return None
-    said: list[str] = []
-    for message in prompt:
-        if isinstance(message, Mapping) and message.get("role") == "user":
-            content = message.get("content")
-            parts = [{"text": content}] if isinstance(content, str) else content or []
-            said += [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
-    return "\n".join(said) if said else None

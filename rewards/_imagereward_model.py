@@ -39,27 +39,34 @@ _RENAMED = (
 _DROPPED = re.compile(r"blip\.(?:vision|text)_proj\..+|.+\.position_ids")
 
 
+def linear_head(width: int) -> nn.Sequential:
+    """A chain of linear maps from an embedding to a number, of ImageReward and of the aesthetic predictor alike.
+
+    The dropouts do nothing in eval mode and keep the indices of the published names.
+    """
+    return nn.Sequential(
+        nn.Linear(width, 1024),
+        nn.Dropout(0.2),
+        nn.Linear(1024, 128),
+        nn.Dropout(0.2),
+        nn.Linear(128, 64),
+        nn.Dropout(0.1),
+        nn.Linear(64, 16),
+        nn.Linear(16, 1),
+    )
+
+
 class ImageRewardModel(nn.Module):
     """A text tower that reads an image tower, and a linear head on its first token.
 
-    The head is a chain of linear maps without activations; it and the score are fp32 whatever the towers are.
+    The head and the score are fp32 whatever the towers are.
     """
 
     def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig) -> None:
         super().__init__()
         self.vision_model = BlipVisionModel(vision)
         self.text_encoder = BlipTextModel(text, add_pooling_layer=False)
-        # The dropouts do nothing in eval mode and keep the indices of the published names.
-        self.reward_head = nn.Sequential(
-            nn.Linear(text.hidden_size, 1024),
-            nn.Dropout(0.2),
-            nn.Linear(1024, 128),
-            nn.Dropout(0.2),
-            nn.Linear(128, 64),
-            nn.Dropout(0.1),
-            nn.Linear(64, 16),
-            nn.Linear(16, 1),
-        )
+        self.reward_head = linear_head(text.hidden_size)
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores ``[B]`` fp32 of ``pixels`` ``[B, 3, size, size]`` with ``input_ids`` ``[B, L]``; 1 in the mask is text."""

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig
@@ -16,6 +14,8 @@ from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig
 from ..models.checkpoint_files import read_weights, reading
 from ._image_text import DTYPES, ImageTextReward, Scorer
 from ._imagereward_model import ImageRewardModel, load_image_reward, text_config, vision_config
+from ._preparation import middle
+from ._published import pinned, published_file
 
 
 PUBLISHED = "THUDM/ImageReward"
@@ -43,9 +43,6 @@ WEIGHTS, CONFIG = "ImageReward.pt", "med_config.json"
 
 WINDOW = 35
 """Tokens of a text, ``[CLS]`` and ``[SEP]`` included."""
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageReward(ImageTextReward):
@@ -80,15 +77,10 @@ class ImageReward(ImageTextReward):
             raise ValueError(f"vision_heads must be a whole number of at least 1, got {vision_heads!r}")
         self.model, self.tokenizer, self.vision_heads, self.revision = str(model), tokenizer, vision_heads, revision
 
-    def _files(self) -> tuple[str | Path, str | Path]:
+    def _files(self) -> tuple[Path, Path]:
         """Weights and configuration."""
-        folder = Path(self.model)
-        if not folder.is_dir():
-            return tuple(hf_hub_download(self.model, name, revision=self.revision) for name in (WEIGHTS, CONFIG))
-        for name in (WEIGHTS, CONFIG):
-            if not (folder / name).is_file():
-                raise ValueError(f"the folder {self.model!r} has no {name}, and needs {WEIGHTS} and {CONFIG}")
-        return folder / WEIGHTS, folder / CONFIG
+        weights, config = (published_file(self.model, name, self.revision) for name in (WEIGHTS, CONFIG))
+        return weights, config
 
     def _outline(self) -> tuple[nn.Module, Callable[[], Any]]:
         if Path(self.model).is_dir():
@@ -112,7 +104,8 @@ class ImageReward(ImageTextReward):
     def _load(self) -> Scorer:
         model = load_image_reward(*self._files(), self.vision_heads).set_dtype(DTYPES[self.dtype])
         with reading(f"tokenizer={self.tokenizer!r}"):
-            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
+            revision = pinned(self.tokenizer, None)
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, revision=revision, trust_remote_code=False)
         return ImageRewardScorer(model, tokenizer)
 
 
@@ -132,7 +125,7 @@ class ImageRewardScorer:
         self._size = model.vision_model.config.image_size
 
     def pixels(self, image: Image.Image) -> Tensor:
-        return preprocess(image, self._size)
+        return middle(image, self._size)
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         return [
@@ -149,22 +142,3 @@ class ImageRewardScorer:
 
     def to(self, device: torch.device) -> None:
         self._model.to(device)
-
-
-def preprocess(image: Image.Image, size: int) -> Tensor:
-    """The middle of an image, ``[3, size, size]`` fp32: shorter side to ``size``, crop, RGB, CLIP's mean and std.
-
-    Lengths and margins round as in torchvision, which ImageReward was trained with. transformers' processor rounds
-    odd margins down instead and is then one pixel off.
-    """
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    if short != size:
-        long = int(size * long / short)
-        width, height = (size, long) if width <= height else (long, size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    image = image.crop((left, top, left + size, top + size)).convert("RGB")
-    values = np.asarray(image, dtype=np.float32) / np.float32(255)
-    values = (values - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
-    return torch.from_numpy(values).permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""What a text reward reads of a completion."""
+"""What a reward reads of a completion and of a prompt."""
 
 from __future__ import annotations
 
@@ -17,3 +17,18 @@ def completion_text(completion: Any) -> str | None:
         content = completion[0].get("content")
         return content if isinstance(content, str) else None
     return None
+
+
+def user_text(prompt: Any) -> str | None:
+    """Text of a prompt: a string, or what the user says in a list of messages. None where there is no such text."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list | tuple):
+        return None
+    said: list[str] = []
+    for message in prompt:
+        if isinstance(message, Mapping) and message.get("role") == "user":
+            content = message.get("content")
+            parts = [{"text": content}] if isinstance(content, str) else content or []
+            said += [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    return "\n".join(said) if said else None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from unigrpo.rewards import REWARDS, get_reward
 from unigrpo.testing import check_reward
+from unigrpo.toy.shapes import Spec, render
 
 from ..support.images import picture
 from ..support.reward_rows import RED, answers
@@ -15,6 +18,8 @@ from ..support.reward_rows import RED, answers
 
 DRAWN, WRITTEN = answers(RED), answers("some text")
 UNSOLVABLE = answers("5", solution=[None])
+CIRCLE = render(Spec("small", "red", "circle", "left"), np.random.default_rng(0))
+BLANK = Image.new("RGB", (32, 32))
 
 SHIPPED = {
     "answer_correctness": (answers("7", "yes", solution=["7", "no"]), [1, 0], (0, 1), DRAWN + UNSOLVABLE),
@@ -50,6 +55,18 @@ SHIPPED = {
     ),
     "math_correctness": (answers("so 131", "130", solution=["#### 131", "131"]), [1, 0], (0, 1), DRAWN + UNSOLVABLE),
     "multiple_choice": (answers("(B)", "C", solution=["B", 1]), [1, 0], (0, 1), DRAWN + UNSOLVABLE),
+    "object_check": (
+        answers(CIRCLE, BLANK, include=[[{"class": "circle", "color": "red", "position": "left"}]] * 2),
+        [1, 0],
+        (0, 1),
+        WRITTEN + answers(CIRCLE, include=[None]),
+    ),
+    "ocr": (
+        answers(RED, RED, picture(0), text=["R ed", "reed", "blue"]),
+        [1, 0.75, 0],
+        (0, 1),
+        WRITTEN + answers(RED, prompt="a sign") + answers(RED, text=[None], prompt=""),
+    ),
     "regex": (
         answers("year 2025", "soon", pattern=["[0-9]{4}"] * 2),
         [1, 0],
@@ -76,10 +93,16 @@ SHIPPED = {
         DRAWN,
     ),
 }
-ARGUMENTS = {"length": {"max_completion_length": 10, "soft_punish_cache": 2}}
+ARGUMENTS = {
+    "length": {"max_completion_length": 10, "soft_punish_cache": 2},
+    "object_check": {"detector": "unigrpo.toy.pixel_check:detect"},
+    "ocr": {"reader": "tests.support.reward_rows:read_colour"},
+}
 """Of rewards that must be given some."""
 
-ASK_SOMEBODY = {"clip_score", "image_reward", "judge", "reasoning_gym", "remote"}
+ASK_SOMEBODY = {
+    "aesthetic", "clip_score", "hps_v2", "image_reward", "judge", "pick_score", "reasoning_gym", "remote", "siglip_score",
+}  # fmt: skip
 """They need weights, a service or an extra; their own tests bring them."""
 
 

@@ -14,7 +14,8 @@ from transformers import CLIPImageProcessorPil
 from unigrpo.models.checkpoint_files import load_strictly
 from unigrpo.rewards import get_reward, image_reward
 from unigrpo.rewards._imagereward_model import ImageRewardModel, rename, text_config, vision_config
-from unigrpo.rewards.imagereward import ImageReward, preprocess
+from unigrpo.rewards._preparation import middle
+from unigrpo.rewards.imagereward import ImageReward
 
 from ..support.hostile import Payload
 from ..support.tiny_scorers import (
@@ -113,10 +114,10 @@ def test_crops_round_as_torchvision_does(size, margin):
     box = (offset, 0, offset + 32, 32) if size[0] > size[1] else (0, offset, 32, offset + 32)
     values = np.asarray(image.crop(box), dtype=np.float64) / 255
     expected = (values - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
-    assert np.abs(preprocess(image, 32).numpy() - expected.transpose(2, 0, 1)).max() < 1e-6
+    assert np.abs(middle(image, 32).numpy() - expected.transpose(2, 0, 1)).max() < 1e-6
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     other = processor(image, return_tensors="pt")["pixel_values"][0]
-    assert ((other - preprocess(image, 32)).abs().max().item() < 1e-5) == (margin not in (3, 7, 75))
+    assert ((other - middle(image, 32)).abs().max().item() < 1e-5) == (margin not in (3, 7, 75))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_crops_round_as_torchvision_does(size, margin):
 def test_the_longer_side_is_rounded_down(size, resized):
     image = picture(1, size)
     by_hand = image if resized is None else image.resize(resized, Image.Resampling.BICUBIC)
-    assert torch.equal(preprocess(image, 32), preprocess(by_hand, 32))
+    assert torch.equal(middle(image, 32), middle(by_hand, 32))
 
 
 @pytest.mark.parametrize("size", [(512, 512), (300, 201), (224, 337), (225, 226), (640, 479), (479, 640), (227, 224)])
@@ -135,13 +136,13 @@ def test_pixels_are_those_of_torchvision(size):
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     resize = transforms.Resize(224, interpolation=transforms.InterpolationMode.BICUBIC)
     steps = [resize, transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(mean, std)]
-    assert torch.equal(preprocess(picture(0, size), 224), transforms.Compose(steps)(picture(0, size)))
+    assert torch.equal(middle(picture(0, size), 224), transforms.Compose(steps)(picture(0, size)))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
 def test_images_of_every_mode_become_rgb(mode):
     image = picture(0, (32, 32), mode)
-    assert torch.equal(preprocess(image, 32), preprocess(image.convert("RGB"), 32))
+    assert torch.equal(middle(image, 32), middle(image.convert("RGB"), 32))
 
 
 def test_the_folder_as_published(folder):
@@ -152,7 +153,7 @@ def test_the_folder_as_published(folder):
     for text, image in zip(texts, images, strict=True):
         with torch.inference_mode():
             tokens = torch.tensor([ids[text]])
-            expected.append(model(preprocess(image, 32)[None], tokens, torch.ones_like(tokens)).item())
+            expected.append(model(middle(image, 32)[None], tokens, torch.ones_like(tokens)).item())
     assert reward(folder)(texts, images) == pytest.approx(expected, abs=2e-5)
     assert abs(expected[0] - expected[1]) > 0.1
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from unigrpo.rewards import get_reward
 from unigrpo.rewards.clip import ClipScore
 from unigrpo.rewards.imagereward import ImageReward
+from unigrpo.rewards.preferences import PickScore
+from unigrpo.rewards.siglip import SiglipScore
 
+from ..support.tiny_picture_rewards import save_all
 from ..support.tiny_scorers import Broken, picture, save_clip, save_image_reward
 
 
 CARD = "cpu:0"
 """A device with a name of its own that every machine has."""
+
+KINDS = ["clip_score", "image_reward", "pick_score", "hps_v2", "aesthetic", "siglip_score"]
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +25,14 @@ def made(tmp_path_factory):
     """``made(kind, **arguments)``: a reward over tiny files."""
     clip = save_clip(tmp_path_factory.mktemp("clip"))
     image = save_image_reward(tmp_path_factory.mktemp("image_reward"))
+    other = save_all(tmp_path_factory.mktemp("others"))
 
     def make(kind: str, **arguments):
         if kind == "clip_score":
             return ClipScore(clip, clamp_min=None, **arguments)
-        return ImageReward(str(image), tokenizer=str(image / "bert"), vision_heads=3, **arguments)
+        if kind == "image_reward":
+            return ImageReward(str(image), tokenizer=str(image / "bert"), vision_heads=3, **arguments)
+        return other(kind, **{"device": None, **arguments})
 
     return make
 
@@ -45,7 +54,7 @@ class Recorded:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("kind", ["clip_score", "image_reward"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_offloaded_model_is_moved_for_a_call_and_scores_the_same(made, kind):
     texts, images = ["a b", "c", "a"], [picture(seed) for seed in range(3)]
     expected = made(kind, device="cpu")(texts, images)
@@ -62,7 +71,7 @@ def test_an_offloaded_model_is_moved_for_a_call_and_scores_the_same(made, kind):
         assert scorer.seen == ["cpu" if offload else CARD]
 
 
-@pytest.mark.parametrize("kind", ["clip_score", "image_reward"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_the_real_classes_are_equal_to_the_last_bit(made, kind):
     texts, images = ["a b", "c"], [picture(0), picture(1)]
     plain, offloaded = made(kind, device="cpu"), made(kind, device="cpu")
@@ -87,27 +96,40 @@ def test_it_goes_back_when_a_call_fails(made):
     assert reward(["a"], ["a text without a picture"]) == [None] and scorer.seen == []
 
 
-@pytest.mark.parametrize("kind", ["clip_score", "image_reward"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_size_is_known_without_weights(made, kind, dtype):
     """Shapes and dtypes are those of what is loaded, and nothing is allocated."""
     reward = made(kind, dtype=dtype)
     module, _ = reward.without_weights()
     scorer = reward._loaded()
-    real = scorer._model if kind == "image_reward" else scorer.encoder._model
+    real = scorer.encoder._model if hasattr(scorer, "encoder") else scorer._model
     seen = {name: (tuple(own.shape), own.dtype) for name, own in real.named_parameters()}
     assert {name: (tuple(own.shape), own.dtype) for name, own in module.named_parameters()} == seen
     assert all(own.is_meta for own in module.parameters())
     assert made(kind, device="cpu").without_weights() is None
 
 
-def test_published_sizes_stand_in_for_what_cannot_be_reached():
-    clip, _ = ClipScore().without_weights()
-    assert sum(own.numel() for own in clip.parameters()) == 427_616_513
-    image, _ = ImageReward().without_weights()
-    assert sum(own.numel() for own in image.parameters()) == 446_206_689
-    with pytest.raises(OSError):
-        ClipScore("nobody/no-such-clip").without_weights()
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("clip_score", 427_616_513),
+        ("image_reward", 446_206_689),
+        ("pick_score", 986_109_441),
+        ("hps_v2", 986_109_441),
+        ("aesthetic", 304_894_177),
+        ("siglip_score", 1_136_008_498),
+    ],
+)
+def test_published_sizes_stand_in_for_what_cannot_be_reached(name, parameters):
+    model, _ = get_reward(name, device="cuda:0").without_weights()
+    assert sum(own.numel() for own in model.parameters()) == parameters
+
+
+def test_a_size_that_only_loading_would_tell():
+    for kind in (ClipScore, PickScore, SiglipScore):
+        with pytest.raises(OSError):
+            kind("nobody/no-such-model").without_weights()
     with pytest.raises(ValueError, match=r"image_reward: model='nobody/none' has to be loaded to know its size"):
         ImageReward("nobody/none").without_weights()
     with pytest.raises(ValueError, match=r"clip_score: model='ViT-B-32' has to be loaded"):

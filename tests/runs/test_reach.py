@@ -88,6 +88,25 @@ def test_from_python_the_author_of_the_script_chooses():
     RemoteReward("https://own.example/", api_key_env="HF_TOKEN").check_key()
 
 
+# ---- code in arguments ----
+
+
+@pytest.mark.parametrize("name", ["object_check", "unigrpo.rewards.objects:ObjectCheck"])
+def test_a_detector_that_a_reward_or_a_measure_names_is_code(tmp_path, name):
+    own = f"{{name: '{name}', args: {{detector: 'somebody:sees'}}}}"
+    asked = recipe(tmp_path, MINIMAL, f"rewards=[{own}, {{name: ocr, args: {{reader: 'somebody:reads'}}}}]")
+    assert {f"runs code: somebody:sees ({name})", "runs code: somebody:reads (ocr)"} <= set(code_of(asked))
+    measure = f"accuracy={{text: {{name: '{name}', detector: 'somebody:sees'}}}}"
+    assert f"runs code: somebody:sees ({name})" in code_of(recipe(tmp_path, MINIMAL, measure))
+
+
+def test_a_detector_lies_beside_the_recipe(tmp_path):
+    (tmp_path / "my_detector.py").write_text("def sees(pictures, classes):\n    return [[] for _ in pictures]\n")
+    asked = recipe(tmp_path, MINIMAL, "rewards=[{name: object_check, args: {detector: 'my_detector:sees'}}]")
+    (reward,) = build_rewards(asked)
+    assert reward.detector([1, 2], [[], []]) == [[], []]
+
+
 # ---- told before ----
 
 

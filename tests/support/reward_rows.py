@@ -15,3 +15,8 @@ def answers(*completions, prompt="p", **columns):
         for row, value in zip(rows, values, strict=True):
             row[name] = value
     return rows
+
+
+def read_colour(picture):
+    """A reader for ``ocr``: it reads "red" in a red picture, and noise in others."""
+    return "red" if picture.getpixel((0, 0)) == (255, 0, 0) else "?"

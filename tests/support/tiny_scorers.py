@@ -112,10 +112,11 @@ def save_image_reward(folder):
 
 def clip_weights():
     """The open_clip names of the golden's model -> tensors; the same for both activations."""
-    return {name: _clip_weight(name, tuple(shape)) for name, shape in CLIP["gelu"]["keys"].items()}
+    return {name: clip_weight(name, tuple(shape)) for name, shape in CLIP["gelu"]["keys"].items()}
 
 
-def _clip_weight(name, shape):
+def clip_weight(name, shape):
+    """Of an open_clip name."""
     if name == "logit_scale":
         return torch.tensor(2.5)
     values = draw(name, shape)

@@ -95,8 +95,8 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     offload_image_tokenizer: bool = key(False, "the image tokenizer is on the CPU but while it is used")
     offload_reward_models: bool = key(
         False,
-        """models of rewards (those behind a path or module, clip_score, image_reward) are on the CPU but while they are used;
-        results are the same""",
+        """models of rewards (those behind a path or module, and those that score pictures) are on the CPU but while they are
+        used; results are the same""",
     )
     reward_weights: list[float] | None = key(None, "one weight a reward; none = all 1")
     reward_terms: list[dict[str, Any]] | None = key(

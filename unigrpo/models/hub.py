@@ -179,10 +179,10 @@ def _status(chain: list[BaseException]) -> int | None:
     return next((own.response.status_code for own in chain if getattr(own, "response", None) is not None), None)
 
 
-def fetched(path: str, file: str, what: str) -> str | None:
+def fetched(path: str, file: str, what: str, revision: str | None = None) -> str | None:
     """Where a file of an id or a folder lies, once it is in the cache; None for a folder without it."""
     with finding(path, what):
-        return cached_file(path, file)
+        return cached_file(path, file, revision=revision)
 
 
 def _reason(error: BaseException, place: str) -> tuple[type[SourceError], str] | None:

@@ -20,6 +20,7 @@ from ..models.loading import load_config
 from ..models.nearest import config_of
 from ..models.opening import lineage
 from ..models.quantization import check_quantization
+from ..rewards._published import pinned
 from ..samplers.kv_cache import check_cache
 from ..training.checkpoints.files import check_writable
 from ..training.demonstrations import check_given
@@ -38,8 +39,12 @@ from .recipe import Recipe
 
 
 SCORERS = {
+    "aesthetic": ("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"),
     "clip_score": ("openai/clip-vit-large-patch14", "config.json"),
+    "hps_v2": ("xswu/HPSv2", "README.md"),
     "image_reward": ("THUDM/ImageReward", "med_config.json"),
+    "pick_score": ("yuvalkirstain/PickScore_v1", "config.json"),
+    "siglip_score": ("google/siglip2-so400m-patch14-384", "config.json"),
 }
 """Rewards with a model: its default, and a file that is there when it is."""
 
@@ -191,7 +196,8 @@ def _check_reward_models(recipe: Recipe, offline: bool) -> list[str]:
         path = model_path(str(reward.args.get("model") or default))
         if not is_local(path, f"model of {reward.name}"):
             what = f"model {path} of {reward.name}"
-            _, missed = reached(what, partial(fetched, path, file, what), offline)
+            revision = pinned(path, reward.args.get("revision"))
+            _, missed = reached(what, partial(fetched, path, file, what, revision), offline)
             notes += missed or [f"{what}: reachable"]
     return notes
 

@@ -78,6 +78,15 @@ def _service(name: str, arguments: dict[str, Any]) -> str:
     return f"{shortened(place)} ({name}), {f'key from {variable}' if variable else 'no key'}"
 
 
+def _code_in(name: str, arguments: dict[str, Any]) -> list[str]:
+    """The arguments of a registered reward that name code."""
+    path = REWARDS.get(name, name)
+    if path not in REWARDS.values() or not any(isinstance(own, str) and _is_code(own) for own in arguments.values()):
+        return []
+    named = (arguments.get(key) for key in getattr(get_reward(path), "NAMES_CODE", ()))
+    return [own for own in named if isinstance(own, str)]
+
+
 def code_of(recipe: Recipe) -> list[str]:
     """What a recipe runs or reaches beside reading its files and writing its ``output_dir``, one a line.
 
@@ -94,6 +103,7 @@ def code_of(recipe: Recipe) -> list[str]:
         lines += [
             f"asks a service: {_service(name, arguments)}" for name in SERVICES if given in (name, REWARDS[name])
         ]
+        lines += [f"runs code: {path} ({given})" for path in _code_in(given, arguments)]
     for reward in recipe.rewards:
         for name in RUNS_ANSWERS:
             if reward.name in (name, REWARDS[name]):
@@ -119,7 +129,7 @@ def code_of(recipe: Recipe) -> list[str]:
     return lines
 
 
-MODELS = ("model", "tokenizer", "processor")
+MODELS = ("model", "tokenizer", "processor", "clip")
 """Arguments of a reward that name what is loaded."""
 
 

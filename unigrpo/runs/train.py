@@ -27,6 +27,7 @@ from ..models.processing import settle_template
 from ..models.reference import is_peft
 from ..rollout.generate import load_policy
 from ..rollout.pipeline import Pipeline
+from ..rollout.rewards import RewardSet
 from ..terminal import console, say
 from ..trainer import UniGRPOTrainer
 from ..training.callbacks import JsonLines
@@ -259,6 +260,7 @@ def _run(trainer: UniGRPOTrainer, recipe: Recipe, go_on: str | None) -> dict[str
         "train_seconds": round(train_seconds, 1),
         "wall_seconds": round(time.perf_counter() - started, 1),
         "versions": versions(),
+        "reward_models": reward_models(trainer.rewards),
         "engine": engine_of(trainer.accelerator, trainer.model_wrapped),
         **compare_held_out(start.before, after),
     }
@@ -317,6 +319,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def reward_models(rewards: RewardSet) -> dict[str, str]:
+    """Name of a reward -> ``id@commit`` or path of its model, for those that know theirs."""
+    pairs = ((name, getattr(own, "reward", own)) for name, own in zip(rewards.names, rewards.functions, strict=True))
+    return {name: own.source for name, own in pairs if isinstance(getattr(own, "source", None), str)}
 
 
 def curve_title(summary: dict[str, Any]) -> str:

@@ -28,9 +28,11 @@ from .settings import SETTINGS
 
 DEFAULT = "builtin:shapes"
 
-PICTURE_REWARDS = ("clip_score", "colour", "image_reward", "jpeg_size")
-SERVICES = ("judge", "remote")
-"""Rewards that ask a service, which has to be named."""
+PICTURE_REWARDS = (
+    *("aesthetic", "clip_score", "colour", "hps_v2", "image_reward", "jpeg_size", "ocr", "pick_score", "siglip_score"),
+)
+SERVICES = ("judge", "object_check", "remote")
+"""Rewards that ask a service or a detector, which has to be named."""
 
 LOADING = ("dtype", "policy", "image_tokenizer")
 """Keys that say how a model is loaded, beside those of ``SETTINGS``."""
