@@ -25,13 +25,17 @@ REWARDS: dict[str, str] = {
     "length": "unigrpo.rewards.lengths:Length",
     "math_correctness": "unigrpo.rewards.math:math_correctness",
     "multiple_choice": "unigrpo.rewards.exact:multiple_choice",
+    "pairwise_judge": "unigrpo.rewards.pairwise:PairwiseJudge",
     "reasoning_gym": "unigrpo.rewards.gym:ReasoningGym",
     "regex": "unigrpo.rewards.patterns:RegexReward",
     "remote": "unigrpo.rewards._remote:RemoteReward",
     "repetition": "unigrpo.rewards.lengths:Repetition",
+    "reward_model_server": "unigrpo.rewards.reward_models:RewardModelServer",
+    "soft_tifa": "unigrpo.rewards.vqa:SoftTifa",
     "sudoku": "unigrpo.rewards.puzzles:sudoku",
     "tag_count": "unigrpo.rewards.tags:TagCount",
     "think_format": "unigrpo.rewards.format:think_format",
+    "vqa_score": "unigrpo.rewards.vqa:VqaScore",
 }
 """Name of a reward -> where it lives, as ``module:attribute``. A module is imported when its reward is asked for."""
 

@@ -80,6 +80,7 @@ ARGUMENTS = {"length": {"max_completion_length": 10, "soft_punish_cache": 2}}
 """Of rewards that must be given some."""
 
 ASK_SOMEBODY = {"clip_score", "image_reward", "judge", "reasoning_gym", "remote"}
+ASK_SOMEBODY |= {"pairwise_judge", "reward_model_server", "soft_tifa", "vqa_score"}
 """They need weights, a service or an extra; their own tests bring them."""
 
 
