@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    CLIPVisionConfig,
+    CLIPModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -31,7 +31,7 @@ from ...models.processing import name_for_transformers_4
 from ...rewards.vqa import QUESTION
 from ...terminal import say
 from ..shapes import COLOURS, FORMS, POSITIONS, SHAPES, SIDE, SIZES, WORDS, Spec, caption
-from .clip import build_image_processor, noisy
+from .clip import build_image_processor, checkpoint, load, noisy
 from .fitting import fit, private_construction
 from .image_tokenizer import HELD_OUT_SEED, PICTURES_PER_SPEC, gallery, reconstruct
 
@@ -45,6 +45,9 @@ ASKED = {
 """A field of ``Spec``: the question that its word answers."""
 
 CHOICES = {"colour": tuple(COLOURS), "shape": SHAPES, "size": SIZES, "position": POSITIONS}
+
+SAID = FORMS | {field: f"{{{field}}}" for field in CHOICES}
+"""What may be in the figure: captions, and single words, from which a comparison is learned first."""
 
 SPECIAL = {"pad": "<pad>", "unk": "<unk>", "eos": "<eos>"}
 IMAGE = "<image>"
@@ -62,7 +65,7 @@ CHAT = """\
 """
 """Pictures and texts in their order, ``<eos>`` behind each message; the answer follows."""
 
-STEPS, BATCH_SIZE, LEARNING_RATE = 2500, 96, 2e-3
+STEPS, BATCH_SIZE, LEARNING_RATE = 1500, 96, 1e-3
 
 
 def build_processor() -> LlavaProcessor:
@@ -83,31 +86,40 @@ def build_processor() -> LlavaProcessor:
     )
     images = build_image_processor(SIDE)
     processor = LlavaProcessor(
-        images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", chat_template=CHAT
+        images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="full", chat_template=CHAT
     )
     processor.num_additional_image_tokens = 1
     return processor
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, *, generator: torch.Generator) -> LlavaForConditionalGeneration:
-    """Random weights by ``generator``. Heads are 32 wide: what vLLM's kernels for CPUs take."""
-    both = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 3}
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, clip: CLIPModel, *, generator: torch.Generator
+) -> LlavaForConditionalGeneration:
+    """It sees with the eyes of ``clip``; all else is random by ``generator``.
+
+    The decoder's heads are 32 wide, which vLLM's kernels for CPUs take.
+    """
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**both, num_hidden_layers=3, image_size=SIDE, patch_size=PATCH),
+        vision_config=clip.config.vision_config,
         text_config=Qwen2Config(
-            **both,
+            hidden_size=96,
+            intermediate_size=192,
             num_hidden_layers=3,
+            num_attention_heads=3,
             num_key_value_heads=3,
             vocab_size=len(tokenizer),
             max_position_embeddings=256,
             tie_word_embeddings=False,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(SIDE // PATCH) ** 2,
+        image_seq_length=(SIDE // PATCH) ** 2 + 1,
         vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
     )
     with private_construction(generator):
         model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
+    model.model.vision_tower.requires_grad_(False)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
@@ -134,16 +146,16 @@ class Lessons:
         if self._below(3) == 0:
             field = list(ASKED)[self._below(len(ASKED))]
             return ASKED[field], getattr(shown, field)
-        form = list(FORMS)[self._below(len(FORMS))] if self._below(3) == 0 else "full"
+        form = list(SAID)[self._below(len(SAID))] if self._below(2) == 0 else "full"
         if self._below(2):
-            return QUESTION.format(prompt=caption(shown, form)), "yes"
-        said, fields = shown, [field for field in CHOICES if f"{{{field}}}" in FORMS[form]]
+            return QUESTION.format(prompt=SAID[form].format(**asdict(shown))), "yes"
+        said, fields = shown, [field for field in CHOICES if f"{{{field}}}" in SAID[form]]
         # Mostly one word is wrong: what a policy that errs draws.
         for _ in range(1 + self._below(3) // 2):
             field = fields[self._below(len(fields))]
             others = [word for word in CHOICES[field] if word != getattr(shown, field)]
             said = replace(said, **{field: others[self._below(len(others))]})
-        return QUESTION.format(prompt=caption(said, form)), "no"
+        return QUESTION.format(prompt=SAID[form].format(**asdict(said))), "no"
 
     def _below(self, bound: int) -> int:
         return int(torch.randint(bound, (), generator=self.generator))
@@ -221,7 +233,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(args.seed)
     magvit = MagvitV2.from_pretrained(model_path("builtin:shapes_tokenizer"))
     processor = build_processor()
-    model = build_model(processor.tokenizer, generator=generator)
+    model = build_model(processor.tokenizer, load(checkpoint("shapes"))[0], generator=generator)
     train(model, processor, Lessons(magvit, generator), steps=args.steps, generator=generator, state=args.state)
     save(model, processor, args.output)
     for label, share in figures(model, processor, magvit).items():
