@@ -112,7 +112,9 @@ class JudgeReward(ChatReward):
     def _weighed(self, questions: Any) -> dict[str, float]:
         """Weights that sum to 1; empty where there is one question without a name."""
         must_be = "names and their weights above 0, such as {correct: 2, polite: 1}, or None"
-        self._check(questions is None or (isinstance(questions, Mapping) and questions), "questions", questions, must_be)
+        self._check(
+            questions is None or (isinstance(questions, Mapping) and questions), "questions", questions, must_be
+        )
         own = dict(questions or {})
         right = all(isinstance(name, str) and re.fullmatch(r"\w+", name) for name in own)
         right = right and all(is_number(weight) and weight > 0 for weight in own.values())
@@ -136,7 +138,9 @@ class JudgeReward(ChatReward):
 
     def _schema(self) -> dict[str, Any]:
         """The ``response_format`` that allows a whole number of the scale for each question."""
-        numbers = [*range(math.ceil(self.scale[0]), min(math.floor(self.scale[1]), math.ceil(self.scale[0]) + 200) + 1)]
+        numbers = [
+            *range(math.ceil(self.scale[0]), min(math.floor(self.scale[1]), math.ceil(self.scale[0]) + 200) + 1)
+        ]
         right = 2 <= len(numbers) <= MOST_CHOICES
         must_be = f"one with 2 to {MOST_CHOICES} whole numbers where structured is true, such as [0, 10]"
         self._check(right, "scale", list(self.scale), must_be)

@@ -117,7 +117,9 @@ class PairwiseJudge(ChatReward):
             if (said is None and not drawn) or None in values.values():
                 continue
             shown = [encoder.value("images", index, image) for image in pictures_of(pictures)]
-            entries[index] = Entry(values, shown, said, encoder.value("completions", index, completion) if drawn else None)
+            entries[index] = Entry(
+                values, shown, said, encoder.value("completions", index, completion) if drawn else None
+            )
         entries = {index: entry for index, entry in entries.items() if index not in encoder.broken}
 
         met = list(self._meetings(entries))

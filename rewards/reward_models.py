@@ -66,8 +66,12 @@ class RewardModelServer(ServiceReward):
         self._check(is_whole(output), "output", output, "a whole number, such as 0")
         self._check(activation in (None, True, False), "activation", activation, "true, false or None")
         own = {"model": model, "use_activation": activation}
-        right = extra_body is None or (isinstance(extra_body, Mapping) and not {"messages", "input", *own} & {*extra_body})
-        self._check(right, "extra_body", extra_body, "a dict without model, messages, input and use_activation, or None")
+        right = extra_body is None or (
+            isinstance(extra_body, Mapping) and not {"messages", "input", *own} & {*extra_body}
+        )
+        self._check(
+            right, "extra_body", extra_body, "a dict without model, messages, input and use_activation, or None"
+        )
         try:
             json.dumps(extra_body, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -117,12 +121,16 @@ class RewardModelServer(ServiceReward):
         except (KeyError, IndexError, TypeError):
             number = None
         if not is_number(number):
-            cure = f"The server must be one of vLLM with --runner pooling, and its model must have output {self.output}."
+            cure = (
+                f"The server must be one of vLLM with --runner pooling, and its model must have output {self.output}."
+            )
             raise Failure("status 200, but the answer has no such number", cure=cure, body=json.dumps(answer).encode())
         return float(number)
 
 
-def _conversation(prompt: Any, completion: Any, images: Any, encode: Callable[[Image.Image], Any]) -> list[dict] | None:
+def _conversation(
+    prompt: Any, completion: Any, images: Any, encode: Callable[[Image.Image], Any]
+) -> list[dict] | None:
     """Prompt and completion as messages; None where the completion is neither text nor an image."""
     said = completion_text(completion)
     if said is None and not isinstance(completion, Image.Image):
@@ -132,7 +140,11 @@ def _conversation(prompt: Any, completion: Any, images: Any, encode: Callable[[I
     asked = next((own for own in messages if own.get("role") == "user"), None)
     if shown and asked is not None:
         given = asked["content"]
-        text = [{"type": "text", "text": given}] if isinstance(given, str) else [p for p in given if p.get("type") == "text"]
+        text = (
+            [{"type": "text", "text": given}]
+            if isinstance(given, str)
+            else [p for p in given if p.get("type") == "text"]
+        )
         asked["content"] = [*shown, *text]
     answer = said if said is not None else [_picture(encode(completion))]
     return [*messages, {"role": "assistant", "content": answer}]

@@ -74,7 +74,9 @@ def test_an_expected_score_is_of_the_scale(bounds, logprobs, place):
     digit = str(low + place % (high - low + 1))
     top = [{"token": str(own), "logprob": logprob} for own, logprob in enumerate(logprobs)]
     answer = completion(digit)
-    answer["choices"][0]["logprobs"] = {"content": [{"token": digit, "logprob": logprobs[int(digit)], "top_logprobs": top}]}
+    answer["choices"][0]["logprobs"] = {
+        "content": [{"token": digit, "logprob": logprobs[int(digit)], "top_logprobs": top}]
+    }
     reward = get_reward("judge", model="m", scale=bounds, logprobs=True)
     reply, _ = read_reply(answer, True)
     assert low - 1e-9 <= reward._score(reward._parts(reply)) <= high + 1e-9
@@ -105,7 +107,9 @@ def test_each_question_is_logged_and_may_have_probabilities():
     places = [(text, own or {text: 1.0}) for text, own in places]
     logged = {}
     with serving(says("correct: 8\npolite: 3", places)) as seen:
-        reward = chat(seen, "judge", template=ASKS_TWO, questions={"correct": 1, "polite": 3}, scale=(0, 9), logprobs=True)
+        reward = chat(
+            seen, "judge", template=ASKS_TWO, questions={"correct": 1, "polite": 3}, scale=(0, 9), logprobs=True
+        )
         assert reward(["p"] * 2, ["c", None], log_extra=logged.__setitem__) == [pytest.approx((6 + 9) / 4), None]
     assert logged == {"judge/correct": [pytest.approx(6.0), None], "judge/polite": [3.0, None]}
 
@@ -137,7 +141,9 @@ def test_a_question_is_asked_once_as_long_as_its_answer_is_kept():
         assert reward(["p"] * 3, ["a", "b", "a"], log_metric=metrics.__setitem__) == [1.0, 2.0, 1.0]
         assert metrics["judge/cached"] == pytest.approx(1 / 3) and metrics["judge/prompt_tokens"] == 42
         assert reward(["p"] * 2, ["a", "b"], log_metric=metrics.__setitem__) == [1.0, 2.0]
-        assert metrics["judge/cached"] == 1 and metrics["judge/completion_tokens"] == 0 and metrics["judge/latency"] != 0
+        assert (
+            metrics["judge/cached"] == 1 and metrics["judge/completion_tokens"] == 0 and metrics["judge/latency"] != 0
+        )
         # A third answer takes the place of the one that was used longest ago.
         assert reward(["p"], ["c"]) == [3.0] and reward(["p"] * 2, ["b", "a"]) == [2.0, 4.0]
         # Another question, model or picture is another one.
@@ -222,7 +228,10 @@ def test_a_token_of_a_character_that_is_cut_does_not_move_the_place():
         ({"questions": {"polite": 0}, "template": "polite"}, "questions must be names and their weights above 0"),
         ({"questions": {"so polite": 1}, "template": "so polite"}, "questions must be names"),
         ({"questions": {"polite": 1}}, "questions has 'polite', and the template does not ask for that"),
-        ({"questions": {"polite": 1}, "template": "polite", "pattern": r"(\d)"}, "pattern must be None beside questions"),
+        (
+            {"questions": {"polite": 1}, "template": "polite", "pattern": r"(\d)"},
+            "pattern must be None beside questions",
+        ),
         ({"extra_body": {"response_format": {}}}, "extra_body must be a dict without the fields"),
         ({"cache": -1}, "cache must be"),
         ({"cache_file": 5}, "cache_file must be a path"),

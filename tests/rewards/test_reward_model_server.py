@@ -61,7 +61,10 @@ def test_pictures_are_shown_where_they_belong():
     assert [part["type"] for part in asked[0]["content"]] == ["image_url", "text"] and asked[1]["content"] == "red"
 
 
-@pytest.mark.parametrize("answer", [{}, {"data": []}, {"data": [{"probs": []}]}, {"data": [{"probs": ["1"]}]}, {"data": [{"probs": [True]}]}, []])
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"data": []}, {"data": [{"probs": []}]}, {"data": [{"probs": ["1"]}]}, {"data": [{"probs": [True]}]}, []],
+)
 def test_an_answer_without_the_number_is_an_error(answer):
     with serving(lambda exchange: exchange.json(answer)) as seen:
         with pytest.raises(RewardServiceError, match=r"has no such number.*--runner pooling.*output 0"):

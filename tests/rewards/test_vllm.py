@@ -52,7 +52,9 @@ def test_a_judge(tmp_path, monkeypatch):
     logits = []
     for prompt, completion in zip(prompts, completions, strict=True):
         messages = [{"role": "user", "content": template.format(prompt=prompt, completion=completion)}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         with torch.no_grad():
             logits.append(model(**ids).logits[0, -1])
     digits = torch.stack(logits)[:, tokenizer.convert_tokens_to_ids([*"0123456789"])]
@@ -60,9 +62,9 @@ def test_a_judge(tmp_path, monkeypatch):
 
     with vllm_serving(tmp_path / "judge", free_port(), tmp_path / "log", "--max-model-len", "512") as url:
         common = {"template": template, "scale": (0, 9)}
-        one, metrics = ask("judge", url, **common, max_tokens=1, extra_body={"structured_outputs": {"regex": "[0-9]"}})(
-            prompts, completions
-        )
+        one, metrics = ask(
+            "judge", url, **common, max_tokens=1, extra_body={"structured_outputs": {"regex": "[0-9]"}}
+        )(prompts, completions)
         assert one == [None] * 3 and metrics["judge/unparsable"] == 3, "cut at one token"
         guided = {"structured_outputs": {"regex": "[0-9]"}}
         plain, metrics = ask("judge", url, **common, max_tokens=2, extra_body=guided)(prompts, completions)
@@ -70,7 +72,9 @@ def test_a_judge(tmp_path, monkeypatch):
         soft, _ = ask("judge", url, **common, max_tokens=2, extra_body=guided, logprobs=True)(prompts, completions)
         assert soft == pytest.approx(expected, abs=1e-3)
 
-        schema, _ = ask("judge", url, scale=(2, 5), template=template, structured=True, max_tokens=40)(prompts, completions)
+        schema, _ = ask("judge", url, scale=(2, 5), template=template, structured=True, max_tokens=40)(
+            prompts, completions
+        )
         assert all(value in (2, 3, 4, 5) for value in schema)
         two = {"template": "{prompt} {completion} good: short: ", "questions": {"good": 1, "short": 1}}
         schema, metrics = ask("judge", url, **two, structured=True, max_tokens=60)(prompts, completions)
@@ -125,13 +129,17 @@ def test_pictures_and_a_server_that_is_restarted_in_the_middle(tmp_path):
         scores, metrics = ask("vqa_score", url)(prompts, drawn)
         assert scores == pytest.approx(expected, abs=1e-4) and metrics["vqa_score/completion_tokens"] == len(drawn)
         for mean, right in (("geometric", (red * dark).sqrt()), ("arithmetic", (red + dark) / 2)):
-            soft, _ = ask("soft_tifa", url, mean=mean, template="{question}", max_tokens=1)(prompts, drawn, questions=questions)
+            soft, _ = ask("soft_tifa", url, mean=mean, template="{question}", max_tokens=1)(
+                prompts, drawn, questions=questions
+            )
             assert soft == pytest.approx(right.tolist(), abs=1e-4)
 
     # It is gone. The call waits for the next one, asks again, and every row gets the score of its own picture.
     got = {}
     patient = ask("vqa_score", url, retries=60, backoff=1.0, deadline=600.0)
-    waiting = threading.Thread(target=lambda: got.update(zip(("scores", "metrics"), patient(prompts, drawn), strict=True)))
+    waiting = threading.Thread(
+        target=lambda: got.update(zip(("scores", "metrics"), patient(prompts, drawn), strict=True))
+    )
     waiting.start()
     time.sleep(2)
     with vllm_serving(*served):
@@ -159,7 +167,9 @@ def test_a_reward_model(tmp_path, endpoint):
         ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
         with torch.no_grad():
             expected.append(model(**ids).logits[0, 0].item())
-    with vllm_serving(tmp_path / "rm", free_port(), tmp_path / "log", "--runner", "pooling", "--max-model-len", "512") as url:
+    with vllm_serving(
+        tmp_path / "rm", free_port(), tmp_path / "log", "--runner", "pooling", "--max-model-len", "512"
+    ) as url:
         for activation, right in ((False, expected), (True, torch.tensor(expected).sigmoid().tolist())):
             scores, _ = ask("reward_model_server", url, endpoint=endpoint, activation=activation)(prompts, completions)
             assert scores == pytest.approx(right, abs=1e-3)

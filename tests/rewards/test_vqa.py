@@ -56,7 +56,9 @@ def test_pairs_are_those_of_the_other_scorers():
             reward_prompt=[None, "red", None, None, None, None],
         )
     assert scores == [pytest.approx(0.8)] * 3 + [None] * 3
-    assert [question(body) for body in seen.bodies] == ["red?"] * 2 and len({*map(str, map(pictures, seen.bodies))}) == 2
+    assert [question(body) for body in seen.bodies] == ["red?"] * 2 and len(
+        {*map(str, map(pictures, seen.bodies))}
+    ) == 2
 
 
 def test_without_yes_and_no_there_is_no_score():
@@ -65,7 +67,7 @@ def test_without_yes_and_no_there_is_no_score():
         assert chat(seen, "vqa_score")(["p"], [RED], log_metric=metrics.__setitem__) == [None]
     assert metrics["vqa_score/unparsable"] == 1
     with serving(lambda exchange: exchange.json(completion("yes"))) as seen:
-        with pytest.raises(RewardServiceError, match="no chat completion with logprobs.*vllm serve"):
+        with pytest.raises(RewardServiceError, match=r"no chat completion with logprobs.*vllm serve"):
             chat(seen, "vqa_score")(["p"], [RED])
 
 
@@ -85,7 +87,13 @@ def test_the_first_word_counts_behind_a_thought_and_blanks():
 
 def test_the_probability_of_a_right_answer():
     two = reply((" Two", {" Two": 0.5, "2": 0.25, "three": 0.25}))
-    assert [_probability(answer, two) for answer in ("two", "2", "3", "Three.", "four")] == [0.75, 0.75, 0.25, 0.25, 0.0]
+    assert [_probability(answer, two) for answer in ("two", "2", "3", "Three.", "four")] == [
+        0.75,
+        0.75,
+        0.25,
+        0.25,
+        0.0,
+    ]
     # Of several tokens: where it was said, the product of their probabilities.
     purple = reply(("pur", {"pur": 0.5, "red": 0.5}), ("ple", {"ple": 0.5}), (".", {".": 1.0}))
     assert _probability("purple", purple) == pytest.approx(0.25) and _probability("red", purple) == 0.5
@@ -102,12 +110,21 @@ def test_soft_tifa_is_the_mean_probability_of_the_right_answers(mean, expected):
     metrics = {}
     with serving(sees) as seen:
         reward = chat(seen, "soft_tifa", mean=mean)
-        given = [QUESTIONS, json.dumps(QUESTIONS), [], None, QUESTIONS, [["Is it red?", "perhaps"], ["Is it red?", "yes"]]]
+        given = [
+            QUESTIONS,
+            json.dumps(QUESTIONS),
+            [],
+            None,
+            QUESTIONS,
+            [["Is it red?", "perhaps"], ["Is it red?", "yes"]],
+        ]
         completions = [RED] * 4 + ["text", RED]
         scores = reward(prompts=["p"] * 6, completions=completions, questions=given, log_metric=metrics.__setitem__)
     last = 0.0 if mean == "geometric" else 0.3
     assert scores == [pytest.approx(expected)] * 2 + [None] * 3 + [pytest.approx(last)]
-    assert metrics["soft_tifa/unlisted"] == pytest.approx(1 / 6) and metrics["soft_tifa/cached"] == pytest.approx(4 / 6)
+    assert metrics["soft_tifa/unlisted"] == pytest.approx(1 / 6) and metrics["soft_tifa/cached"] == pytest.approx(
+        4 / 6
+    )
     assert {question(body) for body in seen.bodies} == {
         "Is it red? Answer with one word.",
         "Is it a dot? Answer with one word.",
@@ -117,7 +134,9 @@ def test_soft_tifa_is_the_mean_probability_of_the_right_answers(mean, expected):
 @settings(max_examples=100, deadline=None)
 @given(
     shares=st.lists(st.floats(0, 1), min_size=1, max_size=6),
-    logprobs=st.dictionaries(st.sampled_from(["yes", "Yes", " no", "No", "two", "2"]), st.floats(-99, 0.0), min_size=1),
+    logprobs=st.dictionaries(
+        st.sampled_from(["yes", "Yes", " no", "No", "two", "2"]), st.floats(-99, 0.0), min_size=1
+    ),
 )
 def test_scores_are_in_their_range(shares, logprobs):
     """Also where rounding, or a server, has probabilities that sum to more than 1. A geometric mean is at most the arithmetic one."""
@@ -138,9 +157,13 @@ def test_the_protocol_is_kept():
         check_reward(chat(seen, "soft_tifa"), rows, range=(0, 1), none_for=none_for)
 
 
-@pytest.mark.parametrize("given", ["no json", [["Is it?"]], [["Is it?", ""]], [["Is it?", None]], 5, [5], ["ab"], {"a": 1}])
+@pytest.mark.parametrize(
+    "given", ["no json", [["Is it?"]], [["Is it?", ""]], [["Is it?", None]], 5, [5], ["ab"], {"a": 1}]
+)
 def test_questions_of_another_form_are_an_error_that_names_the_row(given):
-    with pytest.raises(ValueError, match=re.escape('soft_tifa: questions of row 1 must be pairs of a question and an answer')):
+    with pytest.raises(
+        ValueError, match=re.escape("soft_tifa: questions of row 1 must be pairs of a question and an answer")
+    ):
         get_reward("soft_tifa", model="m")(completions=[RED] * 2, questions=[None, given])
 
 

@@ -17,7 +17,9 @@ Place = tuple[str, dict[str, float]]
 
 def chat(seen: Seen, name: str, **arguments: Any) -> Any:
     """The reward of that name, which asks there, at once again after a failure."""
-    return get_reward(name, **{"model": "m", "base_url": f"{seen.url}/v1", "backoff": 0.0, "timeout": 30.0, **arguments})
+    return get_reward(
+        name, **{"model": "m", "base_url": f"{seen.url}/v1", "backoff": 0.0, "timeout": 30.0, **arguments}
+    )
 
 
 def completion(text: str | None, places: Sequence[Place] | None = None, finish_reason: str = "stop") -> dict[str, Any]:
@@ -40,7 +42,9 @@ def word(probabilities: dict[str, float]) -> dict[str, Any]:
     return completion(best, [(best, probabilities)], "length")
 
 
-def says(text: str | None, places: Sequence[Place] | None = None, finish_reason: str = "stop") -> Callable[[Exchange], None]:
+def says(
+    text: str | None, places: Sequence[Place] | None = None, finish_reason: str = "stop"
+) -> Callable[[Exchange], None]:
     return lambda exchange: exchange.json(completion(text, places, finish_reason))
 
 

@@ -63,7 +63,15 @@ sys.meta_path.insert(0, Finder())
 @contextmanager
 def vllm_serving(folder: Path, port: int, log: Path, *more: str, seconds: float = 400) -> Iterator[str]:
     """Serves the model in ``folder`` as ``m`` until the end of the block; gives the URL without a path."""
-    command = [Path(os.environ["UNIGRPO_VLLM"]) / "bin" / "vllm", "serve", folder, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        Path(os.environ["UNIGRPO_VLLM"]) / "bin" / "vllm",
+        "serve",
+        folder,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     command += ["--served-model-name", "m", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8", *more]
     with log.open("a") as out:
         process = subprocess.Popen(

@@ -22,6 +22,7 @@ from ...rollout.rewards import RewardSet
 from ...rollout.thoughts import ThoughtAndPicture
 from ...types import Sample, is_picture, spans_of
 from ..bounded_yaml import read_yaml
+from ..reach import SERVICES
 from .live import Column, Frame, Span, answer
 from .settings import SETTINGS
 
@@ -29,9 +30,6 @@ from .settings import SETTINGS
 DEFAULT = "builtin:shapes"
 
 PICTURE_REWARDS = ("clip_score", "colour", "image_reward", "jpeg_size")
-SERVICES = ("judge", "remote")
-"""Rewards that ask a service, which has to be named."""
-
 LOADING = ("dtype", "policy", "image_tokenizer")
 """Keys that say how a model is loaded, beside those of ``SETTINGS``."""
 

@@ -161,7 +161,9 @@ class Lessons:
         return int(torch.randint(bound, (), generator=self.generator))
 
 
-def next_word(model: LlavaForConditionalGeneration, processor: LlavaProcessor, pixels: Tensor, asked: list[str]) -> Tensor:
+def next_word(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, pixels: Tensor, asked: list[str]
+) -> Tensor:
     """Logits ``[n, V]`` of the word that follows each question about its picture."""
     tokenizer = processor.tokenizer
     pictures = IMAGE * model.config.image_seq_length
@@ -199,9 +201,16 @@ def figures(model: LlavaForConditionalGeneration, processor: LlavaProcessor, mag
         )
         return (words == torch.tensor(tokenizer.convert_tokens_to_ids(answers))).float().mean().item()
 
-    found = {"yes to the own caption": right([QUESTION.format(prompt=caption(own)) for own in members], ["yes"] * len(members))}
+    found = {
+        "yes to the own caption": right(
+            [QUESTION.format(prompt=caption(own)) for own in members], ["yes"] * len(members)
+        )
+    }
     for field, choices in CHOICES.items():
-        others = [replace(own, **{field: choices[(choices.index(getattr(own, field)) + 1) % len(choices)]}) for own in members]
+        others = [
+            replace(own, **{field: choices[(choices.index(getattr(own, field)) + 1) % len(choices)]})
+            for own in members
+        ]
         asked = [QUESTION.format(prompt=caption(other)) for other in others]
         found[f"no where the {field} is another"] = right(asked, ["no"] * len(members))
         found[ASKED[field]] = right([ASKED[field]] * len(members), [asdict(own)[field] for own in members])
@@ -216,7 +225,9 @@ def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder
     file = folder / "model.safetensors"
     tower = "vision_tower."
     weights = {
-        name.replace(tower, f"{tower}vision_model.", 1) if tower in name and "vision_model" not in name else name: value
+        name.replace(tower, f"{tower}vision_model.", 1)
+        if tower in name and "vision_model" not in name
+        else name: value
         for name, value in load_file(file).items()
     }
     save_file(weights, file, metadata={"format": "pt"})
