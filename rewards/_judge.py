@@ -233,11 +233,11 @@ class JudgeReward(ChatReward):
         return self._expected(reply.token_of(found.start)) if found and self._logprobs else number
 
     def _expected(self, token: Token | None) -> float | None:
-        """The mean of the scale's digits under the probabilities at a token's place; None where it is no digit itself."""
-        if token is None or not _is_digit(token.text):
+        """The mean of the scale's digits under the probabilities at a token's place; None where none of them is listed."""
+        if token is None:
             return None
         digits = [str(digit) for digit in range(int(self.scale[0]), int(self.scale[1]) + 1)]
-        masses = {digit: token.mass(lambda text, own=digit: _bare(text) == own) for digit in digits}
+        masses = {digit: token.mass(lambda text, own=digit: text.strip() == own) for digit in digits}
         total = math.fsum(masses.values())
         return math.fsum(int(digit) * mass for digit, mass in masses.items()) / total if total else None
 
@@ -245,12 +245,3 @@ class JudgeReward(ChatReward):
 def _named(name: str) -> re.Pattern:
     """Finds the number behind ``name:``, also in JSON and in bold."""
     return re.compile(rf"""(?i)(?<!\w){name}["'*`]*\s*[:=]["'*`\s]*({_SIGNED})""")
-
-
-def _bare(text: str) -> str:
-    """The text of a token without the white space that it begins or ends with."""
-    return text.strip()
-
-
-def _is_digit(text: str) -> bool:
-    return len(_bare(text)) == 1 and _bare(text) in "0123456789"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ._exchange import Failure
+from ._service import is_number
 
 
 THOUGHT_ENDS = "</think>"
@@ -116,10 +117,9 @@ def _token(own: dict) -> Token:
 
 def _logprob(value: Any) -> float:
     """Servers say -9999 for an impossible token, and round up to just above 0."""
-    number = float(value)
-    if math.isnan(number):
-        raise ValueError(value)
-    return min(number, 0.0)
+    if not is_number(value):
+        raise TypeError(value)
+    return min(float(value), 0.0)
 
 
 def _spelled(own: dict) -> str:
