@@ -116,6 +116,7 @@ class SoftTifa(ChatReward):
 
     def __call__(
         self,
+        prompts: list,
         completions: list,
         questions: list,
         log_metric: Callable[[str, float], None] | None = None,

@@ -86,18 +86,13 @@ def test_a_judge(tmp_path, monkeypatch):
 
 
 def seeing(folder):
-    """A random model of the shapes world that says yes or no to whether, and any colour to which; and its processor."""
+    """A random model of the shapes world that is sure of itself, and its processor."""
     from unigrpo.toy.making.clip import checkpoint, load
 
     generator = torch.Generator().manual_seed(5)
     processor = yes_no.build_processor()
     model = yes_no.build_model(processor.tokenizer, load(checkpoint("shapes"))[0], generator=generator)
-    # Sure of itself, and of what stays among the most probable tokens.
-    said = processor.tokenizer.convert_tokens_to_ids(["yes", "no", *shapes.COLOURS])
-    with torch.no_grad():
-        weight = torch.zeros_like(model.lm_head.weight)
-        weight[said] = torch.randn(len(said), weight.shape[1], generator=generator) / 4
-        model.lm_head.weight.copy_(weight)
+    model.lm_head.weight.data *= 20
     yes_no.save(model.eval(), processor, folder)
     return model, processor
 
@@ -124,19 +119,19 @@ def test_pictures_and_a_server_that_is_restarted_in_the_middle(tmp_path):
     questions = [[["What color is it?", "red"], ["Does this show white?", "no"]]] * len(drawn)
 
     port, log = free_port(), tmp_path / "log"
-    served = tmp_path / "seeing", port, log, "--max-model-len", "256"
+    every = len(processor.tokenizer)
+    served = tmp_path / "seeing", port, log, "--max-model-len", "256", "--max-logprobs", str(every)
     with vllm_serving(*served) as url:
-        scores, metrics = ask("vqa_score", url)(prompts, drawn)
+        scores, metrics = ask("vqa_score", url, top_logprobs=every)(prompts, drawn)
         assert scores == pytest.approx(expected, abs=1e-4) and metrics["vqa_score/completion_tokens"] == len(drawn)
+        asked = {"template": "{question}", "max_tokens": 1, "top_logprobs": every}
         for mean, right in (("geometric", (red * dark).sqrt()), ("arithmetic", (red + dark) / 2)):
-            soft, _ = ask("soft_tifa", url, mean=mean, template="{question}", max_tokens=1)(
-                prompts, drawn, questions=questions
-            )
+            soft, _ = ask("soft_tifa", url, **asked, mean=mean)(prompts, drawn, questions=questions)
             assert soft == pytest.approx(right.tolist(), abs=1e-4)
 
     # It is gone. The call waits for the next one, asks again, and every row gets the score of its own picture.
     got = {}
-    patient = ask("vqa_score", url, retries=60, backoff=1.0, deadline=600.0)
+    patient = ask("vqa_score", url, top_logprobs=every, retries=60, backoff=1.0, deadline=600.0)
     waiting = threading.Thread(
         target=lambda: got.update(zip(("scores", "metrics"), patient(prompts, drawn), strict=True))
     )

@@ -119,7 +119,7 @@ def test_soft_tifa_is_the_mean_probability_of_the_right_answers(mean, expected):
             [["Is it red?", "perhaps"], ["Is it red?", "yes"]],
         ]
         completions = [RED] * 4 + ["text", RED]
-        scores = reward(prompts=["p"] * 6, completions=completions, questions=given, log_metric=metrics.__setitem__)
+        scores = reward(["p"] * 6, completions, questions=given, log_metric=metrics.__setitem__)
     last = 0.0 if mean == "geometric" else 0.3
     assert scores == [pytest.approx(expected)] * 2 + [None] * 3 + [pytest.approx(last)]
     assert metrics["soft_tifa/unlisted"] == pytest.approx(1 / 6) and metrics["soft_tifa/cached"] == pytest.approx(
@@ -164,7 +164,7 @@ def test_questions_of_another_form_are_an_error_that_names_the_row(given):
     with pytest.raises(
         ValueError, match=re.escape("soft_tifa: questions of row 1 must be pairs of a question and an answer")
     ):
-        get_reward("soft_tifa", model="m")(completions=[RED] * 2, questions=[None, given])
+        get_reward("soft_tifa", model="m")(["p"] * 2, [RED] * 2, questions=[None, given])
 
 
 @pytest.mark.parametrize(
