@@ -23,7 +23,7 @@ def lengths(exchange):
     """A model that likes long answers."""
     content = exchange.body["messages"][-1]["content"]
     value = float(len(content)) if isinstance(content, str) else -1.5
-    exchange.json({"data": [{"index": 0, "label": "LABEL_0", "probs": [value, 2.0], "num_classes": 2}]})
+    exchange.json({"data": [{"index": 0, "label": "LABEL_0", "probs": [value, 7.0], "num_classes": 2}]})
 
 
 @pytest.mark.smoke
@@ -34,7 +34,7 @@ def test_the_request_is_vllms():
         reward = server(seen, extra_body={"truncate_prompt_tokens": 9}, concurrency=1)
         said = ["ab", [{"role": "assistant", "content": "abc"}], None]
         assert reward(["p", chat, "p"], said, log_metric=metrics.__setitem__) == [2.0, 3.0, None]
-        assert server(seen, base_url=f"{seen.url}/v1/", output=-1, activation=None)(["p"], ["ab"]) == [2.0]
+        assert server(seen, base_url=f"{seen.url}/v1/", output=-1, activation=None)(["p"], ["ab"]) == [7.0]
     first, second, bare = seen.bodies
     assert first.pop("messages") == [{"role": "user", "content": "p"}, {"role": "assistant", "content": "ab"}]
     assert first == {"model": "m", "use_activation": False, "truncate_prompt_tokens": 9}

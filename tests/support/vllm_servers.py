@@ -7,10 +7,10 @@ a distribution of another name; both are put right in the new environment only.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 import venv
@@ -108,5 +108,12 @@ def make(folder: Path) -> None:
     (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")
 
 
+def main() -> None:
+    """Command line: makes the environment."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the environment is made")
+    make(parser.parse_args().folder)
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    main()
