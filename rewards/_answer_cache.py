@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 from ._reply import Reply, Token
+
+
+HEAD = '{"key": "'
+"""How every line of a file begins."""
 
 
 class AnswerCache:
@@ -29,7 +34,7 @@ class AnswerCache:
                 f"{owner}: cache_file must be a path that ends in .jsonl, such as 'runs/judge.jsonl', got {file!r}"
             )
         self.owner, self.size, self.file = owner, size, file
-        self._kept: dict[str, Reply] = {}
+        self._kept: OrderedDict[str, Reply] = OrderedDict()
         self._read = file is None or size == 0
 
     @staticmethod
@@ -59,7 +64,8 @@ class AnswerCache:
         self._keep(key, reply)
         if self.file is not None:
             tokens = None if reply.tokens is None else [[token.text, token.options] for token in reply.tokens]
-            line = json.dumps({"key": key, "reply": [reply.text, reply.cut, tokens]}) + "\n"
+            # The break comes first, so that a line whose writing was interrupted spoils no other.
+            line = "\n" + json.dumps({"key": key, "reply": [reply.text, reply.cut, tokens]})
             Path(self.file).parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
@@ -71,25 +77,25 @@ class AnswerCache:
         self._kept.pop(key, None)
         self._kept[key] = reply
         while len(self._kept) > self.size:
-            self._kept.pop(next(iter(self._kept)), None)
+            self._kept.popitem(last=False)
 
     def _load(self) -> None:
-        """Reads the file. A last line without an end is one whose writing was interrupted."""
+        """Reads the file, without what an interruption left of a line."""
         self._read = True
         path = Path(self.file or "")
-        if not path.exists():
-            return
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith("\n"):
-                    break
-                try:
-                    own = json.loads(line)
-                    text, cut, tokens = own["reply"]
-                    kept = None if tokens is None else tuple(Token(t, tuple(map(tuple, top))) for t, top in tokens)
-                    self._keep(str(own["key"]), Reply(text, bool(cut), kept))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(
-                        f"{self.owner}: cache_file {self.file!r}, line {number}, is no answer that was kept ({error!r}): "
-                        "give another name, or move the file away"
-                    ) from None
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                own = json.loads(line)
+                text, cut, tokens = own["reply"]
+                kept = None if tokens is None else tuple(Token(t, tuple(map(tuple, top))) for t, top in tokens)
+                self._keep(str(own["key"]), Reply(text, bool(cut), kept))
+            except (ValueError, KeyError, TypeError) as error:
+                if isinstance(error, json.JSONDecodeError) and (line.startswith(HEAD) or HEAD.startswith(line)):
+                    continue
+                raise ValueError(
+                    f"{self.owner}: cache_file {self.file!r}, line {number}, is no answer that was kept ({error!r}): "
+                    "give another name, or move the file away"
+                ) from None

@@ -174,15 +174,18 @@ def test_a_file_keeps_answers_for_the_next_run(tmp_path):
         first = chat(seen, "judge", **common)
         assert first(["p"] * 2, ["a", "ü"]) == [5.0, 5.0] and len(seen.bodies) == 2
         assert chat(seen, "judge", **common)(["p"] * 2, ["ü", "a"]) == [5.0, 5.0] and len(seen.bodies) == 2
-        # A line whose writing was interrupted is not there.
+        # A line whose writing was interrupted is not there, and spoils none that comes after it.
         whole = file.read_text()
-        file.write_text(whole[:-9])
-        assert chat(seen, "judge", **common)(["p"] * 2, ["a", "ü"]) == [5.0, 5.0] and len(seen.bodies) == 3
+        for number, interrupted in enumerate((9, len(whole.splitlines()[-1]) - 4), 3):
+            file.write_text(whole[:-interrupted])
+            for _ in range(2):
+                assert (
+                    chat(seen, "judge", **common)(["p"] * 2, ["a", "ü"]) == [5.0, 5.0] and len(seen.bodies) == number
+                )
         file.write_text("export PATH=\n")
         with pytest.raises(ValueError, match=r"judge: cache_file .*line 1, is no answer that was kept.*another name"):
             chat(seen, "judge", **common)(["p"], ["a"])
-    assert len(whole.splitlines()) == 2 and "sk-" not in whole
-    assert [set(json.loads(line)) for line in whole.splitlines()] == [{"key", "reply"}] * 2
+    assert [set(json.loads(line)) for line in whole.splitlines() if line] == [{"key", "reply"}] * 2
     with pytest.raises(ValueError, match=r"cache_file must be a path that ends in \.jsonl"):
         get_reward("judge", model="m", cache_file="/root/.bashrc")
 
