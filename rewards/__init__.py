@@ -30,14 +30,18 @@ REWARDS: dict[str, str] = {
     "object_check": "unigrpo.rewards.objects:ObjectCheck",
     "ocr": "unigrpo.rewards._ocr:Ocr",
     "pick_score": "unigrpo.rewards.preferences:PickScore",
+    "pairwise_judge": "unigrpo.rewards.pairwise:PairwiseJudge",
     "reasoning_gym": "unigrpo.rewards.gym:ReasoningGym",
     "regex": "unigrpo.rewards.patterns:RegexReward",
     "remote": "unigrpo.rewards._remote:RemoteReward",
     "repetition": "unigrpo.rewards.lengths:Repetition",
+    "reward_model_server": "unigrpo.rewards.reward_models:RewardModelServer",
     "siglip_score": "unigrpo.rewards.siglip:SiglipScore",
+    "soft_tifa": "unigrpo.rewards.vqa:SoftTifa",
     "sudoku": "unigrpo.rewards.puzzles:sudoku",
     "tag_count": "unigrpo.rewards.tags:TagCount",
     "think_format": "unigrpo.rewards.format:think_format",
+    "vqa_score": "unigrpo.rewards.vqa:VqaScore",
 }
 """Name of a reward -> where it lives, as ``module:attribute``. A module is imported when its reward is asked for."""
 

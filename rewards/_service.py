@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import math
 import os
 import re
 import time
@@ -29,11 +30,15 @@ RAISE_DEADLINE = "Raise deadline, or give the service more to run on."
 
 
 class Asked(NamedTuple):
-    """What became of some requests: values in their order, repeated attempts, and seconds."""
+    """What became of some requests: values in their order, repeated attempts, seconds in all, and in the mean of an answered attempt.
+
+    ``latency`` is NaN where nothing was asked.
+    """
 
     results: list[Any]
     retries: int
     seconds: float
+    latency: float
 
 
 class ServiceReward:
@@ -139,7 +144,7 @@ class ServiceReward:
         began, places = time.monotonic(), asyncio.Semaphore(self.concurrency)
         async with client(key) as http:
 
-            async def one(index: int) -> tuple[Any, int]:
+            async def one(index: int) -> tuple[Any, int, float]:
                 async with places:
                     data = json.dumps(bodies[index], allow_nan=False).encode()
                     return await self._answered(http, data, partial(read, index=index), key, began + self.deadline)
@@ -150,13 +155,14 @@ class ServiceReward:
             except BaseExceptionGroup as several:
                 raise several.exceptions[0] from None
         answers = [task.result() for task in tasks]
-        retries = sum(failed for _, failed in answers)
-        return Asked([value for value, _ in answers], retries, time.monotonic() - began)
+        retries = sum(failed for _, failed, _ in answers)
+        latency = sum(seconds for _, _, seconds in answers) / len(answers) if answers else math.nan
+        return Asked([value for value, _, _ in answers], retries, time.monotonic() - began, latency)
 
     async def _answered(
         self, http: httpx.AsyncClient, data: bytes, read: Callable[[Any], Any], key: str, end: float
-    ) -> tuple[Any, int]:
-        """What ``read`` makes of the answer, and how many attempts failed before it."""
+    ) -> tuple[Any, int, float]:
+        """What ``read`` makes of the answer, how many attempts failed before it, and the seconds of the one that did not."""
         failed = busy = 0
         while True:
             try:
@@ -164,7 +170,9 @@ class ServiceReward:
                 if left <= 0:
                     raise Failure(f"nothing is left of the deadline of {self.deadline:g} s", cure=RAISE_DEADLINE)
                 cure = RAISE_DEADLINE if left < self.timeout else "Raise timeout or lower concurrency."
-                return read(await post(http, self.url, data, min(self.timeout, left), cure)), failed
+                sent = time.monotonic()
+                answer = await post(http, self.url, data, min(self.timeout, left), cure)
+                return read(answer), failed, time.monotonic() - sent
             except Failure as failure:
                 failed += 1
                 busy += failure.busy

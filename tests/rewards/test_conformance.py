@@ -103,6 +103,7 @@ ARGUMENTS = {
 ASK_SOMEBODY = {
     "aesthetic", "clip_score", "hps_v2", "image_reward", "judge", "pick_score", "reasoning_gym", "remote", "siglip_score",
 }  # fmt: skip
+ASK_SOMEBODY |= {"pairwise_judge", "reward_model_server", "soft_tifa", "vqa_score"}
 """They need weights, a service or an extra; their own tests bring them."""
 
 

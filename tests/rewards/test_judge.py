@@ -29,7 +29,8 @@ def judge(seen, **arguments):
 
 def completion(text, finish_reason="stop"):
     message = {"role": "assistant", "content": text}
-    return {"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    return {"object": "chat.completion", "choices": [choice], "usage": {"prompt_tokens": 21, "completion_tokens": 2}}
 
 
 def says(text, finish_reason="stop"):
@@ -67,8 +68,9 @@ def test_the_request_is_openais():
         "Prompt:\nWhat is 1 + 1?\n\nResponse:\n2\n\nReply with the number alone."
     )
     assert seen.paths == ["/v1/chat/completions"] * 2 and "Authorization" not in seen.headers[0]
-    assert metrics.pop("judge/seconds") > 0
-    assert metrics == {"judge/failed": 0, "judge/retries": 0, "judge/unparsable": 0}
+    assert metrics["judge/seconds"] >= metrics.pop("judge/latency") > 0 and metrics.pop("judge/seconds")
+    assert metrics.pop("judge/prompt_tokens") == 21 and metrics.pop("judge/completion_tokens") == 2
+    assert metrics == {"judge/failed": 0, "judge/retries": 0, "judge/unparsable": 0, "judge/cached": 0}
     assert bare.keys() == {"model", "messages"}
 
 
@@ -197,7 +199,7 @@ def test_patterns_and_scales():
 def test_answers_without_a_score_are_counted():
     metrics = {}
     with serving(in_turn(says("good"), says("4"), says("3", "length"), says(None))) as seen:
-        scores = judge(seen, concurrency=1)(["p"] * 4, ["c"] * 4, log_metric=metrics.__setitem__)
+        scores = judge(seen, concurrency=1, cache=0)(["p"] * 4, ["c"] * 4, log_metric=metrics.__setitem__)
     assert scores == [None, 4.0, None, None]
     assert metrics["judge/unparsable"] == 3 and metrics["judge/failed"] == 0
 

@@ -60,8 +60,8 @@ def texts_read(monkeypatch):
     """The texts that the reward read a score from, in the order of arrival."""
     from unigrpo.rewards import _judge
 
-    texts, content = [], _judge._content
-    monkeypatch.setattr(_judge, "_content", lambda answer: texts.append(content(answer)) or texts[-1])
+    texts, read = [], _judge.JudgeReward._parts
+    monkeypatch.setattr(_judge.JudgeReward, "_parts", lambda own, reply: texts.append(reply.text) or read(own, reply))
     return texts
 
 

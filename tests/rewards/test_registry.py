@@ -18,6 +18,7 @@ from ..support import ROOT
 
 
 NEED_ARGUMENTS = {"judge": "model", "length": "max_completion_length", "object_check": "detector", "remote": "url"}
+NEED_ARGUMENTS |= dict.fromkeys(["pairwise_judge", "reward_model_server", "soft_tifa", "vqa_score"], "model")
 
 
 EXTRAS = {"ocr": ("rapidocr_onnxruntime", "ocr"), "reasoning_gym": ("reasoning_gym", "reasoning-gym")}
@@ -62,7 +63,7 @@ def test_a_path_leads_to_any_callable():
     ("name", "parts"),
     [
         ("math_corectness", ["'math_corectness'", "Did you mean 'math_correctness'?", "think_format"]),
-        ("nonsense", ["'nonsense'", "tag_count, think_format"]),
+        ("nonsense", ["'nonsense'", ", ".join(sorted(REWARDS))]),
         ("", ["''", "math_correctness"]),
         (None, ["None", "math_correctness"]),
         ("no_such_pkg.mod:attr", ["no module 'no_such_pkg' in ", "nor among the installed packages"]),

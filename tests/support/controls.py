@@ -25,11 +25,17 @@ def shuffled_format(**columns) -> list:
     return _shuffled("think_format", columns)
 
 
-_clip_score = lru_cache(maxsize=1)(get_reward)
+_with_a_model = lru_cache(maxsize=1)(get_reward)
 
 
 def shuffled_clip_score(model: str, **columns) -> list:
-    scores = _clip_score("clip_score", model=model)(**columns)
+    scores = _with_a_model("clip_score", model=model)(**columns)
+    _DEALER.shuffle(scores)
+    return scores
+
+
+def shuffled_vqa_score(model: str, base_url: str, **columns) -> list:
+    scores = _with_a_model("vqa_score", model=model, base_url=base_url)(**columns)
     _DEALER.shuffle(scores)
     return scores
 

@@ -129,9 +129,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(answer: Callable[[Exchange], None], tls: ssl.SSLContext | None = None):
-    """A server that answers by ``answer``; gives its ``Seen``, whose ``url`` ends without a slash."""
-    server = _Server(("127.0.0.1", 0), Exchange)
+def serving(answer: Callable[[Exchange], None], tls: ssl.SSLContext | None = None, port: int = 0):
+    """A server that answers by ``answer``, at a free port unless one is given; its ``Seen`` has a ``url`` without a slash at its end."""
+    server = _Server(("127.0.0.1", port), Exchange)
     seen = server.seen = Seen(answer)
     seen.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     if tls:

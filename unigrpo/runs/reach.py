@@ -56,7 +56,10 @@ LEADS_OUT = (
 """Keys of a run that send something away, or read and write elsewhere, or choose who compiles code."""
 
 
-SERVICES = {"judge": "base_url", "remote": "url"}
+SERVICES = {
+    **dict.fromkeys(("judge", "pairwise_judge", "reward_model_server", "soft_tifa", "vqa_score"), "base_url"),
+    "remote": "url",
+}
 """Rewards that send rows to a service, and their argument with its URL."""
 
 RUNS_ANSWERS = ("code_tests", "reasoning_gym")
@@ -65,8 +68,8 @@ RUNS_ANSWERS = ("code_tests", "reasoning_gym")
 
 def _service(name: str, arguments: dict[str, Any]) -> str:
     """Where a reward of ``SERVICES`` sends its rows and where its key comes from, without what may be a secret."""
-    taken = inspect.signature(get_reward(REWARDS[name])).parameters
-    url, variable = (arguments.get(key, taken[key].default) for key in (SERVICES[name], "api_key_env"))
+    kind = get_reward(REWARDS[name])
+    url, variable = (arguments.get(key, _default(kind, key)) for key in (SERVICES[name], "api_key_env"))
     if url is inspect.Parameter.empty:
         url = "no URL"
     place, asked, _ = str(url).partition("?")
@@ -87,6 +90,12 @@ def _code_in(name: str, arguments: dict[str, Any]) -> list[str]:
     return [own for own in named if isinstance(own, str)]
 
 
+def _default(kind: type, argument: str) -> Any:
+    """Of an argument that a class takes, or hands on to one that it is derived from."""
+    signatures = (inspect.signature(own.__init__).parameters for own in kind.__mro__)
+    return next(own[argument].default for own in signatures if argument in own)
+
+
 def code_of(recipe: Recipe) -> list[str]:
     """What a recipe runs or reaches beside reading its files and writing its ``output_dir``, one a line.
 
@@ -100,9 +109,10 @@ def code_of(recipe: Recipe) -> list[str]:
     judging = [own for own in recipe.accuracy.values() if isinstance(own, dict)]
     asked = [(own["name"], own) for own in judging] + [(reward.name, reward.args) for reward in recipe.rewards]
     for given, arguments in asked:
-        lines += [
-            f"asks a service: {_service(name, arguments)}" for name in SERVICES if given in (name, REWARDS[name])
-        ]
+        for name in [own for own in SERVICES if given in (own, REWARDS[own])]:
+            lines.append(f"asks a service: {_service(name, arguments)}")
+            if arguments.get("cache_file") is not None:
+                lines.append(f"leads out of output_dir: cache_file={quoted(arguments['cache_file'])} ({name})")
         lines += [f"runs code: {path} ({given})" for path in _code_in(given, arguments)]
     for reward in recipe.rewards:
         for name in RUNS_ANSWERS:

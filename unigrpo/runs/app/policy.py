@@ -22,6 +22,7 @@ from ...rollout.rewards import RewardSet
 from ...rollout.thoughts import ThoughtAndPicture
 from ...types import Sample, is_picture, spans_of
 from ..bounded_yaml import read_yaml
+from ..reach import SERVICES
 from .live import Column, Frame, Span, answer
 from .settings import SETTINGS
 
@@ -31,7 +32,7 @@ DEFAULT = "builtin:shapes"
 PICTURE_REWARDS = (
     *("aesthetic", "clip_score", "colour", "hps_v2", "image_reward", "jpeg_size", "ocr", "pick_score", "siglip_score"),
 )
-SERVICES = ("judge", "object_check", "remote")
+NAMED = (*SERVICES, "object_check")
 """Rewards that ask a service or a detector, which has to be named."""
 
 LOADING = ("dtype", "policy", "image_tokenizer")
@@ -136,7 +137,7 @@ def score(
 def rewards_of(task: str) -> list[str]:
     """Names of the rewards that may judge answers of a task."""
     drawn = is_picture(spans_of(task)[-1])
-    return [name for name in sorted(REWARDS) if (name in PICTURE_REWARDS) == drawn and name not in SERVICES]
+    return [name for name in sorted(REWARDS) if (name in PICTURE_REWARDS) == drawn and name not in NAMED]
 
 
 def opened(model: str | None, adapter: str | None, overrides: Sequence[str] = ()) -> Talker:
