@@ -163,6 +163,19 @@ def mdlm() -> Objectives:
     return {"text": {"denominator": "answers"}}
 
 
+def lumina() -> Objectives:
+    """Lumina-DiMOO, arXiv 2510.06308 (``train.py`` of Alpha-VLLM/Lumina-DiMOO): cos(pi/2 u) of the tokens hidden, the mean of -log p over
+    them all.
+
+    A caption is dropped once in ten rows. Where the code differs: it hides an answer in text and the padding behind it each with
+    a ratio of its own, 1 where there are five tokens or fewer, and rounds down; here both have one. Its mean is of a process's batch
+    and over pictures and text together; here each task has its own, of an optimizer step. It pads rows on the right and reads
+    the padding (``attn_mask_mode: none``), which goes with ``caption_dropout: 0`` here. Its answers have 1024 places.
+    """
+    keys = {"law": "cosine", "mask_ratio_min": 0.0, "weight": "mean", "denominator": "tokens"}
+    return {"t2i": {**keys, "caption_dropout": 0.1}, "mmu": keys}
+
+
 def think_then_draw() -> Objectives:
     """``mmada_cot``, but of a thought and its picture (r2i) one is learned at a time, as they are sampled: the thought before there
     is a picture, the codes after the whole thought.
@@ -183,6 +196,7 @@ OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "mmada_cot": mmada_cot,
     "mmada_stage4": mmada_stage4,
     "think_then_draw": think_then_draw,
+    "lumina": lumina,
     "llada": llada,
     "dllm": dllm,
     "dream": dream,

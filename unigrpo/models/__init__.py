@@ -21,6 +21,7 @@ from .decoder import (
 )
 from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy
+from .lumina import LuminaConfig, LuminaForMaskedDiffusion, LuminaPolicy, LuminaProcessor
 from .magvit import MagvitV2, MagvitV2Config
 from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
 
@@ -28,6 +29,7 @@ from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProce
 POLICIES: dict[str, type[DiffusionPolicy]] = {
     "mmada": MMaDAPolicy,
     "llada": LLaDAPolicy,
+    "lumina_dimoo": LuminaPolicy,
     "Dream": DreamPolicy,
     "a2d-qwen2": A2DQwen2Policy,
     "a2d-qwen3": A2DQwen3Policy,
@@ -39,6 +41,13 @@ CONVERTED = {
     own: name for name, policy in POLICIES.items() for own in getattr(policy.model_class.config_class, "converts", ())
 }
 """Types of autoregressive checkpoints, and the family that they are opened as."""
+
+PUBLISHED_AS = {
+    own: name
+    for name, policy in POLICIES.items()
+    for own in getattr(policy.model_class.config_class, "published_architectures", ())
+}
+"""Architectures of published files that say another family's ``model_type``, and their own family."""
 
 for _model in (*(policy.model_class for policy in POLICIES.values()), MagvitV2):
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
@@ -118,12 +127,17 @@ def load_model(
 __all__ = [
     "CONVERTED",
     "POLICIES",
+    "PUBLISHED_AS",
     "DiffusionPolicy",
     "DreamConfig",
     "DreamForMaskedDiffusion",
     "LLaDAConfig",
     "LLaDAForMaskedDiffusion",
     "LLaDAPolicy",
+    "LuminaConfig",
+    "LuminaForMaskedDiffusion",
+    "LuminaPolicy",
+    "LuminaProcessor",
     "MMaDAConfig",
     "MMaDAForMaskedDiffusion",
     "MMaDAPolicy",
