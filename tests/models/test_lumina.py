@@ -177,7 +177,7 @@ def test_errors():
     asked = {"prompt": "w1 w2", "image_codes": torch.arange(24), "image_grid": GRID}
     with pytest.raises(ValueError, match="task='text' is not supported: Lumina-DiMOO"):
         policy.encode([asked], "text", max_completion_length=4)
-    with pytest.raises(ValueError, match="an image of 4 x 6 codes leaves no room .* of 30 tokens"):
+    with pytest.raises(ValueError, match=r"an image of 4 x 6 codes leaves no room .* of 30 tokens"):
         policy.encode([asked], "mmu", max_completion_length=4, max_prompt_length=30)
     with pytest.raises(ValueError, match="23 codes do not fill a picture of 4 x 6"):
         policy.encode([{**asked, "image_codes": torch.arange(23)}], "mmu", max_completion_length=4)
