@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from unigrpo.models import LuminaForMaskedDiffusion, LuminaPolicy
+from unigrpo.models import LuminaConfig, LuminaForMaskedDiffusion, LuminaPolicy, LuminaProcessor
 
 from .images import picture
 from .tiny import prompts
@@ -56,6 +56,15 @@ def tiny_lumina(**fields: Any) -> tuple[LuminaForMaskedDiffusion, LuminaPolicy]:
     """The goldens' 0.08 M-parameter network and its policy."""
     model = LuminaForMaskedDiffusion.from_pretrained(family_golden("lumina_dimoo"), **{**FIELDS, **fields}).eval()
     return model, LuminaPolicy(model.config, lumina_tokenizer())
+
+
+def random_lumina(codes: int = 64) -> tuple[LuminaForMaskedDiffusion, Any]:
+    """A random one with so many codes, as the tiny MAGVIT-v2 has, and its processor; no file names it."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 48}
+    ids = {"mask_token_id": MASK, "pad_token_id": PAD, "eos_token_id": PAD, "vocab_size": OFFSET + codes}
+    config = LuminaConfig(**{**FIELDS, **sizes, **ids, "codebook_size": codes, "image_tokenizer": None})
+    return LuminaForMaskedDiffusion(config).eval(), LuminaProcessor(lumina_tokenizer())
 
 
 def lumina_rows(task: str, count: int = 4, grid: tuple[int, int] | None = None) -> list[dict[str, Any]]:
