@@ -34,8 +34,6 @@ def options(kind: str, count: int = 4, t2i: dict | None = None, **changes) -> di
     }
 
 
-
-
 @pytest.mark.smoke
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("t2i", [{}, GUIDED])
