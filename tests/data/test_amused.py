@@ -33,6 +33,9 @@ def test_a_folder_is_known_by_its_configuration(tmp_path):
     for folder in (tmp_path, tmp_path / "vqvae"):
         config = tokenizer_config(str(folder))
         assert isinstance(config, AmusedVQConfig) and (config.codebook_size, config.factor) == (CODES, 16)
+    (tmp_path / "vqvae" / "config.json").write_text(json.dumps({**said, "layers_per_block": 10**6}))
+    with pytest.raises(ValueError, match="layers_per_block=1000000: give 1 to 16"):
+        tokenizer_config(str(tmp_path))
     assert (AmusedVQConfig().codebook_size, AmusedVQConfig().factor) == (8192, 16)
 
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, load_policy
+from unigrpo.data.pictures import fit_image, to_pixels
+from unigrpo.training.window import rebuild_window
 
 from ..support.given_runs import SMALL
 from ..support.images import GUIDED, assert_on_policy, picture
 from ..support.laws import difference, first_window, total_and_gradient
 from ..support.runs import history
-from ..support.tiny_lumina import Cells, lumina_rows, tiny_lumina
+from ..support.tiny_lumina import OFFSET, SPECIAL, Cells, lumina_rows, tiny_lumina
 
 
 LUMINA = {"guidance_scale": 4.0, "sampler": {"name": "maskgit", "remask_noise_decay": "constant"}}
@@ -42,6 +44,16 @@ def test_runs_start_at_ratio_one_and_kl_zero(make_trainer, t2i, lora):
     window = first_window(trainer)
     assert {row.task for row in window.experiences} == {"t2i", "mmu"}
     assert_on_policy(trainer, window, {"t2i"})
+
+
+def test_a_question_stands_behind_the_codes_of_its_picture_row_by_row(make_trainer):
+    trainer = make_trainer(**options("mmu"))
+    for row in first_window(trainer).experiences:
+        start = row.ids.tolist().index(SPECIAL["boi"]) + 1
+        lines = row.ids[start : start + 8].reshape(2, 4)
+        assert lines[:, 3].tolist() == [SPECIAL["newline"]] * 2 and row.ids[start + 8] == SPECIAL["eoi"]
+        pixels = to_pixels([fit_image(picture(row.index // trainer.args.num_generations), 32, 48, "squash")])
+        assert torch.equal(lines[:, :3].flatten() - OFFSET, Cells().encode(pixels)[0])
 
 
 def test_attended_padding_keeps_the_laws(make_trainer):
@@ -76,8 +88,6 @@ def test_two_steps_then_a_checkpoint_resumes_and_reopens(make_trainer, tmp_path,
 
 
 def test_order_of_rows_changes_nothing(make_trainer):
-    from unigrpo.training.window import rebuild_window
-
     trainer = make_trainer(**options("mixed", 8, steps_per_generation=2, num_generations=2))
     window = first_window(trainer)
     total, gradient = total_and_gradient(trainer, window)

@@ -20,6 +20,9 @@ from .magvit.modeling import images_at_once, without_tf32
 FOLDERS = ("", "vqvae/")
 """Where the tokenizer lies in a checkpoint: by itself, or beside the model that it belongs to."""
 
+MAX_STAGES = 16
+"""Resolutions, and blocks of each: sixteen halvings make a code of a whole picture."""
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -32,6 +35,9 @@ class AmusedVQConfig(PreTrainedConfig):
         latent_channels: width of a code.
         num_vq_embeddings: number of codes.
         vq_model: further arguments of ``VQModel``.
+
+    Raises:
+        ValueError: more resolutions or blocks than any picture needs.
     """
 
     model_type = "amused_vq"
@@ -45,6 +51,11 @@ class AmusedVQConfig(PreTrainedConfig):
         vq_model: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if not 1 <= len(block_out_channels) <= MAX_STAGES or not 1 <= layers_per_block <= MAX_STAGES:
+            raise ValueError(
+                f"block_out_channels={block_out_channels} and layers_per_block={layers_per_block}: give 1 to {MAX_STAGES} resolutions, "
+                "and as many blocks of each"
+            )
         self.block_out_channels, self.layers_per_block = list(block_out_channels), layers_per_block
         self.latent_channels, self.num_vq_embeddings = latent_channels, num_vq_embeddings
         usual = {"mid_block_add_attention": False, "lookup_from_codebook": True, "force_upcast": True}
