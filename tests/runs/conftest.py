@@ -9,6 +9,7 @@ import pytest
 from ..support.images import tiny_tokenizer
 from ..support.tiny import tiny_llada, tiny_model, tiny_processor
 from ..support.tiny_decoders import tiny_decoder
+from ..support.tiny_lumina import random_lumina
 from ..support.tiny_scorers import save_clip, save_image_reward
 
 
@@ -34,8 +35,8 @@ def tiny_models(tiny_path, tmp_path_factory) -> dict[str, Path]:
 
 
 def families() -> dict:
-    """Model and processor of each family of text that a recipe is for, by its name."""
+    """Model and processor of each other family that a recipe is for, by its name."""
     decoders = {"Dream": tiny_decoder("dream"), "a2d-qwen3": tiny_decoder("a2d-qwen3")}
     decoders |= {"sdar": tiny_decoder("sdar"), "llada2_moe": tiny_decoder("llada2")}
     found = {name: (model, policy.processor) for name, (model, policy) in decoders.items()}
-    return {**found, "llada": (tiny_llada(), tiny_processor())}
+    return {**found, "llada": (tiny_llada(), tiny_processor()), "lumina_dimoo": random_lumina()}

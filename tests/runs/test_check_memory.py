@@ -101,7 +101,8 @@ def test_a_model_that_cannot_run_without_weights_is_counted_by_its_weights(tiny_
 def test_a_model_out_of_reach_needs_a_family(tmp_path):
     far = "Nobody/no-such-8B"
     with pytest.raises(
-        RecipeError, match=r"model Nobody/no-such-8B is not reachable.*set policy to one of \[.*'llada', 'mmada'\]"
+        RecipeError,
+        match=r"model Nobody/no-such-8B is not reachable.*set policy to one of \[.*'llada', 'lumina_dimoo', 'mmada'\]",
     ):
         memory_of(tiny(far, tmp_path))
     assert parts(memory_of(tiny(far, tmp_path, "policy=mmada")))["base weights"] == 2 * 8_082_690_048

@@ -32,6 +32,7 @@ GOOD = {
     "dream, by chance": (Dream(steps=6, alg="origin", temperature=0.7), {}),
     "maskgit": (MaskGIT(steps=5, guidance_scale=2.0), {"task": "t2i"}),
     "maskgit, plain": (MaskGIT(steps=4, temperature=0.8, guidance_scale=0.0), {"task": "t2i"}),
+    "maskgit, constant noise": (MaskGIT(steps=5, guidance_scale=4.0, remask_noise_decay="constant"), {"task": "t2i"}),
     "emerge": (Emerge(steps=5, guidance_scale=2.0), {"task": "t2i"}),
     "emerge, plain": (Emerge(steps=4, temperature=0.8, guidance_scale=0.0), {"task": "t2i"}),
 }

@@ -146,12 +146,13 @@ def replaced_data(recipe: Recipe, folder: Path, limits: dict[str, int]) -> list[
 
 def replaced_models(recipe: Recipe, tiny: dict[str, Path]) -> list[str]:
     """Overrides that put tiny models into the recipe: the policy, unquantised, the image tokenizer, the scorers."""
-    if recipe.policy in tiny:
+    tasks = {spec.task for spec in recipe.datasets}
+    if recipe.policy in tiny and tasks <= {"text"}:
         # A family of text alone; ids that a recipe names are those of the published vocabulary.
         changes = [f"model.path={tiny[recipe.policy]}"]
         changes += ["model_init_kwargs={mask_token_id: 149}"] if "model_init_kwargs" in recipe.config else []
         return [*changes, *(["chat_template_kwargs=null"] if "chat_template_kwargs" in recipe.config else [])]
-    changes = [f"model.path={tiny['policy']}", f"image_tokenizer={tiny['tokenizer']}"]
+    changes = [f"model.path={tiny.get(str(recipe.policy), tiny['policy'])}", f"image_tokenizer={tiny['tokenizer']}"]
     if recipe.model.load_in_4bit:
         # bitsandbytes may be missing, and where it is there tests of its own hold what it does.
         changes.append("model.load_in_4bit=false")

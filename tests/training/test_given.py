@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unigrpo.config.denoising_presets import objectives_of
+from unigrpo.data.image_codes import PictureSizes
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.mmada import layouts
 from unigrpo.models.processing import CHAT_TEMPLATE, MMaDAProcessor
@@ -25,11 +26,11 @@ from ..support.tiny_decoders import tiny_decoder
 EOS, EOT = IDS["tiny"]["eos"], IDS["tiny"]["eot"]
 
 
-class TwoByTwo:
+class TwoByTwo(PictureSizes):
     """An image tokenizer's codec of four codes."""
 
-    def count(self, image_size):
-        return 4
+    def grid(self, image_size):
+        return 2, 2
 
     def encode(self, images, image_size, transforms):
         return [torch.arange(4) for _ in images]

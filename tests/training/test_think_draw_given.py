@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from unigrpo.config.denoising_presets import objectives_of
+from unigrpo.data.image_codes import PictureSizes
 from unigrpo.errors import TooLongError
 from unigrpo.models.mmada import MMaDAPolicy
 from unigrpo.models.processing import MMaDAProcessor
@@ -21,14 +22,14 @@ from ..support.images import picture
 from ..support.tiny import golden_tokenizer, tiny_model, tiny_processor
 
 
-class Codec:
+class Codec(PictureSizes):
     """Four codes, 0 to 3, of whatever picture."""
 
     def encode(self, images, size, transforms):
         return torch.arange(4)[None]
 
-    def count(self, size):
-        return 4
+    def grid(self, size):
+        return 2, 2
 
 
 @pytest.fixture(scope="module")

@@ -163,6 +163,19 @@ def mdlm() -> Objectives:
     return {"text": {"denominator": "answers"}}
 
 
+def lumina() -> Objectives:
+    """Lumina-DiMOO, arXiv 2510.06308 (``train.py`` of Alpha-VLLM/Lumina-DiMOO): cos(pi/2 u) of the tokens hidden, the mean of -log p over
+    them all.
+
+    A caption is dropped once in ten rows. Where the code differs: it hides an answer in text and the padding behind it each with
+    a ratio of its own, 1 where there are five tokens or fewer, and rounds down; here both have one. Its mean is of a process's batch
+    and over pictures and text together; here each task has its own, of an optimizer step. It pads rows on the right and reads
+    the padding (``attn_mask_mode: none``), which goes with ``caption_dropout: 0`` here. Its answers have 1024 places.
+    """
+    keys = {"law": "cosine", "mask_ratio_min": 0.0, "weight": "mean", "denominator": "tokens"}
+    return {"t2i": {**keys, "caption_dropout": 0.1}, "mmu": keys}
+
+
 def bd3lm() -> Objectives:
     """``mdlm`` as dllm's BD3LM trainer applies it to models whose attention is in blocks (arXiv 2503.09573): every block is scored
     behind the clean ones before it, which the policy says.
@@ -213,6 +226,7 @@ OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "mmada_stage4": mmada_stage4,
     "think_then_draw": think_then_draw,
     "llada": llada,
+    "lumina": lumina,
     "dllm": dllm,
     "dream": dream,
     "dream_linear": dream_linear,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import CheckpointError, SourceError
+from ..models.amused import AmusedVQ, AmusedVQConfig, found_config
 from ..models.base import DiffusionPolicy
 from ..models.hub import finding
 from ..models.loading import load_module, reading
@@ -30,11 +32,28 @@ def sides(image_size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size * 2)[:2]
 
 
-class ImageCodec:
+class PictureSizes:
+    """What follows from how many codes a picture of a size has."""
+
+    def grid(self, image_size: int | list[int]) -> tuple[int, int]:
+        """Rows and columns of the codes of a picture of that size."""
+        raise NotImplementedError
+
+    def count(self, image_size: int | list[int]) -> int:
+        """Codes of a picture of that size."""
+        return math.prod(self.grid(image_size))
+
+    def shown(self, row: dict[str, Any], codes: Tensor | None, image_size: int | list[int]) -> dict[str, Any]:
+        """The row with the codes ``[N]`` of its picture, as ``policy.encode`` reads them; None stands for any codes."""
+        codes = torch.zeros(self.count(image_size), dtype=torch.int64) if codes is None else codes
+        return {**row, "image_codes": codes, "image_grid": self.grid(image_size)}
+
+
+class ImageCodec(PictureSizes):
     """An image tokenizer, frozen and in eval mode.
 
     Args:
-        tokenizer: a ``MagvitV2``, or a module with its ``encode``, ``decode``, ``code_grid`` and
+        tokenizer: a ``MagvitV2``, an ``AmusedVQ``, or a module with their ``encode``, ``decode``, ``code_grid`` and
             ``config.codebook_size``.
         offload: the tokenizer stays on the CPU between its uses and is moved for each.
 
@@ -72,17 +91,12 @@ class ImageCodec:
         finally:
             self.tokenizer.to("cpu")
 
-    def count(self, image_size: int | list[int]) -> int:
-        """Codes of a picture of that size.
-
-        Raises:
-            ValueError: a side is not a multiple of the tokenizer's.
-        """
+    def grid(self, image_size: int | list[int]) -> tuple[int, int]:
+        """As in ``PictureSizes``; raises ``ValueError`` where a side is not a multiple of the tokenizer's."""
         try:
-            rows, columns = self.tokenizer.code_grid(*sides(image_size))
+            return self.tokenizer.code_grid(*sides(image_size))
         except ValueError as error:
             raise ValueError(f"image_size={image_size}: {error}") from error
-        return rows * columns
 
     def encode(self, images: list[Image.Image], image_size: int | list[int], transforms: list[str]) -> list[Tensor]:
         """Codes ``[N]`` int64 on the CPU of each RGB picture, brought to ``image_size`` by its transform."""
@@ -113,15 +127,19 @@ def _key(image: Image.Image, image_size: Any, transform: str) -> bytes:
     return digest.digest()
 
 
-def tokenizer_config(path: str) -> MagvitV2Config:
-    """The configuration of an image tokenizer, an id or a folder.
+TokenizerConfig = MagvitV2Config | AmusedVQConfig
+
+
+def tokenizer_config(path: str) -> TokenizerConfig:
+    """The configuration of an image tokenizer, an id or a folder; of a checkpoint that holds one that of its folder vqvae.
 
     Raises:
         ValueError: it cannot be read.
         SourceError: there is nothing at ``path``, or no way to it.
     """
     with reading(f"image tokenizer {path!r}"), finding(path, f"image tokenizer {path!r}"):
-        return MagvitV2Config.from_pretrained(path)
+        amused = found_config(path)
+        return MagvitV2Config.from_pretrained(path) if amused is None else amused[0]
 
 
 def load_tokenizer(tokenizer: Any) -> Any:
@@ -133,7 +151,9 @@ def load_tokenizer(tokenizer: Any) -> Any:
     if not isinstance(tokenizer, str):
         return tokenizer
     try:
-        return load_module(MagvitV2, tokenizer)
+        with reading(f"image tokenizer {tokenizer!r}"):
+            amused = found_config(tokenizer) is not None
+        return AmusedVQ.from_pretrained(tokenizer) if amused else load_module(MagvitV2, tokenizer)
     except CheckpointError:
         raise
     except OSError as error:
@@ -144,20 +164,21 @@ def load_tokenizer(tokenizer: Any) -> Any:
 
 
 def tokenizer_without_weights(
-    config: MagvitV2Config, height: int, width: int, draws: bool = True
-) -> tuple[MagvitV2, Callable[[], Any]]:
+    config: TokenizerConfig, height: int, width: int, draws: bool = True
+) -> tuple[MagvitV2 | AmusedVQ, Callable[[], Any]]:
     """An image tokenizer on the meta device, and a call that reads, and where it ``draws`` draws, as many pictures as it takes at once, to count
     what they take.
     """
+    count, grid = images_at_once(height, width), (height // config.factor, width // config.factor)
     with torch.device("meta"):
-        tokenizer = MagvitV2(config)
-    count = images_at_once(height, width)
-    codes = (count, config.code_bits, height // config.factor, width // config.factor)
+        tokenizer = AmusedVQ(config) if isinstance(config, AmusedVQConfig) else MagvitV2(config)
 
     def read_and_draw() -> None:
         tokenizer(torch.zeros(count, 3, height, width))
-        if draws:
-            tokenizer.decoder(torch.zeros(codes))
+        if draws and isinstance(tokenizer, AmusedVQ):
+            tokenizer.draw(torch.zeros(count, math.prod(grid), dtype=torch.int64), *grid)
+        elif draws:
+            tokenizer.decoder(torch.zeros(count, tokenizer.config.code_bits, *grid))
 
     return tokenizer, read_and_draw
 

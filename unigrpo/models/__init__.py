@@ -25,6 +25,7 @@ from .decoder import (
 from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy
 from .llada2 import LLaDA2MoeConfig, LLaDA2MoeForMaskedDiffusion, LLaDA2MoePolicy
+from .lumina import LuminaConfig, LuminaForMaskedDiffusion, LuminaPolicy, LuminaProcessor
 from .magvit import MagvitV2, MagvitV2Config
 from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
 
@@ -32,6 +33,7 @@ from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProce
 POLICIES: dict[str, type[DiffusionPolicy]] = {
     "mmada": MMaDAPolicy,
     "llada": LLaDAPolicy,
+    "lumina_dimoo": LuminaPolicy,
     "Dream": DreamPolicy,
     "a2d-qwen2": A2DQwen2Policy,
     "a2d-qwen3": A2DQwen3Policy,
@@ -45,6 +47,13 @@ CONVERTED = {
     own: name for name, policy in POLICIES.items() for own in getattr(policy.model_class.config_class, "converts", ())
 }
 """Types of autoregressive checkpoints, and the family that they are opened as."""
+
+PUBLISHED_AS = {
+    own: name
+    for name, policy in POLICIES.items()
+    for own in getattr(policy.model_class.config_class, "published_architectures", ())
+}
+"""Architectures of published files that say another family's ``model_type``, and their own family."""
 
 for _model in (*(policy.model_class for policy in POLICIES.values()), MagvitV2):
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
@@ -124,6 +133,7 @@ def load_model(
 __all__ = [
     "CONVERTED",
     "POLICIES",
+    "PUBLISHED_AS",
     "DiffusionPolicy",
     "DreamConfig",
     "DreamForMaskedDiffusion",
@@ -132,6 +142,10 @@ __all__ = [
     "LLaDAConfig",
     "LLaDAForMaskedDiffusion",
     "LLaDAPolicy",
+    "LuminaConfig",
+    "LuminaForMaskedDiffusion",
+    "LuminaPolicy",
+    "LuminaProcessor",
     "MMaDAConfig",
     "MMaDAForMaskedDiffusion",
     "MMaDAPolicy",

@@ -95,8 +95,12 @@ class DiffusionPolicy(ABC):
     @abstractmethod
     def encode(self, rows: list[dict[str, Any]], task: str = "text", **lengths: Any) -> Canvas:
         """Dataset rows of one task as a canvas; ``lengths`` as in ``MMaDAPolicy.encode``. Text tasks are not handed
-        ``image_tokens`` and ``trim_padding``.
+        ``image_lengths`` and ``trim_padding``.
         """
+
+    def image_lengths(self, rows: int, columns: int) -> dict[str, Any]:
+        """The arguments of ``encode`` that leave a picture of ``rows x columns`` codes to write."""
+        return {"image_tokens": rows * columns}
 
     def encode_thought(self, row: dict[str, Any], thought: list[int], max_length: int) -> Canvas:
         """The canvas of a thought and then a picture (task ``r2i``); see ``MMaDAPolicy.encode_thought``.

@@ -156,8 +156,11 @@ def _complete(load: Callable, path: str, what: str, allow_missing: Sequence[str]
 
 def _check_family(file: Path, config_class: Any, what: str) -> None:
     """Raises ``CheckpointError`` for a configuration that says it is another model's."""
-    wanted, found = config_class.model_type, json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    said = json.loads(file.read_text(encoding="utf-8"))
+    wanted, found = config_class.model_type, said.get("model_type")
     taken = (wanted, *getattr(config_class, "converts", ()))
+    if set(said.get("architectures") or ()) & set(getattr(config_class, "published_architectures", ())):
+        return
     if isinstance(found, str) and found and wanted and found not in taken:
         raise CheckpointError(
             f"{what}: this is a {found} checkpoint, opened as {wanted}: set policy to one of its own family"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from . import CONVERTED, POLICIES, DiffusionPolicy, resolve_policy
+from . import CONVERTED, POLICIES, PUBLISHED_AS, DiffusionPolicy, resolve_policy
 from .checkpoint_files import FULL_WEIGHTS, hub_file, published, reading, shapes, weight_files
 from .hub import finding
 from .loading import IMPLEMENTATIONS, load_config
@@ -25,7 +25,8 @@ SHOWN = 2
 
 
 def family_of(path: str, policy: str | type[DiffusionPolicy] | None = None) -> str | type[DiffusionPolicy] | None:
-    """``policy`` if given, else the ``model_type`` of ``config.json``; None where that is not there to be read.
+    """``policy`` if given, else what ``config.json`` says, by its ``model_type``, or by an architecture in ``PUBLISHED_AS``; None
+    where that is not there to be read.
 
     Raises:
         CheckpointError: a ``model_type`` of no family; the message names the nearest one and what differs.
@@ -35,7 +36,8 @@ def family_of(path: str, policy: str | type[DiffusionPolicy] | None = None) -> s
         return policy
     with reading(f"config.json of {path!r}"):
         fields = json.loads(file.read_text(encoding="utf-8"))
-        found = fields.get("model_type")
+        named = [own for own in fields.get("architectures") or () if own in PUBLISHED_AS]
+        found = PUBLISHED_AS[named[0]] if named else fields.get("model_type")
     if not isinstance(found, str) or found in {*POLICIES, *CONVERTED}:
         return found
     raise CheckpointError(
@@ -64,7 +66,8 @@ def config_of(path: str, policy: str | type[DiffusionPolicy] | None = None, **op
     """
     fields = {name: value for name, value in options.items() if name not in NOT_FIELDS}
     found = family_of(path, policy)
-    if found not in CONVERTED:
+    published = {name: POLICIES[name] for name in PUBLISHED_AS.values()}
+    if found not in {*CONVERTED, *published, *published.values()}:
         return load_config(path, **fields)
     with reading(f"config.json of {path!r}"), finding(path, f"model {str(path)!r}"):
         return resolve_policy(found).model_class.config_class.from_pretrained(path, **fields)

@@ -96,7 +96,7 @@ class LoadedPolicy:
         rows = self._rows(prompts, task, images, image_size, image_transform)
         lengths = {} if task == "t2i" else {"max_completion_length": length}
         if is_picture(spans_of(task)[-1]):
-            lengths["image_tokens"] = self._codec().count(self._size(image_size))
+            lengths |= self.policy.image_lengths(*self._codec().grid(self._size(image_size)))
         rows = [row for row in self._under_given(rows, thoughts, task, length) for _ in range(num_return_sequences)]
         if task == "r2i" and thoughts is None:
             think, _, _ = self._sampling("text", None, {**named, "max_completion_length": length}, block_length, {})
@@ -135,8 +135,9 @@ class LoadedPolicy:
         transforms = [image_transform] * len(prompts)
         given = enumerate(one_a_prompt("images", images, len(prompts)))
         pictures = [load_image(image, f"images[{number}]") for number, image in given]
-        codes = self._codec().encode(pictures, self._size(image_size), transforms)
-        return [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
+        size = self._size(image_size)
+        codes = self._codec().encode(pictures, size, transforms)
+        return [self._codec().shown(row, own, size) for row, own in zip(rows, codes, strict=True)]
 
     def complete(
         self,

@@ -200,8 +200,9 @@ def prompt_images(
             read[source] = image_of(row, f"a row with prompt {str(row['prompt'])[:60]!r}")
         images.append(read[source])
     transforms = [row.get("image_transform") or args.for_task(task).image_transform for row in rows]
-    codes = codec.encode(images, image_size(args, policy, task), transforms)
-    coded = [{**row, "image_codes": own} for row, own in zip(rows, codes, strict=True)]
+    size = image_size(args, policy, task)
+    codes = codec.encode(images, size, transforms)
+    coded = [codec.shown(row, own, size) for row, own in zip(rows, codes, strict=True)]
     return coded, [[image] for image in images]
 
 
@@ -221,7 +222,7 @@ def canvas_arguments(
     if in_span or not is_picture(task):
         arguments["max_completion_length"] = settings.max_completion_length
     if in_span or is_picture(task):
-        arguments["image_tokens"] = codec.count(image_size(args, policy, "picture" if in_span else task))
+        arguments |= policy.image_lengths(*codec.grid(image_size(args, policy, "picture" if in_span else task)))
     return {**arguments, "trim_padding": args.trim_padding} if task == "t2i" else arguments
 
 
@@ -243,7 +244,7 @@ def check_prompt(
         raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
     if task == "mmu":
         # Codes cost a forward of the tokenizer; for the length their number is enough.
-        row = {**row, "image_codes": torch.zeros(codec.count(image_size(args, policy, task)), dtype=torch.int64)}
+        row = codec.shown(row, None, image_size(args, policy, task))
     try:
         first = spans_of(task)[0]
         canvas = policy.encode([row], first, **canvas_arguments(args, policy, codec, first))

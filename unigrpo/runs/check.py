@@ -10,13 +10,12 @@ from typing import Any
 from transformers.utils import is_bitsandbytes_available
 
 from ..config.build import build_algorithms, check_task_sampler
-from ..data.image_codes import sides, tokenizer_config
+from ..data.image_codes import TokenizerConfig, sides, tokenizer_config
 from ..data.rows import check_dataset, task_of
 from ..errors import NotReachableError, RecipeError
-from ..models import MagvitV2Config, resolve_policy
+from ..models import resolve_policy
 from ..models.builtin import model_path
 from ..models.hub import asking_once, fetched, hub_answers
-from ..models.loading import load_config
 from ..models.nearest import config_of
 from ..models.opening import lineage
 from ..models.quantization import check_quantization
@@ -154,7 +153,7 @@ def check_model(recipe: Recipe, args: Any, offline: bool) -> tuple[Any, list[str
 
 def check_image_tokenizer(
     recipe: Recipe, args: Any, pictures: Mapping[str, Any], offline: bool
-) -> tuple[MagvitV2Config | None, list[str]]:
+) -> tuple[TokenizerConfig | None, list[str]]:
     """The configuration of a recipe's image tokenizer, given or named by the model, and what is said of it.
 
     Args:
@@ -167,7 +166,7 @@ def check_image_tokenizer(
     if path is None:
         if not is_local(model):
             return None, ["image tokenizer: the one that the model names, not checked"]
-        path = getattr(load_config(model), "image_tokenizer", None)
+        path = getattr(config_of(model, build_policy(recipe)), "image_tokenizer", None)
         if path is None:
             raise RecipeError(f"{recipe.source}: pictures need image_tokenizer, and {recipe.model.path} names none")
     named, path, notes = path, model_path(path), []

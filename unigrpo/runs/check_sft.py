@@ -13,7 +13,7 @@ from rich.table import Table
 from ..config.denoising_arguments import MaskedDenoisingConfig
 from ..data.checking import MANY_ROWS
 from ..data.given import given_of
-from ..data.image_codes import sides
+from ..data.image_codes import PictureSizes, sides
 from ..data.rows import read_row, task_of
 from ..errors import RecipeError
 from ..models import DiffusionPolicy, MagvitV2Config, resolve_policy
@@ -73,15 +73,15 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class CodeCount:
+class CodeCount(PictureSizes):
     """How many codes a picture has: what of a codec is asked where pictures stay uncoded."""
 
     factor: int
 
-    def count(self, image_size: int | list[int]) -> int:
-        """As ``ImageCodec.count``."""
+    def grid(self, image_size: int | list[int]) -> tuple[int, int]:
+        """As ``ImageCodec.grid``."""
         height, width = sides(image_size)
-        return height // self.factor * (width // self.factor)
+        return height // self.factor, width // self.factor
 
 
 def check_sft_recipe(recipe: Recipe, offline: bool = False) -> tuple[list[str], list[RenderableType]]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..config.denoising_arguments import MaskedDenoisingConfig
-from ..models import MagvitV2Config
+from ..data.image_codes import TokenizerConfig
 from ..models.mmada.policy import TEXT_SLOTS
 from .counting import Model
 from .memory import (
@@ -23,7 +23,7 @@ from .memory import (
 )
 from .recipe import Recipe
 from .sft import config_to_check
-from .shapes import PROMPT, Shape, picture_of, tokenizer_of
+from .shapes import PROMPT, Shape, line_ends, picture_of, tokenizer_of
 
 
 PHASES = ("pictures", "update", "evaluation")
@@ -55,13 +55,14 @@ def memory_of_sft(recipe: Recipe) -> Memory:
     return memory
 
 
-def _shape(args: MaskedDenoisingConfig, config: Any, tokenizer: MagvitV2Config | None, task: str) -> Shape:
+def _shape(args: MaskedDenoisingConfig, config: Any, tokenizer: TokenizerConfig | None, task: str) -> Shape:
     """The longest row of ``task``; what it trains is normalised over the whole vocabulary."""
     width, room = config.vocab_size, args.max_length
     if task == "text":
         return Shape(settings=None, length=room, answer=room, width=width)
     assert tokenizer is not None, "a task with pictures has one"
     pixels, codes = picture_of(config, tokenizer, args.image_size)
+    lines = line_ends(config, tokenizer, pixels)
     if task == "mmu":
         return Shape(settings=None, length=room + codes, answer=room, width=width, pixels=pixels)
     if task == "r2i":
@@ -69,7 +70,9 @@ def _shape(args: MaskedDenoisingConfig, config: Any, tokenizer: MagvitV2Config |
     padded = (args.attn_mask_mode or getattr(config, "attn_mask_mode", None)) == "none"
     slots = TEXT_SLOTS if padded else PROMPT[task] + 2
     note = "" if padded else f"captions are counted with {PROMPT[task]} tokens"
-    return Shape(settings=None, length=slots + codes + 3, answer=codes + 2, width=width, pixels=pixels, assumed=note)
+    return Shape(
+        settings=None, length=slots + codes + lines + 3, answer=codes + 2, width=width, pixels=pixels, assumed=note
+    )
 
 
 def _update(recipe: Recipe, args: MaskedDenoisingConfig, model: Model, head: nn.Module, shape: Shape) -> Memory:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..config.arguments import UniGRPOConfig
 from ..config.denoising_arguments import MaskedDenoisingConfig
-from ..data.image_codes import sides, tokenizer_config
+from ..data.image_codes import TokenizerConfig, sides, tokenizer_config
 from ..errors import RecipeError
 from ..models import POLICIES, MagvitV2Config, resolve_policy
 from ..models.builtin import model_path
@@ -72,35 +72,41 @@ def model_family(recipe: Recipe, args: UniGRPOConfig | MaskedDenoisingConfig) ->
     return policy.model_class, config, getattr(torch, dtype) if isinstance(dtype, str) else dtype, note
 
 
-def shapes_of(recipe: Recipe, args: UniGRPOConfig, config: Any) -> tuple[MagvitV2Config | None, list[Shape]]:
+def shapes_of(recipe: Recipe, args: UniGRPOConfig, config: Any) -> tuple[TokenizerConfig | None, list[Shape]]:
     """The image tokenizer, where one is needed, and the canvas of each task, of a model of the configuration ``config``.
 
-    A tokenizer that is not reachable is counted as showlab/magvitv2.
+    A tokenizer that is not reachable is counted as the one that the family was published with.
     """
     tasks = canvas_tasks({spec.task or "text" for spec in (*recipe.datasets, *recipe.sft_datasets)})
     tokenizer = tokenizer_of(args, config, tasks)
     return tokenizer, [shape_of(args, config, tokenizer, task) for task in tasks]
 
 
-def tokenizer_of(args: Any, config: Any, tasks: list[str]) -> MagvitV2Config | None:
+def tokenizer_of(args: Any, config: Any, tasks: list[str]) -> TokenizerConfig | None:
     """The image tokenizer's configuration, where one of ``tasks`` needs it."""
     if tasks == ["text"]:
         return None
     path = args.image_tokenizer or getattr(config, "image_tokenizer", None)
+    published = getattr(config, "image_tokenizer_config", MagvitV2Config)
     try:
-        return MagvitV2Config() if path is None else tokenizer_config(model_path(path))
+        return published() if path is None else tokenizer_config(model_path(path))
     except OSError:
-        return MagvitV2Config()
+        return published()
 
 
-def picture_of(config: Any, tokenizer: MagvitV2Config, size: Any) -> tuple[tuple[int, int], int]:
+def line_ends(config: Any, tokenizer: TokenizerConfig, pixels: tuple[int, int]) -> int:
+    """Tokens beside the codes of a picture that end its rows."""
+    return pixels[0] // tokenizer.factor if getattr(config, "newlines_in_pictures", False) else 0
+
+
+def picture_of(config: Any, tokenizer: TokenizerConfig, size: Any) -> tuple[tuple[int, int], int]:
     """Height and width of a picture of that size, or None for the checkpoint's, and its codes."""
     usual = (getattr(config, "sampling_defaults", None) or {}).get("image_size", 512)
     pixels = sides(size or usual)
     return pixels, pixels[0] // tokenizer.factor * (pixels[1] // tokenizer.factor)
 
 
-def shape_of(args: UniGRPOConfig, config: Any, tokenizer: MagvitV2Config | None, task: str) -> Shape:
+def shape_of(args: UniGRPOConfig, config: Any, tokenizer: TokenizerConfig | None, task: str) -> Shape:
     """The canvas of ``task`` with a prompt as long as a run takes, or a usual one where it takes any."""
     own, text = args.for_task(task), getattr(config, "image_token_offset", config.vocab_size)
     assumed = f"prompts of task {task!r} are counted with {PROMPT[task]} tokens, as max_prompt_length is not set"
@@ -122,12 +128,13 @@ def shape_of(args: UniGRPOConfig, config: Any, tokenizer: MagvitV2Config | None,
             (codes, tokenizer.codebook_size) if task == "picture" else (thought.max_completion_length, text)
         )
         return Shape(settings=own, length=length, answer=answer, width=width, pixels=pixels, assumed=assumed)
+    lines = line_ends(config, tokenizer, pixels)
     if task == "mmu":
         answer, width = own.max_completion_length, text
-        length = (own.max_prompt_length or codes + 3 + PROMPT[task]) + answer
+        length = (own.max_prompt_length or codes + lines + 3 + PROMPT[task]) + answer
     else:
         answer, width = codes, tokenizer.codebook_size
         slots = own.max_prompt_length or (PROMPT[task] + 2 if args.trim_padding else TEXT_SLOTS)
         # Beside the text slots and the codes: the caption's end, and a mark on either side of the picture.
-        length = slots + codes + 3
+        length = slots + codes + lines + 3
     return Shape(settings=own, length=length, answer=answer, width=width, pixels=pixels, assumed=assumed)

@@ -19,7 +19,8 @@ from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskGIT(Stepwise):
-    """MMaDA's image sampler (``t2i_generate``; MaskGIT, arXiv 2202.04200).
+    """MMaDA's image sampler (``t2i_generate``; MaskGIT, arXiv 2202.04200), and with ``remask_noise_decay="constant"`` Lumina-DiMOO's
+    (``generate_image``, arXiv 2510.06308).
 
     Each step draws a token for every hidden position, then hides the ``floor(N k)`` least confident of them again, where
     N counts all positions of the image and k is the schedule's share; at least one is kept hidden until the last step,
@@ -38,8 +39,9 @@ class MaskGIT(Stepwise):
     remask_noise_decay: str = key(
         "linear",
         """ "linear": the noise has the scale (1 - u), u the share of steps done; "compound" multiplies the scale by (1 - u) again
-        at every step, as MMaDA's code does: after half of 15 steps a tenth is left""",
-        choices=("linear", "compound"),
+        at every step, as MMaDA's code does: after half of 15 steps a tenth is left; "constant": as much at every step, as in
+        Lumina-DiMOO's code""",
+        choices=("linear", "compound", "constant"),
     )
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class MaskGIT(Stepwise):
         for step in range(self.steps):
             done = (step + 1) / self.steps
             start = scale if self.remask_noise_decay == "compound" else self.remask_temperature
-            scale = start * (1 - done)
+            scale = start * (1.0 if self.remask_noise_decay == "constant" else 1 - done)
             share = self._share(done)
             (held,) = writer.read(writer.hidden.sum(dim=1))
             if any(held):

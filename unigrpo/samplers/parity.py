@@ -132,6 +132,32 @@ class PublicImageSampler(MaskGIT):
         )
 
 
+class PublicLuminaSampler(PublicImageSampler):
+    """Lumina-DiMOO's ``generate_image`` without its cache: for the holes alone Gumbel numbers of the whole codebook, then one each.
+
+    Confidence has no temperature. Its noise decay is ``remask_noise_decay="constant"``, at the temperature of the tokens.
+    """
+
+    __slots__ = ()
+
+    def _draw(self, model, writer: CanvasWriter, rows, holes, counts, image, streams) -> tuple[Tensor, ...]:
+        logits, space = writer.logits(model, rows, holes, counts, writer.canvas.token_space)
+        columns, noise = logits.argmax(dim=1), torch.zeros(len(logits), device=logits.device)
+        if self.temperature:
+            drawn = gumbel(torch.rand(logits.shape, generator=streams[0])).to(logits.device)
+            columns = (logits / self.temperature + drawn).argmax(dim=1)
+            noise = gumbel(torch.rand(len(logits), generator=streams[0])).to(logits.device)
+        logps = logits.log_softmax(dim=1).gather(1, columns[:, None]).squeeze(1)
+        return (
+            scatter(holes, columns + space.start),
+            scatter(holes, logps),
+            scatter(
+                holes, (logits / (self.temperature or 1.0)).log_softmax(dim=1).gather(1, columns[:, None]).squeeze(1)
+            ),
+            scatter(holes, noise),
+        )
+
+
 class PublicDreamSampler(Dream):
     """``diffusion_generate``: with ``alg="origin"`` one number of the shared generator for each hole of the batch, in fp32."""
 

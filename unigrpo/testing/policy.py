@@ -53,7 +53,8 @@ def check_policy(
     its weights. The model is left in eval mode.
 
     Args:
-        rows: dataset rows of ``task`` with prompts of several lengths, three or more; for ``"mmu"`` with ``image_codes``.
+        rows: dataset rows of ``task`` with prompts of several lengths, three or more; for ``"mmu"`` with ``image_codes``
+            ``[N]`` and their rows and columns, ``image_grid``.
         padding: the id of padding in canvases of ``task`` where it is not ``policy.pad_token_id``.
         block_length: answer positions in a block, for models that see no later block and whose policy has no ``block_size``; None
             for bidirectional ones.
@@ -90,14 +91,15 @@ def _check_likelihood(policy: DiffusionPolicy, model: Any, rollout: Rollout, blo
     check_gradient(policy, model, rollout, TEMPERATURE)
 
 
-def answer_length(task: str) -> dict[str, int]:
+def answer_length(policy: DiffusionPolicy, task: str) -> dict[str, Any]:
     """The arguments of ``policy.encode`` that leave ``LENGTH`` tokens to write."""
-    return {"image_tokens" if task == "t2i" else "max_completion_length": LENGTH}
+    return policy.image_lengths(2, LENGTH // 2) if task == "t2i" else {"max_completion_length": LENGTH}
 
 
 def check_encode(policy: DiffusionPolicy, rows: list[dict], task: str, padding: int | None = None) -> None:
     """Exactly the answer is to be written, it holds the mask id, and the prompt does not depend on the other rows."""
-    canvas, length = policy.encode(rows, task, **answer_length(task)), answer_length(task)
+    length = answer_length(policy, task)
+    canvas = policy.encode(rows, task, **length)
     require(
         canvas.task == task and canvas.token_space == policy.token_space(task),
         f"encode gives a canvas of task {canvas.task!r} and {canvas.token_space}; token_space says {policy.token_space(task)}",
@@ -144,7 +146,7 @@ def sampled(
 
     ``sampler`` makes one of a temperature.
     """
-    canvas, endless = policy.encode(rows, task, **answer_length(task)), copy.copy(policy)
+    canvas, endless = policy.encode(rows, task, **answer_length(policy, task)), copy.copy(policy)
     endless.stop_token_ids = ()
     for own, temperature in ((policy, 0.0), (endless, TEMPERATURE)):
         fill = (sampler or semi_autoregressive)(temperature)

@@ -132,7 +132,7 @@ class Writer:
             row = given.row
             if task == "mmu":
                 found = self._codes(given, where, codes=False)
-                row, room = {**row, "image_codes": found}, room + len(found)
+                row, room = self._shown(row, found), room + len(found)
             self._padding(task, room, self._prompt_length(row, task, len(answer)), len(answer), where)
         return task
 
@@ -166,9 +166,16 @@ class Writer:
         transform = given.row.get("image_transform") or self.image_transform
         return self.codec.encode([image_of(given.row, where)], self.image_size, [transform])[0]
 
+    def _shown(self, row: dict[str, Any], codes: Tensor) -> dict[str, Any]:
+        """The row with its picture's ``codes``."""
+        assert self.codec is not None and self.image_size is not None, "a policy of pictures has a size"
+        return self.codec.shown(row, codes, self.image_size)
+
     def _picture(self, given: Given, where: str, codes: bool) -> Written:
         found = self._codes(given, where, codes) + self.policy.token_space("t2i").start
-        canvas = self.policy.encode([given.row], "t2i", image_tokens=len(found))
+        assert self.codec is not None and self.image_size is not None, "a policy of pictures has a size"
+        lengths = self.policy.image_lengths(*self.codec.grid(self.image_size))
+        canvas = self.policy.encode([given.row], "t2i", **lengths)
         canvas = fill(canvas, found, self.policy.pad_token_id).canvas
         trained = canvas.fill_mask[0]
         places, marks = trained.nonzero().squeeze(1), torch.zeros_like(trained)
@@ -181,7 +188,7 @@ class Writer:
         row, room = given.row, self.max_length
         if given.task == "mmu":
             found = self._codes(given, where, codes)
-            row, room = {**row, "image_codes": found}, room + len(found)
+            row, room = self._shown(row, found), room + len(found)
         if given.plain:
             start = getattr(getattr(self.policy.processor, "tokenizer", self.policy.processor), "bos_token_id", None)
             answer, used = [*([] if start is None else [start]), *answer], 0
@@ -197,7 +204,7 @@ class Writer:
 
     def _thought(self, given: Given, where: str, codes: bool) -> Written:
         """A thought, its padding and the picture."""
-        answer, row = self._answer(given), {**given.row, "image_codes": self._codes(given, where, codes)}
+        answer, row = self._answer(given), self._shown(given.row, self._codes(given, where, codes))
         used = len(self.policy.processor.encode_prompt(given.row["prompt"], "r2i"))
         room = self.max_length if self.thought_length is None else used + self.thought_length
         if room > self.max_length or (self.thought_length and len(answer) > self.thought_length):
