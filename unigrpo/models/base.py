@@ -26,12 +26,17 @@ class DiffusionPolicy(ABC):
         stop_token_ids: ids that end an answer; empty where an answer always fills its canvas.
         logit_shift: 1 when the logits at position i predict token i + 1, else 0.
         linear_head: True when guidance may be combined before the head.
-        supports_cache: True when the forward takes a ``KeyValueCache`` (``kv_cache`` of the text sampler).
+        supports_cache: True when the forward takes a ``KeyValueCache`` (``kv_cache`` of the text sampler), and where attention is
+            block-causal a ``GrowingCache``.
         mask_optional: True when ``attention_mask=None`` means that no row has padding; a device then need not look for it.
         processor: the tokenizer or processor of this instance, saved with checkpoints.
         attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.
         image_tokenizer, image_size, codebook_size: id of the family's image tokenizer, usual side of an image in pixels
             and number of codes; None for families without images.
+        block_size: positions of a block, where attention is block-causal: a position sees its own block, both ways, and all
+            earlier ones. None = full attention.
+        block_anchor: where the first block begins: at the ``"start"`` of a row's real tokens, or with the answer, at the
+            ``"prompt_end"``.
     """
 
     model_class: ClassVar[Any] = None
@@ -48,6 +53,8 @@ class DiffusionPolicy(ABC):
     image_tokenizer: str | None = None
     image_size: int | None = None
     codebook_size: int | None = None
+    block_size: int | None = None
+    block_anchor: str = "start"
 
     @classmethod
     def load_model(cls, path: str, **kwargs: Any):

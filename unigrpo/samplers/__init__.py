@@ -6,6 +6,7 @@ One of your own is a class named ``pkg.mod:Class`` in a recipe. Its ``tasks`` sa
 from collections.abc import Callable
 
 from ..types import KINDS
+from .block import Block
 from .dream import Dream
 from .emerge import Emerge
 from .left_to_right import LeftToRight
@@ -18,6 +19,7 @@ SAMPLERS: dict[str, Callable] = {
     "semi_autoregressive": SemiAutoregressive,
     "left_to_right": LeftToRight,
     "dream": Dream,
+    "block": Block,
     "maskgit": MaskGIT,
     "emerge": Emerge,
 }
@@ -37,6 +39,7 @@ def samplers_for(task: str) -> dict[str, Callable]:
 __all__ = [
     "MASK_SCHEDULES",
     "SAMPLERS",
+    "Block",
     "Dream",
     "Emerge",
     "LeftToRight",

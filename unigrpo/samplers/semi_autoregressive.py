@@ -217,7 +217,12 @@ class BlockWriter(CanvasWriter):
 
 
 def most_confident(confidence: Tensor, candidates: Tensor, k: Tensor) -> Tensor:
-    """The ``k [b]`` candidates of highest confidence in each row, bool ``[b, L]``; ties go to the left."""
-    scores = scatter(candidates, confidence).masked_fill(~candidates, -torch.inf)
+    """The ``k [b]`` candidates of highest ``confidence [n]`` in each row, bool ``[b, L]``; ties go to the left."""
+    return surest(scatter(candidates, confidence), candidates, k)
+
+
+def surest(scores: Tensor, candidates: Tensor, k: Tensor) -> Tensor:
+    """As ``most_confident``, of ``scores [b, L]``."""
+    scores = scores.masked_fill(~candidates, -torch.inf)
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < k[:, None]) & candidates

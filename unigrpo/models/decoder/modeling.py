@@ -21,7 +21,8 @@ from transformers import (
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from ...types import TokenSpace
-from ..cache import KeyValueCache
+from ..blocks import logical_positions, numbered
+from ..cache import GrowingCache, KeyValueCache
 from ..draw import Draw
 from ..elsewhere import OpensElsewhere, label_loss, labelled
 from ..forward import MaskedDiffusionOutput, check_together, combine_guidance, within_span
@@ -82,7 +83,7 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         guidance_scale: float | None = None,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | GrowingCache | None = None,
         counts: list[int] | None = None,
         coefficients: Tensor | None = None,
         output_hidden_states: bool = False,
@@ -124,17 +125,16 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         block_origin: Tensor | None,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | GrowingCache | None,
         keep_states: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Final hidden states ``[B, m, d]`` and, when asked, the embeddings and every layer's output. m = L, or the cache's span."""
-        columns = slice(None) if cache is None else cache.columns()
         if position_ids is None:
             length = embeds.shape[1] if cache is None or cache.span is None else cache.length
             position_ids = logical_positions(attention_mask, length, embeds.device)
-        mask = self._seen(attention_mask, position_ids, block_origin, columns, embeds.dtype)
-        own = position_ids[..., columns]
-        own = own[None] if own.dim() == 1 else own
+        position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
+        mask = self._seen(attention_mask, position_ids, block_origin, cache, embeds.dtype)
+        own = position_ids if cache is None else cache.restrict(position_ids)
         layers, hidden, states = self.model.layers, embeds, []
         shared = {"position_embeddings": self.model.rotary_emb(hidden, own), "position_ids": own}
         kept = [None] * len(layers) if cache is None else cache.layers(len(layers))
@@ -150,7 +150,7 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         attention_mask: Tensor | None,
         position_ids: Tensor,
         block_origin: Tensor | None,
-        columns: slice,
+        cache: KeyValueCache | GrowingCache | None,
         dtype: torch.dtype,
     ) -> Tensor | None:
         """Which keys the computed columns attend to, ``[B, 1, m or 1, L]``; None = all, so that the fastest kernels stay available.
@@ -162,13 +162,13 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
             keys = None
         seen = None if keys is None else keys.bool()[:, None, :]
         if config.attention == "block_causal":
-            origin = 0 if block_origin is None else block_origin[:, None]
-            block = (position_ids - origin).div(config.block_size, rounding_mode="floor")
-            block = block[None] if block.dim() == 1 else block
-            earlier = block[:, None, :] <= block[:, columns, None]
+            block = numbered(position_ids, 0 if block_origin is None else block_origin[:, None], config.block_size)
+            places = torch.arange(block.shape[1], device=block.device)[None]
+            own, at = (block, places) if cache is None else (cache.restrict(block), cache.restrict(places))
+            earlier = block[:, None, :] <= own[:, :, None]
             seen = earlier if seen is None else earlier & seen
             # Padding sees itself: attention without any key is not a number.
-            seen = seen | torch.eye(block.shape[1], dtype=torch.bool, device=block.device)[columns]
+            seen = seen | (places[:, None, :] == at[:, :, None])
         if seen is None:
             return None
         if config._attn_implementation == "eager":
@@ -178,13 +178,6 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
 
 TAKEN = tuple(list(inspect.signature(MaskedDecoder.forward).parameters)[1:-1])
 """The names of what ``forward`` takes."""
-
-
-def logical_positions(attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor:
-    """The number of real tokens before each position, ``[L]`` or with a mask ``[B, L]``; padding before a row has 0."""
-    if attention_mask is None:
-        return torch.arange(length, device=device)
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 class DreamForMaskedDiffusion(MaskedDecoder, Qwen2PreTrainedModel):
