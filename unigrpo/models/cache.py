@@ -93,7 +93,9 @@ class GrowingCache:
     def restrict(self, values: Tensor) -> Tensor:
         """``values [B or 1, L, ...]`` of the columns that the next forward computes, ``[B, m, ...]``."""
         own = values.expand(len(self.span), *values.shape[1:])
-        return own.gather(1, self.span.view(*self.span.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:]))
+        return own.gather(
+            1, self.span.view(*self.span.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
+        )
 
     def layers(self, count: int) -> list[GrowingLayer]:
         """A cache for each of ``count`` layers, to be used in the next forward."""

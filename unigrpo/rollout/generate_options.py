@@ -11,7 +11,7 @@ import torch
 
 from ..errors import check_choice
 from ..parts import choose
-from ..samplers import samplers_for
+from ..samplers import Block, samplers_for
 from ..types import is_picture, spans_of
 
 
@@ -28,7 +28,7 @@ ELSEWHERE = {
     "streamer": "tokens are not written from left to right: on_step(done, total) tells of the progress",
     "pad_token_id": "the policy says it: leave it out",
     "eos_token_id": "the policy says it: leave it out",
-    "use_cache": 'give kv_cache="prefix" or "dual"',
+    "use_cache": 'give kv_cache="prefix" or "dual"; sampler "block" keeps its own',
 }
 """What people type that has no meaning here, and the cure."""
 
@@ -91,6 +91,8 @@ def sampler_of(
             "temperature": temperature or 0.0,
         }
     choice = choose("sampler", sampler or TASK_SAMPLERS[task], samplers_for(spans_of(task)[-1]))
+    if choice.part is Block:
+        settings["block_length"] = block_length
     known = [item.name for item in fields(choice.part)]
     check_options(options, known, own, choice.name)
     return choice.part(**{key: value for key, value in settings.items() if key in known}, **options), length

@@ -4,6 +4,7 @@ One of your own is a class named ``pkg.mod:Class`` in a recipe. Its ``tasks`` sa
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from ..types import KINDS
 from .block import Block
@@ -31,6 +32,11 @@ def answers_task(sampler: Callable, task: str) -> bool:
     return task in tasks or KINDS.get(task) in tasks
 
 
+def exact_decoding(sampler: Callable) -> dict[str, Any]:
+    """The keys of a sampler with which it takes no shortcut."""
+    return dict(getattr(sampler, "exact_decoding", {}))
+
+
 def samplers_for(task: str) -> dict[str, Callable]:
     """Those of ``SAMPLERS`` that can answer ``task``."""
     return {name: sampler for name, sampler in SAMPLERS.items() if answers_task(sampler, task)}
@@ -46,5 +52,6 @@ __all__ = [
     "MaskGIT",
     "SemiAutoregressive",
     "answers_task",
+    "exact_decoding",
     "samplers_for",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -41,13 +42,18 @@ class Block(Stepwise):
     edited, ``post_steps`` at most. ``Rollout.edits`` counts how often each token was written over; ``step_map`` and
     ``sampling_logps`` are those of its last writing. What stands behind a stop token becomes padding when its block is finished.
 
-    A mask id is never drawn.
+    Where a token space holds the mask id, that is a token like any other: it is written, and no hole any more.
 
     Args:
         stop: ``"first"``: an answer ends at its first stop token; ``"never"``: fill everything.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("text", "mmu")
+    exact_decoding: ClassVar[dict[str, Any]] = {
+        "kv_cache": "exact",
+        "confidence_threshold": None,
+        "entropy_bound": 0.0,
+    }
 
     steps: int = key(128, "denoising steps of the whole answer, at least one a block", at_least=1)
     block_length: int | None = key(None, "written positions in a block; none = the model's own block size", at_least=1)
@@ -60,7 +66,11 @@ class Block(Stepwise):
         choices=ORDERS,
     )
     confidence_threshold: float | None = key(
-        0.9, "what is more probable than this is committed too, beside the scheduled tokens", above=0, below=1, read_if=DYNAMIC
+        0.9,
+        "what is more probable than this is committed too, beside the scheduled tokens",
+        above=0,
+        below=1,
+        read_if=DYNAMIC,
     )
     entropy_bound: float = key(0.1, "nats, of order 'entropy'; 0 = one token a step", at_least=0, read_if=BOUNDED)
     edit_threshold: float | None = key(
@@ -90,8 +100,26 @@ class Block(Stepwise):
             ValueError: full attention, another block length than the model's, or fewer steps than blocks.
         """
         check_streams(generators, canvas)
-        check_block_size(self.block_length, policy)
+        self.check_policy(policy)
         return GridWriter(canvas, policy, self, generators)
+
+    def check_policy(self, policy: DiffusionPolicy, length: int = 0, where: str = "") -> None:
+        """Raises ``ValueError`` for a policy whose answers of ``length`` this cannot write; ``where`` prefixes the key."""
+        name, size = type(policy).__name__, policy.block_size
+        if size is None:
+            raise ValueError(
+                f"{where}sampler='block' writes models whose attention is block-causal, and {name}'s is full: set "
+                "sampler='semi_autoregressive', or give the model attention='block_causal' and its block_size"
+            )
+        if self.block_length not in (None, size):
+            raise ValueError(
+                f"{where}block_length={self.block_length} is not the block_size={size} of {name}'s attention: leave it out"
+            )
+        blocks = -(-length // size)
+        if self.steps < blocks:
+            raise ValueError(
+                f"{where}steps={self.steps} is less than the {blocks} blocks of {size} positions of an answer: raise steps"
+            )
 
     def advance(self, model: Any, writer: GridWriter, generators: list[torch.Generator]) -> Iterator[tuple[int, int]]:
         """As in ``Stepwise``."""
@@ -102,20 +130,6 @@ class Block(Stepwise):
             yield done, total
         if done < total:
             yield total, total
-
-
-def check_block_size(block_length: int | None, policy: DiffusionPolicy | type[DiffusionPolicy], where: str = "") -> None:
-    """Raises ``ValueError`` for a policy without blocks, or with other ones; ``where`` prefixes the key."""
-    name = policy.__name__ if isinstance(policy, type) else type(policy).__name__
-    if policy.block_size is None:
-        raise ValueError(
-            f"{where}sampler='block' writes models whose attention is block-causal, and {name}'s is full: set "
-            "sampler='semi_autoregressive', or give the model attention='block_causal' and its block_size"
-        )
-    if block_length not in (None, policy.block_size):
-        raise ValueError(
-            f"{where}block_length={block_length} is not the block_size={policy.block_size} that {name}'s attention has: leave it out"
-        )
 
 
 @dataclass(slots=True)
@@ -139,21 +153,21 @@ class GridWriter(CanvasWriter):
 
     Attributes:
         blocks: of each row ``(start, stop, holes)`` of those that hold some of its answer: columns, and positions to write.
+        schedules: of each of these, the positions that its steps commit while it holds so many.
         edits: ``[B, L]``, as in ``Rollout``.
         going: rows that are not finished.
     """
 
-    def __init__(self, canvas: Canvas, policy: DiffusionPolicy, sampler: Block, streams: list[torch.Generator]) -> None:
+    def __init__(
+        self, canvas: Canvas, policy: DiffusionPolicy, sampler: Block, streams: list[torch.Generator]
+    ) -> None:
         assert policy.block_size is not None, "begin has asked for it"
         self.edited = sampler.edit_threshold is not None
         # An edit may take a stop token back: then an answer ends with its block.
         super().__init__(canvas, policy, sampler.guidance_scale, streams, "never" if self.edited else sampler.stop)
-        mask = policy.mask_token_id
-        if mask is not None and self.space.start <= mask < self.space.stop:
-            self.space = replace(self.space, exclude=tuple({*self.space.exclude, mask}))
         self.sampler, self.size = sampler, policy.block_size
         self.blocks = _blocks(canvas, blocks_of(canvas, self.size, policy.block_anchor))
-        self.counts_a_step = [self._schedule(sum(holes for *_, holes in row)) for row in self.blocks]
+        self.schedules = [self._schedule(sum(holes for *_, holes in own), len(own)) for own in self.blocks]
         self.places, self.going = [_Place() for _ in self.blocks], list(range(len(self.blocks)))
         self.active, self.edits = torch.zeros_like(self.hidden), torch.zeros_like(canvas.ids)
         self.changed = torch.zeros_like(self.lost_at)
@@ -161,32 +175,22 @@ class GridWriter(CanvasWriter):
         if sampler.kv_cache == "exact" and policy.supports_cache:
             self.kept = SettledBlocks(policy.logit_shift, guided=self.twin is not None, length=canvas.ids.shape[1])
 
-    def _schedule(self, holes: int) -> list[list[int]]:
-        """Positions that each step commits, of each block of an answer of ``holes`` that begins with a block.
-
-        Raises:
-            ValueError: fewer steps than blocks.
-        """
-        blocks = -(-holes // self.size)
-        if self.sampler.steps < blocks:
-            raise ValueError(
-                f"steps={self.sampler.steps} is less than the {blocks} blocks of {self.size} positions of an answer: raise steps"
-            )
-        return [split_evenly(self.size, steps) for steps in split_evenly(self.sampler.steps, max(blocks, 1))]
-
-    def counts_in(self, row: int, number: int) -> list[int]:
-        """Positions that each step commits in a row's block; an answer that begins inside one may have one block more."""
-        own = self.counts_a_step[row]
-        return own[min(number, len(own) - 1)]
+    def _schedule(self, holes: int, blocks: int) -> list[list[int]]:
+        """Positions that each step commits in a whole block, for each of the ``blocks`` of an answer of ``holes``."""
+        self.sampler.check_policy(self.policy, holes)
+        # Steps that are made when so many blocks are full, of an answer that begins with one.
+        marks = [-(-number * self.size * self.sampler.steps // max(holes, 1)) for number in range(blocks + 1)]
+        each = [min(max(after - before, 1), self.size) for before, after in pairwise(marks)]
+        return [split_evenly(self.size, steps) for steps in each]
 
     def most_steps(self) -> int:
         """Steps of the slowest row, where none ends early."""
         longest = 1
-        for row, blocks in enumerate(self.blocks):
+        for blocks, schedule in zip(self.blocks, self.schedules, strict=True):
             total = 0
-            for number, (*_, holes) in enumerate(blocks):
-                done = [sum(self.counts_in(row, number)[: count + 1]) >= holes for count in range(self.size)]
-                total += holes if self.sampler.order == "entropy" else done.index(True) + 1
+            for (*_, holes), counts in zip(blocks, schedule, strict=True):
+                needed = next(number for number, done in enumerate(accumulate(counts), 1) if done >= holes)
+                total += holes if self.sampler.order == "entropy" else needed
                 total += self.sampler.post_steps if self.edited else 0
             longest = max(longest, total)
         return longest
@@ -243,8 +247,8 @@ class GridWriter(CanvasWriter):
         """One forward of ``rows``, and what it writes."""
         active, places, k = upload(rows, self.ids.device), [self.places[row] for row in rows], []
         for row, place in zip(rows, places, strict=True):
-            scheduled = self.counts_in(row, place.number)
-            k.append(scheduled[place.steps] if place.steps < len(scheduled) else 1)
+            counts = self.schedules[row][place.number]
+            k.append(counts[min(place.steps, len(counts) - 1)])
             place.steps += 1
         holes = self.hidden[active] & self.active[active]
         asked, counts = holes, [place.left for place in places]
@@ -252,20 +256,14 @@ class GridWriter(CanvasWriter):
         if self.edited:
             asked = self.canvas.fill_mask[active] & self.active[active]
             counts = [holes for *_, holes in spans]
-        drawn = self.draw(
-            model,
-            active,
-            asked,
-            counts,
-            self.sampler.temperature,
-            [generators[row] for row in rows],
-            entropy=self.sampler.order == "entropy",
-            truncation=self.sampler.truncation,
-            **({} if self.kept is None else {"cache": self.kept.ready(rows, [own[:2] for own in spans], self.ids.device)}),
-        )
+        options: dict[str, Any] = {"entropy": self.sampler.order == "entropy", "truncation": self.sampler.truncation}
+        if self.kept is not None:
+            options["cache"] = self.kept.ready(rows, [own[:2] for own in spans], self.ids.device)
+        streams = [generators[row] for row in rows]
+        drawn = self.draw(model, active, asked, counts, self.sampler.temperature, streams, **options)
         tokens = scatter(asked, drawn.tokens)
         written = self._chosen(drawn, asked, holes, upload(k, self.ids.device))
-        if self.edited:
+        if self.sampler.edit_threshold is not None:
             sure = scatter(asked, drawn.logps.exp() > self.sampler.edit_threshold)
             again = asked & ~holes & sure & (tokens != self.ids[active])
             self.edits[active] += again

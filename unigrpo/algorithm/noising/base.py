@@ -73,9 +73,11 @@ class Noising(ABC):
 
     Attributes:
         every_step: whether ``num_samples`` 0 means every step of the rollout; else it is refused.
+        reads_step_map: whether it hides what was not written yet at a step. An answer with edits has no such state, and is refused.
     """
 
     every_step: ClassVar[bool] = False
+    reads_step_map: ClassVar[bool] = False
 
     weighting: str = key(
         "uniform",
@@ -107,7 +109,16 @@ class Noising(ABC):
         """The draws of inner update ``k``; ``key`` = (seed, window, row). One without a target is left out later."""
 
     def __call__(self, rollout: Rollout, *, num_iterations: int, num_samples: int, key: Key, rows: list[int]) -> Noise:
-        """Noise ``[B, K, S, L]`` for ``rollout``; ``key`` = (seed, window), ``rows`` = global row numbers ``[B]``."""
+        """Noise ``[B, K, S, L]`` for ``rollout``; ``key`` = (seed, window), ``rows`` = global row numbers ``[B]``.
+
+        Raises:
+            ValueError: tokens were written over, and the scheme reads the order of writing.
+        """
+        if self.reads_step_map and rollout.edits is not None and bool(rollout.edits.any()):
+            raise ValueError(
+                f"{type(self).__name__} scores each token at the step that wrote it, and {int(rollout.edits.sum())} tokens were written "
+                "over: set edit_threshold to none, or another noising"
+            )
         drawn = [
             [self._update(answer, k, num_iterations, num_samples, (*key, row)) for k in range(num_iterations)]
             for answer, row in zip(answers(rollout), rows, strict=True)
