@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import cases_buckets, cases_growth, cases_images, cases_sft, cases_text, cases_update, memory
+from . import cases_blocks, cases_buckets, cases_growth, cases_images, cases_sft, cases_text, cases_update, memory
 from .bench import Bench
 from .measure import Result
 
@@ -20,6 +20,7 @@ CASES: dict[str, Callable[[Bench], list[Result]]] = {
     "finished": cases_text.finished_rows,
     "empty": cases_text.empty_steps,
     "caches": cases_text.caches,
+    "blocks": cases_blocks.kept_blocks,
     "growth": cases_growth.growth,
     "memory": memory.memory,
 }

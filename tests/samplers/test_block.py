@@ -62,15 +62,17 @@ class Columns:
 @pytest.mark.parametrize("name", KEPT)
 def test_kept_keys_change_nothing_and_spare_what_is_finished(name, anchor, shift):
     model, policy, canvas = world(block_anchor=anchor, logit_shift=shift)
-    policy.stop_token_ids = tuple(range(100, 140))
+    policy.stop_token_ids = () if name == "edited" else tuple(range(100, 140))
     plain = fill(model, policy, canvas, **KEPT[name], kv_cache="none")
     columns = Columns(model)
     kept = fill(model, policy, canvas, **KEPT[name])
     columns.hook.remove()
     assert not difference(plain, kept, 1e-5)
     assert columns.counts[0] > 2 * SIZE + shift >= max(columns.counts[1:])
-    assert len(set(plain.completion_mask.sum(dim=1).tolist())) > 1, "rows leave one by one"
-    assert name != "edited" or int(kept.edits.sum()) > 5
+    if name == "edited":
+        assert int(kept.edits.sum()) > 10
+    else:
+        assert len(set(plain.completion_mask.sum(dim=1).tolist())) > 1, "rows leave one by one"
 
 
 def test_a_forward_computes_what_is_new_of_each_row():
@@ -113,12 +115,13 @@ def test_sequential_writes_from_the_left_and_dynamic_all_that_is_sure():
     steps = fill(model, policy, canvas, order="sequential").step_map[canvas.fill_mask].view(3, -1)
     assert torch.equal(steps, torch.arange(14).expand(3, -1))
     space = canvas.token_space
-    sure = fill(model, policy, canvas, order="dynamic", confidence_threshold=0.15, temperature=0.0)
-    surest = fill(model, policy, canvas, temperature=0.0)
     logits = model(**policy.inputs(canvas), select=canvas.fill_mask, token_space=space).logits.view(3, 14, -1)
-    first = logits.softmax(-1).amax(-1)[:, :SIZE]
+    first = logits.softmax(-1).amax(-1)[:, :SIZE].detach()
+    bar = float(first.median())
+    sure = fill(model, policy, canvas, order="dynamic", confidence_threshold=bar, temperature=0.0)
+    surest = fill(model, policy, canvas, temperature=0.0)
     for rollout, expected in (
-        (sure, (first > 0.15) | (first == first.amax(1, keepdim=True))),
+        (sure, (first > bar) | (first == first.amax(1, keepdim=True))),
         (surest, first == first.amax(1, keepdim=True)),
     ):
         written = (rollout.step_map[canvas.fill_mask].view(3, -1) == 0)[:, :SIZE]

@@ -21,7 +21,7 @@ from unigrpo.runs.recipe import load_recipe
 from unigrpo.runs.sft import load_sft_recipe, run_sft_recipe
 from unigrpo.runs.train import run_recipe
 from unigrpo.toy import arithmetic, emoji, riddles, shapes, shapes_lessons
-from unigrpo.toy.making import dream, policies
+from unigrpo.toy.making import decoder, policies
 from unigrpo.toy.making.figures import figures
 
 
@@ -83,7 +83,7 @@ def test_new_writes_the_configuration_and_the_tokenizer_that_ship(tmp_path, name
 def test_a_dream_without_weights_learns_the_quickstarts_sums(tmp_path, monkeypatch):
     """The commands of the guide, two steps of them: a family's shift, loss and sampling around the same tokenizer."""
     monkeypatch.chdir(tmp_path)
-    dream.main(["runs/dream"])
+    decoder.main(["dream", "runs/dream"])
     words = [
         "model.path=runs/dream",
         "policy=null",

@@ -70,6 +70,7 @@ def sampler_of(
     options: dict[str, Any],
     usual: dict[str, Any],
     own: Iterable[str],
+    in_blocks: bool = False,
 ) -> tuple[Callable, int]:
     """The sampler of ``task`` with all ``options``, and the positions of a text answer.
 
@@ -77,6 +78,7 @@ def sampler_of(
         named: ``max_completion_length``, ``steps`` and ``temperature``, None where they were not given.
         usual: the checkpoint's, for text.
         own: the names that ``generate`` takes.
+        in_blocks: whether the policy's attention is block-causal: then text is written by the block sampler.
 
     Raises:
         ValueError: an option that the sampler does not have.
@@ -90,7 +92,8 @@ def sampler_of(
             "block_length": block_length or usual.get("block_length", min(32, length)),
             "temperature": temperature or 0.0,
         }
-    choice = choose("sampler", sampler or TASK_SAMPLERS[task], samplers_for(spans_of(task)[-1]))
+    default = "block" if in_blocks and task in ("text", "mmu") else TASK_SAMPLERS[task]
+    choice = choose("sampler", sampler or default, samplers_for(spans_of(task)[-1]))
     if choice.part is Block:
         settings["block_length"] = block_length
     known = [item.name for item in fields(choice.part)]

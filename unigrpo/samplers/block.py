@@ -22,6 +22,7 @@ from .semi_autoregressive import split_evenly, surest
 
 ORDERS = ("static", "dynamic", "entropy", "sequential")
 DYNAMIC = ("order is 'dynamic'", lambda settings: settings.order == "dynamic")
+SCHEDULED = ("order is not 'entropy'", lambda settings: settings.order != "entropy")
 BOUNDED = ("order is 'entropy'", lambda settings: settings.order == "entropy")
 EDITED = ("edit_threshold is set", lambda settings: settings.edit_threshold is not None)
 
@@ -55,7 +56,7 @@ class Block(Stepwise):
         "entropy_bound": 0.0,
     }
 
-    steps: int = key(128, "denoising steps of the whole answer, at least one a block", at_least=1)
+    steps: int = key(128, "denoising steps of the whole answer, at least one a block", at_least=1, read_if=SCHEDULED)
     block_length: int | None = key(None, "written positions in a block; none = the model's own block size", at_least=1)
     temperature: float = key(1.0, TEMPERATURE, at_least=0)
     order: str = key(
@@ -116,7 +117,7 @@ class Block(Stepwise):
                 f"{where}block_length={self.block_length} is not the block_size={size} of {name}'s attention: leave it out"
             )
         blocks = -(-length // size)
-        if self.steps < blocks:
+        if self.steps < blocks and self.order != "entropy":
             raise ValueError(
                 f"{where}steps={self.steps} is less than the {blocks} blocks of {size} positions of an answer: raise steps"
             )
