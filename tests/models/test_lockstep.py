@@ -153,11 +153,8 @@ def test_rollouts_beside_kept_keys_over_real_engines(tmp_path):
     sharded, replicated = played(2, tmp_path, __name__, *scenes)
     for ranks in (sharded, replicated):
         assert [own["ids"] for own in ranks] == [[alone, []], [[], alone]]
-    assert sharded[0]["forwards"] == sharded[1]["forwards"] and min(sharded[0]["forwards"]) > 2
-    assert [own["forwards"][rank] > own["forwards"][1 - rank] == 0 for rank, own in enumerate(replicated)] == [
-        True,
-        True,
-    ]
+        # DDP broadcasts the buffers of rotary embeddings, so that its forwards wait for each other too.
+        assert ranks[0]["forwards"] == ranks[1]["forwards"] and min(ranks[0]["forwards"]) > 2
 
 
 def test_an_error_leaves_at_once(monkeypatch):
