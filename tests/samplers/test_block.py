@@ -10,6 +10,7 @@ import torch
 from unigrpo.algorithm.noising import StructuredNoising, TrajectoryNoising
 from unigrpo.config.build import build_algorithm, held_out_sampler
 from unigrpo.models.blocks import blocks_of
+from unigrpo.rollout.generate_options import sampler_of
 from unigrpo.rollout.sample import check_prompt
 from unigrpo.samplers import Block, SemiAutoregressive
 from unigrpo.samplers.block import within_bound
@@ -276,3 +277,12 @@ def test_one_position_a_step_from_the_left_is_what_left_to_right_blocks_write():
     settings = {"steps": 12, "block_length": SIZE}
     other = SemiAutoregressive(**settings)(model, policy, canvas, generators=streams(3))
     assert not difference(replace(own, step_map=other.step_map), other, 1e-5)
+
+
+def test_text_of_models_in_blocks_is_written_by_this_sampler_unless_another_is_asked_for():
+    named = {"max_completion_length": 8, "steps": None, "temperature": None}
+    for in_blocks, sampler in ((True, Block(steps=8, temperature=0.0)), (False, SemiAutoregressive)):
+        fill, length = sampler_of("text", None, dict(named), None, {}, {}, (), in_blocks)
+        assert (fill == sampler or type(fill) is sampler) and length == 8
+    asked, _ = sampler_of("text", "left_to_right", dict(named), None, {}, {}, (), True)
+    assert type(asked).__name__ == "LeftToRight"

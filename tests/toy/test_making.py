@@ -111,6 +111,14 @@ def test_a_dream_without_weights_learns_the_quickstarts_sums(tmp_path, monkeypat
     assert run_recipe(load_recipe("quickstart", [*own, *few]))["optimizer_steps"] == 2
 
 
+def test_a_small_sdar_has_its_attention_and_answers_in_its_blocks(tmp_path):
+    decoder.main(["sdar", str(tmp_path)])
+    fresh = load_policy(str(tmp_path), from_scratch=True, seed=1, device="cpu")
+    assert (fresh.policy.block_size, fresh.policy.block_anchor, fresh.policy.logit_shift) == (4, "start", 0)
+    assert 0.6e6 < sum(own.numel() for own in fresh.model.parameters()) < 0.8e6
+    assert len(fresh.generate(["2+2?", "11+7?"], max_completion_length=8)) == 2
+
+
 def test_ship_halves_the_bytes_and_keeps_what_the_policy_says(tmp_path, capsys):
     trained, shipped = tmp_path / "trained", tmp_path / "shipped"
     whole = load_policy("builtin:arithmetic", device="cpu")
