@@ -33,7 +33,7 @@ NOT_NOW = (
     ("read", r"(pytest|ruff|codespell|lint-imports|mypy|\.ci/)", "is, or is in, .ci/run or .ci/slow"),
     ("read", r"python -m tests\.(benchmarks|figures|gpu|quickstarts)\b", "for a clean checkout; tests/test_quickstarts.py, tests/test_gpu_command.py"),
     ("read", r"python -m tests\.mutants\b(?!.*--list)", "minutes; tests/mutants/test_mutants.py plants all of them"),
-    ("read", r"python -m unigrpo\.toy\.making\b(?!\.dream)", "writes into the package; tests/toy/test_making.py"),
+    ("read", r"python -m unigrpo\.toy\.making\b(?!\.decoder)", "writes into the package; tests/toy/test_making.py"),
     ("read", r"python recipes/prompts/", "writes into the checkout; tests/runs/test_recipes_images.py"),
     ("read", r"accelerate\b", "several processes; tests/training/test_launch.py"),
     ("read", r"vllm\b", "another package, and serves until Ctrl-C; tests/rewards/test_vllm.py"),

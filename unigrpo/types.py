@@ -153,6 +153,8 @@ class Rollout:
         step_map: ``[B, L]`` int64, the denoising step that wrote each token, -1 elsewhere.
         sampling_logps: ``[B, L]`` fp32, log-probability of each written token when it was drawn (nats), 0 elsewhere.
         completions: decoded answers, ``str`` or ``PIL.Image``, one a row.
+        edits: ``[B, L]`` int64, how often each token was written over, 0 outside ``completion_mask``; ``step_map`` and
+            ``sampling_logps`` are those of its last writing. None where a sampler writes each token once.
     """
 
     canvas: Canvas
@@ -160,6 +162,7 @@ class Rollout:
     step_map: Tensor
     sampling_logps: Tensor
     completions: list[Any]
+    edits: Tensor | None = None
 
     take = take
     to = to

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from . import (
     cases_block_likelihood,
+    cases_blocks,
     cases_buckets,
     cases_growth,
     cases_images,
@@ -30,6 +31,7 @@ CASES: dict[str, Callable[[Bench], list[Result]]] = {
     "finished": cases_text.finished_rows,
     "empty": cases_text.empty_steps,
     "caches": cases_text.caches,
+    "blocks": cases_blocks.kept_blocks,
     "growth": cases_growth.growth,
     "memory": memory.memory,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +21,7 @@ from unigrpo.rollout.sample import sample_answers
 from ..support.configs import config
 from ..support.processes import played
 from ..support.tiny import low_ids, prompts, tiny_model, tiny_processor
+from ..support.tiny_decoders import tiny_decoder
 
 
 WORK = [5, 2, 0]
@@ -83,6 +86,33 @@ def sharded_rollout(rank: int) -> dict:
     return {"meet": pipe.forwards_meet, "ids": [ids_of(samples) for samples in rounds]}
 
 
+def blocks_pipeline(model: nn.Module, policy: Any, **fields) -> Pipeline:
+    args = config(sampler="block", order="dynamic", confidence_threshold=0.1, max_completion_length=12, steps=12)
+    policy.stop_token_ids = tuple(range(100, 140))
+    rewards, algorithms = RewardSet(functions=[low_ids]), build_algorithms(args)
+    return Pipeline(model=model, policy=policy, args=args, rewards=rewards, algorithms=algorithms, **fields)
+
+
+def rollout_in_blocks(rank: int, engine: str) -> dict:
+    """Three answers of a block-causal decoder on one process and none on the other, twice, each block beside kept keys."""
+    model, policy = tiny_decoder("blocks", block_anchor="start")
+    counts: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda *_: counts.append(1))
+    if engine == "fsdp2":
+        for part in (*model.model.layers, model):
+            fully_shard(part)
+    else:
+        model = DistributedDataParallel(model)
+    pipe = blocks_pipeline(model, policy, forwards_meet=forwards_meet(model))
+    rounds, made = [], []
+    for turn in range(2):
+        mine, before = rank == turn, len(counts)
+        rounds.append(sample_answers(pipe, PROMPTS[0 if mine else 1], 3, indices=[0, 1, 2] if mine else []))
+        made.append(len(counts) - before)
+        dist.all_reduce(torch.zeros(()))
+    return {"ids": [ids_of(samples) for samples in rounds], "forwards": made}
+
+
 def replicated_rollout(rank: int) -> dict:
     """DDP: a process rolls out by itself; the parameters are synchronised in the backward alone."""
     model = DistributedDataParallel(tiny_model())
@@ -111,6 +141,20 @@ def test_rollouts_over_real_engines(tmp_path):
     assert [own["ids"] for own in sharded] == [[alone, []], [[], alone]]
     assert [own["meet"] for own in replicated] == [[False, True, False]] * 2
     assert [own["ids"] for own in replicated] == [alone, []]
+
+
+@pytest.mark.processes
+def test_rollouts_beside_kept_keys_over_real_engines(tmp_path):
+    model, policy = tiny_decoder("blocks", block_anchor="start")
+    samples = sample_answers(blocks_pipeline(model, policy), PROMPTS[0], 3)
+    alone = ids_of(samples)
+    assert len({int(own.rollout.completion_mask.sum()) for own in samples}) > 1, "answers end one by one"
+    scenes = [("rollout_in_blocks", {"engine": engine}) for engine in ("fsdp2", "ddp")]
+    sharded, replicated = played(2, tmp_path, __name__, *scenes)
+    for ranks in (sharded, replicated):
+        assert [own["ids"] for own in ranks] == [[alone, []], [[], alone]]
+        # DDP broadcasts the buffers of rotary embeddings, so that its forwards wait for each other too.
+        assert ranks[0]["forwards"] == ranks[1]["forwards"] and min(ranks[0]["forwards"]) > 2
 
 
 def test_an_error_leaves_at_once(monkeypatch):

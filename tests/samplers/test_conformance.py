@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from unigrpo.models import MMaDAPolicy
-from unigrpo.samplers import Dream, Emerge, LeftToRight, MaskGIT, SemiAutoregressive
+from unigrpo.samplers import Block, Dream, Emerge, LeftToRight, MaskGIT, SemiAutoregressive
 from unigrpo.testing import check_sampler
 
 from ..models.test_conformance import bert, shifted
 from ..support.tiny import prompts, tiny_model, tiny_processor
+from ..support.tiny_decoders import tiny_decoder
 
 
 BLOCKS = {"steps": 8, "block_length": 4}
@@ -59,3 +60,22 @@ def test_on_a_model_policy_and_canvas_of_ones_own(kind):
     check_sampler(sampler, model, policy, canvas)
     with pytest.raises(ValueError, match="together, or none"):
         check_sampler(sampler, model)
+
+
+IN_BLOCKS = {
+    "static": ({"steps": 5, "temperature": 0.7}, {}),
+    "guided, sure ones at once": ({"order": "dynamic", "confidence_threshold": 0.1, "guidance_scale": 1.0}, {}),
+    "by entropy": ({"order": "entropy", "entropy_bound": 3.0, "kv_cache": "none"}, {}),
+    "from the left, greedy": ({"order": "sequential", "temperature": 0.0}, {}),
+    "edited": ({"edit_threshold": 0.05, "post_steps": 2}, {"exact_steps": False, "ends_at_stop": False}),
+}
+"""What is edited may take a stop token back, so that its tail becomes padding with the block: see ``test_block``."""
+
+
+@pytest.mark.parametrize("anchor", ["start", "prompt_end"])
+@pytest.mark.parametrize("name", IN_BLOCKS)
+def test_the_block_sampler_keeps_its_promises_on_a_model_with_blocks(name, anchor):
+    model, policy = tiny_decoder("blocks", block_anchor=anchor)
+    canvas = policy.encode(prompts(3, (1, 9, 4)), max_completion_length=10)
+    settings, options = IN_BLOCKS[name]
+    check_sampler(Block(**{"steps": 10, **settings}), model, policy, canvas, **options)

@@ -101,15 +101,17 @@ def conditionals(
     return given
 
 
-def advance(law: Law, given, places: range, choose: Callable[[list[float]], Choices], stop: bool = False) -> Law:
-    """One step: a token is drawn at every hole of ``places``, and ``choose`` says which are kept, from their probabilities."""
+def advance(law: Law, given, places: range, choose: Callable[..., Choices], stop: bool = False) -> Law:
+    """One step: a token is drawn at every hole of ``places``, and ``choose`` says which are kept, from their probabilities and, where
+    it ``reads_laws``, from what they were drawn from.
+    """
     after: Law = defaultdict(float)
     for state, share in law.items():
         holes = [place for place in places if state[place] == MASK]
         table = [given(state)[place] for place in holes]
         for tokens in itertools.product(*([token for token, p in enumerate(row) if p] for row in table)):
             own = [row[token] for row, token in zip(table, tokens, strict=True)]
-            for kept, chance in choose(own):
+            for kept, chance in choose(own, table) if hasattr(choose, "reads_laws") else choose(own):
                 new = list(state)
                 for j in kept:
                     new[holes[j]] = tokens[j]
@@ -205,7 +207,9 @@ def emerge(given, length: int, steps: int) -> Law:
     return law
 
 
-def answers(model, sampler, length: int, task: str, rows: int = ROWS) -> Rollout:
+def answers(
+    model, sampler, length: int, task: str, rows: int = ROWS, policy: DiffusionPolicy | None = None
+) -> Rollout:
     """``rows`` answers of ``length`` holes."""
     ids = torch.tensor([[*PROMPT, *[MASK] * length]]).expand(rows, -1).clone()
     fill = torch.zeros_like(ids, dtype=torch.bool)
@@ -213,12 +217,12 @@ def answers(model, sampler, length: int, task: str, rows: int = ROWS) -> Rollout
     real = torch.ones_like(fill)
     canvas = Canvas(ids=ids, fill_mask=fill, attention_mask=real, task=task, token_space=SPACES[task])
     generators = [keyed_generator("law", row) for row in range(rows)]
-    return sampler(model, TinyPolicy(), canvas, generators=generators)
+    return sampler(model, policy or TinyPolicy(), canvas, generators=generators)
 
 
-def p_value(model, sampler, law: Law, task: str) -> float:
+def p_value(model, sampler, law: Law, task: str, policy: DiffusionPolicy | None = None) -> float:
     """The chance of answers as far from ``law`` as those of ``sampler``; 0 for an answer that it excludes."""
-    rollout = answers(model, sampler, len(next(iter(law))), task)
+    rollout = answers(model, sampler, len(next(iter(law))), task, policy=policy)
     seen = Counter(map(tuple, rollout.canvas.ids[:, len(PROMPT) :].tolist()))
     assert sum(law.values()) == pytest.approx(1)
     if any(not law.get(state) for state in seen):

@@ -21,7 +21,7 @@ from unigrpo.runs.recipe import load_recipe
 from unigrpo.runs.sft import load_sft_recipe, run_sft_recipe
 from unigrpo.runs.train import run_recipe
 from unigrpo.toy import arithmetic, emoji, riddles, shapes, shapes_lessons
-from unigrpo.toy.making import dream, policies
+from unigrpo.toy.making import decoder, policies
 from unigrpo.toy.making.figures import figures
 
 
@@ -83,7 +83,7 @@ def test_new_writes_the_configuration_and_the_tokenizer_that_ship(tmp_path, name
 def test_a_dream_without_weights_learns_the_quickstarts_sums(tmp_path, monkeypatch):
     """The commands of the guide, two steps of them: a family's shift, loss and sampling around the same tokenizer."""
     monkeypatch.chdir(tmp_path)
-    dream.main(["runs/dream"])
+    decoder.main(["dream", "runs/dream"])
     words = [
         "model.path=runs/dream",
         "policy=null",
@@ -109,6 +109,14 @@ def test_a_dream_without_weights_learns_the_quickstarts_sums(tmp_path, monkeypat
         "output_dir=runs/dream_rl",
     ]
     assert run_recipe(load_recipe("quickstart", [*own, *few]))["optimizer_steps"] == 2
+
+
+def test_a_small_sdar_has_its_attention_and_answers_in_its_blocks(tmp_path):
+    decoder.main(["sdar", str(tmp_path)])
+    fresh = load_policy(str(tmp_path), from_scratch=True, seed=1, device="cpu")
+    assert (fresh.policy.block_size, fresh.policy.block_anchor, fresh.policy.logit_shift) == (4, "start", 0)
+    assert 0.6e6 < sum(own.numel() for own in fresh.model.parameters()) < 0.8e6
+    assert len(fresh.generate(["2+2?", "11+7?"], max_completion_length=8)) == 2
 
 
 def test_ship_halves_the_bytes_and_keeps_what_the_policy_says(tmp_path, capsys):

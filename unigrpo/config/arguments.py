@@ -198,6 +198,10 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     exit_entropy: float | None = None
     alg: str | None = None
     alg_temp: float | None = None
+    order: str | None = None
+    entropy_bound: float | None = None
+    edit_threshold: float | None = None
+    post_steps: int | None = None
     sampler: Part = None
     eval_sampler: Part = None
     eval_denoising_steps: int | None = None

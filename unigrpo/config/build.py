@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
 from ..algorithm.loss import PolicyLoss
 from ..algorithm.noising import Noising
 from ..algorithm.surrogates import uses_ratio
+from ..models.base import DiffusionPolicy
 from ..parts import choose
-from ..samplers import answers_task, samplers_for
-from ..samplers.semi_autoregressive import EXACT_DECODING
+from ..samplers import answers_task, exact_decoding, samplers_for
 from ..types import CANVAS_TASKS, is_picture
 from .arguments import UniGRPOConfig
 from .checks import build_parts, check_blocks, eval_sampler
@@ -56,14 +57,23 @@ def held_out_sampler(settings: TaskSettings) -> Callable:
     """The sampler of held-out generation. It decodes exactly, whatever the rollouts do."""
     steps = settings.steps if settings.eval_denoising_steps is None else settings.eval_denoising_steps
     choice = eval_sampler(settings)
-    values = {**settings.shared(), **EXACT_DECODING, "steps": steps, "temperature": settings.eval_temperature}
+    values = {
+        **settings.shared(),
+        **exact_decoding(choice.part),
+        "steps": steps,
+        "temperature": settings.eval_temperature,
+    }
     if settings.eval_denoising_steps is not None:
         choice = replace(choice, own={key: value for key, value in choice.own.items() if key != "steps"})
     return choice.build(values)
 
 
-def check_task_sampler(args: UniGRPOConfig, task: str, where: str, held_out: bool = False) -> None:
-    """Raises ``ValueError`` naming ``where`` when the sampler of a canvas ``task``, or of its held-out rows, cannot fill it."""
+def check_task_sampler(
+    args: UniGRPOConfig, task: str, where: str, held_out: bool = False, policy: DiffusionPolicy | None = None
+) -> None:
+    """Raises ``ValueError`` naming ``where`` when the sampler of a canvas ``task``, or of its held-out rows, cannot fill it, or not
+    for ``policy``.
+    """
     settings = args.for_task(task)
     key = "eval_sampler" if held_out and settings.eval_sampler is not None else "sampler"
     sampler = eval_sampler(settings) if held_out else settings.choice("sampler")
@@ -72,8 +82,12 @@ def check_task_sampler(args: UniGRPOConfig, task: str, where: str, held_out: boo
             f"{where}: {key}={sampler.name!r} cannot answer task {task!r}; set task_overrides.{task}.{key} to one of "
             f"{list(samplers_for(task))}"
         )
-    if not is_picture(task):
-        check_blocks(f"{where}, task {task!r}: ", settings)
+    if is_picture(task):
+        return
+    check_blocks(f"{where}, task {task!r}: ", settings)
+    if policy is not None and hasattr(sampler.part, "check_policy"):
+        built: Any = held_out_sampler(settings) if held_out else sampler.build(settings.shared())
+        built.check_policy(policy, settings.max_completion_length, f"{where}, task {task!r}: ")
 
 
 def build_algorithm(args: UniGRPOConfig, task: str) -> Algorithm:

@@ -9,8 +9,7 @@ from typing import Any
 from ..algorithm.loss import PolicyLoss
 from ..algorithm.noising import Noising
 from ..parts import Choice, choose, keys_of, merged
-from ..samplers import SAMPLERS
-from ..samplers.semi_autoregressive import EXACT_DECODING
+from ..samplers import SAMPLERS, exact_decoding
 from .task import PARTS, TaskKeys, TaskSettings
 
 
@@ -47,9 +46,21 @@ def build_parts(settings: TaskSettings, where: str = "") -> dict[str, Any]:
             max_length=settings.max_completion_length,
         )
         built["noising"].check_draws(settings.num_noise_samples)
+        check_edits(built["sampler"], built["noising"], choices["noising"].name)
     except ValueError as error:
         raise ValueError(f"{where}{error}") from error
     return {**built, "loss": loss}
+
+
+def check_edits(sampler: Any, noising: Noising, name: str) -> None:
+    """Raises ``ValueError`` for a noising that reads the order of writing, of answers in which tokens are written over."""
+    threshold = getattr(sampler, "edit_threshold", None)
+    if threshold is not None and noising.reads_step_map:
+        raise ValueError(
+            f"noising={name!r} scores each token at the step that wrote it, and edit_threshold={threshold} writes tokens over, so "
+            "that what the sampler saw there is gone: set edit_threshold to none, or a noising that does not read the order of writing, "
+            "such as 'structured' or 'random'"
+        )
 
 
 def check_task(where: str, settings: TaskSettings) -> None:
@@ -58,7 +69,7 @@ def check_task(where: str, settings: TaskSettings) -> None:
         about.read(getattr(settings, key), where)
     build_parts(settings, where)
     held_out = eval_sampler(settings)
-    for key in (*EXACT_DECODING, "temperature"):
+    for key in (*exact_decoding(held_out.part), "temperature"):
         if settings.eval_sampler is not None and key in held_out.own:
             raise ValueError(
                 f"{where}eval_sampler.{key} is not read: held-out answers are decoded exactly, at eval_temperature"
@@ -102,6 +113,8 @@ def check_blocks(where: str, settings: TaskSettings) -> None:
         if steps is None or not {"steps", "block_length"} <= set(keys_of(sampler.part)):
             continue
         length = sampler.own.get("block_length", settings.block_length)
+        if length is None:  # The model's own, which the sampler asks the policy for.
+            continue
         blocks = -(-settings.max_completion_length // length)
         if sampler.own.get("steps", steps) < blocks:
             raise ValueError(

@@ -28,7 +28,8 @@ class DiffusionPolicy(ABC):
         stop_token_ids: ids that end an answer; empty where an answer always fills its canvas.
         logit_shift: 1 when the logits at position i predict token i + 1, else 0.
         linear_head: True when guidance may be combined before the head.
-        supports_cache: True when the forward takes a ``KeyValueCache`` (``kv_cache`` of the text sampler).
+        supports_cache: True when the forward takes a ``KeyValueCache`` (``kv_cache`` of the text sampler), and where attention is
+            block-causal a ``GrowingCache``.
         mask_optional: True when ``attention_mask=None`` means that no row has padding; a device then need not look for it.
         processor: the tokenizer or processor of this instance, saved with checkpoints.
         attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.

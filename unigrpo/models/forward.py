@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..types import TokenSpace
-from .cache import KeyValueCache
+from .cache import GrowingCache, KeyValueCache
 from .draw import Draw, choose_tokens, floored
 from .elsewhere import OpensElsewhere, label_loss, labelled
 from .head import check_temperature, gather_logps
@@ -66,13 +66,15 @@ def check_together(
         raise ValueError("targets and draws need select, the [B, L] mask of the rows they belong to")
 
 
-def within_span(cache: KeyValueCache, counts: list[int] | None, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+def within_span(
+    cache: KeyValueCache | GrowingCache, counts: list[int] | None, *inputs: Tensor | None
+) -> tuple[Tensor | None, ...]:
     """The cache's columns of ``inputs [B, L, ...]``, the last of which marks the selected rows."""
-    select, columns = inputs[-1], cache.columns()
+    select, found = inputs[-1], tuple(None if own is None else cache.restrict(own) for own in inputs)
     # Who knows the counts has made the span of what it selects.
-    if select is not None and counts is None and int(select.sum()) != int(select[:, columns].sum()):
+    if select is not None and counts is None and int(select.sum()) != int(found[-1].sum()):  # type: ignore[union-attr]
         raise ValueError(f"select marks rows outside the columns {cache.span} that the cache computes")
-    return tuple(None if own is None else own[:, columns] for own in inputs)
+    return found
 
 
 class MaskedDiffusionMixin(OpensElsewhere):

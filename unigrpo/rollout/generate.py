@@ -72,7 +72,8 @@ class LoadedPolicy:
             steps: denoising steps; default one a position of text, 16 for a picture.
             block_length: of text, default 32, or the whole answer if that is shorter.
             temperature: 0 = greedy. Default 0 for text and 1 for pictures, whose likeliest codes are no picture.
-            sampler: a name in ``SAMPLERS``, or ``pkg.mod:attr``; default ``semi_autoregressive`` for text, ``maskgit`` for pictures.
+            sampler: a name in ``SAMPLERS``, or ``pkg.mod:attr``; default ``semi_autoregressive`` for text, ``block`` where attention
+                is block-causal, ``maskgit`` for pictures.
             image_size: side in pixels or ``[height, width]``, of pictures made and read; default 512.
                 A checkpoint's ``config.sampling_defaults`` replaces the defaults of text lengths and image size.
             image_transform: how ``images`` get that size: ``"squash"``, ``"crop"`` or ``"pad"``.
@@ -199,7 +200,8 @@ class LoadedPolicy:
         """The sampler with all ``options``, the positions of a text answer, and the seed."""
         usual = getattr(self.model.config, "sampling_defaults", None) or {}
         known = inspect.signature(self.generate).parameters
-        fill, length = sampler_of(task, sampler, named, block_length, options, usual, known)
+        in_blocks = self.policy.block_size is not None
+        fill, length = sampler_of(task, sampler, named, block_length, options, usual, known, in_blocks)
         return fill, length, named["seed"] or 0
 
     def _filled(

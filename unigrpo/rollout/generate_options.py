@@ -11,7 +11,7 @@ import torch
 
 from ..errors import check_choice
 from ..parts import choose
-from ..samplers import samplers_for
+from ..samplers import Block, samplers_for
 from ..types import is_picture, spans_of
 
 
@@ -28,7 +28,7 @@ ELSEWHERE = {
     "streamer": "tokens are not written from left to right: on_step(done, total) tells of the progress",
     "pad_token_id": "the policy says it: leave it out",
     "eos_token_id": "the policy says it: leave it out",
-    "use_cache": 'give kv_cache="prefix" or "dual"',
+    "use_cache": 'give kv_cache="prefix" or "dual"; sampler "block" keeps its own',
 }
 """What people type that has no meaning here, and the cure."""
 
@@ -70,6 +70,7 @@ def sampler_of(
     options: dict[str, Any],
     usual: dict[str, Any],
     own: Iterable[str],
+    in_blocks: bool = False,
 ) -> tuple[Callable, int]:
     """The sampler of ``task`` with all ``options``, and the positions of a text answer.
 
@@ -77,6 +78,7 @@ def sampler_of(
         named: ``max_completion_length``, ``steps`` and ``temperature``, None where they were not given.
         usual: the checkpoint's, for text.
         own: the names that ``generate`` takes.
+        in_blocks: whether the policy's attention is block-causal: then text is written by the block sampler.
 
     Raises:
         ValueError: an option that the sampler does not have.
@@ -90,7 +92,10 @@ def sampler_of(
             "block_length": block_length or usual.get("block_length", min(32, length)),
             "temperature": temperature or 0.0,
         }
-    choice = choose("sampler", sampler or TASK_SAMPLERS[task], samplers_for(spans_of(task)[-1]))
+    default = "block" if in_blocks and task in ("text", "mmu") else TASK_SAMPLERS[task]
+    choice = choose("sampler", sampler or default, samplers_for(spans_of(task)[-1]))
+    if choice.part is Block:
+        settings["block_length"] = block_length
     known = [item.name for item in fields(choice.part)]
     check_options(options, known, own, choice.name)
     return choice.part(**{key: value for key, value in settings.items() if key in known}, **options), length

@@ -237,7 +237,7 @@ def check_prompt(
     """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
     task = task_of(row)
     for span in spans_of(task):
-        check_task_sampler(args, span, where, held_out)
+        check_task_sampler(args, span, where, held_out, policy)
         if not held_out and not is_picture(span):
             check_cache(args.for_task(span).kv_cache, policy, f"{where}, task {span!r}: ")
     if task != "text" and codec is None:

@@ -160,7 +160,7 @@ def _rollout(recipe: Recipe, args: UniGRPOConfig, model: Model, head: nn.Module,
         rows = max(rows, args.per_device_eval_batch_size)
     rows = min(rows, args.rollout_batch_size or rows)
     add_activations(memory, "rollout", "rollout", model, shape, rows, bool(own.guidance_scale))
-    if own.kv_cache != "none" and own.choice("sampler").name == "semi_autoregressive":
+    if own.kv_cache != "none" and own.choice("sampler").name in ("semi_autoregressive", "block"):
         add_activations(memory, "keys and values", "cache", model, shape, rows, bool(own.guidance_scale))
     memory.add(
         "rollout head", *logits_of(head, rows * shape.answer, shape, "drawn", bool(own.guidance_scale)), "rollout"

@@ -4,8 +4,10 @@ One of your own is a class named ``pkg.mod:Class`` in a recipe. Its ``tasks`` sa
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from ..types import KINDS
+from .block import Block
 from .dream import Dream
 from .emerge import Emerge
 from .left_to_right import LeftToRight
@@ -18,6 +20,7 @@ SAMPLERS: dict[str, Callable] = {
     "semi_autoregressive": SemiAutoregressive,
     "left_to_right": LeftToRight,
     "dream": Dream,
+    "block": Block,
     "maskgit": MaskGIT,
     "emerge": Emerge,
 }
@@ -29,6 +32,11 @@ def answers_task(sampler: Callable, task: str) -> bool:
     return task in tasks or KINDS.get(task) in tasks
 
 
+def exact_decoding(sampler: Callable) -> dict[str, Any]:
+    """The keys of a sampler with which it takes no shortcut."""
+    return dict(getattr(sampler, "exact_decoding", {}))
+
+
 def samplers_for(task: str) -> dict[str, Callable]:
     """Those of ``SAMPLERS`` that can answer ``task``."""
     return {name: sampler for name, sampler in SAMPLERS.items() if answers_task(sampler, task)}
@@ -37,11 +45,13 @@ def samplers_for(task: str) -> dict[str, Callable]:
 __all__ = [
     "MASK_SCHEDULES",
     "SAMPLERS",
+    "Block",
     "Dream",
     "Emerge",
     "LeftToRight",
     "MaskGIT",
     "SemiAutoregressive",
     "answers_task",
+    "exact_decoding",
     "samplers_for",
 ]

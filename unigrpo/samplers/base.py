@@ -244,10 +244,12 @@ class CanvasWriter:
         """``[B, L]`` bool, the stop tokens that were written."""
         return torch.isin(self.ids, self.stops) & self.canvas.fill_mask & ~self.hidden
 
-    def _fill_tail(self) -> None:
-        """Nothing after a row's first stop token counts, so it becomes padding at once and costs no more steps."""
+    def _fill_tail(self, rows: Tensor | None = None) -> None:
+        """Nothing after a row's first stop token counts, so it becomes padding and costs no more steps; of ``rows [b]``, None = all."""
         is_stop = self.is_stop()
         tail = (is_stop.cumsum(1) - is_stop.long() > 0) & self.canvas.fill_mask
+        if rows is not None:
+            tail &= torch.zeros_like(tail).index_fill(0, rows, True)
         self.ids.masked_fill_(tail, self.policy.pad_token_id)
         self.step_map.masked_fill_(tail, -1)
         self.logps.masked_fill_(tail, 0.0)

@@ -46,6 +46,7 @@ class SemiAutoregressive(Stepwise):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("text", "mmu")
+    exact_decoding: ClassVar[dict[str, Any]] = EXACT_DECODING
 
     steps: int = key(
         128, "denoising steps of the whole answer, at least one a block; they need not divide evenly", at_least=1
@@ -66,8 +67,9 @@ class SemiAutoregressive(Stepwise):
     kv_cache: str = key(
         "none",
         """approximate decoding (Fast-dLLM, arXiv 2505.22618): keys and values outside the active block are refreshed once a
-        block, by its first forward; "prefix" keeps those before the block, "dual" those on both sides, "none" none""",
-        choices=("none", "prefix", "dual"),
+        block, by its first forward; "prefix" keeps those before the block, "dual" those on both sides, "none" none. The block sampler,
+        for block-causal attention, has "exact" and "none"; its answers are the same""",
+        choices=("none", "prefix", "dual", "exact"),
     )
     confidence_threshold: float | None = key(
         None,
@@ -86,6 +88,11 @@ class SemiAutoregressive(Stepwise):
         check_keys(self)
         if self.stop not in STOPS:
             raise ValueError(f"stop={self.stop!r}: choose one of {STOPS}")
+        if self.kv_cache == "exact":
+            raise ValueError(
+                "kv_cache='exact' is for block-causal attention, where no later token changes a key: set sampler='block', or "
+                "kv_cache to 'prefix' or 'dual', which are approximate"
+            )
         if self.confidence_threshold is not None and self.remasking == "random":
             raise ValueError(
                 f"confidence_threshold={self.confidence_threshold} commits by confidence, and remasking='random' does not: set "
@@ -217,7 +224,12 @@ class BlockWriter(CanvasWriter):
 
 
 def most_confident(confidence: Tensor, candidates: Tensor, k: Tensor) -> Tensor:
-    """The ``k [b]`` candidates of highest confidence in each row, bool ``[b, L]``; ties go to the left."""
-    scores = scatter(candidates, confidence).masked_fill(~candidates, -torch.inf)
+    """The ``k [b]`` candidates of highest ``confidence [n]`` in each row, bool ``[b, L]``; ties go to the left."""
+    return surest(scatter(candidates, confidence), candidates, k)
+
+
+def surest(scores: Tensor, candidates: Tensor, k: Tensor) -> Tensor:
+    """As ``most_confident``, of ``scores [b, L]``."""
+    scores = scores.masked_fill(~candidates, -torch.inf)
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < k[:, None]) & candidates

@@ -165,6 +165,8 @@ def difference(one: Rollout, two: Rollout, tolerance: float = 0.0) -> str:
     pairs = [("ids", one.canvas.ids, two.canvas.ids)]
     names = [item.name for item in fields(Rollout) if item.name not in ("canvas", "completions")]
     for name, own, other in [*pairs, *((name, getattr(one, name), getattr(two, name)) for name in names)]:
+        if own is None and other is None:
+            continue
         slack = tolerance if own.is_floating_point() else 0
         apart = (own.double() - other.double()).abs() > slack
         if apart.any():

@@ -17,6 +17,7 @@ from ..config.build import Algorithm
 from ..models.base import DiffusionPolicy
 from ..models.lockstep import forwards_meet, lockstep
 from ..rollout.pipeline import Pipeline, evaluating
+from ..samplers.kv_cache import EXACT
 from ..types import SPANS, Canvas, Experience, Rollout, canvas_tasks
 from .batches import Batch, Unit, collate, score_batch
 from .diagnostics import thinned
@@ -152,9 +153,11 @@ def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[st
     joint = SPANS["r2i"] if pipe.args.r2i_noise == "joint" else ()
     for task in (own for own in canvas_tasks(tasks) if own not in joint):
         sampler = pipe.algorithms[task].sampler
-        cached = getattr(sampler, "kv_cache", "none") != "none"
+        cached = getattr(sampler, "kv_cache", "none") not in EXACT
         differs = cached or getattr(sampler, "truncation", None) is not None
         unit, own = _unit_of(window, task)
+        # What a token was written over is gone, and with it the state in which the others were drawn.
+        differs = differs and getattr(sampler, "edit_threshold", None) is None
         if not differs or unit is None or pipe.policy.mask_token_id is None:
             continue
         key = (pipe.args.seed, number)

@@ -83,9 +83,11 @@ class Noising(ABC):
 
     Attributes:
         every_step: whether ``num_samples`` 0 means every step of the rollout; else it is refused.
+        reads_step_map: whether it hides what was not written yet at a step. An answer with edits has no such state, and is refused.
     """
 
     every_step: ClassVar[bool] = False
+    reads_step_map: ClassVar[bool] = False
 
     weighting: str = key(
         "uniform",
@@ -132,7 +134,15 @@ class Noising(ABC):
             key: (seed, window).
             rows: global row numbers ``[B]``.
             blocks: ``policy.blocks`` of the canvas.
+
+        Raises:
+            ValueError: tokens were written over, and the scheme reads the order of writing.
         """
+        if self.reads_step_map and rollout.edits is not None and bool(rollout.edits.any()):
+            raise ValueError(
+                f"{type(self).__name__} scores each token at the step that wrote it, and {int(rollout.edits.sum())} tokens were written "
+                "over: set edit_threshold to none, or another noising"
+            )
         drawn = [
             [self._update(answer, k, num_iterations, num_samples, (*key, row)) for k in range(num_iterations)]
             for answer, row in zip(answers(rollout, blocks), rows, strict=True)

@@ -46,6 +46,7 @@ class TrajectoryNoising(Noising):
     """
 
     every_step: ClassVar[bool] = True
+    reads_step_map: ClassVar[bool] = True
 
     trajectory_shrink: int = key(1, "so many steps of the rollout are merged into one stage", at_least=1)
 

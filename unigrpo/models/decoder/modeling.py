@@ -22,7 +22,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from ...types import TokenSpace
 from ..blocks import logical_positions, numbered
-from ..cache import KeyValueCache
+from ..cache import GrowingCache, KeyValueCache
 from ..draw import Draw
 from ..elsewhere import OpensElsewhere, label_loss, labelled
 from ..forward import MaskedDiffusionOutput, check_together, combine_guidance, within_span
@@ -85,7 +85,7 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         guidance_scale: float | None = None,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | GrowingCache | None = None,
         counts: list[int] | None = None,
         coefficients: Tensor | None = None,
         output_hidden_states: bool = False,
@@ -134,16 +134,17 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         block_origin: Tensor | None,
-        cache: KeyValueCache | None,
+        cache: KeyValueCache | GrowingCache | None,
         keep_states: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Final hidden states ``[B, m, d]`` and, when asked, the embeddings and every layer's output. m = L, or the cache's span."""
-        columns = slice(None) if cache is None else cache.columns()
         if position_ids is None:
             length = embeds.shape[1] if cache is None or cache.span is None else cache.length
             position_ids = logical_positions(attention_mask, length, embeds.device)
-        mask = self._seen(attention_mask, position_ids, block_origin, columns, embeds.dtype)
-        return self._through(embeds, mask, position_ids[..., columns], cache, keep_states)
+        position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
+        mask = self._seen(attention_mask, position_ids, block_origin, cache, embeds.dtype)
+        own = position_ids if cache is None else cache.restrict(position_ids)
+        return self._through(embeds, mask, own, cache, keep_states)
 
     def _copies(
         self,
@@ -175,7 +176,7 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         hidden: Tensor,
         mask: Tensor | None,
         position_ids: Tensor,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | GrowingCache | None = None,
         keep_states: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """``hidden [B, m, d]`` after all layers under a mask ``[B, 1, m or 1, L]``, and what ``_trunk`` keeps of them."""
@@ -195,7 +196,7 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         attention_mask: Tensor | None,
         position_ids: Tensor,
         block_origin: Tensor | None,
-        columns: slice,
+        cache: KeyValueCache | GrowingCache | None,
         dtype: torch.dtype,
     ) -> Tensor | None:
         """Which keys the computed columns attend to, ``[B, 1, m or 1, L]``; None = all, so that the fastest kernels stay available.
@@ -208,11 +209,12 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         seen = None if keys is None else keys.bool()[:, None, :]
         if config.attention == "block_causal":
             block = numbered(position_ids, 0 if block_origin is None else block_origin[:, None], config.block_size)
-            block = block[None] if block.dim() == 1 else block
-            earlier = block[:, None, :] <= block[:, columns, None]
+            places = torch.arange(block.shape[1], device=block.device)[None]
+            own, at = (block, places) if cache is None else (cache.restrict(block), cache.restrict(places))
+            earlier = block[:, None, :] <= own[:, :, None]
             seen = earlier if seen is None else earlier & seen
             # Padding sees itself: attention without any key is not a number.
-            seen = seen | torch.eye(block.shape[1], dtype=torch.bool, device=block.device)[columns]
+            seen = seen | (places[:, None, :] == at[:, :, None])
         return None if seen is None else self._mask(seen, dtype)
 
     def _mask(self, seen: Tensor, dtype: torch.dtype) -> Tensor:

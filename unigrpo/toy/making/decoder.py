@@ -1,28 +1,46 @@
-"""A Dream of 0.7 M parameters without weights: ``python -m unigrpo.toy.making.dream runs/dream``.
+"""Decoders of 0.7 M parameters without weights: ``python -m unigrpo.toy.making.decoder dream runs/dream``.
 
-It has the quickstart's tokenizer and sizes, and Dream's classes, attention and shift. ``unigrpo/models/README.md`` has the
-commands that teach it to add.
+They have the quickstart's tokenizer and sizes. ``dream`` has Dream's classes, attention and shift. ``sdar`` has the layers of SDAR, which
+are Qwen3's, and its attention: blocks of four, counted from the start of a row. ``unigrpo/models/README.md`` has the commands that
+teach them to add.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from ...models.decoder import DecoderProcessor, DreamConfig
+from ...models.decoder import A2DQwen3Config, DecoderProcessor, DreamConfig
 from ...models.processing import CHAT_TEMPLATE
 from ...terminal import say
 from .tokenizer import SAMPLING, build_tokenizer
 
 
-def shape(folder: Path) -> None:
+SHAPES: dict[str, tuple[type, dict[str, Any]]] = {
+    "dream": (DreamConfig, {}),
+    "sdar": (
+        A2DQwen3Config,
+        {
+            "head_dim": 32,
+            "attention": "block_causal",
+            "block_size": SAMPLING["block_length"],
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+"""Configuration class and its own fields of each."""
+
+
+def shape(name: str, folder: Path) -> None:
     """Writes the configuration and the tokenizer into ``folder``; weights are drawn around them with ``from_scratch``.
 
     The rotary base is 100, as in the other small policies, because most of a head's dimensions would not turn within 40 positions.
     """
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
-    config = DreamConfig(
+    kind, fields = SHAPES[name]
+    config = kind(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
@@ -37,6 +55,7 @@ def shape(folder: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         sampling_defaults=SAMPLING,
+        **fields,
     )
     config.save_pretrained(folder)
     DecoderProcessor(tokenizer).save_pretrained(folder)
@@ -45,10 +64,11 @@ def shape(folder: Path) -> None:
 def main(words: list[str] | None = None) -> None:
     """The command line; ``words`` default to ``sys.argv``'s."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(SHAPES))
     parser.add_argument("folder", type=Path)
     args = parser.parse_args(words)
-    shape(args.folder)
-    say(f"wrote the shape of a Dream to {args.folder}")
+    shape(args.name, args.folder)
+    say(f"wrote the shape of {args.name} to {args.folder}")
 
 
 if __name__ == "__main__":
