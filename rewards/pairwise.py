@@ -126,21 +126,17 @@ class PairwiseJudge(ChatReward):
         told = [(a, b) for a, b in met if entries[a][2:] != entries[b][2:]]
         orders = [order for a, b in told for order in ((a, b), (b, a))]
         asking = self._replies([self._question(entries[a], entries[b]) for a, b in orders])
-        verdicts = [self._verdict(reply) for reply in asking.replies]
+        verdicts = dict(zip(orders, map(self._verdict, asking.replies), strict=True))
 
         won: dict[int, list[float]] = {index: [] for index in entries}
         for a, b in met:
-            if (a, b) not in told:
-                won[a].append(0.5)
-                won[b].append(0.5)
-        for place, (a, b) in enumerate(told):
-            both = verdicts[2 * place], verdicts[2 * place + 1]
-            if None not in both:
-                won[a].append((both[0] + 1 - both[1]) / 2)
-                won[b].append((both[1] + 1 - both[0]) / 2)
-        self._log_asking(log_metric, asking, len(encoder.broken), verdicts.count(None))
+            first, second = (verdicts.get(order, 0.5) for order in ((a, b), (b, a)))
+            if first is not None and second is not None:
+                won[a].append((first + 1 - second) / 2)
+                won[b].append((second + 1 - first) / 2)
+        self._log_asking(log_metric, asking, len(encoder.broken), list(verdicts.values()).count(None))
         if log_metric is not None:
-            given = [verdict for verdict in verdicts if verdict is not None]
+            given = [verdict for verdict in verdicts.values() if verdict is not None]
             log_metric(f"{self.__name__}/prefers_first", math.fsum(given) / len(given) if given else math.nan)
         rates = {index: math.fsum(own) / len(own) if own else None for index, own in won.items()}
         return [rates.get(index) for index in range(len(completions))]

@@ -19,7 +19,7 @@ ENDPOINTS = ("classify", "pooling")
 
 
 class RewardModelServer(ServiceReward):
-    """What a reward model says of prompt and completion as a conversation; range: that of the model, any number without ``activation``.
+    """What a reward model says of prompt and completion as a conversation; range any number, or that of ``activation``.
 
     One request a row, to vLLM's ``/classify`` for a sequence classifier, or to ``/pooling`` for a model that has a value for every
     token, of which the last one's counts. The server writes the conversation with the model's own chat template. A row's images

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..models import DiffusionPolicy
-from ..samplers import Emerge, LeftToRight, MaskGIT, SemiAutoregressive
+from ..samplers import Block, Emerge, LeftToRight, MaskGIT, SemiAutoregressive
 from ..types import Rollout
 from .likelihood import (
     check_blocks_are_causal,
@@ -174,8 +174,12 @@ def left_to_right(temperature: float) -> LeftToRight:
     return LeftToRight(temperature=temperature)
 
 
+def block(temperature: float) -> Block:
+    return Block(steps=LENGTH, temperature=temperature)
+
+
 SAMPLERS_OF = {"text": (semi_autoregressive,), "t2i": (emerge, maskgit)}
 """What fills the canvases of a task, as a function of temperature."""
 
-BLOCKWISE = (left_to_right,)
+BLOCKWISE = (left_to_right, block)
 """The same for policies with a ``block_size``: what finishes each block before the next, wherever the first one begins."""
