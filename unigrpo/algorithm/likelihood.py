@@ -37,7 +37,8 @@ def score_tokens(
 ) -> TokenScores:
     """log p(token | canvas with ``hidden`` positions corrupted) at ``target``, UniGRPO Eq. 3 (arXiv 2505.15809).
 
-    Probabilities are normalised over ``canvas.token_space`` and divided by ``temperature``, as in the sampler.
+    Probabilities are normalised over ``canvas.token_space`` and divided by ``temperature``, as in the sampler. Of a model whose
+    attention is in blocks, a token is scored behind the finished blocks before its own, of which nothing is hidden.
 
     Args:
         noisy_ids: the corrupted canvas itself (``random_corruption``), for policies without a mask id.
@@ -94,11 +95,12 @@ def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_sc
         )
     select = policy.rows(target)
     if guidance_scale is None:
-        inputs = policy.inputs(canvas, hidden, noisy_ids)
+        inputs = policy.likelihood_inputs(canvas, hidden, noisy_ids)
         if not padded and policy.mask_optional:
             inputs["attention_mask"] = None
     else:
-        inputs, select = policy.guided_inputs(canvas, hidden, noisy_ids), torch.cat([select, select])
+        inputs = policy.guided_likelihood_inputs(canvas, hidden, noisy_ids)
+        select = torch.cat([select, select])
         counts = None if counts is None else counts * 2
     return {
         **inputs,

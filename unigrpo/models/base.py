@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..errors import TooLongError
 from ..types import Canvas, TokenSpace
+from .blocks import block_numbers, logical_positions
 from .loading import fresh_module, load_module, load_processor
 from .placing import on_host
 
@@ -32,6 +34,9 @@ class DiffusionPolicy(ABC):
         attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.
         image_tokenizer, image_size, codebook_size: id of the family's image tokenizer, usual side of an image in pixels
             and number of codes; None for families without images.
+        block_size: positions of a block where attention is causal from block to block; ``forward`` then takes ``clean_ids``. None =
+            every position sees every other one.
+        block_anchor: where the first block begins: at the ``"start"`` of a row, or with the answer, at the ``"prompt_end"``.
     """
 
     model_class: ClassVar[Any] = None
@@ -48,6 +53,8 @@ class DiffusionPolicy(ABC):
     image_tokenizer: str | None = None
     image_size: int | None = None
     codebook_size: int | None = None
+    block_size: int | None = None
+    block_anchor: str = "start"
 
     @classmethod
     def load_model(cls, path: str, **kwargs: Any):
@@ -147,11 +154,59 @@ class DiffusionPolicy(ABC):
 
         The twin reads what has been written so far. ``twin`` saves making it anew at every step.
         """
+        return self._with_twin(self.inputs, canvas, hidden, noisy_ids, twin)
+
+    def likelihood_inputs(
+        self, canvas: Canvas, hidden: Tensor | None = None, noisy_ids: Tensor | None = None
+    ) -> dict[str, Any]:
+        """``inputs`` for the likelihood of an answer that stands on ``canvas``.
+
+        Where attention is in blocks, an answer's likelihood is the product of its blocks', each behind finished ones. So the
+        unhidden answer comes too, as ``clean_ids [B, L]``; a prompt token that is hidden is so in both.
+        """
+        inputs = self.inputs(canvas, hidden, noisy_ids)
+        if self.block_size is None:
+            return inputs
+        return {**inputs, "clean_ids": torch.where(canvas.fill_mask, canvas.ids, inputs["input_ids"])}
+
+    def guided_likelihood_inputs(
+        self, canvas: Canvas, hidden: Tensor, noisy_ids: Tensor | None = None
+    ) -> dict[str, Any]:
+        """``likelihood_inputs`` of a canvas and of its unconditional twin, stacked like ``guided_inputs``."""
+        if self.block_size is None:
+            return self.guided_inputs(canvas, hidden, noisy_ids)
+        return self._with_twin(self.likelihood_inputs, canvas, hidden, noisy_ids)
+
+    def _with_twin(
+        self,
+        inputs: Callable[..., dict[str, Any]],
+        canvas: Canvas,
+        hidden: Tensor,
+        noisy_ids: Tensor | None,
+        twin: Canvas | None = None,
+    ) -> dict[str, Any]:
         twin = twin or self.guidance_canvas(canvas)
         twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
         twin_noisy = None if noisy_ids is None else torch.where(canvas.fill_mask, noisy_ids, twin.ids)
-        own, other = self.inputs(canvas, hidden, noisy_ids), self.inputs(twin, hidden, twin_noisy)
+        own, other = inputs(canvas, hidden, noisy_ids), inputs(twin, hidden, twin_noisy)
         return {key: torch.cat([value, other[key]]) for key, value in own.items()}
+
+    def block_origin(self, canvas: Canvas) -> Tensor | None:
+        """The position ``[B]`` int64 at which answers, and with them blocks, begin; None where the rows' beginning is that."""
+        if self.block_size is None or self.block_anchor == "start":
+            return None
+        prompt = canvas.attention_mask & (canvas.fill_mask.cumsum(dim=1) == 0)
+        return prompt.sum(dim=1)
+
+    def blocks(self, canvas: Canvas) -> Tensor | None:
+        """The block of each position ``[B, L]`` int64, 0 in a row's first one, -1 at padding; None where attention has none."""
+        if self.block_size is None:
+            return None
+        real, positions = canvas.attention_mask, canvas.position_ids
+        if positions is None:
+            positions = logical_positions(real, real.shape[1], real.device)
+        block = block_numbers(positions, self.block_origin(canvas), self.block_size)
+        return (block - block.amin(dim=1, keepdim=True)).masked_fill(~real, -1)
 
     def rows(self, mask: Tensor) -> Tensor:
         """The output rows ``[B, L]`` bool whose logits predict the tokens marked by ``mask [B, L]``."""

@@ -61,7 +61,7 @@ def check_scores(policy: DiffusionPolicy, model: Any, rollout: Rollout, temperat
     canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
     noisy_ids = corrupted(policy, canvas, hidden)
     with torch.no_grad():
-        logits = model(**policy.inputs(canvas, hidden, noisy_ids)).logits
+        logits = model(**policy.likelihood_inputs(canvas, hidden, noisy_ids)).logits
         scores = score_tokens(model, policy, canvas, hidden, target, noisy_ids, temperature)
     own, entropy = _at_targets(policy, canvas, target, logits, temperature)
     off = worst(scores.logps[target] - own)
@@ -131,8 +131,8 @@ def check_guidance(policy: DiffusionPolicy, model: Any, rollout: Rollout, temper
     twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
     noisy = corrupted(policy, canvas, hidden)
     twin_noisy = None if noisy is None else torch.where(canvas.fill_mask, noisy, twin.ids)
-    given = model(**policy.inputs(canvas, hidden, noisy)).logits.double()
-    free = model(**policy.inputs(twin, hidden, twin_noisy)).logits.double()
+    given = model(**policy.likelihood_inputs(canvas, hidden, noisy)).logits.double()
+    free = model(**policy.likelihood_inputs(twin, hidden, twin_noisy)).logits.double()
     own, _ = _at_targets(policy, canvas, target, free + (GUIDANCE + 1) * (given - free), temperature)
     scores = score_tokens(model, policy, canvas, hidden, target, noisy, temperature, guidance_scale=GUIDANCE)
     off = worst(scores.logps[target] - own)
@@ -194,9 +194,14 @@ def another(canvas: Canvas, where: Tensor) -> Canvas:
 
 
 def check_hidden_ids(policy: DiffusionPolicy, model: Any, rollout: Rollout, temperature: float) -> None:
-    """What stands under ``hidden`` cannot be seen by the model: the other scores are bitwise the same."""
+    """What stands under ``hidden`` cannot be seen by the model: the other scores are bitwise the same.
+
+    Where attention is in blocks, those of later blocks are not, which stand behind it; nothing is behind a row's last block.
+    """
     canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
-    unscored = hidden & ~target
+    unscored, blocks = hidden & ~target, policy.blocks(canvas)
+    if blocks is not None:
+        unscored &= blocks == blocks.amax(dim=1, keepdim=True)
     require(unscored.any(), "answers of this model are too short to hide a token that is not scored: give more rows")
     expected = score(policy, model, canvas, hidden, target, temperature)
     off = worst(score(policy, model, another(canvas, unscored), hidden, target, temperature) - expected)
@@ -209,7 +214,8 @@ def check_hidden_ids(policy: DiffusionPolicy, model: Any, rollout: Rollout, temp
 def check_visible_ids(policy: DiffusionPolicy, model: Any, rollout: Rollout, temperature: float) -> None:
     """Tokens before and after a scored position both matter: the model is bidirectional."""
     for scored, changed in ((0, -1), (-1, 0)):
-        felt = influence(policy, model, rollout.canvas, scored, changed, temperature)
+        rows = len(rollout.canvas.ids)
+        felt = influence(policy, model, rollout.canvas, [scored] * rows, [changed] * rows, temperature)
         side = "behind" if changed == -1 else "before"
         require(
             felt > FELT,
@@ -221,29 +227,43 @@ def check_visible_ids(policy: DiffusionPolicy, model: Any, rollout: Rollout, tem
 def check_blocks_are_causal(
     policy: DiffusionPolicy, model: Any, rollout: Rollout, temperature: float, block_length: int
 ) -> None:
-    """A token sees its own block, both ways, and earlier ones; of later ones it sees nothing, bitwise."""
-    last = block_length - 1
-    for scored, changed in ((0, last), (last, 0), (block_length, last), (-1, 0)):
-        felt = influence(policy, model, rollout.canvas, scored, changed, temperature)
+    """A token sees its own block, both ways, and earlier ones; of later ones it sees nothing, bitwise.
+
+    Blocks are the policy's, of one that has a ``block_size``; else ``block_length`` places of the answer, from its first on.
+    """
+    canvas, blocks = rollout.canvas, policy.blocks(rollout.canvas)
+    if blocks is None:
+        blocks = (canvas.fill_mask.cumsum(dim=1) - 1) // block_length
+    rows = [own[fill].tolist() for own, fill in zip(blocks, canvas.fill_mask, strict=True)]
+    whole = [max(own, key=own.count) for own in rows]
+    first = [own.index(block) for own, block in zip(rows, whole, strict=True)]
+    last = [start + own.count(block) - 1 for own, block, start in zip(rows, whole, first, strict=True)]
+    second = [own.count(own[0]) for own in rows]
+    # What predicts the first token of a block under shifted logits stands in the block before.
+    first = [start + policy.logit_shift for start in first]
+    before, opening, end = [place - 1 for place in second], [0] * len(rows), [len(own) - 1 for own in rows]
+    for scored, changed in ((first, last), (last, first), (second, before), (end, opening)):
+        felt = influence(policy, model, canvas, scored, changed, temperature)
         require(
             felt > FELT,
-            f"answer token {changed} moves the score of token {scored} by {felt:.2g} nats only, in blocks of {block_length}",
+            f"answer tokens {changed} move the scores of tokens {scored} by {felt:.2g} nats only, in blocks of {block_length}",
         )
-    for scored, changed in ((0, -1), (last, block_length)):
-        felt = influence(policy, model, rollout.canvas, scored, changed, temperature)
+    for scored, changed in ((opening, end), (before, second)):
+        felt = influence(policy, model, canvas, scored, changed, temperature)
         require(
-            felt == 0, f"answer token {changed} of a later block moves the score of token {scored} by {felt:.2g} nats"
+            felt == 0,
+            f"what stands at {changed} of a later block moves the scores of tokens {scored} by {felt:.2g} nats",
         )
 
 
 def influence(
-    policy: DiffusionPolicy, model: Any, canvas: Canvas, scored: int, changed: int, temperature: float
+    policy: DiffusionPolicy, model: Any, canvas: Canvas, scored: list[int], changed: list[int], temperature: float
 ) -> float:
-    """How far the score of answer token ``scored`` moves with the visible token ``changed``."""
+    """How far the score of each row's answer token ``scored`` moves with the visible token ``changed``, at most."""
     target, visible = torch.zeros_like(canvas.fill_mask), torch.zeros_like(canvas.fill_mask)
     for row, fill in enumerate(canvas.fill_mask):
         place = fill.nonzero().flatten()
-        target[row, place[scored]] = visible[row, place[changed]] = True
+        target[row, place[scored[row]]] = visible[row, place[changed[row]]] = True
     expected = score(policy, model, canvas, target, target, temperature)
     return worst(score(policy, model, another(canvas, visible), target, target, temperature) - expected)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..models import DiffusionPolicy
-from ..samplers import Emerge, MaskGIT, SemiAutoregressive
+from ..samplers import Emerge, LeftToRight, MaskGIT, SemiAutoregressive
 from ..types import Rollout
 from .likelihood import (
     check_blocks_are_causal,
@@ -55,7 +55,8 @@ def check_policy(
     Args:
         rows: dataset rows of ``task`` with prompts of several lengths, three or more; for ``"mmu"`` with ``image_codes``.
         padding: the id of padding in canvases of ``task`` where it is not ``policy.pad_token_id``.
-        block_length: answer positions in a block, for models that see no later block; None for bidirectional ones.
+        block_length: answer positions in a block, for models that see no later block and whose policy has no ``block_size``; None
+            for bidirectional ones.
 
     Raises:
         AssertionError: one sentence: what is wrong, where, and what to look at.
@@ -64,9 +65,9 @@ def check_policy(
     name = type(policy).__name__
     try:
         check_encode(policy, rows, task, padding)
-        samplers = SAMPLERS_OF.get(task, SAMPLERS_OF["text"])
+        samplers = BLOCKWISE if policy.block_size else SAMPLERS_OF.get(task, SAMPLERS_OF["text"])
         rollouts = [sampled(policy, model, rows, task, sampler) for sampler in samplers]
-        _check_likelihood(policy, model, rollouts[0], block_length)
+        _check_likelihood(policy, model, rollouts[0], policy.block_size or block_length)
         for rollout in rollouts:
             check_recorded_logps(model, policy, rollout, streams(len(rows)), RECORDED)
     except AssertionError as error:
@@ -167,5 +168,12 @@ def maskgit(temperature: float) -> MaskGIT:
     return MaskGIT(steps=4, temperature=temperature, guidance_scale=0.0)
 
 
+def left_to_right(temperature: float) -> LeftToRight:
+    return LeftToRight(temperature=temperature)
+
+
 SAMPLERS_OF = {"text": (semi_autoregressive,), "t2i": (emerge, maskgit)}
 """What fills the canvases of a task, as a function of temperature."""
+
+BLOCKWISE = (left_to_right,)
+"""The same for policies with a ``block_size``: what finishes each block before the next, wherever the first one begins."""

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from ...types import TokenSpace
+from ..blocks import block_numbers, logical_positions
 from ..cache import KeyValueCache
 from ..draw import Draw
 from ..elsewhere import OpensElsewhere, label_loss, labelled
@@ -29,6 +30,7 @@ from ..head import VocabularyHead
 from ..inherited import RefusedMethods, check_attention_mask, refuse_arguments
 from ..placing import on_host, places_of
 from .configuration import A2DLlamaConfig, A2DQwen2Config, A2DQwen3Config, DreamConfig
+from .two_copies import lay_out
 
 
 KEPT = "cache" if "cache" in inspect.signature(Qwen2DecoderLayer.forward).parameters else "past_key_values"
@@ -75,6 +77,7 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         block_origin: Tensor | None = None,
+        clean_ids: Tensor | None = None,
         select: Tensor | None = None,
         targets: Tensor | None = None,
         token_space: TokenSpace | None = None,
@@ -96,6 +99,8 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
             attention_mask: ``[B, L]``; padding is never attended.
             position_ids: ``[B, L]`` int64; default the number of real tokens before each, so that padding moves no row.
             block_origin: ``[B]`` int64, a position at which a block begins, of block-causal attention; default 0.
+            clean_ids: ``[B, L]`` int64, what stands before the noise: each block of ``input_ids`` then sees itself and the blocks
+                of ``clean_ids`` before it, all in one pass, see ``two_copies``.
         """
         if kwargs:
             refuse_arguments(kwargs, TAKEN)
@@ -106,8 +111,13 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         check_together(input_ids, inputs_embeds, select, targets, draw)
         if cache is not None and cache.span is not None:
             input_ids, inputs_embeds, select = within_span(cache, counts, input_ids, inputs_embeds, select)
-        embeds = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        rows, states = self._trunk(embeds, attention_mask, position_ids, block_origin, cache, output_hidden_states)
+        if clean_ids is None:
+            embeds = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+            rows, states = self._trunk(embeds, attention_mask, position_ids, block_origin, cache, output_hidden_states)
+        else:
+            if input_ids is None or cache is not None or output_hidden_states:
+                raise ValueError("clean_ids go with input_ids, without a cache and without output_hidden_states")
+            rows, states = self._copies(input_ids, clean_ids, attention_mask, position_ids, block_origin, select), None
         if select is not None:
             rows = rows.flatten(0, 1)[places_of(select, None if counts is None else sum(counts))]
         rows = rows if guidance_scale is None else combine_guidance(rows, guidance_scale)
@@ -133,9 +143,44 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
             length = embeds.shape[1] if cache is None or cache.span is None else cache.length
             position_ids = logical_positions(attention_mask, length, embeds.device)
         mask = self._seen(attention_mask, position_ids, block_origin, columns, embeds.dtype)
-        own = position_ids[..., columns]
-        own = own[None] if own.dim() == 1 else own
-        layers, hidden, states = self.model.layers, embeds, []
+        return self._through(embeds, mask, position_ids[..., columns], cache, keep_states)
+
+    def _copies(
+        self,
+        noisy_ids: Tensor,
+        clean_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        block_origin: Tensor | None,
+        select: Tensor | None,
+    ) -> Tensor:
+        """Final hidden states ``[B, L, d]`` of the noisy copy, at the selected positions."""
+        config = self.config  # type: ignore[attr-defined]
+        if config.attention != "block_causal":
+            raise ValueError(
+                f"clean_ids are for attention='block_causal', and this is {config.attention!r}: leave them out"
+            )
+        if position_ids is None:
+            position_ids = logical_positions(attention_mask, noisy_ids.shape[1], noisy_ids.device)
+        blocks = block_numbers(position_ids, block_origin, config.block_size)
+        shift, width = config.logit_shift, 6 * config.hidden_size
+        rows = (noisy_ids, clean_ids, attention_mask, position_ids, blocks, select)
+        columns, place = lay_out(*rows, shift=shift, width=width)
+        embeds = self.model.embed_tokens(columns.ids)
+        hidden, _ = self._through(embeds, self._mask(columns.seen(), embeds.dtype), columns.positions)
+        return hidden.flatten(0, 1)[place]
+
+    def _through(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor,
+        cache: KeyValueCache | None = None,
+        keep_states: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """``hidden [B, m, d]`` after all layers under a mask ``[B, 1, m or 1, L]``, and what ``_trunk`` keeps of them."""
+        own = position_ids[None] if position_ids.dim() == 1 else position_ids
+        layers, states = self.model.layers, []
         shared = {"position_embeddings": self.model.rotary_emb(hidden, own), "position_ids": own}
         kept = [None] * len(layers) if cache is None else cache.layers(len(layers))
         for layer, keys in zip(layers, kept, strict=True):
@@ -162,29 +207,23 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
             keys = None
         seen = None if keys is None else keys.bool()[:, None, :]
         if config.attention == "block_causal":
-            origin = 0 if block_origin is None else block_origin[:, None]
-            block = (position_ids - origin).div(config.block_size, rounding_mode="floor")
+            block = block_numbers(position_ids, block_origin, config.block_size)
             block = block[None] if block.dim() == 1 else block
             earlier = block[:, None, :] <= block[:, columns, None]
             seen = earlier if seen is None else earlier & seen
             # Padding sees itself: attention without any key is not a number.
             seen = seen | torch.eye(block.shape[1], dtype=torch.bool, device=block.device)[columns]
-        if seen is None:
-            return None
-        if config._attn_implementation == "eager":
+        return None if seen is None else self._mask(seen, dtype)
+
+    def _mask(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
+        """``seen [B, m or 1, L]`` as the attention reads it, ``[B, 1, m or 1, L]``."""
+        if self.config._attn_implementation == "eager":  # type: ignore[attr-defined]
             return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
         return seen[:, None]
 
 
 TAKEN = tuple(list(inspect.signature(MaskedDecoder.forward).parameters)[1:-1])
 """The names of what ``forward`` takes."""
-
-
-def logical_positions(attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor:
-    """The number of real tokens before each position, ``[L]`` or with a mask ``[B, L]``; padding before a row has 0."""
-    if attention_mask is None:
-        return torch.arange(length, device=device)
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 class DreamForMaskedDiffusion(MaskedDecoder, Qwen2PreTrainedModel):

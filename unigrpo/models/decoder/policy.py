@@ -46,6 +46,8 @@ class DecoderPolicy(TextPolicy):
         ends = list(dict.fromkeys(own for own in ends if own is not None))
         self.stop_token_ids = tuple(ends if config.stop_token_ids is None else config.stop_token_ids)
         self.logit_shift = config.logit_shift
+        self.block_size = config.block_size if config.attention == "block_causal" else None
+        self.block_anchor = config.block_anchor
         config.mask_token_id = self.mask_token_id = _mask_of(config, tokenizer, words)
         padding = [config.pad_token_id, tokenizer.pad_token_id, *ends, self.mask_token_id]
         config.pad_token_id = self.pad_token_id = next(own for own in padding if own is not None)
@@ -53,10 +55,8 @@ class DecoderPolicy(TextPolicy):
     def inputs(self, canvas: Canvas, hidden: Tensor | None = None, noisy_ids: Tensor | None = None) -> dict[str, Any]:
         """As everywhere; where blocks begin with the answer, also the position at which it does."""
         inputs = super().inputs(canvas, hidden, noisy_ids)
-        if self.config.attention == "block_causal" and self.config.block_anchor == "prompt_end":
-            prompt = canvas.attention_mask & (canvas.fill_mask.cumsum(dim=1) == 0)
-            inputs["block_origin"] = prompt.sum(dim=1)
-        return inputs
+        origin = self.block_origin(canvas)
+        return inputs if origin is None else {**inputs, "block_origin": origin}
 
 
 def _mask_of(config: Any, tokenizer: Any, words: dict[str, int]) -> int:
