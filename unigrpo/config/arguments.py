@@ -188,6 +188,11 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     exit_entropy: float | None = None
     alg: str | None = None
     alg_temp: float | None = None
+    t_min: float | None = None
+    t_max: float | None = None
+    entropy_bound: float | None = None
+    stability_threshold: int | None = None
+    finish_entropy: float | None = None
     sampler: Part = None
     eval_sampler: Part = None
     eval_denoising_steps: int | None = None

@@ -20,6 +20,7 @@ from .decoder import (
     MaskedDecoder,
 )
 from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
+from .gemma import DiffusionGemmaPolicy
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy
 from .magvit import MagvitV2, MagvitV2Config
 from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
@@ -32,6 +33,7 @@ POLICIES: dict[str, type[DiffusionPolicy]] = {
     "a2d-qwen2": A2DQwen2Policy,
     "a2d-qwen3": A2DQwen3Policy,
     "a2d-llama": A2DLlamaPolicy,
+    "diffusion_gemma": DiffusionGemmaPolicy,
 }
 """A family is one line here: its policy names the network, and the network its configuration."""
 
@@ -41,11 +43,13 @@ CONVERTED = {
 """Types of autoregressive checkpoints, and the family that they are opened as."""
 
 for _model in (*(policy.model_class for policy in POLICIES.values()), MagvitV2):
-    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
-    AutoModel.register(_model.config_class, _model, exist_ok=True)
+    if _model.config_class.__module__.startswith("unigrpo."):  # What transformers knows itself, AutoModel opens as ever.
+        AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+        AutoModel.register(_model.config_class, _model, exist_ok=True)
 for _policy in POLICIES.values():
     AutoModelForMaskedLM.register(_policy.model_class.config_class, _policy.model_class, exist_ok=True)
-    AutoProcessor.register(_policy.model_class.config_class, _policy.processor_class, exist_ok=True)
+    if _policy.model_class.config_class.__module__.startswith("unigrpo."):
+        AutoProcessor.register(_policy.model_class.config_class, _policy.processor_class, exist_ok=True)
 
 
 def resolve_policy(name: str | type[DiffusionPolicy], folders: Sequence[str | Path] = ()) -> type[DiffusionPolicy]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ..types import KINDS
 from .dream import Dream
 from .emerge import Emerge
+from .entropy_bound import EntropyBound
 from .left_to_right import LeftToRight
 from .maskgit import MaskGIT
 from .schedules import MASK_SCHEDULES
@@ -18,6 +19,7 @@ SAMPLERS: dict[str, Callable] = {
     "semi_autoregressive": SemiAutoregressive,
     "left_to_right": LeftToRight,
     "dream": Dream,
+    "entropy_bound": EntropyBound,
     "maskgit": MaskGIT,
     "emerge": Emerge,
 }
@@ -39,6 +41,7 @@ __all__ = [
     "SAMPLERS",
     "Dream",
     "Emerge",
+    "EntropyBound",
     "LeftToRight",
     "MaskGIT",
     "SemiAutoregressive",

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from ...types import TokenSpace
-from ..decoder.modeling import IMPLEMENTATIONS, logical_positions
+from ..blocks import logical_positions
+from ..decoder.modeling import IMPLEMENTATIONS, KEPT
 from ..draw import Draw
 from ..elsewhere import OpensElsewhere, label_loss, labelled
 from ..forward import MaskedDiffusionOutput, check_together, combine_guidance, from_logits
@@ -29,8 +30,15 @@ class DiffusionGemmaForMaskedDiffusion(OpensElsewhere, RefusedMethods, Diffusion
         ValueError: an ``attn_implementation`` that does not take any mask.
     """
 
+    no_adapters = (
+        "encoder and decoder of DiffusionGemma are one set of weights, and an adapter would change one of them alone; leave "
+        "peft_config out, and train the whole model"
+    )
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        for unread in (self.model.encoder.vision_tower, self.model.encoder.embed_vision):
+            unread.requires_grad_(False)
         kind = self.config.text_config._attn_implementation
         if kind not in IMPLEMENTATIONS:
             raise ValueError(
@@ -70,7 +78,7 @@ class DiffusionGemmaForMaskedDiffusion(OpensElsewhere, RefusedMethods, Diffusion
             self_conditioning_logits: ``[B, m, V]``, those of the step before, for the m columns from the first canvas on, or of ``cache``.
             self_conditioning_mask: ``[B]`` bool, the rows that read them; default all.
             cache: what the encoder has read before the canvas of its columns, which alone is computed.
-            select: ``[B, L]`` bool; default every column that is computed.
+            select: ``[B, L]`` bool; default all. Logits of the prompt, which nothing predicts, are 0; with a cache they are left out.
         """
         if kwargs:
             refuse_arguments(kwargs, TAKEN)
@@ -86,19 +94,21 @@ class DiffusionGemmaForMaskedDiffusion(OpensElsewhere, RefusedMethods, Diffusion
         columns, keys = self._read(input_ids if clean_ids is None else clean_ids, sight, written, cache)
         rows = self.model.decoder(
             decoder_input_ids=input_ids[:, columns],
-            cache=keys,
             self_conditioning_logits=self_conditioning_logits,
             self_conditioning_mask=self_conditioning_mask,
             decoder_attention_mask=self._masks(
                 lambda window: sight.decoder(window, columns, slice(0, keys.get_seq_length()))
             ),
             decoder_position_ids=sight.position[:, columns],
+            **{KEPT: keys},
         ).last_hidden_state
         if select is not None:
             rows = rows.flatten(0, 1)[places_of(select[:, columns], None if counts is None else sum(counts))]
         logits = self.capped(rows)
         if guidance_scale is not None:
             logits = combine_guidance(logits, guidance_scale)
+        if select is None and cache is None:
+            logits = torch.nn.functional.pad(logits, (0, 0, columns.start, 0))
         found = from_logits(logits, targets, token_space, temperature, ref_logprobs, draw, coefficients)
         if labels is None:
             return found
@@ -134,7 +144,7 @@ class DiffusionGemmaForMaskedDiffusion(OpensElsewhere, RefusedMethods, Diffusion
                 input_ids=ids[:, read],
                 attention_mask=self._masks(part.encoder),
                 position_ids=part.position,
-                cache=cache,
+                **{KEPT: cache},
             )
         return slice(cache.start, cache.stop), cache
 

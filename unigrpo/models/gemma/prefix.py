@@ -48,7 +48,7 @@ class PrefixKeys:
     def take(self, rows: list[int]) -> None:
         """Goes on with ``rows`` of the batch alone."""
         for layer in self.layers:
-            index = upload(rows, layer.keys.device)
+            index = upload(rows, layer.keys.device, torch.int64)
             layer.keys, layer.values = layer.keys[index], layer.values[index]
 
 
