@@ -43,7 +43,9 @@ CONVERTED = {
 """Types of autoregressive checkpoints, and the family that they are opened as."""
 
 for _model in (*(policy.model_class for policy in POLICIES.values()), MagvitV2):
-    if _model.config_class.__module__.startswith("unigrpo."):  # What transformers knows itself, AutoModel opens as ever.
+    if _model.config_class.__module__.startswith(
+        "unigrpo."
+    ):  # What transformers knows itself, AutoModel opens as ever.
         AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
         AutoModel.register(_model.config_class, _model, exist_ok=True)
 for _policy in POLICIES.values():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..models.draw import Draw, TokenScores, choose_tokens
+from ..models.draw import Draw, choose_tokens
 from ..models.gemma.prefix import PrefixKeys
 from ..models.placing import upload
 from ..parts import check_keys, key
@@ -37,16 +37,12 @@ class EntropyBound(Stepwise):
     tasks: ClassVar[tuple[str, ...]] = ("text",)
 
     steps: int = key(48, "denoising steps of a canvas, at most", at_least=1)
-    temperature: float = key(
-        1.0, "divides the logits beside the schedule from t_max to t_min; 0 = argmax", at_least=0
-    )
+    temperature: float = key(1.0, "divides the logits beside the schedule from t_max to t_min; 0 = argmax", at_least=0)
     t_min: float = key(0.4, "the schedule's temperature at the last step", above=0)
     t_max: float = key(0.8, "the schedule's temperature before the first step", above=0)
     entropy_bound: float = key(0.1, "nats that the tokens kept in one step may share; more is faster", at_least=0)
     stability_threshold: int = key(1, "steps without a change before a canvas may be finished", at_least=0)
-    finish_entropy: float = key(
-        0.005, "mean entropy in nats below which a canvas may be finished", above=0
-    )
+    finish_entropy: float = key(0.005, "mean entropy in nats below which a canvas may be finished", above=0)
 
     def __post_init__(self) -> None:
         check_keys(self)
@@ -104,62 +100,48 @@ class Denoised:
         """One forward of the rows that are left; those that are finished are written and leave."""
         writer, sampler, streams = self.writer, self.sampler, [generators[row] for row in self.rows]
         active = upload(self.rows, writer.ids.device)
-        logits = self._logits(model, active) / sampler.temperature_at(step)
-        shape = logits.shape[:2]
-        flat = logits.flatten(0, 1)
-        counts = [shape[1]] * shape[0]
-        scale = sampler.temperature or 1.0
-        drawn = choose_tokens(flat / scale, self._draw(counts, streams))
-        best = choose_tokens(flat / scale, Draw(entropy=True))
-        self.logits = self._padded(logits)
-        kept = within_bound(best.entropy.view(shape), sampler.entropy_bound)
-        space = writer.space
-        fresh = torch.cat([space.draw(shape[1], generator=own) for own in streams]).view(shape).to(writer.ids)
-        writer.ids[active, self.columns] = torch.where(kept, (drawn.tokens + space.start).view(shape), fresh)
-        self._finish(best, shape, active, step == sampler.steps - 1, done)
-
-    def _draw(self, counts: list[int], streams: list[torch.Generator]) -> Draw:
-        device = self.writer.ids.device
-        chances = uniforms(counts, streams, device) if self.sampler.temperature else None
-        return Draw(uniforms=chances, truncation=self.sampler.truncation)
+        self.logits = self._logits(model, active) / sampler.temperature_at(step)
+        rows, length = self.logits.shape[:2]
+        scaled = self.logits.flatten(0, 1) / (sampler.temperature or 1.0)
+        chances = uniforms([length] * rows, streams, writer.ids.device) if sampler.temperature else None
+        tokens = choose_tokens(scaled, Draw(uniforms=chances, truncation=sampler.truncation)).tokens
+        best = choose_tokens(scaled, Draw(entropy=True))
+        assert tokens is not None and best.tokens is not None and best.entropy is not None, "as asked"
+        first, shape = writer.space.start, (rows, length)
+        tokens, likeliest = (tokens + first).view(shape), (best.tokens + first).view(shape)
+        entropy, logps = best.entropy.view(shape), best.logps.view(shape)
+        kept = within_bound(entropy, sampler.entropy_bound)
+        fresh = torch.cat([writer.space.draw(length, generator=own) for own in streams]).view(rows, length)
+        writer.ids[active, self.columns] = torch.where(kept, tokens, fresh.to(tokens))
+        self.unchanged = torch.where((likeliest == self.likeliest).all(dim=1), self.unchanged + 1, 0)
+        self.likeliest = likeliest
+        sure = entropy.mean(dim=1) < sampler.finish_entropy
+        over = (self.unchanged >= sampler.stability_threshold) & sure | (step == sampler.steps - 1)
+        self._finish(active, over, logps, done)
 
     def _logits(self, model: Any, active: Tensor) -> Tensor:
         """fp32 logits ``[b, m, W]`` of the canvas over the token space."""
         writer, places = self.writer, torch.zeros_like(self.writer.hidden[active])
         places[:, self.columns] = True
-        counts = [places[0, self.columns].numel()] * len(places)
-        request = writer._request(active, places, counts)
-        output = model(
-            **request, token_space=writer.space, cache=self.keys, self_conditioning_logits=self.logits
-        )
+        request = writer.request(active, places, [self.likeliest.shape[1]] * len(places))
+        output = model(**request, token_space=writer.space, cache=self.keys, self_conditioning_logits=self.logits)
         return output.logits.view(len(places), -1, writer.space.width)
 
-    def _padded(self, logits: Tensor) -> Tensor:
-        """As many columns as the vocabulary has: the model reads its logits as a mixture of its embeddings."""
-        space, vocabulary = self.writer.space, self.writer.policy.config.text_config.vocab_size
-        lowest = torch.finfo(logits.dtype).min
-        return torch.nn.functional.pad(logits, (space.start, vocabulary - space.stop), value=lowest)
-
-    def _finish(self, best: TokenScores, shape: torch.Size, active: Tensor, last: bool, done: int) -> None:
-        writer, sampler = self.writer, self.sampler
-        likeliest = (best.tokens + writer.space.start).view(shape)
-        same = (likeliest == self.likeliest).all(dim=1)
-        self.unchanged = torch.where(same, self.unchanged + 1, 0)
-        sure = best.entropy.view(shape).mean(dim=1) < sampler.finish_entropy
-        over = (self.unchanged >= sampler.stability_threshold) & sure | last
+    def _finish(self, active: Tensor, over: Tensor, logps: Tensor, done: int) -> None:
+        """Writes the likeliest tokens of the rows that are ``over [b]``, and goes on without them."""
+        writer = self.writer
         (finished,) = writer.read(over)
-        self.likeliest = likeliest
         if not any(finished):
             return
-        places = torch.zeros_like(writer.hidden[active])
+        places, tokens, known = torch.zeros_like(writer.hidden[active]), writer.ids[active], writer.logps[active]
         places[:, self.columns] = over[:, None]
-        tokens, logps = writer.ids[active], torch.zeros_like(writer.logps[active])
-        tokens[:, self.columns], logps[:, self.columns] = likeliest, best.logps.view(shape)
-        writer.write(active, places, tokens, logps, done)
+        tokens[:, self.columns], known[:, self.columns] = self.likeliest, logps
+        writer.write(active, places, tokens, known, done)
         stay = [place for place, own in enumerate(finished) if not own]
         index = upload(stay, writer.ids.device, torch.int64)
         self.rows = [self.rows[place] for place in stay]
-        self.likeliest, self.unchanged, self.logits = likeliest[index], self.unchanged[index], self.logits[index]
+        assert self.logits is not None, "a step was taken"
+        self.likeliest, self.unchanged, self.logits = self.likeliest[index], self.unchanged[index], self.logits[index]
         self.keys.take(stay)
 
 

@@ -75,7 +75,8 @@ class DiffusionGemmaForMaskedDiffusion(OpensElsewhere, RefusedMethods, Diffusion
             written: ``[B, L]`` bool, the positions of canvases; default those of ``labels``, else the last ``canvas_length``.
             clean_ids: ``[B, L]``, what the encoder reads; default ``input_ids``. With it all canvases of an answer are scored at once,
                 each behind the clean ones before it.
-            self_conditioning_logits: ``[B, m, V]``, those of the step before, for the m columns from the first canvas on, or of ``cache``.
+            self_conditioning_logits: ``[B, m, V]``, or ``[B, m, W]`` over ``token_space``: those of the step before, for the m columns from the
+                first canvas on, or those of ``cache``.
             self_conditioning_mask: ``[B]`` bool, the rows that read them; default all.
             cache: what the encoder has read before the canvas of its columns, which alone is computed.
             select: ``[B, L]`` bool; default all. Logits of the prompt, which nothing predicts, are 0; with a cache they are left out.
@@ -94,7 +95,7 @@ class DiffusionGemmaForMaskedDiffusion(OpensElsewhere, RefusedMethods, Diffusion
         columns, keys = self._read(input_ids if clean_ids is None else clean_ids, sight, written, cache)
         rows = self.model.decoder(
             decoder_input_ids=input_ids[:, columns],
-            self_conditioning_logits=self_conditioning_logits,
+            self_conditioning_logits=self._whole(self_conditioning_logits, token_space),
             self_conditioning_mask=self_conditioning_mask,
             decoder_attention_mask=self._masks(
                 lambda window: sight.decoder(window, columns, slice(0, keys.get_seq_length()))
@@ -120,6 +121,14 @@ class DiffusionGemmaForMaskedDiffusion(OpensElsewhere, RefusedMethods, Diffusion
             logits = self.lm_head(rows.to(self.lm_head.weight.dtype)).float()
             bound = self.config.text_config.final_logit_softcapping
             return bound * torch.tanh(logits / bound)
+
+    def _whole(self, logits: Tensor | None, space: TokenSpace | None) -> Tensor | None:
+        """``logits`` with a column for each id, because they are read as a mixture of all embeddings."""
+        vocabulary = self.config.text_config.vocab_size
+        if logits is None or space is None or logits.shape[-1] == vocabulary:
+            return logits
+        closed = torch.finfo(logits.dtype).min
+        return torch.nn.functional.pad(logits, (space.start, vocabulary - space.stop), value=closed)
 
     def _places(
         self, ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
@@ -155,9 +164,7 @@ class DiffusionGemmaForMaskedDiffusion(OpensElsewhere, RefusedMethods, Diffusion
         if text._attn_implementation == "sdpa":
             return found
         lowest = torch.finfo(self.dtype).min
-        return {
-            name: torch.zeros_like(own, dtype=self.dtype).masked_fill(~own, lowest) for name, own in found.items()
-        }
+        return {name: torch.zeros_like(own, dtype=self.dtype).masked_fill(~own, lowest) for name, own in found.items()}
 
 
 TAKEN = tuple(list(inspect.signature(DiffusionGemmaForMaskedDiffusion.forward).parameters)[1:-1])

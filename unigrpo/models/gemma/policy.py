@@ -57,7 +57,13 @@ class DiffusionGemmaPolicy(TextPolicy):
         """Ids that the tokenizer can decode, without those of padding and pictures."""
         config, text = self.config, self.config.text_config
         stop = min(len(self.processor.tokenizer), text.vocab_size)
-        closed = {self.pad_token_id, text.bos_token_id, config.boi_token_id, config.eoi_token_id, config.image_token_id}
+        closed = {
+            self.pad_token_id,
+            text.bos_token_id,
+            config.boi_token_id,
+            config.eoi_token_id,
+            config.image_token_id,
+        }
         closed = {own for own in closed if own is not None and own < stop} - set(self.stop_token_ids)
         return TokenSpace(start=0, stop=stop, exclude=tuple(sorted(closed)))
 
