@@ -107,7 +107,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         of_rewards = (args.reward_error, args.reward_timeout, args.offload_reward_models)
         self.rewards = setup.reward_set(reward_funcs, reward_processing_classes, args.reward_weights, *of_rewards)
         setup.warn_of_waits(args, self.rewards)
-        setup.check_stops(args, self.policy)
+        setup.check_policy_keys(self.algorithms, self.policy)
         self.codec: ImageCodec | None = None
         self._image_tokenizer = setup.settle_tokenizer(args, base)
         self.args = args

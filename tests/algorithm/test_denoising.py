@@ -226,3 +226,16 @@ def test_a_weight_without_a_bound_is_refused():
         MaskedDenoising(mask_ratio_min=0.0)
     with pytest.raises(ValueError, match="denominator='rows' is not valid"):
         MaskedDenoising(denominator="rows")
+
+
+def test_p_and_mask_are_drawn_again_while_nothing_is_hidden():
+    """With p below 0.3, of one token: 15 % of single draws hide it, of ten 1 - 0.85^10."""
+    trained = torch.ones(1, dtype=torch.bool)
+    shares = []
+    for tries in (1, 10):
+        objective = MaskedDenoising(mask_ratio_max=0.3, tries=tries)
+        drawn = [objective.hide(trained, generator=keyed_generator(i)) for i in range(400)]
+        shares.append(sum(bool(own.hidden.any()) for own in drawn) / len(drawn))
+        # The weight is of the p that hid it; small ones do so seldom: their mean is 2/3 of the largest.
+        assert all(float(own.weight[0]) == pytest.approx(1 / own.ratio) for own in drawn if bool(own.hidden.any()))
+    assert shares == pytest.approx([0.15, 1 - 0.85**10], abs=0.07)

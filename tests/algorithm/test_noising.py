@@ -269,3 +269,53 @@ def test_a_trajectory_hides_the_tail_until_the_stop_token_is_written():
     ]
     merged = TrajectoryNoising(trajectory_shrink=3).draws(answer, 0, 1, 0, (0,))
     assert [draw.hidden.long().tolist() for draw in merged] == [[0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 0, 0, 0]]
+
+
+def test_a_trajectory_in_blocks_takes_a_step_of_each_at_once():
+    """Blocks of three, the first half prompt, the stop token first in the last; tails of its block alone are as the sampler saw them."""
+    completion = torch.tensor([0, 1, 1, 1, 1, 1, 1, 0, 0, 0]).bool()
+    fill = torch.tensor([0, 1, 1, 1, 1, 1, 1, 1, 1, 1]).bool()
+    steps = torch.tensor([-1, 1, 0, 4, 3, 2, 5, -1, -1, -1])
+    block = torch.tensor([-1, 0, 0, 1, 1, 1, 2, 2, 2, 3])
+    answer = Answer(completion=completion, fill=fill, prompt=~fill, step_map=steps, block=block)
+    draws = TrajectoryNoising().draws(answer, 0, 1, 0, (0,))
+    assert [draw.target.long().tolist() for draw in draws] == [
+        [0, 0, 1, 0, 0, 1, 1, 0, 0, 0],
+        [0, 1, 0, 0, 1, 0, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+    ]
+    assert [draw.hidden.long().tolist()[:9] for draw in draws] == [
+        [0, 1, 1, 1, 1, 1, 1, 1, 1],
+        [0, 1, 0, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0, 0, 0],
+    ]
+    merged = TrajectoryNoising(trajectory_shrink=2).draws(answer, 0, 1, 0, (0,))
+    assert [draw.target.long().tolist() for draw in merged] == [
+        [0, 1, 1, 0, 1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_each_block_has_timesteps_of_its_own():
+    """Exact counts in every block, one token at least, whose chances are the weights'; the first block is as long as its share."""
+    completion = torch.arange(24) >= 2
+    answer = Answer(
+        completion=completion,
+        fill=completion,
+        prompt=~completion,
+        step_map=torch.zeros(24, dtype=torch.int64),
+        block=torch.where(completion, torch.arange(24) // 8, -1),
+    )
+    noising = StructuredNoising(noise_per="block", num_timesteps=8)
+    seen = set()
+    for row in range(20):
+        (draw_,) = noising.draws(answer, 0, 1, 1, (0, 0, row))
+        t = [noising.row_timesteps(1, (0, 0, row, number))[0] for number in range(3)]
+        counts = [max(round(n * own / 8), 1) for n, own in zip((6, 8, 8), t, strict=True)]
+        assert [int(own.sum()) for own in (draw_.hidden[:8], draw_.hidden[8:16], draw_.hidden[16:])] == counts
+        assert not draw_.hidden[:2].any() and torch.equal(draw_.hidden, draw_.target)
+        chances = draw_.probability[[2, 8, 16]].tolist()
+        assert chances == pytest.approx([n / own for n, own in zip(counts, (6, 8, 8), strict=True)])
+        assert draw_.ratio == pytest.approx(sum(own * n for own, n in zip(t, (6, 8, 8), strict=True)) / 8 / 22)
+        seen.add(tuple(t))
+    assert len(seen) > 15

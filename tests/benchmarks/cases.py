@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import cases_buckets, cases_growth, cases_images, cases_sft, cases_text, cases_update, memory
+from . import (
+    cases_block_likelihood,
+    cases_buckets,
+    cases_growth,
+    cases_images,
+    cases_sft,
+    cases_text,
+    cases_update,
+    memory,
+)
 from .bench import Bench
 from .measure import Result
 
@@ -16,6 +25,7 @@ CASES: dict[str, Callable[[Bench], list[Result]]] = {
     "trimmed": cases_images.trimmed_padding,
     "update": cases_update.updates,
     "buckets": cases_buckets.buckets,
+    "block-likelihood": cases_block_likelihood.block_likelihood,
     "sft": cases_sft.sft,
     "finished": cases_text.finished_rows,
     "empty": cases_text.empty_steps,

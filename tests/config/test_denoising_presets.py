@@ -27,6 +27,9 @@ EXPECTED = {
     "dream_linear": {"text": 0.75},
     "dream_cart": {"text": 0.05 * (4 + 2 * 0.9 + 3 * 0.9**2 + 2 * 0.9**3 + 0.9**4) / 2},
     "mdlm": {"text": 2.0},
+    "bd3lm": {"text": 2.0},
+    "sdar": {"text": 2.0},
+    "dfactory": {"text": 1.0},
 }
 
 

@@ -93,7 +93,7 @@ def test_a_run_starts_at_ratio_one_trains_resumes_and_reopens(make_trainer, fold
         torch.testing.assert_close(logits(merged(opened.model)), logits(whole.model), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "objective"), [("dream", "dream_cart"), ("a2d-qwen3", "mdlm")])
+@pytest.mark.parametrize(("name", "objective"), [("dream", "dream_cart"), ("a2d-qwen3", "mdlm"), ("blocks", "bd3lm")])
 def test_given_answers_are_learned(folder, tmp_path, name, objective):
     args = MaskedDenoisingConfig(
         str(tmp_path / "run"),

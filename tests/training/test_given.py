@@ -12,11 +12,14 @@ from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.mmada import layouts
 from unigrpo.models.processing import CHAT_TEMPLATE, MMaDAProcessor
+from unigrpo.training.batches import Unit, collate
 from unigrpo.training.given import Writer
+from unigrpo.training.given_step import hidden_row
 from unigrpo.training.mixture import Mixture
 from unigrpo.types import TokenSpace
 
 from ..support.tiny import IDS, golden_tokenizer, tiny_model, tiny_processor
+from ..support.tiny_decoders import tiny_decoder
 
 
 EOS, EOT = IDS["tiny"]["eos"], IDS["tiny"]["eot"]
@@ -110,6 +113,41 @@ def test_of_a_chat_the_last_answer_is_trained_or_all(policy, turns, expected):
     assert trained_of(written) == expected
     shared = {"from": "human", "value": "<image>\nw1"}, {"from": "gpt", "value": "w7"}
     assert trained_of(own.write({"conversations": list(shared), "task": "text"}, "row")) == [7, EOT]
+
+
+@pytest.mark.parametrize("anchor", ["start", "prompt_end"])
+def test_padding_fills_the_last_block(anchor):
+    """Of the row, or of the answer, wherever blocks begin; what has no blocks has no such padding."""
+    _, own = tiny_decoder("blocks", block_anchor=anchor)
+    lengths = set()
+    for words in range(1, 6):
+        row = {"prompt": "w1 " * words, "completion": "w5 w6"}
+        written = writer(own, "bd3lm").write(row, "rows[3]")
+        trained = int(written.trained.sum())
+        whole = trained if anchor == "prompt_end" else int(written.canvas.attention_mask.sum())
+        assert whole % 4 == 0 and 3 <= trained < 3 + 4
+        lengths.add(trained)
+    assert lengths == ({4} if anchor == "prompt_end" else {3, 4, 5, 6})
+    with pytest.raises(
+        ValueError, match=r"rows\[3\]: train_padding='block' fills blocks, and the attention of A2DQwen3Policy"
+    ):
+        writer(tiny_decoder("a2d-qwen3")[1], "bd3lm").write(row, "rows[3]")
+
+
+def test_earlier_answers_of_a_chat_are_clean_for_what_follows_them():
+    """In blocks, the last answer is scored behind the first one as it is, also where both are trained and hidden."""
+    _, own = tiny_decoder("blocks", block_anchor="start")
+    chat = [("user", "w1"), ("assistant", "w5 w6"), ("user", "w2"), ("assistant", "w7")]
+    messages = [{"role": role, "content": text} for role, text in chat]
+    many = writer(own, "sdar", train_turns="all")
+    written = many.write({"messages": messages}, "rows[3]")
+    experience = hidden_row(
+        own, written, many.objectives["text"].weigh(written.trained, written.trained, 1.0), (0,), 0
+    )
+    batch = collate([experience], Unit((0,), 0), 0, own, "cpu")
+    inputs = own.likelihood_inputs(batch.canvas, batch.hidden)
+    assert int((inputs["input_ids"] == own.mask_token_id).sum()) == int(written.trained.sum()) == 5
+    assert torch.equal(inputs["clean_ids"], written.canvas.ids)
 
 
 def test_a_question_about_a_picture_has_the_picture_as_context(policy):

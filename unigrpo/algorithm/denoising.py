@@ -57,6 +57,9 @@ class MaskedDenoising:
     )
     mask_ratio_min: float = key(1e-3, "min, the smallest p; LLaDA's 0.001 bounds the weight 1/p", at_least=0, below=1)
     mask_ratio_max: float = key(1.0, "max, the largest p", above=0, at_most=1)
+    tries: int = key(
+        1, "so often at most are p and what is hidden drawn, until something is hidden at all", at_least=1
+    )
     weight: str = key(
         "1/p",
         """of a hidden token: "1/p", with which the linear law bounds the likelihood, "mean" (1), "1-p", or "cart": the more, the
@@ -78,9 +81,9 @@ class MaskedDenoising:
     train_padding: str = key(
         "all",
         """which padding after an answer is hidden and trained: "all" (it teaches when to stop, and short answers are mostly
-        padding), "first" (one token) or "none". Padding that is not trained is no part of the row. The auxiliary term of an
-        RL run, sft_weight, trains none""",
-        choices=("all", "first", "none"),
+        padding), "first" (one token), "block" (what fills the last block of a model whose attention is in blocks) or "none". Padding
+        that is not trained is no part of the row. The auxiliary term of an RL run, sft_weight, trains none""",
+        choices=("all", "first", "block", "none"),
     )
     train_marks: bool = key(False, "the two marks around a picture to draw are scored too, although they are visible")
     caption_dropout: float = key(
@@ -115,20 +118,26 @@ class MaskedDenoising:
     def hide(
         self, trained: Bool[Tensor, " L"], marks: Bool[Tensor, " L"] | None = None, *, generator: torch.Generator
     ) -> Hidden:
-        """A random corruption of a row. The linear law may hide nothing of a short one: its loss is then 0.
+        """A random corruption of a row. The linear law may hide nothing of a short one, in all its tries: the loss is then 0.
 
         Args:
             trained: the n tokens that may be hidden.
             marks: scored beside them where ``train_marks``.
         """
+        for _ in range(self.tries):
+            hidden, ratio = self._drawn(trained, generator)
+            if bool(hidden.any()):
+                break
+        return self.weigh(hidden, trained, ratio, marks)
+
+    def _drawn(self, trained: Bool[Tensor, " L"], generator: torch.Generator) -> tuple[Tensor, float]:
+        """What is hidden, and p."""
         ratio = self.ratio(float(torch.rand((), dtype=torch.float64, generator=generator)))
         if self.law == "linear":
-            hidden = independent_subset(trained, ratio, generator=generator)
-        else:
-            n = int(trained.sum())
-            count = min(max(round(ratio * n), 1), n)
-            hidden, ratio = random_subset(trained, count, generator=generator), count / max(n, 1)
-        return self.weigh(hidden, trained, ratio, marks)
+            return independent_subset(trained, ratio, generator=generator), ratio
+        n = int(trained.sum())
+        count = min(max(round(ratio * n), 1), n)
+        return random_subset(trained, count, generator=generator), count / max(n, 1)
 
     def weigh(
         self,

@@ -171,6 +171,7 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     timesteps: str | None = None
     timestep_start: int | None = None
     num_timesteps: int | None = None
+    noise_per: str | None = None
     steps: int | None = None
     temperature: float | None = None
     top_k: int | None = None

@@ -90,6 +90,7 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     law: str | None = None
     mask_ratio_min: float | None = None
     mask_ratio_max: float | None = None
+    tries: int | None = None
     weight: str | None = None
     cart_p: float | None = None
     denominator: str | None = None

@@ -163,6 +163,35 @@ def mdlm() -> Objectives:
     return {"text": {"denominator": "answers"}}
 
 
+def bd3lm() -> Objectives:
+    """``mdlm`` as dllm's BD3LM trainer applies it to models whose attention is in blocks (arXiv 2503.09573): every block is scored
+    behind the clean ones before it, which the policy says.
+
+    One p a row; the paper draws one for each block. Padding fills the last block and is trained. Its grid begins with the row, also
+    where its sampler's begins with the answer; here both are ``block_anchor``'s.
+    """
+    return {"text": {"denominator": "answers", "train_padding": "block"}}
+
+
+def sdar() -> Objectives:
+    """The fine-tuning of SDAR (arXiv 2510.06303; its models' own training forward), blocks as in ``bd3lm``.
+
+    p = 0.999 u + 0.001, weight 1/p, the sum of all rows over the tokens of their answers. p and mask are drawn again, ten times at
+    most, until something is hidden. The code packs rows and draws again for a packed row as a whole; here a row is one sample.
+    dLLM-RL's fine-tuning of SDAR and TraDo has p ~ U(0.1, 0.9) and no 1/p: ``mask_ratio_min``, ``mask_ratio_max``, ``weight: mean``.
+    """
+    return {"text": {"denominator": "answers", "train_padding": "none", "tries": 10}}
+
+
+def dfactory() -> Objectives:
+    """The fine-tuning of LLaDA2 in dFactory (``train_llada2_bd.py``), blocks as in ``bd3lm``.
+
+    p ~ U(0.3, 0.8), the mean over the hidden tokens of all rows, padding included, no 1/p: not a bound of the likelihood. Authors:
+    learning rate 1e-5, weight decay 0.1, blocks of 32.
+    """
+    return {"text": {"mask_ratio_min": 0.3, "mask_ratio_max": 0.8, "weight": "mean", "denominator": "tokens"}}
+
+
 def think_then_draw() -> Objectives:
     """``mmada_cot``, but of a thought and its picture (r2i) one is learned at a time, as they are sampled: the thought before there
     is a picture, the codes after the whole thought.
@@ -189,6 +218,9 @@ OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "dream_linear": dream_linear,
     "dream_cart": dream_cart,
     "mdlm": mdlm,
+    "bd3lm": bd3lm,
+    "sdar": sdar,
+    "dfactory": dfactory,
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import TooLongError
 from ..types import Canvas, TokenSpace
-from .blocks import block_numbers, logical_positions
+from .blocks import blocks_of
 from .loading import fresh_module, load_module, load_processor
 from .placing import on_host
 
@@ -34,9 +34,10 @@ class DiffusionPolicy(ABC):
         attends_padding: True when padding is attended like text; rows then keep their padding in the likelihood.
         image_tokenizer, image_size, codebook_size: id of the family's image tokenizer, usual side of an image in pixels
             and number of codes; None for families without images.
-        block_size: positions of a block where attention is causal from block to block; ``forward`` then takes ``clean_ids``. None =
-            every position sees every other one.
-        block_anchor: where the first block begins: at the ``"start"`` of a row, or with the answer, at the ``"prompt_end"``.
+        block_size: positions of a block, where attention is block-causal: a position sees its own block, both ways, and all
+            earlier ones; ``forward`` then takes ``clean_ids``. None = full attention.
+        block_anchor: where the first block begins: at the ``"start"`` of a row's real tokens, or with the answer, at the
+            ``"prompt_end"``.
     """
 
     model_class: ClassVar[Any] = None
@@ -191,22 +192,12 @@ class DiffusionPolicy(ABC):
         own, other = inputs(canvas, hidden, noisy_ids), inputs(twin, hidden, twin_noisy)
         return {key: torch.cat([value, other[key]]) for key, value in own.items()}
 
-    def block_origin(self, canvas: Canvas) -> Tensor | None:
-        """The position ``[B]`` int64 at which answers, and with them blocks, begin; None where the rows' beginning is that."""
-        if self.block_size is None or self.block_anchor == "start":
-            return None
-        prompt = canvas.attention_mask & (canvas.fill_mask.cumsum(dim=1) == 0)
-        return prompt.sum(dim=1)
-
     def blocks(self, canvas: Canvas) -> Tensor | None:
         """The block of each position ``[B, L]`` int64, 0 in a row's first one, -1 at padding; None where attention has none."""
         if self.block_size is None:
             return None
-        real, positions = canvas.attention_mask, canvas.position_ids
-        if positions is None:
-            positions = logical_positions(real, real.shape[1], real.device)
-        block = block_numbers(positions, self.block_origin(canvas), self.block_size)
-        return (block - block.amin(dim=1, keepdim=True)).masked_fill(~real, -1)
+        block = blocks_of(canvas, self.block_size, self.block_anchor)
+        return (block - block.amin(dim=1, keepdim=True)).masked_fill(~canvas.attention_mask, -1)
 
     def rows(self, mask: Tensor) -> Tensor:
         """The output rows ``[B, L]`` bool whose logits predict the tokens marked by ``mask [B, L]``."""

@@ -90,6 +90,7 @@ def draw_noise(pipe: Pipeline, rollout: Rollout, index: int, window: int) -> Noi
         num_samples=algorithm.settings.num_noise_samples,
         key=(pipe.args.seed, window),
         rows=[index],
+        blocks=pipe.policy.blocks(rollout.canvas),
     )
     return corrupted(pipe.policy, noise, rollout, (pipe.args.seed, window, index))
 

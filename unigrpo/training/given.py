@@ -231,7 +231,19 @@ class Writer:
                 f"{where}: {used} tokens before the answer and {count} of the answer need {used + count} positions, "
                 f"and there are {room}: part of the answer would be cut away. Raise max_length={self.max_length}, or shorten the row"
             )
+        if kind == "block":
+            return min(spare, self._behind(used, count))
         return spare if kind == "all" else min(spare, int(kind == "first"))
+
+    def _behind(self, used: int, count: int) -> int:
+        """Positions of the last block behind ``count`` tokens of an answer after ``used`` others."""
+        size = self.policy.block_size
+        if size is None:
+            raise ValueError(
+                f"train_padding='block' fills blocks, and the attention of {type(self.policy).__name__} has none: set "
+                "train_padding='all', or load the model with attention='block_causal' and its block_size"
+            )
+        return -(count + (used if self.policy.block_anchor == "start" else 0)) % size
 
     def _encode(self, row: dict[str, Any], task: str, length: int) -> Canvas:
         return self.policy.encode([row], task, max_completion_length=length)
@@ -285,7 +297,8 @@ def experience_of(
     return Experience(
         ids=canvas.ids[0, keep].clone(),
         attention_mask=canvas.attention_mask[0, keep].clone(),
-        fill_mask=canvas.fill_mask[0, keep].clone(),
+        # Earlier answers of a chat are written too: what follows them is behind them as they are, not as they are hidden.
+        fill_mask=canvas.fill_mask[0, keep] | trained,
         completion_mask=trained,
         hidden=drawn(hidden.hidden),
         target=drawn(hidden.target),

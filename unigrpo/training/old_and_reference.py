@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..algorithm.likelihood import score_tokens, token_logprobs
 from ..algorithm.noising import TrajectoryNoising
-from ..algorithm.noising.base import Answer
+from ..algorithm.noising.base import answers
 from ..config.build import Algorithm
 from ..models.base import DiffusionPolicy
 from ..models.lockstep import forwards_meet, lockstep
 from ..rollout.pipeline import Pipeline, evaluating
-from ..types import SPANS, Experience, canvas_tasks
+from ..types import SPANS, Canvas, Experience, Rollout, canvas_tasks
 from .batches import Batch, Unit, collate, score_batch
 from .diagnostics import thinned
 from .metrics import Metrics
@@ -157,7 +157,8 @@ def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[st
         unit, own = _unit_of(window, task)
         if not differs or unit is None or pipe.policy.mask_token_id is None:
             continue
-        before = [_at_one_step(window.experiences[index], (pipe.args.seed, number)) for index in unit.indices]
+        key = (pipe.args.seed, number)
+        before = [_at_one_step(window.experiences[index], pipe.policy, key) for index in unit.indices]
         batch = collate(before, Unit(tuple(range(len(before))), 0), 0, pipe.policy, pipe.device)
         settings = pipe.algorithms[batch.canvas.task].settings
         law = (settings.temperature, settings.guidance_scale or None)
@@ -176,14 +177,24 @@ def _unit_of(window: Window, task: str) -> tuple[Unit | None, bool]:
     return next(iter(own or units), None), bool(own)
 
 
-def _at_one_step(experience: Experience, key: tuple[int, int]) -> Experience:
-    """The experience as it was before one of its denoising steps, which wrote what is scored."""
-    answer = Answer(
-        completion=experience.completion_mask,
-        fill=experience.fill_mask,
-        prompt=experience.attention_mask & ~experience.fill_mask,
-        step_map=experience.step_map,
+def _at_one_step(experience: Experience, policy: DiffusionPolicy, key: tuple[int, int]) -> Experience:
+    """The experience as it was before one of its denoising steps, or one of each block, which wrote what is scored."""
+    canvas = Canvas(
+        ids=experience.ids[None],
+        fill_mask=experience.fill_mask[None],
+        attention_mask=experience.attention_mask[None],
+        task=experience.task,
+        token_space=experience.token_space,
+        position_ids=None if experience.position_ids is None else experience.position_ids[None],
     )
+    rollout = Rollout(
+        canvas=canvas,
+        completion_mask=experience.completion_mask[None],
+        step_map=experience.step_map[None],
+        sampling_logps=experience.sampling_logps[None],
+        completions=[],
+    )
+    (answer,) = answers(rollout, policy.blocks(canvas))
     if not bool(answer.completion.any()):
         # Left out of the loss: nothing of it is compared.
         return experience

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from ..config.arguments import UniGRPOConfig
+from ..config.build import Algorithm
 from ..config.run_checks import settle_best_model
 from ..data.image_codes import ImageCodec, load_tokenizer, tokenizer_name
 from ..models import DiffusionPolicy, policy_class_of
@@ -176,13 +178,18 @@ def reward_set(
     return RewardSet(functions=resolved, weights=weights, on_error=on_error, timeout=timeout)
 
 
-def check_stops(args: UniGRPOConfig, policy: DiffusionPolicy) -> None:
-    """Raises ``ValueError`` where every text answer would count as cut off, and none would be trained."""
-    masks = any(args.for_task(task).mask_truncated_completions for task in ("text", "mmu", "thought"))
-    if masks and not policy.stop_token_ids:
+def check_policy_keys(algorithms: Mapping[str, Algorithm], policy: DiffusionPolicy) -> None:
+    """Raises ``ValueError`` for keys that mean nothing with ``policy``: its answers would all count as cut off, or have no blocks."""
+    text = [algorithms[task] for task in ("text", "mmu", "thought")]
+    if any(own.settings.mask_truncated_completions for own in text) and not policy.stop_token_ids:
         raise ValueError(
             f"mask_truncated_completions=True leaves every answer out of the loss: {type(policy).__name__} has no stop token "
             "that would end one. Leave it False"
+        )
+    if policy.block_size is None and any(getattr(own.noising, "noise_per", None) == "block" for own in text):
+        raise ValueError(
+            f"noise_per='block': the attention of {type(policy).__name__} is not in blocks. Leave it out, or load the model with "
+            "attention='block_causal' and its block_size"
         )
 
 

@@ -26,12 +26,15 @@ class Answer:
         fill: bool, all written positions, the tail after a stop token included.
         prompt: bool, what was read.
         step_map: int64, the step that wrote each token, -1 elsewhere.
+        block: int64, the block of each written position, -1 elsewhere; None where the model's attention is not in blocks, so that
+            the whole answer is one.
     """
 
     completion: Bool[Tensor, " L"]
     fill: Bool[Tensor, " L"]
     prompt: Bool[Tensor, " L"]
     step_map: Int[Tensor, " L"]
+    block: Int[Tensor, " L"] | None = None
 
     @property
     def length(self) -> int:
@@ -42,6 +45,13 @@ class Answer:
     def tail(self) -> Bool[Tensor, " L"]:
         """Written positions after the stop token."""
         return self.fill & ~self.completion
+
+    @property
+    def in_blocks(self) -> list[Bool[Tensor, " L"]]:
+        """The tokens that count, block by block."""
+        if self.block is None:
+            return [self.completion]
+        return [self.completion & (self.block == own) for own in self.block[self.completion].unique().tolist()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +116,26 @@ class Noising(ABC):
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """The draws of inner update ``k``; ``key`` = (seed, window, row). One without a target is left out later."""
 
-    def __call__(self, rollout: Rollout, *, num_iterations: int, num_samples: int, key: Key, rows: list[int]) -> Noise:
-        """Noise ``[B, K, S, L]`` for ``rollout``; ``key`` = (seed, window), ``rows`` = global row numbers ``[B]``."""
+    def __call__(
+        self,
+        rollout: Rollout,
+        *,
+        num_iterations: int,
+        num_samples: int,
+        key: Key,
+        rows: list[int],
+        blocks: Int[Tensor, "B L"] | None = None,
+    ) -> Noise:
+        """Noise ``[B, K, S, L]`` for ``rollout``.
+
+        Args:
+            key: (seed, window).
+            rows: global row numbers ``[B]``.
+            blocks: ``policy.blocks`` of the canvas.
+        """
         drawn = [
             [self._update(answer, k, num_iterations, num_samples, (*key, row)) for k in range(num_iterations)]
-            for answer, row in zip(answers(rollout), rows, strict=True)
+            for answer, row in zip(answers(rollout, blocks), rows, strict=True)
         ]
         # One draw at least, which scores nothing where no row has an answer: what is read by draw finds its shape.
         most = max([1, *(len(update) for row in drawn for update in row)])
@@ -148,13 +173,20 @@ class Noising(ABC):
         return (draw.share if self.mixed else 1.0) / draw.probability
 
 
-def answers(rollout: Rollout) -> list[Answer]:
-    """The rows of a rollout, one record each."""
+def answers(rollout: Rollout, blocks: Int[Tensor, "B L"] | None = None) -> list[Answer]:
+    """The rows of a rollout, one record each; ``blocks`` are ``policy.blocks`` of its canvas."""
     canvas = rollout.canvas
     prompt = canvas.attention_mask & ~canvas.fill_mask
-    columns = (rollout.completion_mask, canvas.fill_mask, prompt, rollout.step_map)
-    rows = zip(*(column.cpu() for column in columns), strict=True)
-    return [Answer(completion=own, fill=fill, prompt=read, step_map=steps) for own, fill, read, steps in rows]
+    columns = {
+        "completion": rollout.completion_mask,
+        "fill": canvas.fill_mask,
+        "prompt": prompt,
+        "step_map": rollout.step_map,
+    }
+    if blocks is not None:
+        columns["block"] = blocks.masked_fill(~canvas.fill_mask, -1)
+    rows = zip(*(column.cpu() for column in columns.values()), strict=True)
+    return [Answer(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
 def random_subset(candidates: Bool[Tensor, " L"], count: int, *, generator: torch.Generator) -> Bool[Tensor, " L"]:

@@ -35,9 +35,14 @@ class TrajectoryNoising(Noising):
     is written and padding from then on, as the sampler saw it; where a stop token was written after tokens behind it,
     these count as not yet written. ``num_samples`` stages are drawn at random, 0 = all.
 
+    Where attention is in blocks, step j of every block goes into one draw, because each is scored behind the finished blocks before
+    it: an answer in blocks of k tokens has at most k draws, whatever its length. Stages are then those of a block, and later blocks
+    than the stop token's have none.
+
     With ``trajectory_shrink`` 1 the scores are otherwise the sampler's own log-probabilities, for a policy with a mask id. Without
     one, the hidden positions hold fresh random tokens, not those that the sampler saw there: the same steps, but other
-    states. New, old and reference policy still see the same tokens.
+    states. New, old and reference policy still see the same tokens. Of a model in blocks they are the sampler's where that has
+    finished each block before the next.
     """
 
     every_step: ClassVar[bool] = True
@@ -47,30 +52,32 @@ class TrajectoryNoising(Noising):
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """One draw a stage, in the order of writing."""
         stage = torch.full_like(answer.step_map, -1)
-        stage[answer.completion] = merged_steps(answer.step_map[answer.completion], self.trajectory_shrink)
-        count = int(stage.max()) + 1
-        return _stages(answer, stage, count, num_samples, (*key, k))
+        for own in answer.in_blocks:
+            stage[own] = merged_steps(answer.step_map[own], self.trajectory_shrink)
+        return _stages(answer, stage, num_samples, (*key, k))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoregressiveNoising(Noising):
     """Left to right: token i is scored with everything before it visible and the rest hidden.
 
-    The exact likelihood of answers written in that order (JustGRPO, arXiv 2601.15165), at one forward a token.
-    ``num_samples`` tokens are drawn at random, 0 = all.
+    The exact likelihood of answers written in that order (JustGRPO, arXiv 2601.15165), at one forward a token; where attention is
+    in blocks, token j of every block goes into one. ``num_samples`` tokens, of a block, are drawn at random, 0 = all.
     """
 
     every_step: ClassVar[bool] = True
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
-        """One draw a token."""
-        stage = torch.where(answer.completion, answer.completion.cumsum(0) - 1, -1)
-        return _stages(answer, stage, answer.length, num_samples, (*key, k))
+        """One draw a token, or a token of a block."""
+        stage = torch.full_like(answer.step_map, -1)
+        for own in answer.in_blocks:
+            stage[own] = torch.arange(int(own.sum()))
+        return _stages(answer, stage, num_samples, (*key, k))
 
 
-def _stages(answer: Answer, stage: Int[Tensor, " L"], count: int, num_samples: int, key: Key) -> list[Draw]:
+def _stages(answer: Answer, stage: Int[Tensor, " L"], num_samples: int, key: Key) -> list[Draw]:
     """Stage s scores its own tokens and hides them, later stages and, up to the stop token's own stage, the tail."""
-    stop = int(stage[answer.completion][-1]) if answer.length else 0
+    stop, count = int(stage[answer.completion][-1]) if answer.length else 0, int(stage.max()) + 1
     chosen = chosen_stages(count, num_samples, generator=keyed_generator("stages", *key))
     drawn = []
     for s in chosen:

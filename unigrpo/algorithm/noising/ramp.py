@@ -19,6 +19,13 @@ class RampNoising(StructuredNoising):
     itself: about r n tokens are hidden for r >= 1/2, always the last one.
     """
 
+    def __post_init__(self) -> None:
+        StructuredNoising.__post_init__(self)
+        if self.noise_per == "block":
+            raise ValueError(
+                "noise_per='block' with noising 'ramp', whose ratios grow along the whole answer: leave it out, or set noising='structured'"
+            )
+
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """``num_samples`` masks of one ratio."""
         ratio = self.row_timesteps(num_iterations, key)[k] / self.num_timesteps

@@ -59,6 +59,10 @@ class StructuredNoising(Noising):
 
     The question is never masked. Of the n tokens that count, exactly round(n t / T), at least one, are hidden and
     scored. The draws of one inner update share its timestep.
+
+    With ``noise_per`` "block" each block of the model's attention has timesteps of its own, and at least one hidden token; the loss
+    is still a mean over the hidden tokens of a row. UniGRPO's models have no blocks. Of block models, BD3LM (arXiv 2503.09573)
+    was trained with a ratio for each block, and SDAR's, dllm's and dFactory's codes draw one a row.
     """
 
     timesteps: str = key(
@@ -72,6 +76,11 @@ class StructuredNoising(Noising):
         None, "smallest mask ratio; none = 0.8 for truncated timesteps, 0 for cosine ones", at_least=0, below=1
     )
     num_timesteps: int = key(1000, "T, the timesteps of the noise process", at_least=1)
+    noise_per: str = key(
+        "answer",
+        """what has a mask ratio of its own: the whole "answer", or each "block" of a model whose attention is in blocks""",
+        choices=("answer", "block"),
+    )
 
     def __post_init__(self) -> None:
         check_keys(self)
@@ -85,22 +94,24 @@ class StructuredNoising(Noising):
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """``num_samples`` masks of one size."""
-        t = self.row_timesteps(num_iterations, key)[k]
-        masked = self.masked_count(answer.length, t)
-        drawn = []
-        for s in range(num_samples):
-            hidden = self.choose(answer.completion, masked, keyed_generator("mask", *key, k, s))
-            chance = max(masked, 1) / max(answer.length, 1)
-            drawn.append(
-                Draw(
-                    hidden=hidden,
-                    target=hidden,
-                    ratio=t / self.num_timesteps,
-                    probability=chance,
-                    share=1.0 / num_samples,
-                )
-            )
-        return drawn
+        parts = [(answer.completion, key)]
+        if self.noise_per == "block" and answer.block is not None:
+            parts = [(own, (*key, number)) for number, own in enumerate(answer.in_blocks)]
+        return [self._draw(answer, parts, k, num_iterations, s, 1.0 / num_samples) for s in range(num_samples)]
+
+    def _draw(
+        self, answer: Answer, parts: list[tuple[Tensor, Key]], k: int, num_iterations: int, s: int, share: float
+    ) -> Draw:
+        """Draw ``s`` of update ``k``; each of ``parts`` has timesteps and a stream of its own."""
+        hidden, ratio = torch.zeros_like(answer.completion), 0.0
+        chance = torch.ones(len(hidden), dtype=torch.float64)
+        for own, stream in parts:
+            t, n = self.row_timesteps(num_iterations, stream)[k], int(own.sum())
+            masked = self.masked_count(n, t)
+            hidden |= self.choose(own, masked, keyed_generator("mask", *stream, k, s))
+            chance[own] = max(masked, 1) / max(n, 1)
+            ratio += t / self.num_timesteps * n / max(answer.length, 1)
+        return Draw(hidden=hidden, target=hidden, ratio=ratio, probability=chance, share=share)
 
     def masked_count(self, length: int, t: int) -> int:
         """How many of ``length`` tokens timestep ``t`` hides."""

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from ...types import TokenSpace
-from ..blocks import block_numbers, logical_positions
+from ..blocks import logical_positions, numbered
 from ..cache import KeyValueCache
 from ..draw import Draw
 from ..elsewhere import OpensElsewhere, label_loss, labelled
@@ -162,7 +162,7 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
             )
         if position_ids is None:
             position_ids = logical_positions(attention_mask, noisy_ids.shape[1], noisy_ids.device)
-        blocks = block_numbers(position_ids, block_origin, config.block_size)
+        blocks = numbered(position_ids, 0 if block_origin is None else block_origin[:, None], config.block_size)
         shift, width = config.logit_shift, 6 * config.hidden_size
         rows = (noisy_ids, clean_ids, attention_mask, position_ids, blocks, select)
         columns, place = lay_out(*rows, shift=shift, width=width)
@@ -207,7 +207,7 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
             keys = None
         seen = None if keys is None else keys.bool()[:, None, :]
         if config.attention == "block_causal":
-            block = block_numbers(position_ids, block_origin, config.block_size)
+            block = numbered(position_ids, 0 if block_origin is None else block_origin[:, None], config.block_size)
             block = block[None] if block.dim() == 1 else block
             earlier = block[:, None, :] <= block[:, columns, None]
             seen = earlier if seen is None else earlier & seen

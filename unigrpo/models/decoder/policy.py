@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ...types import Canvas
+from ..blocks import block_origin
 from ..text_canvas import TextPolicy
 from .modeling import (
     A2DLlamaForMaskedDiffusion,
@@ -46,8 +47,8 @@ class DecoderPolicy(TextPolicy):
         ends = list(dict.fromkeys(own for own in ends if own is not None))
         self.stop_token_ids = tuple(ends if config.stop_token_ids is None else config.stop_token_ids)
         self.logit_shift = config.logit_shift
-        self.block_size = config.block_size if config.attention == "block_causal" else None
-        self.block_anchor = config.block_anchor
+        if config.attention == "block_causal":
+            self.block_size, self.block_anchor = config.block_size, config.block_anchor
         config.mask_token_id = self.mask_token_id = _mask_of(config, tokenizer, words)
         padding = [config.pad_token_id, tokenizer.pad_token_id, *ends, self.mask_token_id]
         config.pad_token_id = self.pad_token_id = next(own for own in padding if own is not None)
@@ -55,7 +56,7 @@ class DecoderPolicy(TextPolicy):
     def inputs(self, canvas: Canvas, hidden: Tensor | None = None, noisy_ids: Tensor | None = None) -> dict[str, Any]:
         """As everywhere; where blocks begin with the answer, also the position at which it does."""
         inputs = super().inputs(canvas, hidden, noisy_ids)
-        origin = self.block_origin(canvas)
+        origin = None if self.block_size is None else block_origin(canvas, self.block_anchor)
         return inputs if origin is None else {**inputs, "block_origin": origin}
 
 
