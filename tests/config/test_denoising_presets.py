@@ -30,6 +30,7 @@ EXPECTED = {
     "bd3lm": {"text": 2.0},
     "sdar": {"text": 2.0},
     "dfactory": {"text": 1.0},
+    "diffusion_gemma": {"text": 1.0},
 }
 
 
@@ -40,7 +41,7 @@ def test_a_row_costs_what_the_paper_says(name):
     found = {}
     for task, objective in objectives_of(name).items():
         drawn = objective.weigh(hidden, trained, 0.25, marks)
-        assert int(drawn.target.sum()) == (4 if task == "t2i" else 2)
+        assert int(drawn.target.sum()) == (4 if task == "t2i" or name == "diffusion_gemma" else 2)
         found[task] = objective.coefficient * float(drawn.weight.sum()) / drawn.share
     assert found == pytest.approx(EXPECTED[name])
     assert set(EXPECTED) == set(OBJECTIVES)

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer
+from unigrpo.algorithm.denoising import denoising_sum
 from unigrpo.algorithm.likelihood import score_tokens
+from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.models.gemma import DiffusionGemmaForMaskedDiffusion, PrefixKeys
 from unigrpo.rollout.generate import load_policy
 from unigrpo.samplers import EntropyBound
@@ -17,8 +20,9 @@ from unigrpo.samplers.entropy_bound import within_bound
 from unigrpo.testing import check_policy
 from unigrpo.testing.rollouts import check_all_written, check_rollout
 from unigrpo.training.old_and_reference import add_old_and_reference
-from unigrpo.types import TokenSpace
+from unigrpo.types import Canvas, TokenSpace
 
+from ..support.given_runs import SMALL, TEXT
 from ..support.laws import first_window, losses_of
 from ..support.runs import history
 from ..support.tiny_decoders import family_golden, tiny_gemma
@@ -96,6 +100,30 @@ def test_losses_and_their_gradient_are_the_public_ones(public):
     assert float((gradient - recorded).abs().max() / recorded.abs().max()) < 1e-4
     labels[:, -clean.shape[1] :][~corrupted] = -100
     torch.testing.assert_close(model(noisy, labels=labels).loss, arrays["loss.ce_corrupted_only"], rtol=1e-5, atol=0)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("keys", "recorded"),
+    [({}, "flat_ce_all_positions"), ({"train_visible": False, "denominator": "tokens"}, "ce_corrupted_only")],
+)
+def test_the_objective_is_the_public_loss(public, keys, recorded):
+    """On its noise, through the policy's own inputs and the likelihood."""
+    model, arrays, clean = public[0], public[1], torch.cat([public[1]["input_ids"], public[1]["loss.clean"]], dim=1)
+    trained = torch.arange(clean.shape[1]).expand(clean.shape) >= arrays["input_ids"].shape[1]
+    hidden = F.pad(arrays["loss.corrupted"].bool(), (arrays["input_ids"].shape[1], 0))
+    noisy = torch.cat([arrays["input_ids"], arrays["loss.noisy"]], dim=1)
+    objective = objectives_of("diffusion_gemma", keys)["text"]
+    rows = [objective.weigh(own, answer, 0.5) for own, answer in zip(hidden, trained, strict=True)]
+    space = TokenSpace(start=0, stop=model.config.text_config.vocab_size)
+    canvas = Canvas(
+        ids=clean, fill_mask=trained, attention_mask=torch.ones_like(trained), task="text", token_space=space
+    )
+    policy = tiny_gemma()[1]
+    policy.config = model.config
+    logps = score_tokens(model, policy, canvas, hidden, torch.stack([own.target for own in rows]), noisy).logps
+    value = denoising_sum(logps, torch.stack([own.weight for own in rows])).sum() / sum(own.share for own in rows)
+    torch.testing.assert_close(value, arrays[f"loss.{recorded}"], rtol=1e-5, atol=0)
 
 
 @pytest.mark.golden
@@ -182,7 +210,7 @@ def test_what_does_not_fit_the_family_is_refused():
     with pytest.raises(
         ValueError, match="max_completion_length=6: the model writes whole canvases; give a multiple of 4"
     ):
-        policy.encode(ROWS, max_completion_length=6)
+        EntropyBound().begin(policy, policy.encode(ROWS, max_completion_length=6), streams(3))
     with pytest.raises(ValueError, match="has no mask id to hide a prompt with"):
         policy.guidance_canvas(policy.encode(ROWS, max_completion_length=4))
     canvas = policy.encode(ROWS, max_completion_length=4)
@@ -219,3 +247,16 @@ def test_a_run_starts_at_ratio_one_trains_resumes_and_reopens(make_trainer, tmp_
         torch.testing.assert_close(parameter, whole.model.get_parameter(name))
     tower = "model.encoder.vision_tower.patch_embedder.input_proj.weight"
     assert torch.equal(opened.model.get_parameter(tower), model.get_parameter(tower))
+
+
+def test_given_answers_are_learned(tmp_path):
+    """Answers of other lengths are filled up to whole canvases."""
+    model, policy = tiny_gemma()
+    model.save_pretrained(tmp_path / "base")
+    policy.processor.save_pretrained(tmp_path / "base")
+    given = {**SMALL, "max_length": 24, "max_steps": 12, "learning_rate": 1e-2}
+    args = MaskedDenoisingConfig(str(tmp_path / "run"), **given, objective="diffusion_gemma")
+    trainer = MaskedDenoisingTrainer(str(tmp_path / "base"), args, TEXT[:2], TEXT[:2])
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.7 * before

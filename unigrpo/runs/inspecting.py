@@ -59,7 +59,12 @@ def _ids(policy: DiffusionPolicy | None, config: Any) -> list[tuple[str, str]]:
     source = config.get_text_config() if policy is None else policy
     stops = getattr(source, "stop_token_ids", None) or getattr(config, "eos_token_id", None)
     by = "config.json alone" if policy is None else "config.json and the tokenizer"
-    return [("ids", f"mask {getattr(source, 'mask_token_id', None)}, padding {source.pad_token_id}, stops {stops}; by {by}")]
+    return [
+        (
+            "ids",
+            f"mask {getattr(source, 'mask_token_id', None)}, padding {source.pad_token_id}, stops {stops}; by {by}",
+        )
+    ]
 
 
 def _logits(policy: DiffusionPolicy | None, config: Any) -> str:

@@ -31,7 +31,7 @@ class EntropyBound(Stepwise):
     the answer. At ``temperature`` 0 a step takes the likeliest tokens; what is not kept is random all the same.
 
     Raises:
-        ValueError: a policy with a mask id, or rows whose answers do not begin in one column.
+        ValueError: a policy with a mask id, an answer that is no whole number of canvases, or answers that do not begin in one column.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("text",)
@@ -53,6 +53,10 @@ class EntropyBound(Stepwise):
         if policy.mask_token_id is not None or policy.block_size is None:
             raise ValueError(
                 f"sampler='entropy_bound' draws random tokens anew, and {type(policy).__name__} writes at a mask id: choose another sampler"
+            )
+        if (length := int(canvas.fill_mask[0].sum())) % policy.block_size:
+            raise ValueError(
+                f"max_completion_length={length}: the model writes whole canvases; give a multiple of {policy.block_size}"
             )
         if bool((canvas.fill_mask != canvas.fill_mask[:1]).any()):
             raise ValueError("sampler='entropy_bound' needs answers that begin in one column: pad prompts on the left")

@@ -40,19 +40,6 @@ class DiffusionGemmaPolicy(TextPolicy):
         padding = (text.pad_token_id, tokenizer.pad_token_id, *self.stop_token_ids)
         self.pad_token_id = next(own for own in padding if own is not None)
 
-    def encode(self, rows: list[dict[str, Any]], task: str = "text", **lengths: Any) -> Canvas:
-        """The canvas of text rows; ``lengths`` as in ``encode_text``.
-
-        Raises:
-            ValueError: another task, or an answer that is no whole number of the model's canvases.
-        """
-        length = lengths.get("max_completion_length", 0)
-        if length % self.config.canvas_length:
-            raise ValueError(
-                f"max_completion_length={length}: the model writes whole canvases; give a multiple of {self.config.canvas_length}"
-            )
-        return super().encode(rows, task, **lengths)
-
     def token_space(self, task: str) -> TokenSpace:
         """Ids that the tokenizer can decode, without those of padding and pictures."""
         config, text = self.config, self.config.text_config
