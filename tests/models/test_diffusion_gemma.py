@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer
 from unigrpo.algorithm.denoising import denoising_sum
 from unigrpo.algorithm.likelihood import score_tokens
+from unigrpo.algorithm.noising import random_corruption, random_subset
 from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.models.gemma import DiffusionGemmaForMaskedDiffusion, PrefixKeys
 from unigrpo.rollout.generate import load_policy
@@ -20,7 +22,7 @@ from unigrpo.samplers.entropy_bound import within_bound
 from unigrpo.testing import check_policy
 from unigrpo.testing.rollouts import check_all_written, check_rollout
 from unigrpo.training.old_and_reference import add_old_and_reference
-from unigrpo.types import Canvas, TokenSpace
+from unigrpo.types import Canvas, TokenSpace, keyed_generator
 
 from ..support.given_runs import SMALL, TEXT
 from ..support.laws import first_window, losses_of
@@ -260,3 +262,37 @@ def test_given_answers_are_learned(tmp_path):
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.7 * before
+
+
+@torch.no_grad()
+def test_unigrpos_estimate_is_its_mean_over_all_noise():
+    """Two of four tokens replaced, by every pair and by every pair of ids: drawn noise scores that mean within four standard errors."""
+    model, policy = tiny_gemma()
+    space = TokenSpace(start=3, stop=6)
+    canvas = replace(policy.encode(ROWS[:1], max_completion_length=4), token_space=space)
+    policy.stop_token_ids = ()
+    rollout = EntropyBound(steps=2)(model, policy, canvas, generators=streams(1))
+    canvas, places = rollout.canvas, rollout.canvas.fill_mask[0].nonzero().flatten().tolist()
+
+    def value(hidden, noisy):
+        many = canvas.take(torch.zeros(len(hidden), dtype=torch.int64))
+        return score_tokens(model, policy, many, hidden, hidden, noisy).logps.sum(dim=1)
+
+    pairs = [pair for pair in itertools.combinations(places, 2) for _ in range(9)]
+    hidden = torch.zeros(len(pairs), canvas.ids.shape[1], dtype=torch.bool)
+    for row, pair in zip(hidden, pairs, strict=True):
+        row[list(pair)] = True
+    ids = torch.tensor(list(itertools.product(range(3, 6), repeat=2))).repeat(len(pairs) // 9, 1)
+    exact = value(hidden, canvas.ids.expand(hidden.shape).masked_scatter(hidden, ids))
+    draws = 600
+    streamed = [keyed_generator("noise", row) for row in range(draws)]
+    hidden = torch.stack([random_subset(canvas.fill_mask[0], 2, generator=own) for own in streamed])
+    noisy = torch.stack(
+        [
+            random_corruption(own, canvas.ids[0], space, generator=stream)
+            for own, stream in zip(hidden, streamed, strict=True)
+        ]
+    )
+    found = value(hidden, noisy)
+    assert float(exact.std()) > 0.1
+    assert abs(float(found.mean() - exact.mean())) < 4 * float(exact.std()) / draws**0.5
