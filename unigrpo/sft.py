@@ -84,7 +84,7 @@ class MaskedDenoisingTrainer(CheckedGiven, WindowCheckpoints, StoppableRun, Gene
         model, base, self.policy = setup.opened(model, args, policy, processing_class, peft_config is not None)
         self._image_tokenizer = setup.settle_tokenizer(args, base)
         self.args = args
-        self.writer = Writer.of_run(self.policy, args, base.config.vocab_size)
+        self.writer = Writer.of_run(self.policy, args, base.config.get_text_config().vocab_size)
         self._tasks: dict[str, set[str]] = {}
         sources = self._checked(train_dataset, "train_dataset")
         held_out = self._checked(eval_dataset, "eval_dataset") if eval_dataset is not None else {}

@@ -8,9 +8,10 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from transformers import DiffusionGemmaConfig, PreTrainedTokenizerFast
 
 from unigrpo.models import POLICIES
+from unigrpo.models.gemma import DiffusionGemmaForMaskedDiffusion, DiffusionGemmaPolicy
 
 from .tiny import GOLDENS
 
@@ -73,3 +74,14 @@ def tiny_decoder(name: str, seed: int = 0, **fields: Any) -> tuple[Any, Any]:
     config = kind.model_class.config_class(**{**SIZES, **own, **fields})
     policy = kind(config, decoder_tokenizer())
     return kind.model_class._from_config(config).eval(), policy
+
+
+def tiny_gemma(seed: int = 0) -> tuple[Any, Any]:
+    """A random DiffusionGemma with canvases of 4 tokens behind windows of 6, and its policy."""
+    config = DiffusionGemmaConfig.from_pretrained(family_golden("diffusion_gemma"), canvas_length=4)
+    text = config.text_config
+    text.vocab_size, text.sliding_window, text.initializer_range = SIZES["vocab_size"], 6, SIZES["initializer_range"]
+    text.pad_token_id, text.eos_token_id, text.bos_token_id = 146, 148, None
+    torch.manual_seed(seed)
+    model = DiffusionGemmaForMaskedDiffusion(config).eval()
+    return model, DiffusionGemmaPolicy(config, decoder_tokenizer())

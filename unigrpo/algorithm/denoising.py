@@ -28,7 +28,7 @@ class Hidden:
 
     Attributes:
         hidden: bool, read as masks.
-        target: bool, scored: what is hidden, and marks that are scored although they are visible.
+        target: bool, scored: what is hidden, and what is scored although it is visible.
         weight: fp32, coefficient of each scored -log p; 0 elsewhere.
         share: what the row adds to the step's divisor.
         ratio: the chance of a token to be hidden; of a fixed number of hidden tokens, their part.
@@ -85,6 +85,10 @@ class MaskedDenoising:
         that is not trained is no part of the row. The auxiliary term of an RL run, sft_weight, trains none""",
         choices=("all", "first", "block", "none"),
     )
+    train_visible: bool = key(
+        False,
+        """what is not hidden is scored too, with weight 1: for noise of random tokens, which does not show what it replaced""",
+    )
     train_marks: bool = key(False, "the two marks around a picture to draw are scored too, although they are visible")
     caption_dropout: float = key(
         0.0,
@@ -108,6 +112,11 @@ class MaskedDenoising:
         if self.law == "linear" and self.weight == "1/p" and not self.mask_ratio_min:
             raise ValueError(
                 f"mask_ratio_min={self.mask_ratio_min} with law='linear' and weight='1/p': a weight has no bound; give at least 0.0001, or weight='mean'"
+            )
+
+        if self.train_visible and self.weight != "mean":
+            raise ValueError(
+                f"train_visible=True with weight={self.weight!r}: what is visible has no chance to be hidden by; set weight='mean'"
             )
 
     def ratio(self, u: float) -> float:
@@ -147,7 +156,9 @@ class MaskedDenoising:
         marks: Bool[Tensor, " L"] | None = None,
     ) -> Hidden:
         """What the row costs with ``hidden`` of its ``trained`` tokens hidden, each with the chance ``ratio``."""
-        target = hidden | marks if self.train_marks and marks is not None else hidden
+        target = trained if self.train_visible else hidden
+        if self.train_marks and marks is not None:
+            target = target | marks
         scored = int(target.sum())
         n = int(trained.sum())
         parts = {"answer": n, "row": len(hidden), "masked": scored}

@@ -202,6 +202,10 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     entropy_bound: float | None = None
     edit_threshold: float | None = None
     post_steps: int | None = None
+    t_min: float | None = None
+    t_max: float | None = None
+    stability_threshold: int | None = None
+    finish_entropy: float | None = None
     sampler: Part = None
     eval_sampler: Part = None
     eval_denoising_steps: int | None = None

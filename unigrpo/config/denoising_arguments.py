@@ -91,6 +91,7 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     mask_ratio_min: float | None = None
     mask_ratio_max: float | None = None
     tries: int | None = None
+    train_visible: bool | None = None
     weight: str | None = None
     cart_p: float | None = None
     denominator: str | None = None

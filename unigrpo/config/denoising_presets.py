@@ -205,6 +205,18 @@ def dfactory() -> Objectives:
     return {"text": {"mask_ratio_min": 0.3, "mask_ratio_max": 0.8, "weight": "mean", "denominator": "tokens"}}
 
 
+def diffusion_gemma() -> Objectives:
+    """The fine-tuning of DiffusionGemma as NeMo Automodel's guide describes it, its canvases as blocks in ``bd3lm``.
+
+    p = 0.999 u + 0.001 of a canvas's tokens are replaced by uniformly random ones, and every token of it is scored: the mean -log p of all
+    of them, without 1/p. The guide adds the encoder's own next-token loss and reads its own logits again in half of the steps; this
+    does neither.
+    """
+    return {
+        "text": {"weight": "mean", "denominator": "answers", "train_padding": "block", "train_visible": True},
+    }
+
+
 def think_then_draw() -> Objectives:
     """``mmada_cot``, but of a thought and its picture (r2i) one is learned at a time, as they are sampled: the thought before there
     is a picture, the codes after the whole thought.
@@ -235,6 +247,7 @@ OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "bd3lm": bd3lm,
     "sdar": sdar,
     "dfactory": dfactory,
+    "diffusion_gemma": diffusion_gemma,
 }
 
 

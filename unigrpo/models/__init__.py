@@ -23,6 +23,7 @@ from .decoder import (
     SDARPolicy,
 )
 from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
+from .gemma import DiffusionGemmaPolicy
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy
 from .llada2 import LLaDA2MoeConfig, LLaDA2MoeForMaskedDiffusion, LLaDA2MoePolicy
 from .lumina import LuminaConfig, LuminaForMaskedDiffusion, LuminaPolicy, LuminaProcessor
@@ -40,6 +41,7 @@ POLICIES: dict[str, type[DiffusionPolicy]] = {
     "a2d-llama": A2DLlamaPolicy,
     "sdar": SDARPolicy,
     "llada2_moe": LLaDA2MoePolicy,
+    "diffusion_gemma": DiffusionGemmaPolicy,
 }
 """A family is one line here: its policy names the network, and the network its configuration."""
 
@@ -55,12 +57,17 @@ PUBLISHED_AS = {
 }
 """Architectures of published files that say another family's ``model_type``, and their own family."""
 
-for _model in (*(policy.model_class for policy in POLICIES.values()), MagvitV2):
+_NETWORKS = (*(policy.model_class for policy in POLICIES.values()), MagvitV2)
+_OURS = [model for model in _NETWORKS if model.config_class.__module__.startswith("unigrpo.")]
+"""What transformers knows itself is opened by its AutoModel as ever."""
+
+for _model in _OURS:
     AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
     AutoModel.register(_model.config_class, _model, exist_ok=True)
 for _policy in POLICIES.values():
     AutoModelForMaskedLM.register(_policy.model_class.config_class, _policy.model_class, exist_ok=True)
-    AutoProcessor.register(_policy.model_class.config_class, _policy.processor_class, exist_ok=True)
+    if _policy.model_class in _OURS:
+        AutoProcessor.register(_policy.model_class.config_class, _policy.processor_class, exist_ok=True)
 
 
 def resolve_policy(name: str | type[DiffusionPolicy], folders: Sequence[str | Path] = ()) -> type[DiffusionPolicy]:

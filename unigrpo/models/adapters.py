@@ -51,7 +51,7 @@ def add_adapter(model: PreTrainedModel | PeftModel, config: PeftConfig | None) -
 
     Raises:
         ValueError: a target that matches nothing or hits the head; a config for a model that already has adapters; a kind of
-            adapter that cannot be trained.
+            adapter that cannot be trained; a model that takes none (``no_adapters`` of its class says why).
     """
     if config is None:
         return model
@@ -60,6 +60,8 @@ def add_adapter(model: PreTrainedModel | PeftModel, config: PeftConfig | None) -
             "peft_config is given for a model that is a PeftModel already: pass one of the two, or merge the adapter"
         )
     check_adapter(config)
+    if (refused := getattr(model, "no_adapters", None)) is not None:
+        raise ValueError(f"peft_config: {refused}")
     if getattr(config, "init_lora_weights", None) == "eva":
         raise ValueError(
             "init_lora_weights='eva' needs data before the run: give the trainer the PeftModel that "

@@ -111,35 +111,46 @@ class MaskedDiffusionMixin(OpensElsewhere):
             select, targets = labelled(labels, shift, select=select, targets=targets, draw=draw)
         found = super().forward(*args, **kwargs)
         logits, states = found.logits, getattr(found, "hidden_states", None)
-        with torch.autocast(logits.device.type, enabled=False):
-            if select is not None:
-                logits = logits.flatten(0, 1)[places_of(select, None if counts is None else sum(counts))]
-            rows = logits.float()
-            if guidance_scale is not None:
-                rows = combine_guidance(rows, guidance_scale)
-            if token_space is not None:
-                rows = rows[..., token_space.start : token_space.stop]
-            else:
-                token_space = TokenSpace(start=0, stop=rows.shape[-1])
-            rows = rows / temperature
-            if token_space.exclude:
-                closed = torch.tensor(token_space.exclude, device=rows.device) - token_space.start
-                rows = rows.index_fill(-1, closed, torch.finfo(rows.dtype).min)
-            if draw is not None:
-                drawn = choose_tokens(rows, draw)
-                return MaskedDiffusionOutput(
-                    tokens=drawn.tokens + token_space.start,
-                    logps=drawn.logps,
-                    entropy=drawn.entropy,
-                    doubt=drawn.doubt,
-                    kept=drawn.kept,
-                    margin=drawn.margin,
-                )
-            if targets is None:
-                return MaskedDiffusionOutput(logits=rows, hidden_states=states)
-            scores = gather_logps(rows, targets, token_space, ref_logprobs)
-            if labels is not None:
-                return MaskedDiffusionOutput(loss=label_loss(scores.logps, labels, loss_weights))
+        if select is not None:
+            logits = logits.flatten(0, 1)[places_of(select, None if counts is None else sum(counts))]
+        if guidance_scale is not None:
+            logits = combine_guidance(logits, guidance_scale)
+        output = from_logits(logits, targets, token_space, temperature, ref_logprobs, draw, coefficients)
+        if labels is not None:
+            return MaskedDiffusionOutput(loss=label_loss(output.logps, labels, loss_weights))
+        output.hidden_states = states if output.logits is not None else None
+        return output
+
+
+def from_logits(
+    logits: Tensor,
+    targets: Tensor | None,
+    token_space: TokenSpace | None,
+    temperature: float,
+    ref_logprobs: Tensor | None,
+    draw: Draw | None,
+    coefficients: Tensor | None,
+) -> MaskedDiffusionOutput:
+    """What ``VocabularyHead`` answers, from logits ``[n, V]`` that are there in full; arguments as its ``forward``'s."""
+    with torch.autocast(logits.device.type, enabled=False):
+        rows, space = logits.float(), token_space or TokenSpace(start=0, stop=logits.shape[-1])
+        rows = rows[..., space.start : space.stop] / temperature
+        if space.exclude:
+            closed = torch.tensor(space.exclude, device=rows.device) - space.start
+            rows = rows.index_fill(-1, closed, torch.finfo(rows.dtype).min)
+        if draw is not None:
+            drawn = choose_tokens(rows, draw)
+            return MaskedDiffusionOutput(
+                tokens=drawn.tokens + space.start,
+                logps=drawn.logps,
+                entropy=drawn.entropy,
+                doubt=drawn.doubt,
+                kept=drawn.kept,
+                margin=drawn.margin,
+            )
+        if targets is None:
+            return MaskedDiffusionOutput(logits=rows)
+        scores = gather_logps(rows, targets, space, ref_logprobs)
         if coefficients is None:
             return MaskedDiffusionOutput(logps=scores.logps, entropy=scores.entropy, kl=scores.kl)
         total = torch.where(coefficients != 0, coefficients * scores.logps, 0.0).sum()

@@ -78,7 +78,9 @@ def nearest(path: str) -> str:
     own = {_pattern(name) for name in tensors_of(path)}
     if not own:
         return "there are no weights beside it by which to name the nearest"
-    known = {name: _patterns(policy) for name, policy in POLICIES.items()}
+    # One of several networks has a configuration for each, and tensors of no other's names.
+    plain = {name: own for name, own in POLICIES.items() if not own.model_class.config_class.sub_configs}
+    known = {name: _patterns(policy) for name, policy in plain.items()}
     name = max(known, key=lambda name: len(own & known[name]) / len(own | known[name]))
     # The file of a tied head does not hold it.
     tied = getattr(POLICIES[name].model_class, "_tied_weights_keys", None) or {}

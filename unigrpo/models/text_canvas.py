@@ -58,7 +58,8 @@ class TextCanvasPolicy(DiffusionPolicy):
         limit = self._room("max_completion_length", max_completion_length, max_prompt_length)
         prompts = [self._prompt(row, task, limit, prompt_truncation) for row in rows]
         prompt_ids, prompt_mask = left_pad(prompts, self.pad_token_id)
-        answer = torch.full((len(rows), max_completion_length), self.mask_token_id, dtype=torch.int64)
+        hole = self.pad_token_id if self.mask_token_id is None else self.mask_token_id
+        answer = torch.full((len(rows), max_completion_length), hole, dtype=torch.int64)
         written = torch.ones_like(answer, dtype=torch.bool)
         return Canvas(
             ids=torch.cat([prompt_ids, answer], dim=1),

@@ -152,7 +152,7 @@ class _Rows:
         self.notes: list[str] = []
         self.writer = None
         if policy is not None:
-            self.writer = Writer.of_run(policy, args, policy.config.vocab_size)  # type: ignore[attr-defined]
+            self.writer = Writer.of_run(policy, args, policy.config.get_text_config().vocab_size)  # type: ignore[attr-defined]
 
     def read(self, spec: DatasetSpec) -> Source:
         """The rows of a dataset, each of which is fit to be trained on."""

@@ -56,10 +56,15 @@ def _described(family: type[DiffusionPolicy], config: Any, base: str) -> tuple[D
 
 
 def _ids(policy: DiffusionPolicy | None, config: Any) -> list[tuple[str, str]]:
-    source = config if policy is None else policy
+    source = config.get_text_config() if policy is None else policy
     stops = getattr(source, "stop_token_ids", None) or getattr(config, "eos_token_id", None)
     by = "config.json alone" if policy is None else "config.json and the tokenizer"
-    return [("ids", f"mask {source.mask_token_id}, padding {source.pad_token_id}, stops {stops}; by {by}")]
+    return [
+        (
+            "ids",
+            f"mask {getattr(source, 'mask_token_id', None)}, padding {source.pad_token_id}, stops {stops}; by {by}",
+        )
+    ]
 
 
 def _logits(policy: DiffusionPolicy | None, config: Any) -> str:
@@ -68,6 +73,8 @@ def _logits(policy: DiffusionPolicy | None, config: Any) -> str:
 
 
 def _attention(config: Any) -> str:
+    if length := getattr(config, "canvas_length", None):
+        return f"causal before a canvas of {length} tokens, both ways inside it; no mask id: noise is random tokens"
     if getattr(config, "attention", "full") == "block_causal":
         anchor = {"start": "the start of a row", "prompt_end": "the end of the prompt"}[config.block_anchor]
         return f"block-causal, blocks of {config.block_size} from {anchor}"
@@ -101,7 +108,7 @@ def _weights(model: Any, base: str) -> tuple[str, list[str]]:
     found = tensors_of(base)
     if not found:
         return "none that can be looked into without loading them", ["weights as .safetensors"]
-    tied = getattr(model, "_tied_weights_keys", None) or {}
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     same = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     wanted = {name: tuple(own.shape) for name, own in published(model).items() if not (same and name in tied)}
     shapes = [

@@ -57,7 +57,7 @@ def memory_of_sft(recipe: Recipe) -> Memory:
 
 def _shape(args: MaskedDenoisingConfig, config: Any, tokenizer: TokenizerConfig | None, task: str) -> Shape:
     """The longest row of ``task``; what it trains is normalised over the whole vocabulary."""
-    width, room = config.vocab_size, args.max_length
+    width, room = config.get_text_config().vocab_size, args.max_length
     if task == "text":
         return Shape(settings=None, length=room, answer=room, width=width)
     assert tokenizer is not None, "a task with pictures has one"

@@ -108,7 +108,7 @@ def picture_of(config: Any, tokenizer: TokenizerConfig, size: Any) -> tuple[tupl
 
 def shape_of(args: UniGRPOConfig, config: Any, tokenizer: TokenizerConfig | None, task: str) -> Shape:
     """The canvas of ``task`` with a prompt as long as a run takes, or a usual one where it takes any."""
-    own, text = args.for_task(task), getattr(config, "image_token_offset", config.vocab_size)
+    own, text = args.for_task(task), getattr(config, "image_token_offset", config.get_text_config().vocab_size)
     assumed = f"prompts of task {task!r} are counted with {PROMPT[task]} tokens, as max_prompt_length is not set"
     # Both spans of r2i have the thought's prompt.
     limit = args.for_task("thought" if task in SPANS["r2i"] else task).max_prompt_length

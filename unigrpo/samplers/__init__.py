@@ -10,6 +10,7 @@ from ..types import KINDS
 from .block import Block
 from .dream import Dream
 from .emerge import Emerge
+from .entropy_bound import EntropyBound
 from .left_to_right import LeftToRight
 from .maskgit import MaskGIT
 from .schedules import MASK_SCHEDULES
@@ -21,6 +22,7 @@ SAMPLERS: dict[str, Callable] = {
     "left_to_right": LeftToRight,
     "dream": Dream,
     "block": Block,
+    "entropy_bound": EntropyBound,
     "maskgit": MaskGIT,
     "emerge": Emerge,
 }
@@ -48,6 +50,7 @@ __all__ = [
     "Block",
     "Dream",
     "Emerge",
+    "EntropyBound",
     "LeftToRight",
     "MaskGIT",
     "SemiAutoregressive",

@@ -182,7 +182,7 @@ class CanvasWriter:
         self, model, rows: Tensor, holes: Tensor, counts: list[int], space: TokenSpace | None
     ) -> tuple[Tensor, TokenSpace]:
         """fp32 logits ``[n, W]`` of ``holes [b, L]`` in ``rows [b]``, row-major, guided, and the space of their columns."""
-        logits = model(**self._request(rows, holes, counts), token_space=space).logits
+        logits = model(**self.request(rows, holes, counts), token_space=space).logits
         return logits, space or TokenSpace(start=0, stop=logits.shape[1])
 
     def draw(
@@ -205,7 +205,7 @@ class CanvasWriter:
         """
         chances = uniforms(counts, streams, self.ids.device) if temperature else None
         output = model(
-            **self._request(rows, holes, counts),
+            **self.request(rows, holes, counts),
             token_space=self.space,
             temperature=temperature or 1.0,
             draw=Draw(uniforms=chances, entropy=entropy, truncation=truncation, margin=margin),
@@ -214,7 +214,7 @@ class CanvasWriter:
         further = (getattr(output, name, None) for name in ("kept", "margin"))
         return Drawn(output.tokens, output.logps, output.entropy, output.doubt, *further)
 
-    def _request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
+    def request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""
         canvas, hidden = replace(self.canvas, ids=self.ids).take(rows), self.hidden[rows]
         select = self.policy.rows(holes)
