@@ -25,7 +25,7 @@ from unigrpo.toy.benchmark.command import benchmark
 from unigrpo.toy.benchmark.curves import mean_curve
 from unigrpo.toy.benchmark.pool import Job, run_jobs
 from unigrpo.toy.benchmark.table import find_entry, gain, learned, markdown, results_of
-from unigrpo.toy.benchmark.tasks import RESERVED, TASKS, chosen_seeds, chosen_tasks
+from unigrpo.toy.benchmark.tasks import RESERVED, TASKS, chosen_tasks
 
 from ..support import ROOT
 from ..support.benchmark_jobs import fail, linger, spell
@@ -157,10 +157,6 @@ def test_a_mistake_is_an_error_that_names_the_cure(words, message, capsys, tmp_p
     assert main(["benchmark", "--output-dir", str(tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_seeds_are_read_once_each():
-    assert chosen_seeds("2,0,2") == [2, 0]
 
 
 # ---- a cell ----
