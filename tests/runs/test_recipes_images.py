@@ -12,10 +12,8 @@ from PIL import Image
 
 from unigrpo.config.build import build_algorithm
 from unigrpo.config.task import TASK_KEYS
-from unigrpo.errors import RecipeError
 from unigrpo.runs.build import build_config
 from unigrpo.runs.cli import main
-from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
 from unigrpo.runs.recipe import CONFIG_KEYS, load_recipe
 from unigrpo.runs.train import evaluate_recipe
 
@@ -155,12 +153,6 @@ def test_the_papers_law_is_two_words_away(tiny_models, tmp_path):
     assert main(["train", str(file), *paper, *changes, f"output_dir={tmp_path / 'out'}"]) == 0
     assert main(["evaluate", str(file), *changes, f"output_dir={tmp_path / 'evaluated'}"]) == 0
     assert (tmp_path / "evaluated" / "images_evaluated.png").exists()
-
-
-def test_a_dataset_that_is_a_script_is_an_error_of_the_recipe(tmp_path):
-    (tmp_path / "script.py").write_text("import datasets\n")
-    with pytest.raises(RecipeError, match=r"script.*no longer supported"):
-        load_rows(DatasetSpec(path=str(tmp_path / "script.py")))
 
 
 @pytest.mark.smoke

@@ -17,7 +17,6 @@ from unigrpo.training.checkpoints import files as durable
 from unigrpo.training.checkpoints.files import (
     MANIFEST,
     aside_of,
-    check_writable,
     discard,
     fault,
     finish,
@@ -253,17 +252,6 @@ def test_what_a_network_refuses_stays_itself(tmp_path, error):
         raise error
     assert caught.value is error
     assert saving_error(checkpoint_folder(tmp_path, 1), error) is error
-
-
-def test_the_message_of_a_full_disk_advises_what_still_resumes(tmp_path):
-    error = saving_error(checkpoint_folder(tmp_path, 1), OSError(errno.ENOSPC, "No space left on device"))
-    assert "save_total_limit needs less of it" in str(error) and "save_only_model" not in str(error)
-
-
-def test_an_impossible_folder_is_named_as_it_was_set(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="output_dir='runs/x'"):
-        check_writable(tmp_path / "file", name=Path("runs/x"))
 
 
 def test_windows_which_opens_no_folders_is_not_asked_to(tmp_path, monkeypatch):

@@ -188,11 +188,6 @@ def test_a_row_without_a_whole_answer_is_refused_by_name(policy, row, said):
         writer(policy).write(row, "rows[3]")
 
 
-def test_a_task_without_a_loss_is_refused(policy):
-    with pytest.raises(ValueError, match="row: the objective has no loss for task 't2i'"):
-        writer(policy, "llada").write({"prompt": "w1", "image": picture(), "task": "t2i"}, "row")
-
-
 # ---- mixing ----
 
 

@@ -135,15 +135,6 @@ def test_an_answer_is_a_thought_and_a_picture_drawn_after_it(make_trainer):
     assert seen["prompts"][0] == trainer.train_dataset[0]["prompt"]
 
 
-def test_a_rollout_does_not_depend_on_the_batch(make_trainer):
-    windows = [
-        first_window(make_trainer(**options("r2i", rollout_batch_size=size, max_completion_length=6)))
-        for size in (None, 3)
-    ]
-    for one, two in zip(*(window.experiences for window in windows), strict=True):
-        assert torch.equal(one.ids, two.ids)
-
-
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_pictures_of_one_thought_share_it_and_nothing_else(make_trainer, count):
     trainer = make_trainer(**options("r2i", pictures_per_thought=count, max_completion_length=6))

@@ -143,6 +143,7 @@ def test_an_argument_of_trls_trainer_is_answered_with_the_cure(make_trainer, nam
         ({"rewards": []}, "reward_funcs is empty"),
         ({"rewards": [None]}, "a reward must be a name, a module or a callable"),
         ({"rewards": [low_ids], "reward_weights": [1.0, 2.0]}, "reward_weights has 2 values for 1 rewards"),
+        ({"reward_processing_classes": [None, None]}, "reward_processing_classes has 2 entries for 1 rewards"),
         ({"num_generations": 3}, "16 answers .* is not divisible by num_generations=3"),
         ({"num_generations": 1}, "num_generations=1 must be at least 2"),
         (
