@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from types import SimpleNamespace
 
@@ -31,7 +32,11 @@ OUTSIDE = [
     ("image_size", 0, "side in pixels or [height, width]"), ("image_size", [64, 64, 3], "[height, width]"),
     ("advantage_temperature", "x", "a number"), ("advantage_clip", "one", "a number"), ("sft_weight", "x", "a number"),
     ("refill_rounds", None, "a whole number"), ("sft_batch_size", 2.5, "a whole number"), ("offload_reward_models", "yes", "true or false"),
-    ("use_vllm", True, "Leave it False"), ("auto_find_batch_size", True, "yourself"),
+    ("rollout_batch_size", 0, "at least 1"), ("rollout_batch_size", 2.5, "a whole number"), ("reward_error", "warn", "['raise', 'none']"),
+    ("reward_error", None, "is not valid"), ("reward_timeout", 0.0, "a positive number of seconds, or None for no bound"),
+    ("reward_timeout", -1.0, "a positive"), ("reward_timeout", math.nan, "finite"), ("reward_timeout", math.inf, "finite"),
+    ("reward_timeout", "soon", "a number, or none"), ("reward_timeout", True, "a number, or none"),
+    ("advantage_temperature", math.nan, "finite"), ("use_vllm", True, "Leave it False"), ("auto_find_batch_size", True, "yourself"),
     ("algorithm", "unigrp0", "mean 'unigrpo'"), ("importance_sampling_level", "tokens", "mean 'token'"), ("kl_estimator", "k4", "k3"),
     ("scale_rewards", "groups", "mean 'group'"), ("loss_type", "mean", "grpo"),
     ("timesteps", "stratifed", "mean 'stratified'"), ("remasking", "confidence", "low_confidence"), ("reduce", "per_tokens", "mean 'per_token'"),

@@ -215,14 +215,8 @@ OWNED = {
     "the likelihood's temperature": ({"sampler": {"name": "semi_autoregressive", "temperature": 0.7}}, ("temperature", 0.7)),
     "the other end of the range": ({"surrogate": PPO(epsilon=0.3)}, ("epsilon_high", 0.3)),
     "a value that is the part's default": ({"algorithm": "diffu_grpo", "surrogate": PPO()}, ("epsilon", 0.2)),
-    "what is averaged": (
-        {"noising": {"name": "random", "weighting": "inverse_probability"}},
-        ("length_normalization", "completion"),
-    ),
-    "no guidance": (
-        {"sampler": {"name": "semi_autoregressive", "guidance_scale": 2.0}, "guidance": "none"},
-        ("guidance_scale", 0.0),
-    ),
+    "what is averaged": ({"noising": {"name": "random", "weighting": "inverse_probability"}}, ("length_normalization", "completion")),
+    "no guidance": ({"sampler": {"name": "semi_autoregressive", "guidance_scale": 2.0}, "guidance": "none"}, ("guidance_scale", 0.0)),
     "an override": (
         {"sampler": {"name": "semi_autoregressive", "temperature": 0.7}, "task_overrides": {"text": {"temperature": 0.5}}},
         ("temperature", 0.5),

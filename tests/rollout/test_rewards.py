@@ -199,23 +199,6 @@ def test_names():
     assert len(set(names)) == 3 and names[:2] == ["math_2", "math"]
 
 
-def test_weights():
-    assert RewardSet(functions=[named_reward, named_reward]).weights == [1.0, 1.0]
-    with pytest.raises(ValueError, match=r"reward_weights has 1 values for 2 rewards"):
-        RewardSet(functions=[named_reward, named_reward], weights=[1.0])
-    with pytest.raises(ValueError, match=r"reward_funcs is empty"):
-        RewardSet(functions=[])
-
-
-def test_unknown_and_uncallable_rewards():
-    with pytest.raises(ValueError, match=r"math_corectness.*math_correctness"):
-        resolve_reward("math_corectness")
-    with pytest.raises(ValueError, match=r"got int: 3"):
-        resolve_reward(3)
-    assert resolve_reward("tests.rollout.test_rewards:named_reward")() == [1.0]
-    assert resolve_reward(named_reward) is named_reward
-
-
 @pytest.fixture(scope="module")
 def judge_path(tmp_path_factory):
     """A tiny sequence classifier with its tokenizer, saved."""

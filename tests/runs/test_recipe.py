@@ -8,14 +8,7 @@ import pytest
 import torch
 
 from unigrpo.errors import RecipeError
-from unigrpo.runs.build import (
-    ForTask,
-    build_accuracy,
-    build_config,
-    build_dataset,
-    build_lora,
-    build_rewards,
-)
+from unigrpo.runs.build import ForTask, build_accuracy, build_config, build_dataset, build_lora, build_rewards
 from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
 from unigrpo.runs.reach import code_of
 

@@ -163,17 +163,14 @@ def test_datasets_are_sources_with_their_weights_and_adapters_are_named_by_the_r
         ({"sampling": {"beta": 0}}, "sampling: unknown key 'beta'"),
         ({"sampling": {"steps": 0}}, "here: sampling: steps=0"),
         ({"sampling": {}, "eval_datasets": []}, "sampling asks for held-out answers, and no row of eval_datasets has"),
-        (
-            {"model": {"path": "builtin:arithmetic", "from_scratch": True}, "lora": {"r": 2}},
-            "from_scratch=True with an adapter",
-        ),
+        ({"model": {"path": "builtin:arithmetic", "from_scratch": True}, "lora": {"r": 2}}, "from_scratch=True with an adapter"),
         ({"model": {"path": "builtin:arithmetic", "from_scratch": 1}}, "model.from_scratch=1 must be of type bool"),
         ({"objective": "mmada_stage9"}, "here: objective='mmada_stage9' is not valid"),
         ({"objective": "nowhere.at:all"}, "here: objective='nowhere.at:all' cannot be imported"),
         ({"datasets": [{"path": "builtin:algebra"}]}, "'builtin:algebra' is unknown: shipped sets are"),
         ({"datasets": [{**ARITHMETIC, "name": "stern"}]}, "name='stern': choose one of \\[None, 'careless'\\]"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_in_a_recipe_are_named(tmp_path, changes, said):
     with pytest.raises(RecipeError, match=said):
         run_sft_recipe(recipe(output_dir=str(tmp_path), **changes))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -13,21 +11,19 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from unigrpo.data.pictures import to_images
 from unigrpo.models.magvit import MagvitV2
 from unigrpo.toy import emoji
-from unigrpo.toy.emoji_check import right_picture
-from unigrpo.toy.making import clip_worlds, image_tokenizer
+from unigrpo.toy.making import image_tokenizer
 from unigrpo.toy.making.clip import (
     TEXT_WINDOW,
     build_image_processor,
     build_model,
     build_tokenizer,
     checkpoint,
-    contrastive_loss,
     encode,
     load,
     similarity,
     train,
 )
-from unigrpo.toy.making.clip_worlds import edits, emoji_source, fits, retrieval_accuracy, shapes_source
+from unigrpo.toy.making.clip_worlds import edits, fits, retrieval_accuracy, shapes_source
 from unigrpo.toy.making.image_tokenizer import gallery, reconstruct
 from unigrpo.toy.shapes import FORMS, QUESTIONS, SIDE, SPECS, WORDS, Spec, caption
 
@@ -139,29 +135,6 @@ def test_an_edit_changes_one_thing_and_no_training_edit_is_held_out(split):
             )
             assert kind != "replaced" or len(changed) == 1
             assert split == "test" or emoji.split_of(other) == "train"
-
-
-def test_a_batch_of_emoji_has_pictures_with_their_captions_and_edits(monkeypatch):
-    some = emoji.scenes("train")[:5] + emoji.scenes("train")[3000:3400:9]
-    monkeypatch.setattr(clip_worlds, "reconstruct", lambda magvit, pixels: pixels)
-    monkeypatch.setattr(emoji, "scenes", lambda split: some)
-    monkeypatch.setattr(emoji, "some_scene", lambda split, rng: some[rng.integers(5, len(some))])
-    monkeypatch.setattr(clip_worlds, "edits", lambda scene, rng, split: {"replaced": some[rng.integers(5)]})
-    pixels, captions, positive = emoji_source(None, torch.Generator().manual_seed(0))(20)
-    assert pixels.shape == (20, 3, 48, 48) and len(captions) == 20
-    assert positive.tolist() == [[one == other for other in captions] for one in captions]
-    assert all(right_picture(image, said) for image, said in zip(to_images(pixels), captions, strict=True))
-    assert all(said in {emoji.caption(scene) for scene in some[:5]} for said in captions[1::2])
-
-
-def test_the_loss_by_hand():
-    logits = torch.zeros(2, 2)
-    both, own = torch.ones(2, 2, dtype=torch.bool), torch.eye(2, dtype=torch.bool)
-    assert contrastive_loss(logits, both).item() == pytest.approx(math.log(2))
-    assert contrastive_loss(100 * torch.eye(2), own).item() == pytest.approx(0, abs=1e-6)
-    uneven = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
-    rows = (math.log(4 / 3) + math.log(2)) / 2
-    assert contrastive_loss(uneven, own).item() == pytest.approx(rows)
 
 
 @pytest.mark.slow  # Nothing that ships runs it: the checkpoint that it made is tested above.

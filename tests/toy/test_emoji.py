@@ -10,19 +10,7 @@ import numpy as np
 import pytest
 
 from unigrpo.toy import emoji
-from unigrpo.toy.emoji import (
-    EMOJI,
-    NAMES,
-    PLURALS,
-    SCENES,
-    SPLITS,
-    Scene,
-    caption,
-    problems,
-    render,
-    scenes,
-    split_of,
-)
+from unigrpo.toy.emoji import EMOJI, NAMES, PLURALS, SCENES, SPLITS, Scene, caption, problems, render, scenes, split_of
 from unigrpo.toy.emoji_lessons import WRONG_NAME, careless_pictures, gallery, pictures
 
 

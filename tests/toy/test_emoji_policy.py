@@ -55,6 +55,7 @@ def test_the_start_draws_some_held_out_scenes_right_and_knows_more_than_it_shows
     assert 0.2 < shares[0] < 0.65 and shares[1] > shares[0] + 0.1, shares
 
 
+@pytest.mark.slow  # The picture of the README is made by hand.
 def test_the_sheet_shows_what_was_wrong_before_and_is_right_after(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     scenes = {

@@ -18,16 +18,7 @@ from unigrpo.runs.thoughts import others_of
 from unigrpo.toy import emoji
 from unigrpo.toy.emoji import NAMES, SPLITS, Scene, caption
 from unigrpo.toy.emoji_check import clear_picture
-from unigrpo.toy.emoji_riddles import (
-    CLUES,
-    MISREAD,
-    Riddle,
-    careless_lessons,
-    following,
-    problems,
-    riddles,
-    thought,
-)
+from unigrpo.toy.emoji_riddles import CLUES, MISREAD, Riddle, careless_lessons, following, problems, riddles, thought
 from unigrpo.toy.making import image_tokenizer, policies
 
 

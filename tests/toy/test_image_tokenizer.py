@@ -17,7 +17,6 @@ from unigrpo.toy.making.image_tokenizer import (
     gallery,
     reconstruct,
     shapes_accuracy,
-    straight_through_signs,
 )
 
 from ..support.tolerances import assert_rounding
@@ -43,30 +42,6 @@ def test_the_librarys_encode_and_decode_give_the_same_reconstruction(shipped):
     assert codes.shape == (10, 16)
     expected = reconstruct(shipped, pixels[::24])
     assert_rounding(shipped.decode(codes, 32, 32).clamp(-1, 1), expected)
-
-
-def test_signs_round_as_the_quantiser_and_pass_the_gradient():
-    logits = torch.tensor([-2.0, -0.1, 0.0, 0.1, 2.0], requires_grad=True)
-    signs = straight_through_signs(logits)
-    assert signs.tolist() == [-1, -1, -1, 1, 1]
-    (signs * torch.arange(5.0)).sum().backward()
-    assert logits.grad.tolist() == [0, 1, 2, 3, 4]
-
-
-def test_the_loss_is_what_it_says():
-    class Fixed(torch.nn.Module):
-        """Certain bits, each half on and half off over the batch; a reconstruction that is off by 0.5 everywhere."""
-
-        def forward(self, pixels):
-            signs = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None, None]
-            return 30 * signs * torch.ones(4, 9, 4, 4)
-
-        def decoder(self, signs):
-            return torch.full((4, 3, 32, 32), 0.5)
-
-    loss = autoencoder_loss(Fixed(), torch.zeros(4, 3, 32, 32), entropy_weight=0.02)
-    expected = 0.25 + 0.3 * 0.5 + 0.02 * 29**2 - 0.02 * np.log(2)
-    assert loss.item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_emoji_are_learned_from_scenes_that_are_not_held_out():

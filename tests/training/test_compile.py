@@ -61,11 +61,7 @@ def trained_both_ways(make_trainer, backend: str, **arguments):
 
 @pytest.mark.parametrize(
     ("backend", "lora", "checkpointing"),
-    [
-        ("eager", True, True),
-        ("aot_eager", True, True),
-        ("aot_eager", False, False),
-    ],
+    [("eager", True, True), ("aot_eager", True, True), ("aot_eager", False, False)],
 )
 @pytest.mark.slow  # Half a minute of tracing; one step of a compiled run is compared with a plain one below.
 def test_training_is_the_same(make_trainer, backend, lora, checkpointing):

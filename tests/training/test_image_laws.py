@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ..support.images import GUIDED, assert_on_policy, image_rows, options
-from ..support.laws import (
-    aligned,
-    assert_accumulation_changes_nothing,
-    first_window,
-)
+from ..support.laws import aligned, assert_accumulation_changes_nothing, first_window
 
 
 T2I = {

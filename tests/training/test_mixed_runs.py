@@ -8,19 +8,7 @@ import unigrpo.rollout.sample as sampling
 from unigrpo.runs.build import ForTask
 from unigrpo.training.evaluation import held_out_answers
 
-from ..support.images import ONE_PROMPT, options
-
-
-def test_a_reward_may_ask_for_columns_that_a_window_lacks(make_trainer):
-    """One prompt a window: most windows have no picture, and no solution of their own."""
-
-    def reward(prompts, completions, images, solution, **_):
-        return [float(len(str(own)) % 3) for own in completions]
-
-    settings = options("mixed", 5, rewards=reward, per_device_train_batch_size=4, num_generations=4, max_steps=5)
-    trainer = make_trainer(**settings, **ONE_PROMPT)
-    trainer.train()
-    assert trainer.state.global_step == 5
+from ..support.images import options
 
 
 def test_a_groups_picture_is_decoded_once(make_trainer, monkeypatch):

@@ -233,16 +233,6 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_that_a_user_put_there(ma
     )
 
 
-def test_a_readme_of_the_users_own_is_left_as_it_is(make_trainer, tmp_path):
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "README.md").write_text("# my notes\n")
-    trainer = make_trainer(max_steps=1)
-    trainer.train()
-    trainer.save_model()
-    assert (out / "model.safetensors").exists() and (out / "README.md").read_text() == "# my notes\n"
-
-
 @pytest.mark.parametrize("damage", ["weights changed", "no record"])
 def test_overwrite_deletes_nothing_where_something_is_not_the_runs(make_trainer, stored, damage):
     if damage == "no record":

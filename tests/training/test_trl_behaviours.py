@@ -153,6 +153,7 @@ def test_an_argument_of_trls_trainer_is_answered_with_the_cure(make_trainer, nam
         ({"generation_batch_size": 16}, "steps_per_generation or generation_batch_size, not both"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size=True: .* set the batch size yourself"),
         ({"sync_ref_model": True, "beta": 0.0}, "sync_ref_model=True with beta=0"),
+        ({"sync_ref_model": True, "lora": True}, "sync_ref_model=True does nothing with adapters.*False"),
         ({"use_liger_kernel": True}, "use_liger_kernel=True: its kernels are for causal language models"),
         ({"scale_rewards": "rows"}, "scale_rewards='rows' is not valid"),
         *(({"loss_type": name}, f"loss_type='{name}': ") for name in ("cispo", "sapo", "vespo", "luspo")),
