@@ -70,14 +70,10 @@ def test_rows_it_does_not_apply_to():
 @pytest.mark.parametrize(
     "column, values, cure",
     [
-        (
-            "puzzle",
-            ["", SOLUTION, PUZZLE[:-1], PUZZLE + "0", PUZZLE.replace("4", "5"), 1234, ["0"] * 16],
-            "16 characters",
-        ),
+        ("puzzle", ["", SOLUTION, PUZZLE[:-1], PUZZLE + "0", PUZZLE.replace("4", "5"), 1234, ["0"] * 16], "16 characters"),
         ("solution", ["", SOLUTION[:-1], PUZZLE, SOLUTION[::-1].replace("1", "2"), "5" * 16, 7], "16 digits"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_column_is_named(column, values, cure):
     for value in values:
         with pytest.raises(ValueError) as error:

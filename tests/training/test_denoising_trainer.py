@@ -307,15 +307,12 @@ def test_the_chat_template_of_given_answers_reads_its_arguments(tmp_path):
         ({"task_overrides": "{"}, "task_overrides='{' is not JSON"),
         ({"sampling_weights": "3"}, "sampling_weights=3 must be a mapping"),
         ({"chat_template_kwargs": "[1]"}, r"chat_template_kwargs=\[1\] must be a mapping"),
-        (
-            {"chat_template_kwargs": {"day": object}},
-            "chat_template_kwargs.day=<class 'object'> cannot be saved with the run",
-        ),
+        ({"chat_template_kwargs": {"day": object}}, "chat_template_kwargs.day=<class 'object'> cannot be saved with the run"),
         ({"train_turns": "first"}, "train_turns='first' is not valid"),
         ({"max_length": 1}, "max_length=1 must be at least 2"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
     ],
-)
+)  # fmt: skip
 def test_arguments_that_cannot_train_are_refused(tmp_path, keys, said):
     with pytest.raises(ValueError, match=said):
         MaskedDenoisingConfig(str(tmp_path), use_cpu=True, report_to="none", **keys)

@@ -39,16 +39,12 @@ SAMPLERS = {
     "random order": SemiAutoregressive(steps=12, block_length=8, temperature=1.0, remasking="random"),
     "guided": SemiAutoregressive(steps=12, block_length=8, temperature=1.0, guidance_scale=1.5),
     "dual cache": SemiAutoregressive(steps=12, block_length=8, temperature=0.0, kv_cache="dual"),
-    "prefix cache": SemiAutoregressive(
-        steps=12, block_length=8, temperature=0.0, kv_cache="prefix", guidance_scale=1.5
-    ),
-    "threshold": SemiAutoregressive(
-        steps=12, block_length=8, temperature=0.0, confidence_threshold=0.2, exit_entropy=3.0
-    ),
+    "prefix cache": SemiAutoregressive(steps=12, block_length=8, temperature=0.0, kv_cache="prefix", guidance_scale=1.5),
+    "threshold": SemiAutoregressive(steps=12, block_length=8, temperature=0.0, confidence_threshold=0.2, exit_entropy=3.0),
     "left to right": LeftToRight(),
     "maskgit": MaskGIT(steps=6, guidance_scale=1.5),
     "emerge": Emerge(steps=6, guidance_scale=1.5),
-}
+}  # fmt: skip
 
 
 def streams(count: int) -> list[torch.Generator]:

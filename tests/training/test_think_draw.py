@@ -340,13 +340,10 @@ def test_a_picture_is_drawn_under_the_thought_that_is_given():
         ({"thoughts": "w1 w2 w3 w4 w5 w6 w7"}, r"thoughts\[0\] has \d+ tokens, max_completion_length=6 fit"),
         ({"thoughts": "w1 <|mdm_mask|>"}, r"thoughts\[0\] holds tokens .* that a thought cannot have"),
         ({"thoughts": "w1", "task": "t2i"}, "thoughts belong to task 'r2i', not to 't2i': leave them out"),
-        (
-            {"thoughts": "w5", "r2i_decoding": "joint"},
-            "r2i_decoding='joint' writes a thought together with its picture",
-        ),
+        ({"thoughts": "w5", "r2i_decoding": "joint"}, "r2i_decoding='joint' writes a thought together with its picture"),
         ({"task": "t2i", "r2i_decoding": "joint"}, "it belongs to task 'r2i' without thoughts given"),
     ],
-)
+)  # fmt: skip
 def test_thoughts_that_cannot_be_drawn_under_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         drawing().generate(["w7", "w8"], **{"task": "r2i", "max_completion_length": 6, "image_size": 64, **options})
@@ -364,17 +361,11 @@ def test_thoughts_that_cannot_be_drawn_under_are_refused(options, message):
         ),
         ({"pictures_per_thought": 3}, "pictures_per_thought=3 must divide num_generations=4"),
         ({"task_overrides": {"thought": {"sampler": "emerge"}}}, "sampler='emerge' cannot answer task 'thought'"),
-        (
-            {"task_overrides": {"picture": {"sampler": "left_to_right"}}},
-            "sampler='left_to_right' cannot answer task 'picture'",
-        ),
+        ({"task_overrides": {"picture": {"sampler": "left_to_right"}}}, "sampler='left_to_right' cannot answer task 'picture'"),
         ({"prompt_truncation": "right"}, "would cut the end of a chat prompt of task 'thought'"),
         ({"r2i_noise": "both"}, "r2i_noise='both'"),
         ({"r2i_decoding": "joint"}, "set r2i_noise='joint' .it is 'span'"),
-        (
-            {"r2i_decoding": "joint", "r2i_noise": "joint", "pictures_per_thought": 2},
-            "pictures_per_thought=1 .it is 2",
-        ),
+        ({"r2i_decoding": "joint", "r2i_noise": "joint", "pictures_per_thought": 2}, "pictures_per_thought=1 .it is 2"),
         (
             {"r2i_decoding": "joint", "r2i_noise": "joint", "task_overrides": {"thought": {"kv_cache": "prefix"}}},
             "r2i_decoding='joint' writes over what kv_cache='prefix' keeps",
@@ -382,7 +373,7 @@ def test_thoughts_that_cannot_be_drawn_under_are_refused(options, message):
         ({"r2i_noise": "joint", "noising": "trajectory"}, "give thought and picture one noising"),
         ({"r2i_noise": "joint", "task_overrides": {"thought": {"num_noise_samples": 2}}}, "they are .*2.*1"),
     ],
-)
+)  # fmt: skip
 def test_a_run_that_cannot_be_is_refused_in_words(make_trainer, changes, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(**{**options("r2i"), **changes})
