@@ -73,11 +73,6 @@ def test_an_unknown_name_is_an_error_that_names_the_valid_ones(name, parts):
     assert [part for part in parts if part not in str(error.value)] == []
 
 
-def test_other_attributes_do_not_exist():
-    with pytest.raises(AttributeError, match="aesthetics"):
-        _ = rewards.aesthetics
-
-
 def test_the_package_and_rewards_without_a_model_are_light():
     """None of them imports what takes seconds, at its import, when it is bound to arguments or when it scores."""
     code = """

@@ -15,7 +15,6 @@ from unigrpo.models import MMaDAPolicy
 from unigrpo.rollout.pipeline import Pipeline
 from unigrpo.rollout.rewards import RewardSet
 from unigrpo.rollout.sample import sample_answers
-from unigrpo.training.evaluation import held_out_answers
 
 from ..support.tiny import low_ids, prompts, tiny_model, tiny_processor
 
@@ -104,13 +103,6 @@ def test_samples_come_back_in_order_with_their_numbers():
     samples = sample_answers(pipeline(Watched(), rollout_batch_size=2), ROWS, 3, indices=list(range(40, 47)))
     assert [s.row for s in samples] == ROWS and [s.index for s in samples] == list(range(40, 47))
     assert all(s.rollout.canvas.ids.shape[0] == 1 and len(s.rollout.completions) == 1 for s in samples)
-
-
-def test_held_out_batches_are_cut_too():
-    model = Watched()
-    whole = held_out_answers(pipeline(Watched(), eval_temperature=1.0), ROWS, 2, 8)
-    cut = held_out_answers(pipeline(model, eval_temperature=1.0, rollout_batch_size=3), ROWS, 2, 8)
-    assert tokens(cut) == tokens(whole) and max(rows for rows, _ in model.shapes) == 3
 
 
 # ---- memory ----

@@ -51,8 +51,8 @@ def parts(memory: Memory) -> dict[str, int]:
 # ---- the recipes' headers ----
 
 
-FIRST = ("math_mmada_8b_24gb", "image_mmada_8b_lora", "think_then_draw_mmada_8b", "sft_mixed_cot_mmada_8b")
-"""One of a kind: text on 4 bits, pictures with rewards that are models, two spans, given answers with all weights shared out."""
+FIRST = ("math_mmada_8b_24gb", "image_mmada_8b_lora", "sft_mixed_cot_mmada_8b")
+"""One of a kind: text on 4 bits, pictures with rewards that are models, given answers with all weights shared out."""
 
 
 @pytest.mark.parametrize(

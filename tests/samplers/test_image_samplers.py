@@ -115,15 +115,6 @@ def test_emerge_hides_what_the_schedule_says_on_average(policy, schedule):
     assert (rollout.step_map[canvas.fill_mask] >= 0).all()
 
 
-def test_greedy_takes_the_likeliest_code(model, policy):
-    canvas, stream = blank(policy), [keyed_generator("greedy", 0)]
-    rollout = Emerge(steps=1, temperature=0.0, guidance_scale=0)(model, policy, canvas, generators=stream)
-    with torch.no_grad():
-        logits = model(**policy.inputs(canvas, canvas.fill_mask)).logits
-    best = logits[0, :, OFFSET : OFFSET + CODES].argmax(-1)[canvas.fill_mask[0]]
-    assert torch.equal(rollout.completions[0], best)
-
-
 def test_the_public_sampler_needs_one_generator(model, policy):
     with pytest.raises(ValueError, match="the same one"):
         PublicImageSampler()(model, policy, blank(policy, 2), generators=[torch.Generator(), torch.Generator()])

@@ -13,7 +13,6 @@ from unigrpo.models.magvit import MagvitV2
 from unigrpo.toy import emoji
 from unigrpo.toy.making import image_tokenizer
 from unigrpo.toy.making.clip import (
-    TEXT_WINDOW,
     build_image_processor,
     build_model,
     build_tokenizer,
@@ -88,14 +87,6 @@ def test_the_shipped_tokenizer_is_the_built_one(shipped, tokenizer):
     config = shipped.config.text_config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (2, 3, 0)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 3, 0)
-
-
-def test_a_text_lies_between_bos_and_eos_and_fits_the_window(tokenizer):
-    (ids,) = tokenizer(["A small RED circle, at the left"])["input_ids"]
-    words = ["<bos>", "a", "small", "red", "circle", "<unk>", "at", "the", "left", "<eos>"]
-    assert tokenizer.convert_ids_to_tokens(ids) == words
-    long = tokenizer("red " * 99, truncation=True)["input_ids"]
-    assert len(long) == TEXT_WINDOW and long[-1] == tokenizer.eos_token_id
 
 
 def test_the_image_processor_gives_the_pixels_of_the_training(pixels):

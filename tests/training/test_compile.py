@@ -177,19 +177,6 @@ def test_saved_arguments_read_again():
     assert (again.torch_compile_backend, again.torch_compile_mode) == ("inductor", None)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"torch_compile_backend": "inductr"}, r"torch_compile_backend='inductr'.*did you mean 'inductor'"),
-        ({"torch_compile_mode": "fast"}, r"torch_compile_mode='fast'.*reduce-overhead"),
-        ({"torch_compile_backend": "eager", "torch_compile_mode": "default"}, r"belongs to torch_compile_backend='inductor'"),
-    ],
-)  # fmt: skip
-def test_unknown_values_raise(values, message):
-    with pytest.raises(ValueError, match=message):
-        config(**values)
-
-
 def test_a_model_without_blocks_raises(make_trainer):
     model = tiny_model()
     for names, shown in ((None, r"\[\]"), (["Layer"], r"\['Layer'\]")):

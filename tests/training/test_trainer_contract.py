@@ -167,15 +167,6 @@ def test_model_and_rewards_by_name(make_trainer, tmp_path):
     assert logs_of(by_name)[0]["rewards/think_format/mean"] == 0.0
 
 
-def test_attention_mode_reaches_model_and_policy(make_trainer):
-    trainer = make_trainer(attn_mask_mode="none", rows=prompts(16, (2, 9, 4)), beta=0.0)
-    assert trainer.model.config.attn_mask_mode == "none"
-    trainer.train()
-    rows = trainer._window.experiences
-    assert len({len(row.ids) for row in rows}) == 1
-    assert not all(bool(row.attention_mask.all()) for row in rows)
-
-
 LEARNING = [(False, 2e-3), pytest.param(True, 1e-2, marks=pytest.mark.slow)]
 """An adapter's gradients are compared elsewhere, and the slow quickstart learns with one."""
 
