@@ -123,19 +123,14 @@ def test_the_image_recipe_is_the_published_starting_point():
     )
 
 
-def test_the_papers_law_is_two_words_away(tiny_models, tmp_path):
-    """The header of the image recipe says how; the run below is that one, made small."""
+def test_the_papers_law_is_two_words_away():
+    """The header of the image recipe says how."""
     file = ROOT / "recipes" / "image_mmada_8b_lora.yaml"
     paper = ["timesteps=stratified", "sampler=maskgit"]
     assert f"unigrpo train image_mmada_8b_lora {' '.join(paper)}\n" in file.read_text()
     recipe = load_recipe(str(file), paper)
     t2i = build_config(recipe).for_task("t2i")
     assert (t2i.timesteps, t2i.sampler, t2i.eval_sampler) == ("stratified", "maskgit", "maskgit")
-    limits = replaced_data(recipe, tmp_path, {"datasets": 2, "eval_datasets": 2})
-    changes = [*SMALL, *replaced_sizes(recipe), *limits, *replaced_models(recipe, tiny_models), "lora.r=4"]
-    assert main(["train", str(file), *paper, *changes, f"output_dir={tmp_path / 'out'}"]) == 0
-    assert main(["evaluate", str(file), *changes, f"output_dir={tmp_path / 'evaluated'}"]) == 0
-    assert (tmp_path / "evaluated" / "images_evaluated.png").exists()
 
 
 @pytest.mark.smoke

@@ -315,18 +315,6 @@ def test_only_what_is_missing_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-@pytest.mark.processes
-def test_the_command_measures_and_reports(tmp_path, capfd):
-    words = ["--algorithms", "unigrpo", "--tasks", "arithmetic", "--seeds", "0", "--output_dir", str(tmp_path)]
-    changes = [f"arithmetic.{change}" for change in SMALL]
-    assert main(["benchmark", *words, "--jobs", "2", *changes]) == 0
-    shown = capfd.readouterr().out
-    assert "[1/1] arithmetic unigrpo seed 0: " in shown and "left" in shown
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert find_entry(results, "unigrpo", "arithmetic").seeds == [0]
-    assert (tmp_path / "table.md").read_text() in shown
-
-
 # ---- does the default algorithm learn at the shipped budgets? ----
 
 

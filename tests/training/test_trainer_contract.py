@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 
 import pyarrow.parquet
 import pytest
@@ -218,3 +219,16 @@ def test_a_new_adapter_depends_on_the_seed_alone(make_trainer):
     first, again, other = start(3, 1), start(3, 1000), start(4, 1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_checkpointed_adapters_train_and_save_without_a_warning(make_trainer, tmp_path):
+    """The base's name is not a folder, as ``builtin:NAME`` and hub ids are not; the hub cannot be asked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        warnings.filterwarnings("error", message="Could not find a config file")
+        trainer = make_trainer(lora=True, gradient_checkpointing=True, max_steps=1)
+        trainer.model.peft_config["default"].base_model_name_or_path = "builtin:arithmetic"
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+    assert trainer.model.base_model.model.is_gradient_checkpointing
+    assert (tmp_path / "saved" / "adapter_model.safetensors").exists()
