@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unigrpo import errors
-from unigrpo.errors import check_choice, import_named
+from unigrpo.errors import import_named
 
 
 @pytest.fixture(autouse=True)
@@ -94,13 +94,6 @@ def test_what_a_module_puts_on_the_path_stays_and_folders_that_were_served_go(tm
     assert str(tmp_path / "recipe") not in sys.path and str(tmp_path / "vendor") in sys.path
 
 
-def test_what_a_module_imports_later_is_found(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    module(tmp_path / "recipe", "beside", "found")
-    (tmp_path / "recipe" / "mine.py").write_text("def late():\n    import beside\n    return beside.value\n")
-    assert import_named("mine:late", ["recipe"])() == "found"
-
-
 @pytest.mark.parametrize("name", ["json", "math"])
 def test_a_name_that_is_in_use_is_not_taken_away(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -157,14 +150,6 @@ def test_a_module_that_raises_is_named_with_its_line(tmp_path, monkeypatch, text
     (tmp_path / "bad.py").write_text(text + "\n")
     with pytest.raises(ValueError, match=said):
         import_named("bad:value")
-
-
-def test_a_wrong_choice_names_the_nearest():
-    check_choice("key", "left", ("left", "right"))
-    with pytest.raises(
-        ValueError, match=r"key='lefd' is not valid: did you mean 'left'\? choose one of \['left', 'right'\]"
-    ):
-        check_choice("key", "lefd", ("left", "right"))
 
 
 @pytest.mark.smoke

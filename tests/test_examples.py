@@ -62,7 +62,13 @@ def numbers(text: str) -> list[tuple[float, float]]:
     return [(float(before), float(after)) for before, after in found]
 
 
-@pytest.mark.parametrize("name", RISES)
+PARTS_ARE_TRIED = ("custom_noising.py", "custom_sampler.py")
+"""By ``test_example_parts``, each against its law."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(own, marks=pytest.mark.slow if own in PARTS_ARE_TRIED else []) for own in RISES]
+)
 def test_the_script_runs(name, tmp_path, monkeypatch, capsys):
     """Two steps of it, without a process of its own: it would import all over again."""
     text = (EXAMPLES / name).read_text()

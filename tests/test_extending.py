@@ -38,61 +38,20 @@ class Tail(Noising):
 ''',
     "my_sampler.py": '''
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
-
-from unigrpo.parts import check_keys, key
-from unigrpo.samplers.base import CanvasWriter, scatter
+from unigrpo.parts import key
+from unigrpo.samplers import SemiAutoregressive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AtOnce:
-    """Some random holes a step, the rest at the last."""
+class Loud(SemiAutoregressive):
+    """Says that it was asked."""
 
-    tasks: ClassVar = ("text", "mmu")
-    stop: ClassVar = "first"
+    shown: float = key(0.5, "a number that is said", above=0, at_most=1)
 
-    steps: int = key(4, "denoising steps", at_least=1)
-    temperature: float = key(1.0, "0 = argmax", at_least=0)
-    shown: float = key(0.5, "share of the holes that a step writes", above=0, at_most=1)
-
-    def __post_init__(self):
-        check_keys(self)
-
-    @torch.no_grad()
-    def __call__(self, model, policy, canvas, *, on_step=None, generators):
-        writer = CanvasWriter(canvas, policy, 0.0, generators, self.stop)
-        for step in range(self.steps):
-            places = torch.zeros_like(writer.hidden)
-            for row, stream in enumerate(generators):
-                own = writer.hidden[row].nonzero().flatten()
-                chances = torch.rand(len(own), generator=stream)
-                places[row, own[chances < self.shown] if step < self.steps - 1 else own] = True
-            active = places.any(dim=1).nonzero().flatten().tolist()
-            if active:
-                rows, places = torch.tensor(active), places[active]
-                counts, streams = places.sum(dim=1).tolist(), [generators[row] for row in active]
-                drawn = writer.draw(model, rows, places, counts, self.temperature, streams)
-                writer.write(rows, places, scatter(places, drawn.tokens), scatter(places, drawn.logps), step)
-            if on_step is not None:
-                on_step(step + 1, self.steps)
-        return writer.rollout()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forgetful(AtOnce):
-    """Writes on behind a stop token, and counts it."""
-
-    def __call__(self, model, policy, canvas, *, on_step=None, generators):
-        from dataclasses import replace
-
-        class Endless(type(policy)):
-            stop_token_ids = ()
-
-        blind = Endless.__new__(Endless)
-        blind.__dict__.update({**policy.__dict__, "stop_token_ids": ()})
-        return AtOnce.__call__(self, model, blind, canvas, on_step=on_step, generators=generators)
+    def __call__(self, *given, **named):
+        print(f"loud at {self.shown}")
+        return SemiAutoregressive.__call__(self, *given, **named)
 ''',
     "my_surrogate.py": '''
 def bounded(log_ratio, logps, advantages, *, most: float = 2.0):
@@ -116,25 +75,6 @@ class Polite(MMaDAPolicy):
 
     def encode(self, rows, task="text", **options):
         return super().encode([{**row, "prompt": f"Please: {row['prompt']}"} for row in rows], task, **options)
-''',
-    "script.py": '''
-from trl import TrlParser
-
-from unigrpo import UniGRPOConfig
-
-TrlParser(UniGRPOConfig).parse_args_and_config()
-''',
-    "try_sampler.py": '''
-import my_sampler
-from unigrpo.testing import check_sampler
-
-check_sampler(my_sampler.AtOnce())
-try:
-    check_sampler(my_sampler.Forgetful())
-except AssertionError as error:
-    print(error)
-else:
-    raise SystemExit("a sampler that forgets stop tokens was not caught")
 ''',
 }  # fmt: skip
 
@@ -162,13 +102,13 @@ def trained(installed: Path, home: Path, *changes: str) -> str:
 def test_one_file_is_a_part(installed, home):
     changes = [
         'rewards=[{name: "my_reward:brevity"}]',
-        "sampler={name: 'my_sampler:AtOnce', shown: 0.75}",
+        "sampler={name: 'my_sampler:Loud', shown: 0.75}",
         "surrogate={name: 'my_surrogate:bounded', most: 1.5}",
         "advantage_estimator=my_advantage:against_the_best",
         "algorithm=my_preset:gentle",
         "policy=my_policy:Polite",
     ]
-    trained(installed, home, *changes)
+    assert "loud at 0.75" in trained(installed, home, *changes)
     first = json.loads((home / "out" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["rewards/brevity/mean"] < 0 and first["mask_ratio/0.8-1.0"] == 1.0
 
@@ -201,22 +141,3 @@ def test_a_noising_with_a_key(installed, home):
         cwd=home, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     assert "does not read what was set: mask_ratio_max=0.5 (noisings 'random' and 'coupled')" in checked.stderr
-
-
-def test_the_kit_catches_a_sampler_that_forgets_stop_tokens(installed, home):
-    assert "stop" in run([str(installed / "python"), "try_sampler.py"], home)
-
-
-def test_help_of_a_script_has_a_sentence_for_every_own_key(installed, home):
-    from dataclasses import fields
-
-    from unigrpo import UniGRPOConfig
-    from unigrpo.config.arguments import OWN_KEYS
-    from unigrpo.config.run_keys import RUN_KEYS
-    from unigrpo.config.task import TASK_KEYS
-
-    text = "".join(run([str(installed / "python"), "script.py", "--help"], home).split())
-    keys = {**TASK_KEYS, **RUN_KEYS, **OWN_KEYS}
-    assert set(keys) <= {item.name for item in fields(UniGRPOConfig)} and len(keys) > 75
-    for name, about in keys.items():
-        assert f"--{name}" in text and "".join(about.help.split())[:40] in text, name

@@ -86,11 +86,7 @@ def test_a_recipe_brings_its_own_code_and_files(installed, home):
     text = (own / "quickstart.yaml").read_text()
     assert text.count("\ndatasets: ") == 1
     (own / "quickstart.yaml").write_text(re.sub(r"(?m)^datasets: .*$", "datasets: [{path: rows.jsonl}]", text))
-    changes = [
-        "eval_datasets=null",
-        'rewards=[{name: "rewards:calm"}]',
-        "output_dir=out",
-    ]
+    changes = ["eval_datasets=null", 'rewards=[{name: "rewards:calm"}]', "output_dir=out"]
     changes += [word for word in TINY if not word.startswith("eval")]
     run([str(installed / "unigrpo"), "train", "project/quickstart", *changes], home)
     assert trained_with("calm", home / "out")

@@ -17,10 +17,7 @@ from ..support.tiny import golden
 from ..support.tolerances import assert_rounding
 
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:algorithm .* does not read what was set"),
-    pytest.mark.golden,
-]
+pytestmark = [pytest.mark.filterwarnings("ignore:algorithm .* does not read what was set"), pytest.mark.golden]
 
 
 ARRAYS, ABOUT = golden("g7_rl")
@@ -141,10 +138,7 @@ def dllm_terms(case: str, preset: str):
     kl, kl_logits = evaluate(loss_of(preset, beta=1.0, **options), target, "x.old_logp", "x.old_logp", nothing)
     summed = (kl.losses * target.sum(dim=1)).mean()
     summed.backward()
-    return (
-        (policy.losses.mean().item(), logits.grad[:, START:]),
-        (summed.item(), kl_logits.grad[:, START:]),
-    )
+    return ((policy.losses.mean().item(), logits.grad[:, START:]), (summed.item(), kl_logits.grad[:, START:]))
 
 
 @pytest.mark.parametrize("preset", ["random_masking", "trace_rl"])

@@ -148,12 +148,6 @@ def test_everything_is_hidden_at_the_last_timestep():
     assert torch.equal(noise.hidden[0, 2, 0], rollout([9]).completion_mask[0])
 
 
-def test_row_without_an_answer_has_no_target():
-    noise = draw([0, 4])
-    assert not bool(noise.hidden[0].any())
-    assert bool(noise.hidden[1].any())
-
-
 def test_draws_share_the_timestep_but_not_the_mask():
     noise = draw([30], samples=3, timestep_start=100)
     counts = noise.hidden.sum(dim=-1)[0]
@@ -239,12 +233,6 @@ def test_positions_are_hidden_uniformly():
         counts += draw([10], [row], iterations=1, timestep_start=300).hidden[0, 0, 0, 3:13].float()
     assert counts.sum() == 600 * 3
     assert (counts / 600 - 0.3).abs().max() < 0.08
-
-
-def test_global_generator_is_untouched():
-    before = torch.get_rng_state()
-    draw([30, 12], samples=2, timesteps="random")
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_one_update_of_the_record():

@@ -61,10 +61,7 @@ def text_to_image(bench: Bench) -> list[Result]:
     extra = {"plain_parts": parts}
     reference = compared("t2i", EXACT, timed, "reference", checks=checks, note=note, extra=extra, **limits)
     note, checks = "ours: MaskGIT, draws for hidden positions alone", {"all codes": bool(inside.all())}
-    return [
-        reference,
-        compared("t2i, production", EXACT_LAW, timed, "production", checks=checks, note=note, **limits),
-    ]
+    return [reference, compared("t2i, production", EXACT_LAW, timed, "production", checks=checks, note=note, **limits)]
 
 
 def trimmed_padding(bench: Bench) -> list[Result]:

@@ -68,10 +68,7 @@ def text_sampled(bench: Bench) -> list[Result]:
     """T = 1: other random numbers, the same law."""
     canvas, clock = workload(bench), Clock()
     timed = interleave(
-        {
-            "plain": lambda: plain_fill(bench, canvas, 1.0, clock),
-            "ours": lambda: fill(bench, canvas, temperature=1.0),
-        },
+        {"plain": lambda: plain_fill(bench, canvas, 1.0, clock), "ours": lambda: fill(bench, canvas, temperature=1.0)},
         bench.sizes.rounds,
     )
     statistic = law_statistic(bench)

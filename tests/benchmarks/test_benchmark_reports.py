@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from . import __main__, report
-from .__main__ import main, parse
-from .expected import EXPECTED_MS, SHARES, off, parts_of
+from . import report
+from .__main__ import parse
+from .expected import SHARES, off, parts_of
 from .measure import EXACT, Result
 from .plain import Clock
 from .report import BEGIN, END, README, write_readme
@@ -43,12 +43,6 @@ def test_milliseconds_and_shares_are_held_against_what_is_expected(given, wrong)
     assert (report.parts_verdict(found) == "within 30 %") is not bool(wrong)
 
 
-def test_nothing_is_expected_of_other_sizes():
-    found = parts_of("text T=0", Clock(), 1.0, 1.0, comparable=False)
-    assert off(found) == [] and "off" not in found and report.parts_verdict(found) == ""
-    assert EXPECTED_MS.keys() == SHARES.keys()
-
-
 # ---- report and command ----
 
 
@@ -64,10 +58,7 @@ def example() -> dict:
     }
     described = {"model": "mid", "parameters": 1, "vocabulary": 2, "dtype": "float32", "device": "cpu", "cpu": "x"}
     described |= {"threads": 1, "allocator": "warm", "torch": "2"}
-    return {
-        "environment": described,
-        "results": [{"case": case, **own.as_dict()} for case, own in results.items()],
-    }
+    return {"environment": described, "results": [{"case": case, **own.as_dict()} for case, own in results.items()]}
 
 
 def test_the_readme_tables_are_replaced_and_the_rest_left(tmp_path):
@@ -88,10 +79,6 @@ def test_the_readme_tables_are_replaced_and_the_rest_left(tmp_path):
     assert BEGIN in README.read_text() and END in README.read_text()
 
 
-def test_names_of_kernels_are_no_tags_and_no_columns():
-    assert report.table(("part",), [["void kernel<T|U>()"]]) == "| part |\n| --- |\n| void kernel&lt;T\\|U>() |"
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -110,19 +97,3 @@ def test_what_cannot_be_drawn_is_told_before_anything_runs(words, message, tmp_p
         parse([*words, "--plot", "linear.png"])
     assert message in capsys.readouterr().err
     assert parse(["--only", "growth,t2i", "--plot", "linear.png"]).only == ["growth", "t2i"]
-
-
-def test_a_saved_report_is_shown_and_written(tmp_path, monkeypatch, capsys):
-    written = []
-    monkeypatch.setattr(__main__, "write_readme", written.append)
-    path = tmp_path / "saved.json"
-    path.write_text(json.dumps(example()))
-    assert main(["--from", str(path), "--readme"]) == 0
-    assert written == [example()]
-    assert capsys.readouterr().out == report.markdown(example()) + "\n"
-
-
-def test_the_plot_is_a_picture(tmp_path):
-    pytest.importorskip("matplotlib")
-    report.plot_growth(example(), tmp_path / "linear.png")
-    assert (tmp_path / "linear.png").read_bytes()[:4] == b"\x89PNG"

@@ -6,8 +6,6 @@ import json
 import math
 import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +15,12 @@ from unigrpo.types import keyed_generator
 
 from ..support import ROOT
 from . import report
-from .bench import FULL, QUICK, Bench, text_canvas, tiny_bench, update_batch
+from .bench import Bench, text_canvas, tiny_bench, update_batch
 from .cases import CASES
-from .cases_buckets import buckets
-from .cases_text import caches
 from .cases_update import update
-from .measure import EXACT, Result, chi_square, interleave, linear_fit, same_law
+from .measure import EXACT, Result, chi_square, linear_fit, same_law
 from .memory import job, peak_above_start
-from .plain import Clock, even_shares
+from .plain import Clock
 from .plain import update as plain_update
 
 
@@ -81,30 +77,7 @@ def test_memory_jobs_run_and_are_weighed(bench, load):
         assert 0 <= peak_above_start(bench, side, load) < 500
 
 
-def test_rows_of_one_length_stand_together(bench):
-    (result,) = buckets(bench)
-    units = result.extra["units"]
-    assert units["ours"] < units["plain"] and result.checks == {"gradients equal": True}
-    assert result.floor is None and f"{units['plain']} against {units['ours']} units" in result.note
-
-
-def test_one_block_holds_the_dual_cache_to_no_floor(bench):
-    assert (FULL.dual_cache_floor, QUICK.dual_cache_floor) == (6.0, None)
-    for floor in (6.0, None):
-        results = caches(replace(bench, sizes=replace(bench.sizes, dual_cache_floor=floor)))
-        dual = next(result for result in results if result.name == "dual cache")
-        assert (dual.goal, dual.floor) == (6.0, floor)
-
-
 # ---- statistics ----
-
-
-def test_rounds_are_taken_in_turn():
-    calls = []
-    timed = interleave({name: lambda name=name: calls.append(name) or name for name in ("a", "b")}, 3)
-    assert calls == ["a", "b"] * 3
-    assert timed["b"].value == "b" and len(timed["b"].seconds) == 3
-    assert timed["a"].median == sorted(timed["a"].seconds)[1]
 
 
 def test_linear_fit():
@@ -130,14 +103,6 @@ def test_a_result_is_judged_by_its_checks_and_its_floor():
     wrong = Result(name="x", kind=EXACT, ours=1.0, plain=9.0, floor=3.0, checks={"tokens equal": False})
     assert not wrong.ok and report.verdict(wrong.as_dict()) == "NO: tokens equal"
     assert Result(name="x", kind=EXACT, skipped="why").ok
-
-
-def test_clock_and_even_shares():
-    clock = Clock()
-    with clock("part"):
-        time.sleep(0.01)
-    assert clock.seconds["part"] >= 0.01
-    assert even_shares(11, 3) == [4, 4, 3]
 
 
 # ---- floors ----

@@ -23,6 +23,8 @@ def test_more_blocks_than_steps_is_refused_with_the_cure():
     with pytest.raises(ValueError, match=r"task 'mmu': steps=2 is less than the 8 blocks"):
         check_task_sampler(args, "mmu", "rows[0]")
 
+    check_task_sampler(UniGRPOConfig(**BASE, steps=16, block_length=4, max_completion_length=64), "text", "rows[0]")
+
 
 @pytest.mark.smoke
 def test_held_out_steps_count_too():
@@ -31,8 +33,3 @@ def test_held_out_steps_count_too():
         ValueError, match=r"eval_denoising_steps=4 is less than the 8 blocks .* raise eval_denoising_steps"
     ):
         check_task_sampler(args, "text", "rows[0]", held_out=True)
-
-
-def test_steps_equal_to_blocks_and_few_image_steps_are_fine():
-    check_task_sampler(UniGRPOConfig(**BASE, steps=16, block_length=4, max_completion_length=64), "text", "rows[0]")
-    assert UniGRPOConfig(**BASE, task_overrides={"t2i": {"steps": 4}}).for_task("t2i").steps == 4

@@ -98,11 +98,6 @@ def test_saved_arguments_mean_the_same_when_they_are_read_again():
     assert all(again.for_task(task) == args.for_task(task) for task in ("text", "mmu", "t2i"))
 
 
-def test_summed_ratios_with_one_update_a_rollout():
-    args = config(importance_sampling_level="sequence_sum", num_iterations=1)
-    assert (args.epsilon, args.for_task("t2i").importance_sampling_level) == (0.2, "sequence_sum")
-
-
 def test_overrides_as_json_text():
     args = config(task_overrides='{"t2i": {"steps": 4}, "mmu": {"image_size": [32, 48]}}')
     assert settings(args, "t2i") == {**T2I, "steps": 4}

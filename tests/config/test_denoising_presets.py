@@ -65,12 +65,9 @@ def test_given_keys_go_over_a_preset_and_a_tasks_own_over_both():
             "task_overrides.t2i.swap_prompt=0.2 (read by 'thought' and 'picture'); task_overrides.t2i.train_padding='none' (read by "
             "'text' and 'mmu' and 'r2i' and 'thought')",
         ),
-        (
-            {"objective": "llada", "task_overrides": {"text": {"train_marks": True}}},
-            "text.train_marks=True (read by 't2i')",
-        ),
+        ({"objective": "llada", "task_overrides": {"text": {"train_marks": True}}}, "text.train_marks=True (read by 't2i')"),
     ],
-)
+)  # fmt: skip
 def test_a_key_that_no_row_reads_is_named(tmp_path, keys, said):
     with pytest.warns(
         UserWarning, match=rf"objective '{keys['objective']}' does not read what was set: .*{re.escape(said)}$"
@@ -94,14 +91,11 @@ def test_keys_that_a_row_reads_are_not_named(tmp_path, recwarn, objective):
         (("llada", None, {"draw": {"law": "cosine"}}), "task_overrides key='draw' is not valid"),
         (("llada", None, {"text": {"law": "sine"}}), "task_overrides.text.law='sine' is not valid"),
         (("llada", {"coefficient": -1}), "coefficient=-1.0 must not be negative"),
-        (
-            ("mmada_cot", None, {"thought": {"law": "linear"}}),
-            r"give a thought and its picture one law together \('r2i'\)",
-        ),
+        (("mmada_cot", None, {"thought": {"law": "linear"}}), r"give a thought and its picture one law together \('r2i'\)"),
         (("llada", None, {"picture": {"law": "cosine"}}), "or each its own"),
         (("nowhere.at:all",), "objective='nowhere.at:all' cannot be imported"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_preset_is_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         objectives_of(*arguments)

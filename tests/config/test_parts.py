@@ -44,6 +44,9 @@ def best_of(groups):
     return groups - groups.nan_to_num(-torch.inf).amax(dim=1, keepdim=True)
 
 
+INSTANCE = PPO(epsilon=0.3)
+
+
 def gentle():
     return {"noising": {"name": f"{HERE}:Tail", "share": 0.25}, "beta": 0.5, "t2i": {"beta": 0.1}}
 
@@ -153,6 +156,19 @@ def test_an_override_may_change_one_key_of_the_runs_part():
         ({"surrogate": lambda *given: 0.0}, "surrogate=.*lambda.* which a saved run can find again"),
         ({"algorithm": f"{HERE}:Tail"}, "algorithm=.* it must be a function that gives a mapping"),
         ({"algorithm": {"name": "unigrpo", "betta": 1}}, "algorithm 'unigrpo': key='betta' .* did you mean 'beta'"),
+        ({"reduce": f"{HERE}:clipped"}, "reduce='.*clipped' must be a class that says whether it mixes draws"),
+        ({"noising": f"{HERE}:clipped"}, "noising='.*clipped' must be a class derived from Noising"),
+        ({"surrogate": f"{HERE}:INSTANCE"}, "surrogate=.* is an object of class PPO; a part is a class or a function"),
+        ({"noising": 3}, "noising=3 must be a name"),
+        ({"algorithm": ["espo"]}, "algorithm=.'espo'. must be a name"),
+        ({"task_overrides": {"t2i": {"noising": " {share"}}}, "task_overrides.t2i.noising=.* is not JSON"),
+        ({"eval_sampler": "nope"}, "eval_sampler='nope' is not valid"),
+        ({"eval_sampler": {"name": "semi_autoregressive", "steps": -7}}, "eval_sampler.steps=-7 must be at least 1"),
+        ({"eval_sampler": {"temperature": 0.5}}, "eval_sampler.temperature is not read: .* at eval_temperature"),
+        ({"image_size": [True, True]}, "image_size=.True, True.: each of the list must be a whole number"),
+        ({"reward_weights": ["x"]}, "reward_weights=.'x'.: each of the list must be a number"),
+        ({"given_keys": 3}, "given_keys=3 is written by the config itself"),
+        ({"delta": float("inf")}, "delta=inf must be finite"),
     ],
 )  # fmt: skip
 def test_a_part_that_cannot_be_is_one_sentence(values, told):
@@ -199,14 +215,8 @@ OWNED = {
     "the likelihood's temperature": ({"sampler": {"name": "semi_autoregressive", "temperature": 0.7}}, ("temperature", 0.7)),
     "the other end of the range": ({"surrogate": PPO(epsilon=0.3)}, ("epsilon_high", 0.3)),
     "a value that is the part's default": ({"algorithm": "diffu_grpo", "surrogate": PPO()}, ("epsilon", 0.2)),
-    "what is averaged": (
-        {"noising": {"name": "random", "weighting": "inverse_probability"}},
-        ("length_normalization", "completion"),
-    ),
-    "no guidance": (
-        {"sampler": {"name": "semi_autoregressive", "guidance_scale": 2.0}, "guidance": "none"},
-        ("guidance_scale", 0.0),
-    ),
+    "what is averaged": ({"noising": {"name": "random", "weighting": "inverse_probability"}}, ("length_normalization", "completion")),
+    "no guidance": ({"sampler": {"name": "semi_autoregressive", "guidance_scale": 2.0}, "guidance": "none"}, ("guidance_scale", 0.0)),
     "an override": (
         {"sampler": {"name": "semi_autoregressive", "temperature": 0.7}, "task_overrides": {"text": {"temperature": 0.5}}},
         ("temperature", 0.5),
@@ -272,32 +282,6 @@ def test_an_estimator_takes_its_own_keys_alone():
         config(algorithm="wd1", advantage_estimator={"advantage_temperature": 2.0}).advantage_estimator["name"]
         == "softmax"
     )
-
-
-INSTANCE = PPO(epsilon=0.3)
-
-
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        ({"reduce": f"{HERE}:clipped"}, "reduce='.*clipped' must be a class that says whether it mixes draws"),
-        ({"noising": f"{HERE}:clipped"}, "noising='.*clipped' must be a class derived from Noising"),
-        ({"surrogate": f"{HERE}:INSTANCE"}, "surrogate=.* is an object of class PPO; a part is a class or a function"),
-        ({"noising": 3}, "noising=3 must be a name"),
-        ({"algorithm": ["espo"]}, "algorithm=.'espo'. must be a name"),
-        ({"task_overrides": {"t2i": {"noising": " {share"}}}, "task_overrides.t2i.noising=.* is not JSON"),
-        ({"eval_sampler": "nope"}, "eval_sampler='nope' is not valid"),
-        ({"eval_sampler": {"name": "semi_autoregressive", "steps": -7}}, "eval_sampler.steps=-7 must be at least 1"),
-        ({"eval_sampler": {"temperature": 0.5}}, "eval_sampler.temperature is not read: .* at eval_temperature"),
-        ({"image_size": [True, True]}, "image_size=.True, True.: each of the list must be a whole number"),
-        ({"reward_weights": ["x"]}, "reward_weights=.'x'.: each of the list must be a number"),
-        ({"given_keys": 3}, "given_keys=3 is written by the config itself"),
-        ({"delta": float("inf")}, "delta=inf must be finite"),
-    ],
-)
-def test_what_is_no_part_is_told_by_name(values, told):
-    with pytest.raises(ValueError, match=told):
-        config(**values)
 
 
 def test_a_users_file_may_import_for_a_type_checker_alone(tmp_path, monkeypatch):

@@ -91,13 +91,6 @@ def test_another_transform_or_size_is_encoded_anew(codec, counting):
     assert len(counting.encoded) == len(kinds)
 
 
-def test_rows_of_one_call_may_differ_in_transform(codec, counting):
-    mixed = codec.encode([picture(0)] * 3, 64, ["squash", "crop", "pad"])
-    assert counting.encoded == [(3, 3, 64, 64)]
-    for own, transform in zip(mixed, ("squash", "crop", "pad"), strict=True):
-        assert torch.equal(own, codec.encode([picture(0)], 64, [transform])[0])
-
-
 def test_pictures_of_equal_bytes_and_other_shape_are_other_pictures(codec, counting):
     codec.encode([Image.new("RGB", (32, 16), "red"), Image.new("RGB", (16, 32), "red")], 32, ["pad", "pad"])
     assert counting.encoded == [(2, 3, 32, 32)]
@@ -191,13 +184,6 @@ def test_an_offloaded_tokenizer_is_on_its_device_while_it_works(policy):
     with pytest.raises(ValueError):
         codec.decode(codes, 128)
     assert moved.seen[-1] == "cpu"
-
-
-def test_a_tokenizer_that_is_not_offloaded_stays_where_it_is(policy):
-    moved = Moved()
-    codec = ImageCodec(moved, policy).to(CARD)
-    codec.decode(codec.encode([picture(0)], 64, ["crop"]), 64)
-    assert moved.seen == [CARD, "encodes", "decodes"]
 
 
 def test_a_tokenizer_is_counted_without_weights():

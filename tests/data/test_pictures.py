@@ -188,11 +188,6 @@ def test_pad_keeps_everything_on_white():
     assert (padded[16:32] == np.asarray(thirds())).all()
 
 
-def test_an_unknown_transform_is_refused():
-    with pytest.raises(ValueError, match="stretch"):
-        fit_image(picture(), 8, 8, "stretch")
-
-
 def test_pixels_and_back_for_every_byte():
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(np.stack([values, values[::-1], values.T], axis=2))

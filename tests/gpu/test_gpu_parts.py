@@ -6,22 +6,16 @@ import argparse
 import json
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion
-from unigrpo.runs.build import build_config
-from unigrpo.runs.recipe import load_recipe
-from unigrpo.runs.shapes import model_family
-
 from ..benchmarks.bench import tiny_bench
 from ..support.laws import difference, gradients
 from . import laws, laws_training, memory, speed, stages
 from .cases import learner
-from .job import LARGE, RECIPE, Job, adapted
+from .job import Job, adapted
 from .steps import Deadline, repeat, run_steps
 
 
@@ -88,21 +82,6 @@ def test_the_adapter_trains_alone_and_its_plain_update_is_ours():
     linear = sum(isinstance(module, torch.nn.Linear) for module in tiny_bench().model.modules()) - 1
     assert len(sides[0][1]) == 2 * linear and all("lora_" in name for name in sides[0][1])
     assert not bench.model.get_output_embeddings().weight.requires_grad
-
-
-def test_the_arithmetic_is_of_the_recipe_and_of_the_model_that_is_measured(monkeypatch, tmp_path):
-    """A model without memory that says it is on a GPU."""
-    with torch.device("meta"):
-        model = MMaDAForMaskedDiffusion(MMaDAConfig()).to(torch.bfloat16)
-    monkeypatch.setattr(memory.Bench, "device", torch.device("cuda"))
-    found = memory.recipe_of(adapted(replace(tiny_bench(LARGE), size="8b", model=model)), str(tmp_path))
-    published = load_recipe(RECIPE, [f"model.path={tmp_path}"])
-    assert found == replace(published, rewards=[], eval_datasets=[])
-    own = load_recipe(RECIPE)
-    (kind, config, dtype, note), theirs = (model_family(each, build_config(each)) for each in (found, own))
-    assert (kind, dtype, note) == (*theirs[:3:2], "") and dtype == torch.bfloat16
-    sizes = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "image_token_offset")
-    assert [getattr(config, name) for name in sizes] == [getattr(theirs[1], name) for name in sizes]
 
 
 def test_a_few_steps_stand_for_all():

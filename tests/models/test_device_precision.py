@@ -15,7 +15,6 @@ from unigrpo.types import TokenSpace
 
 from ..support.heads import relative
 from ..support.tiny import tiny_model
-from ..support.tolerances import BF16_RMS
 
 
 SPACE = TokenSpace(start=3, stop=203, exclude=(100,))
@@ -139,16 +138,18 @@ def test_bf16_weights_compute_in_bf16_and_score_in_fp32():
     seen = boundaries(model, lambda: scores_of(model).logps.sum().backward())
     assert {kind for kind, own in seen.items() if own == FULL} == {"head"}
     halves = {
-        "Embedding",
-        "RMSNorm",
-        "LLaDABlock",
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "attn_out",
-        "ff_proj",
-        "up_proj",
-        "ff_out",
+        *[
+            "Embedding",
+            "RMSNorm",
+            "LLaDABlock",
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "attn_out",
+            "ff_proj",
+            "up_proj",
+            "ff_out",
+        ]
     }
     assert {kind for kind, own in seen.items() if own == HALF} >= halves
     assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == HALF
@@ -185,12 +186,3 @@ def test_an_upcast_is_seen(monkeypatch):
         scores_of(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert boundaries(model, lambda: scores_of(model))["RMSNorm"] == FULL
-
-
-def test_autocast_scores_are_near_those_of_fp32():
-    model = tiny_model().eval()
-    with torch.no_grad():
-        exact = scores_of(model).logps
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = scores_of(model).logps
-    assert float((found - exact).pow(2).mean().sqrt()) <= 4 * BF16_RMS * float(exact.abs().max())

@@ -46,15 +46,10 @@ def equal(one, other):
     [
         ("mmada", tiny_model().config),
         (LLaDAPolicy, LLaDAConfig(**SIZES, mask_token_id=3, eos_token_id=1, pad_token_id=1)),
-        (
-            BertPolicy,
-            BertConfig(
-                vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-            ),
-        ),
+        (BertPolicy, BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)),
     ],
     ids=["mmada", "llada", "bert"],
-)
+)  # fmt: skip
 def test_a_configuration_is_enough_and_the_seed_alone_says_the_weights(policy, config, tmp_path):
     """Of a folder without weights, whatever was drawn before, and without touching what is drawn after."""
     config.save_pretrained(tmp_path)
@@ -110,11 +105,7 @@ def test_the_standard_deviations_are_those_of_the_configuration():
 @pytest.mark.parametrize(
     ("options", "adapters", "said"),
     [
-        (
-            {"quantization_config": {"load_in_4bit": True}},
-            False,
-            "from_scratch=True reads no weights, and quantization_config",
-        ),
+        ({"quantization_config": {"load_in_4bit": True}}, False, "from_scratch=True reads no weights, and quantization_config"),
         ({"device_map": "auto"}, False, "and device_map places weights while they are read"),
         ({"allow_missing": ["*.new"]}, False, "and allow_missing names what files lack"),
         ({}, True, "from_scratch=True with an adapter would leave the random weights under it"),
@@ -123,7 +114,7 @@ def test_the_standard_deviations_are_those_of_the_configuration():
         ({"policy": "llada"}, False, "this is a mmada checkpoint, opened as llada"),
     ],
     ids=lambda value: str(value)[:40],
-)
+)  # fmt: skip
 def test_what_does_not_go_with_it_is_one_sentence(options, adapters, said):
     options = {"from_scratch": True, **options}
     policy = options.pop("policy", None)

@@ -97,10 +97,3 @@ def test_all_linear_takes_every_layer_but_the_head(targets, leaves):
 def test_adapter_mistakes_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         add_adapter(tiny_model(), LoraConfig(r=4, **options))
-
-
-def test_adapters_are_not_stacked():
-    adapted = add_adapter(tiny_model(), LoraConfig(r=4))
-    assert add_adapter(adapted, None) is adapted
-    with pytest.raises(ValueError, match="already"):
-        add_adapter(adapted, LoraConfig(r=4))

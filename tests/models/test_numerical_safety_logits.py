@@ -99,12 +99,6 @@ def test_half_precision_logits_are_read_in_fp32(dtype):
     assert combine_guidance(table[:4] * 1e3, 3.0).dtype == torch.float32
 
 
-def test_uniforms_of_half_precision_are_refused():
-    for dtype in (*HALVES, torch.float32):
-        with pytest.raises(ValueError, match="a vocabulary needs"):
-            Draw(uniforms=torch.zeros(1, dtype=dtype))
-
-
 def test_nothing_and_one_column():
     nothing, none = torch.zeros(0, 5), torch.zeros(0, dtype=torch.float64)
     for draws in (none, None):

@@ -289,12 +289,6 @@ def test_the_size_check_moves_no_random_numbers(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_keyword_that_is_none_is_named_as_such(tmp_path):
-    folder = str(hostile.policy_folder(tmp_path / "folder"))
-    with pytest.raises(TypeError, match="attn_implementationn"):
-        load_policy(folder, attn_implementationn="x")
-
-
 @pytest.mark.parametrize(
     "error",
     [

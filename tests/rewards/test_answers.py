@@ -6,7 +6,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unigrpo.rewards._answers import MAX_EXPRESSION, gold_answer, predicted_answer
@@ -100,16 +100,6 @@ def test_the_last_expression_of_a_text():
 
 PIECES = st.sampled_from(["\\boxed{", "}", "{", "<answer>", "</answer>", "</think>", "$", "-", "1", ",000", "/", "."])
 SOUP = st.lists(st.one_of(PIECES, st.text(max_size=4), st.characters()), max_size=40).map("".join)
-
-
-@given(SOUP)
-@example("\x00")
-@example("\ud800 5")
-@example("1e999")
-def test_any_text_is_read_without_an_error(text):
-    for answer in (predicted_answer(text), gold_answer(text)):
-        assert answer is None or 0 < len(answer) <= MAX_EXPRESSION
-    said_answer(text)
 
 
 @pytest.mark.smoke

@@ -8,11 +8,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from unigrpo.models.checkpoint_files import load_strictly
-from unigrpo.rewards import get_reward, image_reward
 from unigrpo.rewards._imagereward_model import ImageRewardModel, rename, text_config, vision_config
 from unigrpo.rewards._preparation import middle
 from unigrpo.rewards.imagereward import ImageReward
@@ -120,16 +118,6 @@ def test_crops_round_as_torchvision_does(size, margin):
     assert ((other - middle(image, 32)).abs().max().item() < 1e-5) == (margin not in (3, 7, 75))
 
 
-@pytest.mark.parametrize(
-    ("size", "resized"),
-    [((640, 479), (42, 32)), ((479, 640), (32, 42)), ((32, 32), None), ((16, 16), (32, 32)), ((33, 32), None)],
-)
-def test_the_longer_side_is_rounded_down(size, resized):
-    image = picture(1, size)
-    by_hand = image if resized is None else image.resize(resized, Image.Resampling.BICUBIC)
-    assert torch.equal(middle(image, 32), middle(by_hand, 32))
-
-
 @pytest.mark.parametrize("size", [(512, 512), (300, 201), (224, 337), (225, 226), (640, 479), (479, 640), (227, 224)])
 def test_pixels_are_those_of_torchvision(size):
     transforms = pytest.importorskip("torchvision.transforms", reason="torchvision is not installed")
@@ -212,18 +200,6 @@ def test_scores_on_cuda_are_those_on_the_cpu(folder):
     assert reward(folder, device=None)(texts, images) == pytest.approx(expected, abs=0.05)
 
 
-def test_the_registry():
-    assert image_reward.__name__ == "image_reward" and image_reward is get_reward("image_reward")
-    assert (image_reward.model, image_reward.vision_heads) == ("THUDM/ImageReward", 16)
-    assert image_reward(["a"], ["text"]) == [None]
-    assert get_reward("image_reward", batch_size=2).batch_size == 2
-
-
-def test_a_hub_that_cannot_be_reached_is_named():
-    with pytest.raises(OSError, match=r"model='no/such-model' cannot be loaded.*folder"):
-        ImageReward("no/such-model", device="cpu")(["a"], [picture(0)])
-
-
 @pytest.mark.parametrize(
     ("name", "value"), [("vision_heads", 0), ("batch_size", -1), ("dtype", "half"), ("device", "x")]
 )
@@ -242,17 +218,13 @@ HEAD, POSITIONS = "mlp.layers.7.weight", "blip.visual_encoder.pos_embed"
         (HEAD, {"mlp.layers.9.weight": WEIGHTS[HEAD]}, "'mlp.layers.9.weight' is no weight"),
         ("blip.visual_encoder.norm.bias", {"blip.visual_encoder.nrm.bias": torch.ones(48)}, "nrm.bias"),
         (HEAD, {"blip.vision_proj.extra": WEIGHTS[HEAD]}, "missing ['reward_head.7.weight']"),
-        (
-            HEAD,
-            {"blip.text_encoder.pooler.dense.weight": WEIGHTS[HEAD]},
-            "unknown ['text_encoder.pooler.dense.weight']",
-        ),
+        (HEAD, {"blip.text_encoder.pooler.dense.weight": WEIGHTS[HEAD]}, "unknown ['text_encoder.pooler.dense.weight']"),
         (POSITIONS, {}, POSITIONS),
         (POSITIONS, {POSITIONS: torch.ones(1, 16, 48)}, "16 positions"),
         (None, {"payload": Payload()}, "not a file of plain tensors"),
         (None, {"epoch": 3}, "state dict"),
     ],
-)
+)  # fmt: skip
 def test_weights_that_do_not_fit_are_refused(tmp_path, removed, added, part):
     folder = save_image_reward(tmp_path)
     kept = {name: tensor for name, tensor in WEIGHTS.items() if name != removed}

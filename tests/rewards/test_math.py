@@ -88,7 +88,7 @@ HOSTILE = {
 def test_a_hostile_answer_gets_a_score_in_time_and_the_next_one_its_own(completion):
     assert score("\\boxed{x+x}", "$2x$") == 1.0
     started = time.perf_counter()
-    hostile = score(completion, "#### 31", timeout=0.5)
+    hostile = score(completion, "#### 31", timeout=0.2)
     elapsed = time.perf_counter() - started
     assert hostile == 0.0
     assert elapsed < 60, f"{elapsed:.2f} s: hours without a bound"

@@ -26,14 +26,11 @@ from unigrpo.rewards._numbers import read_number, same_number
         (Fraction(41, 12), ["3 feet 5 inches"]),
         (5, ["2+3"]),
         (8, ["2^3"]),
-        (
-            None,
-            ["two dozen", "3/0", "\\frac{1}{0}", "0^{-1}", "72x", "72 x", "2xyz", "2 sqrt", "5 or 6", "1:2", "1,2345"],
-        ),
+        (None, ["two dozen", "3/0", "\\frac{1}{0}", "0^{-1}", "72x", "72 x", "2xyz", "2 sqrt", "5 or 6", "1:2", "1,2345"]),
         (None, ["4 10/3", "1 2", "x", "", "9" * 1001, "9" * 1000 + "!", "(" * 100 + "1" + ")" * 100, "9^{9^{9}}"]),
     ],
     ids=lambda own: str(own)[:20],
-)
+)  # fmt: skip
 def test_read_number(value, expressions):
     found = {own: read_number(own) for own in expressions}
     assert {own: number and rational(number.value) for own, number in found.items()} == dict.fromkeys(

@@ -71,15 +71,6 @@ def test_an_offloaded_model_is_moved_for_a_call_and_scores_the_same(made, kind):
         assert scorer.seen == ["cpu" if offload else CARD]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_scores_of_the_real_classes_are_equal_to_the_last_bit(made, kind):
-    texts, images = ["a b", "c"], [picture(0), picture(1)]
-    plain, offloaded = made(kind, device="cpu"), made(kind, device="cpu")
-    offloaded.offload = True
-    for _ in range(2):
-        assert offloaded(texts, images) == plain(texts, images)
-
-
 def test_it_goes_back_when_a_call_fails(made):
     reward = made("clip_score", device=CARD)
     reward.offload = True

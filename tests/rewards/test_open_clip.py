@@ -12,15 +12,7 @@ from torch.nn import functional as F
 
 from unigrpo.rewards.clip import ClipScore
 
-from ..support.tiny_scorers import (
-    CLIP,
-    Log,
-    clip,
-    clip_refused,
-    clip_tokenizer,
-    clip_weights,
-    picture,
-)
+from ..support.tiny_scorers import CLIP, Log, clip, clip_refused, clip_tokenizer, clip_weights, picture
 
 
 pytestmark = pytest.mark.golden

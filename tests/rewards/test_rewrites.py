@@ -57,20 +57,10 @@ def test_a_plain_number_anywhere(around, value, off):
 
 
 LEFT_OPEN = [
-    "{a} + {b}",
-    "{c} - {b}",
-    "{a} \\times 1 + {b}",
-    "({a} + {b})",
-    "{a}+{b}\\text{{ apples}}",
-    "{twice} \\div 2",
-    "{twice}/2",
-    "\\frac{{{twice}}}{{2}}",
-    "{a} + {b} + 0",
-    "{b} - (-{a})",
-    "\\frac{{{twice}^1}}{{2}}",
-    "2^0 \\cdot {c}",
-    "x = {a} + {b}",
-]
+    "{a} + {b}", "{c} - {b}", "{a} \\times 1 + {b}", "({a} + {b})", "{a}+{b}\\text{{ apples}}", "{twice} \\div 2",
+    "{twice}/2", "\\frac{{{twice}}}{{2}}", "{a} + {b} + 0", "{b} - (-{a})", "\\frac{{{twice}^1}}{{2}}",
+    "2^0 \\cdot {c}", "x = {a} + {b}",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", LEFT_OPEN)
@@ -95,11 +85,6 @@ WORKED_OUT = [
     ("\\sqrt[3]{{{cube}}}", lambda n: n),
     ("\\frac{{1}}{{{n}}}", lambda n: Fraction(1, n)),
 ]
-WORKED_OUT += [
-    ("\\lfloor {n}.7 \\rfloor", lambda n: n),
-    ("\\sqrt[3]{{{cube}}}", lambda n: n),
-    ("\\frac{{1}}{{{n}}}", lambda n: Fraction(1, n)),
-]
 
 
 @pytest.mark.parametrize(("form", "value"), WORKED_OUT)
@@ -111,21 +96,12 @@ def test_powers_roots_and_fractions_in_lowest_terms_are_answers(form, value, n):
 
 
 HEDGES = [
-    "\\boxed{{{a} = {b}}}",
-    "\\boxed{{{a} \\text{{ or }} {b}}}",
-    "\\boxed{{\\{{{a}, {b}\\}}}}",
-    "<answer>{a} or {b}</answer>",
-    "{a}, {b}",
-    "<answer>It could be {a} or it could be {b}</answer>",
-    "The answer is {a} or {b}.",
-    "\\boxed{{1 + {a} = {b}}}",
-    "\\boxed{{\\pm {b}}}",
-    "\\boxed{{x = {a}, y = {b}}}",
-    "\\boxed{{x = {a} \\text{{ or }} x = {b}}}",
-    "I think {a}, or maybe {b}.",
-    "\\boxed{{({a}, {b})}}",
+    "\\boxed{{{a} = {b}}}", "\\boxed{{{a} \\text{{ or }} {b}}}", "\\boxed{{\\{{{a}, {b}\\}}}}",
+    "<answer>{a} or {b}</answer>", "{a}, {b}", "<answer>It could be {a} or it could be {b}</answer>",
+    "The answer is {a} or {b}.", "\\boxed{{1 + {a} = {b}}}", "\\boxed{{\\pm {b}}}", "\\boxed{{x = {a}, y = {b}}}",
+    "\\boxed{{x = {a} \\text{{ or }} x = {b}}}", "I think {a}, or maybe {b}.", "\\boxed{{({a}, {b})}}",
     "\\boxed{{{a} : {b}}}",
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", HEDGES)

@@ -63,21 +63,14 @@ def test_exact_match_ignores_what_it_is_told_to():
     ("letter", "completions"),
     [
         ("B", ["B", "(b).", "**B**", "B. Paris", "(B) Paris, as A. Rome is elsewhere", "\\boxed{B}"]),
-        (
-            "B",
-            [
-                "A? <answer>\\boxed{\\text{B}}</answer>",
-                "Rome is A, so the answer is **B**",
-                "It lies on the Seine.\n\nB",
-            ],
-        ),
+        ("B", ["A? <answer>\\boxed{\\text{B}}</answer>", "Rome is A, so the answer is **B**", "It lies on the Seine.\n\nB"]),
         ("B", ["The answer is A. No: the answer is B, I think.", "The answer is B - a red cube, or so"]),
         ("C", ["the hague."]),
         (None, ["A or B", "the answer is A or B", "Answer: A/B", "(A), (B)", "A B C", "B. C. A.", "(B) (C)", "B. C"]),
         (None, ["The answer is B, or C", "Answer: B (or C)", "The answer is B; C", "The answer is B (or C, or A)"]),
         (None, ["A dog", "Option A's text", "E", "", "<think>B"]),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize(("solution", "right"), [("A", "A"), ("(b)", "B"), (2, "C"), ("The Hague", "C")])
 def test_multiple_choice(letter, completions, solution, right):
     found = {own: score("multiple_choice", own, solution=solution, choices=CHOICES) for own in completions}

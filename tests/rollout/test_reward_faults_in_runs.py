@@ -18,29 +18,10 @@ from unigrpo.training.metrics import Metrics
 from unigrpo.training.setup import warn_of_waits
 
 from ..support.answers import raises
-from ..support.configs import config
 from ..support.processes import played
 from ..support.runs import logs_of
 from ..support.tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
 from ..support.tolerances import FP32
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"reward_error": "warn"}, r"reward_error='warn' is not valid: .*\['raise', 'none'\]"),
-        ({"reward_error": None}, r"reward_error=None is not valid"),
-        ({"reward_timeout": 0}, r"reward_timeout=0.0 must be a positive number of seconds, or None for no bound"),
-        ({"reward_timeout": -1.0}, r"reward_timeout=-1.0 must be a positive"),
-        ({"reward_timeout": math.nan}, r"reward_timeout=nan must be finite"),
-        ({"reward_timeout": math.inf}, r"reward_timeout=inf must be finite"),
-        ({"reward_timeout": "soon"}, r"reward_timeout='soon' must be a number, or none"),
-        ({"reward_timeout": True}, r"reward_timeout=True must be a number, or none"),
-    ],
-)
-def test_arguments_that_bound_nothing(values, message):
-    with pytest.raises(ValueError, match=message):
-        config(**values)
 
 
 def test_arguments_reach_the_rewards(make_trainer):

@@ -103,12 +103,6 @@ def test_rewards_of_trl_score_texts_as_conversations():
         score(of_messages, rows)
 
 
-def test_column_that_some_rows_lack_is_none_there():
-    rows = answers(2)
-    rows[1].row["solution"] = "5"
-    assert score(lambda solution, **_: [float(s or -1) for s in solution], rows).tolist() == [[-1.0], [5.0]]
-
-
 def test_none_becomes_nan():
     values = score([lambda **_: [1, None, 0.5], lambda **_: [True, False, None]])
     assert values.nan_to_num(-1.0).tolist() == [[1.0, 1.0], [-1.0, 0.0], [0.5, -1.0]]
@@ -175,10 +169,6 @@ def test_extras_and_metrics_are_collected_anew_each_call():
         assert (found.extras, found.metrics) == ({"extracted": [8] * count}, {"parsed": [1.0, 0.0]})
 
 
-def test_no_answers_call_no_reward():
-    assert score(lambda **_: 1 / 0, []).shape == (0, 1)
-
-
 class Judge:
     def __call__(self, **_):
         return [1.0]
@@ -197,23 +187,6 @@ def test_names():
     assert RewardSet(functions=[math_reward, math]).names == ["math_reward", "math"], "one begins like the other"
     names = RewardSet(functions=[math_2, math, math]).names
     assert len(set(names)) == 3 and names[:2] == ["math_2", "math"]
-
-
-def test_weights():
-    assert RewardSet(functions=[named_reward, named_reward]).weights == [1.0, 1.0]
-    with pytest.raises(ValueError, match=r"reward_weights has 1 values for 2 rewards"):
-        RewardSet(functions=[named_reward, named_reward], weights=[1.0])
-    with pytest.raises(ValueError, match=r"reward_funcs is empty"):
-        RewardSet(functions=[])
-
-
-def test_unknown_and_uncallable_rewards():
-    with pytest.raises(ValueError, match=r"math_corectness.*math_correctness"):
-        resolve_reward("math_corectness")
-    with pytest.raises(ValueError, match=r"got int: 3"):
-        resolve_reward(3)
-    assert resolve_reward("tests.rollout.test_rewards:named_reward")() == [1.0]
-    assert resolve_reward(named_reward) is named_reward
 
 
 @pytest.fixture(scope="module")

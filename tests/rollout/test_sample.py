@@ -15,7 +15,6 @@ from unigrpo.models import MMaDAPolicy
 from unigrpo.rollout.pipeline import Pipeline
 from unigrpo.rollout.rewards import RewardSet
 from unigrpo.rollout.sample import sample_answers
-from unigrpo.training.evaluation import held_out_answers
 
 from ..support.tiny import low_ids, prompts, tiny_model, tiny_processor
 
@@ -104,27 +103,6 @@ def test_samples_come_back_in_order_with_their_numbers():
     samples = sample_answers(pipeline(Watched(), rollout_batch_size=2), ROWS, 3, indices=list(range(40, 47)))
     assert [s.row for s in samples] == ROWS and [s.index for s in samples] == list(range(40, 47))
     assert all(s.rollout.canvas.ids.shape[0] == 1 and len(s.rollout.completions) == 1 for s in samples)
-
-
-def test_progress_counts_the_steps_of_all_batches():
-    seen = []
-    pipe = replace(pipeline(Watched(), rollout_batch_size=3), on_step=lambda done, total: seen.append((done, total)))
-    sample_answers(pipe, ROWS, 3)
-    assert seen == [(done, 18) for done in range(1, 19)]
-
-
-def test_held_out_batches_are_cut_too():
-    model = Watched()
-    whole = held_out_answers(pipeline(Watched(), eval_temperature=1.0), ROWS, 2, 8)
-    cut = held_out_answers(pipeline(model, eval_temperature=1.0, rollout_batch_size=3), ROWS, 2, 8)
-    assert tokens(cut) == tokens(whole) and max(rows for rows, _ in model.shapes) == 3
-
-
-def test_size_must_be_a_count():
-    with pytest.raises(ValueError, match=r"rollout_batch_size=0 must be at least 1"):
-        pipeline(Watched(), rollout_batch_size=0)
-    with pytest.raises(ValueError, match=r"rollout_batch_size=2\.5 must be a whole number"):
-        pipeline(Watched(), rollout_batch_size=2.5)
 
 
 # ---- memory ----

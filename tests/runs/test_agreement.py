@@ -23,7 +23,7 @@ from unigrpo.runs.cli import main
 from unigrpo.runs.recipe import load_recipe
 from unigrpo.samplers import SemiAutoregressive
 from unigrpo.samplers.kv_cache import BlockCache
-from unigrpo.toy import arithmetic, running_sums
+from unigrpo.toy import arithmetic
 from unigrpo.types import Canvas, Rollout, TokenSpace, keyed_generator
 
 from ..support import ROOT
@@ -200,19 +200,6 @@ def test_agreement_tells_a_cache_from_a_stale_one(sums, tmp_path_factory, monkey
         assert lines(stale)[name]["logp_gap"] > 0.3, name
 
 
-def test_running_sums_are_right_and_disjoint():
-    rows = {split: running_sums.problems(split, 400) for split in running_sums.SPLITS}
-    for row in rows["test"]:
-        first, *added = map(int, row["prompt"].split("+"))
-        totals = [first + sum(added[:count]) for count in range(1, 5)]
-        assert running_sums.solved(" ".join(map(str, totals)), row["solution"])
-        assert not running_sums.solved(" ".join(map(str, [*totals[:3], totals[3] + 1])), row["solution"])
-    for split, own in rows.items():
-        for row in own:
-            first, *added = map(int, row["prompt"].split("+"))
-            assert running_sums.split_of(first, tuple(added)) == split
-
-
 def test_the_command_leaves_numbers_and_a_picture(tmp_path, capsys):
     argv = [
         "agreement",
@@ -238,7 +225,7 @@ def test_the_command_leaves_numbers_and_a_picture(tmp_path, capsys):
 
 
 def test_pictures_are_asked_about_and_those_to_draw_are_left_out(tmp_path, capsys):
-    argv = ["agreement", str(RECIPES / "quickstart_mixed.yaml"), "--limit", "3", "--output", str(tmp_path)]
+    argv = ["agreement", str(RECIPES / "quickstart_mixed.yaml"), "--limit", "1", "--output", str(tmp_path)]
     assert main([*argv, "--temperature", "1"]) == 0
     assert "480 rows of task 't2i' are left out" in capsys.readouterr().out
     result = json.loads((tmp_path / "agreement.json").read_text())
@@ -263,13 +250,6 @@ def test_mistakes_are_told_before_anything_runs(recipe, words, message, tmp_path
     assert main(["agreement", str(RECIPES / recipe), *words, f"output_dir={tmp_path / 'out'}"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("option", ["--thresholds", "--entropies"])
-def test_a_list_of_numbers_names_what_is_none(option, capsys):
-    with pytest.raises(SystemExit):
-        main(["agreement", QUICKSTART, option, "0.9,x"])
-    assert f"argument {option}: 'x' is not a number; give some as in 0.95,0.9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("main_input", ["input_ids", "inputs_embeds", None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def tiny_recipe(tiny_path, tmp_path) -> Path:
 @pytest.mark.smoke
 def test_train_evaluate_merge_and_sample(tiny_recipe, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["train", str(tiny_recipe), *SMALL, "lora.r=4"]) == 0
+    assert main(["train", str(tiny_recipe), *SMALL, "lora.r=4", "model.think_prompt='w1 w2 w3'"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["optimizer_steps"] == 2 and summary["lora"] is True and summary["seed"] == 42
     assert {"mean", "low", "high", "count"} == summary["held_out_accuracy_before"].keys()
@@ -62,6 +63,7 @@ def test_train_evaluate_merge_and_sample(tiny_recipe, tmp_path, capsys):
     assert f"% on {4}" in capsys.readouterr().out.replace("] on", "% on")
     assert main(["merge", str(out), str(tmp_path / "merged")]) == 0
     adapted, merged = load_policy(str(out)), load_policy(str(tmp_path / "merged"))
+    assert adapted.policy.processor.think_prompt == "w1 w2 w3"
     ids = torch.arange(20)[None]
     with torch.no_grad():
         assert_rounding(merged.model(ids).logits, adapted.model(ids).logits, relative=1e-4)
@@ -71,20 +73,6 @@ def test_train_evaluate_merge_and_sample(tiny_recipe, tmp_path, capsys):
     assert main(["sample", str(tmp_path / "merged"), "w3 w4", "--max-completion-length", "6", "--num", "2"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("> w3 w4") == 2
-
-
-def test_a_run_resumes_from_the_command_line(tiny_recipe, tmp_path):
-    out = tmp_path / "out"
-    saving = [*SMALL, "save_strategy=steps", "save_steps=1", "max_steps=3"]
-    assert main(["train", str(tiny_recipe), *saving]) == 0
-    first = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    before = json.loads((out / "summary.json").read_text())["held_out_accuracy_before"]
-    resume = f"resume_from_checkpoint={out / 'checkpoint-1'}"
-    assert main(["train", str(tiny_recipe), *saving, resume]) == 0
-    again = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    losses = [[(line["step"], line["loss"]) for line in lines if "loss" in line] for lines in (first, again)]
-    assert losses[0] == losses[1] and len(losses[0]) == 3
-    assert json.loads((out / "summary.json").read_text())["held_out_accuracy_before"] == before
 
 
 def test_check_finds_mistakes_and_unreachable_ids(tiny_recipe, capsys):
@@ -104,19 +92,6 @@ def test_check_finds_mistakes_and_unreachable_ids(tiny_recipe, capsys):
     quickstart = str(ROOT / "recipes" / "quickstart.yaml")
     assert main(["check", quickstart, "datasets.0.split=validation", "--offline"]) == 1
     assert "split='validation': choose one of" in capsys.readouterr().out
-
-
-def test_an_adapter_folder_keeps_the_think_prompt_it_was_trained_with(tiny_recipe, tmp_path):
-    prompt = "w1 w2 w3\n"
-    assert main(["train", str(tiny_recipe), *SMALL, "lora.r=4", f"model.think_prompt='{prompt.strip()}'"]) == 0
-    assert load_policy(str(tmp_path / "out")).policy.processor.think_prompt == prompt.strip()
-
-
-def test_gold_answers_that_do_not_score_are_found(tiny_recipe, tmp_path, capsys):
-    wrong = tmp_path / "wrong.jsonl"
-    wrong.write_text(json.dumps({"question": "w1", "answer": "no number at all"}) + "\n")
-    assert main(["check", str(tiny_recipe), f"datasets.0.path={wrong}"]) == 1
-    assert "scores no gold answer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -148,15 +123,6 @@ def test_mistakes_end_with_status_2_and_one_line(argv, message, capsys):
     assert error.splitlines()[-1].startswith("unigrpo: error: ") and message in error
 
 
-def test_help_names_every_command(capsys):
-    with pytest.raises(SystemExit) as done:
-        main(["--help"])
-    assert done.value.code == 0
-    shown = capsys.readouterr().out
-    for command in ("train", "check", "sample", "evaluate", "merge", "recipes", "unigrpo train quickstart"):
-        assert command in shown
-
-
 @pytest.mark.slow  # `.ci/run` asks the installed command the same.
 def test_shipped_recipes_are_clean(tmp_path, monkeypatch, capsys):
     write_given_answers(tmp_path, 2)
@@ -175,26 +141,12 @@ def test_shipped_recipes_of_given_answers_run_two_steps(file, tiny_models, tmp_p
     write_given_answers(tmp_path, 4)
     monkeypatch.chdir(tmp_path)
     shipped, out = load_sft_recipe(str(file)), tmp_path / "out"
-    small = [
-        "per_device_train_batch_size=4",
-        "per_device_eval_batch_size=2",
-        "gradient_accumulation_steps=1",
-        "max_steps=2",
-    ]
-    small += [
-        f"max_length={min(120, shipped.config['max_length'])}",
-        "image_size=32",
-        "logging_steps=1",
-        "save_strategy=no",
-        "use_cpu=true",
-        "disable_tqdm=true",
-    ]
-    small += ["model.dtype=float32", "num_eval_draws=1", f"output_dir={out}"]
-    small += [
-        f"{section}.{number}.limit=2"
-        for section in ("datasets", "eval_datasets")
-        for number in range(len(getattr(shipped, section)))
-    ]
+    length = min(120, shipped.config["max_length"])
+    small = f"""per_device_train_batch_size=4 per_device_eval_batch_size=2 gradient_accumulation_steps=1 max_steps=2 logging_steps=1
+        max_length={length} image_size=32 save_strategy=no use_cpu=true disable_tqdm=true model.dtype=float32 num_eval_draws=1""".split()
+    sections = {"datasets": shipped.datasets, "eval_datasets": shipped.eval_datasets}
+    small += [f"{name}.{number}.limit=2" for name, own in sections.items() for number in range(len(own))]
+    small += [f"output_dir={out}"]
     if not shipped.model.path.startswith("builtin:"):
         small += replaced_models(shipped, tiny_models)
     small += ["lora.r=4"] if shipped.lora else []
@@ -206,7 +158,17 @@ def test_shipped_recipes_of_given_answers_run_two_steps(file, tiny_models, tmp_p
     assert "held-out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+OF_ANOTHER_CARD = re.compile(r"_(24gb|48gb)$")
+"""Recipes that differ from their neighbour in what a card holds: run where there is time."""
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=file.stem, marks=pytest.mark.slow if OF_ANOTHER_CARD.search(file.stem) else [])
+        for file in RECIPES
+    ],
+)
 def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
     """With only model, data and sizes replaced; every dataset has its prompt in the window."""
     shipped, out = load_recipe(str(file)), tmp_path / "out"

@@ -116,14 +116,8 @@ def test_a_prompt_counts_once_however_many_answers_it_has():
 GENEVAL = '{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}'
 GENEVAL2 = '{"prompt": "two cows", "atom_count": 2, "vqa_list": [["How many cows are in the image?", "two"]], "skills": ["count"]}'
 WISE = [
-    {
-        "prompt_id": 401,
-        "Prompt": "A plant that needs light",
-        "Explanation": "It bends",
-        "Category": "Biology",
-        "Subcategory": "State",
-    }
-]
+    {"prompt_id": 401, "Prompt": "A plant that needs light", "Explanation": "It bends", "Category": "Biology", "Subcategory": "State"},
+]  # fmt: skip
 ONEIG = "category,id,prompt_en,type,prompt_length,class\nPortrait,007,a woman who reads,NP,short,None\n"
 
 

@@ -39,6 +39,7 @@ def test_an_offloaded_run_is_the_same_run(tiny_models, tmp_path, monkeypatch):
         assert set(kinds) == {("tokenizer", offload == "true"), ("scorer", offload == "true")}
         kinds.clear()
         assert main(["evaluate", file, *small, *keys]) == 0
+        assert (out / "images_evaluated.png").exists()
         assert set(kinds) == {("tokenizer", offload == "true"), ("scorer", offload == "true")}
         kinds.clear()
     assert rows["true"] == rows["false"]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from unigrpo.runs.plots import RefreshedCurve, figure_for
+from unigrpo.runs.plots import RefreshedCurve, draw_curve, figure_for
 
 
 @pytest.mark.smoke
@@ -35,3 +35,12 @@ def test_a_curve_is_drawn_again_while_a_run_goes_on(tmp_path):
         lines.write(json.dumps({"step": 3, "reward": 0.9}) + "\n")
     eager.on_log(None, state, None)
     assert picture.read_bytes() != first and {own.name for own in tmp_path.iterdir()} == {"metrics.jsonl", "curve.png"}
+
+
+def test_drawing_a_curve_leaves_the_plots_of_the_session_alone(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # An import of it would raise.
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"step": 2, "reward": 0.7}\n')
+    draw_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png", "a run")
+    assert matplotlib.rcParams["backend"] == "svg" and (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"

@@ -8,14 +8,7 @@ import pytest
 import torch
 
 from unigrpo.errors import RecipeError
-from unigrpo.runs.build import (
-    ForTask,
-    build_accuracy,
-    build_config,
-    build_dataset,
-    build_lora,
-    build_rewards,
-)
+from unigrpo.runs.build import ForTask, build_accuracy, build_config, build_dataset, build_lora, build_rewards
 from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
 from unigrpo.runs.reach import code_of
 
@@ -111,10 +104,6 @@ def test_all_code_that_a_recipe_names_is_listed(tmp_path):
     measure = "accuracy={text: {name: my_measure:close, within: 2}}"
     listed = code_of(recipe(tmp_path, MINIMAL, *parts, measure))
     assert {"my_noise:Tail", "my_draw:Fast", "my:one", "my_measure:close"} <= {line.split()[-1] for line in listed}
-
-
-def test_parts_in_json_are_listed_too(tmp_path):
-    named = recipe(tmp_path, MINIMAL)
     named.config["task_overrides"] = '{"text": {"surrogate": "my_code:run"}}'
     named.config["noising"] = '{"name": "my_noise:Tail", "share": 0.5}'
     assert {"runs code: my_code:run", "runs code: my_noise:Tail"} <= set(code_of(named))

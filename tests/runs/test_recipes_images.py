@@ -12,21 +12,12 @@ from PIL import Image
 
 from unigrpo.config.build import build_algorithm
 from unigrpo.config.task import TASK_KEYS
-from unigrpo.errors import RecipeError
 from unigrpo.runs.build import build_config
 from unigrpo.runs.cli import main
-from unigrpo.runs.dataset_spec import DatasetSpec, load_rows
 from unigrpo.runs.recipe import CONFIG_KEYS, load_recipe
 from unigrpo.runs.train import evaluate_recipe
 
-from ..support.recipes import (
-    EVERY,
-    ROOT,
-    SMALL,
-    replaced_data,
-    replaced_models,
-    replaced_sizes,
-)
+from ..support.recipes import EVERY, ROOT, SMALL, replaced_data, replaced_models, replaced_sizes
 
 
 PROMPTS = ROOT / "recipes" / "prompts"
@@ -77,16 +68,6 @@ def test_every_held_out_prompt_has_a_combination_that_training_lacks(maker):
     assert not any(map(maker.is_held_out, known))
     assert all(set(prompt.pairs) - known for prompt in held_out)
     assert [prompt.text for prompt in held_out] == lines("t2i_heldout.txt")
-
-
-def test_prompts_fit_the_scorers_windows():
-    """In words: CLIP's 77 tokens hold 45 words of this kind with room to spare, ImageReward's 35 hold 24."""
-    lengths = [
-        len(re.findall(r"[\w']+", line)) for name in ("t2i_train.txt", "t2i_heldout.txt") for line in lines(name)
-    ]
-    assert max(lengths) <= 45
-    assert sum(length <= 24 for length in lengths) >= 0.9 * len(lengths)
-    assert max(len(line) for line in lines("t2i_train.txt")) < 250
 
 
 def test_prompts_keep_apart_from_geneval():
@@ -142,25 +123,14 @@ def test_the_image_recipe_is_the_published_starting_point():
     )
 
 
-def test_the_papers_law_is_two_words_away(tiny_models, tmp_path):
-    """The header of the image recipe says how; the run below is that one, made small."""
+def test_the_papers_law_is_two_words_away():
+    """The header of the image recipe says how."""
     file = ROOT / "recipes" / "image_mmada_8b_lora.yaml"
     paper = ["timesteps=stratified", "sampler=maskgit"]
     assert f"unigrpo train image_mmada_8b_lora {' '.join(paper)}\n" in file.read_text()
     recipe = load_recipe(str(file), paper)
     t2i = build_config(recipe).for_task("t2i")
     assert (t2i.timesteps, t2i.sampler, t2i.eval_sampler) == ("stratified", "maskgit", "maskgit")
-    limits = replaced_data(recipe, tmp_path, {"datasets": 2, "eval_datasets": 2})
-    changes = [*SMALL, *replaced_sizes(recipe), *limits, *replaced_models(recipe, tiny_models), "lora.r=4"]
-    assert main(["train", str(file), *paper, *changes, f"output_dir={tmp_path / 'out'}"]) == 0
-    assert main(["evaluate", str(file), *changes, f"output_dir={tmp_path / 'evaluated'}"]) == 0
-    assert (tmp_path / "evaluated" / "images_evaluated.png").exists()
-
-
-def test_a_dataset_that_is_a_script_is_an_error_of_the_recipe(tmp_path):
-    (tmp_path / "script.py").write_text("import datasets\n")
-    with pytest.raises(RecipeError, match=r"script.*no longer supported"):
-        load_rows(DatasetSpec(path=str(tmp_path / "script.py")))
 
 
 @pytest.mark.smoke

@@ -110,15 +110,12 @@ def test_another_installation_is_told_what_differs(tmp_path, capsys):
         (["toy", "--budget", "day"], "--budget='day' is not valid"),
         (["toy", "output_dir=x"], "a reproduction has its own folder"),
         (["toy", "--output-dir", "."], "holds files and no reproduction"),
-        (
-            ["math-mmada", "--budget", "8gpu-day", "use_cpu=true"],
-            "accelerate launch --num_processes 8 -m unigrpo reproduce math-mmada",
-        ),
+        (["math-mmada", "--budget", "8gpu-day", "use_cpu=true"], "accelerate launch --num_processes 8 -m unigrpo reproduce math-mmada"),
         (["--check", "nowhere.json"], "cannot be read"),
         (["--check", "mine.txt"], "is no card of `unigrpo reproduce`"),
         (["toy", "seed=1", "--output-dir", "other"], "reproduces something else: "),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_one_sentence_before_anything_is_written(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.txt").write_text("mine")

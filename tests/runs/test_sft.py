@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from unigrpo import UniGRPOConfig, UniGRPOTrainer, load_policy
+from unigrpo import load_policy
 from unigrpo.errors import RecipeError
 from unigrpo.runs.cli import main
 from unigrpo.runs.recipe import parse_recipe
@@ -48,7 +47,7 @@ def written(folder, **changes):
 
 
 @pytest.mark.smoke
-def test_a_recipe_leaves_weights_that_answer_and_that_rl_starts_from(tmp_path, capsys):
+def test_a_recipe_leaves_weights_that_answer(tmp_path, capsys):
     assert main(["sft", written(tmp_path), "max_steps=2"]) == 0
     folder = tmp_path / "run"
     summary = json.loads((folder / "summary.json").read_text())
@@ -60,14 +59,6 @@ def test_a_recipe_leaves_weights_that_answer_and_that_rl_starts_from(tmp_path, c
     assert {line["run_id"] for line in lines} == {summary["run_id"]}
     assert "held-out text_nats_per_token" in capsys.readouterr().out
     assert isinstance(load_policy(str(folder), device="cpu").generate(["Tom has 127 cups and gets 4. Total?"])[0], str)
-    settings = {"max_completion_length": 16, "steps": 4, "block_length": 4, "num_generations": 4, "max_steps": 1}
-    args = UniGRPOConfig(
-        str(tmp_path / "rl"), **settings, per_device_train_batch_size=8, use_cpu=True, report_to="none", beta=0.01
-    )
-    rows = [{"prompt": f"Tom has {n} cups and gets 4. Total?", "solution": str(n + 4)} for n in range(100, 108)]
-    trainer = UniGRPOTrainer(str(folder), ["think_format"], args, rows)
-    trainer.train()
-    assert trainer.state.global_step == 1
 
 
 def test_the_same_command_goes_on(tmp_path):
@@ -113,21 +104,6 @@ def test_a_run_from_scratch_goes_on_from_its_checkpoint_and_not_from_new_weights
     assert all(torch.equal(value, start[key]) for key, value in fresh.items())
 
 
-def test_the_road_of_the_quickstart_goes_from_drawn_weights_through_its_two_recipes(tmp_path, monkeypatch):
-    """A few steps of each as shipped: what the first leaves is what the second measures before it trains."""
-    monkeypatch.chdir(tmp_path)
-    small = ["eval_datasets.0.limit=16", "disable_tqdm=true", "warmup_steps=0", "logging_steps=1"]
-    sft = ["max_steps=6", "lr_scheduler_kwargs.num_decay_steps=1", "datasets.0.limit=256", "output_dir=taught"]
-    assert main(["sft", "quickstart_sft", *small, *sft]) == 0
-    taught = json.loads(Path("taught/summary.json").read_text())
-    assert taught["held_out_accuracy_before"]["mean"] == 0
-    assert taught["held_out_after"]["loss"] < 0.7 * taught["held_out_before"]["loss"]
-    rl = ["max_steps=1", "model.path=taught", "per_device_train_batch_size=8", "output_dir=rewarded"]
-    assert main(["train", "quickstart", *small, *rl]) == 0
-    rewarded = json.loads(Path("rewarded/summary.json").read_text())
-    assert rewarded["held_out_accuracy_before"] == taught["held_out_accuracy_after"]
-
-
 def test_held_out_answers_are_judged_as_evaluate_judges_them(tmp_path, capsys):
     path = written(tmp_path, sampling=SAMPLING, eval_datasets=[{**ARITHMETIC, "split": "test", "limit": 24}])
     assert main(["sft", path, "max_steps=1", "learning_rate=1e-9"]) == 0
@@ -171,35 +147,14 @@ def test_datasets_are_sources_with_their_weights_and_adapters_are_named_by_the_r
         ({"sampling": {"beta": 0}}, "sampling: unknown key 'beta'"),
         ({"sampling": {"steps": 0}}, "here: sampling: steps=0"),
         ({"sampling": {}, "eval_datasets": []}, "sampling asks for held-out answers, and no row of eval_datasets has"),
-        (
-            {"model": {"path": "builtin:arithmetic", "from_scratch": True}, "lora": {"r": 2}},
-            "from_scratch=True with an adapter",
-        ),
+        ({"model": {"path": "builtin:arithmetic", "from_scratch": True}, "lora": {"r": 2}}, "from_scratch=True with an adapter"),
         ({"model": {"path": "builtin:arithmetic", "from_scratch": 1}}, "model.from_scratch=1 must be of type bool"),
         ({"objective": "mmada_stage9"}, "here: objective='mmada_stage9' is not valid"),
         ({"objective": "nowhere.at:all"}, "here: objective='nowhere.at:all' cannot be imported"),
         ({"datasets": [{"path": "builtin:algebra"}]}, "'builtin:algebra' is unknown: shipped sets are"),
         ({"datasets": [{**ARITHMETIC, "name": "stern"}]}, "name='stern': choose one of \\[None, 'careless'\\]"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_in_a_recipe_are_named(tmp_path, changes, said):
     with pytest.raises(RecipeError, match=said):
         run_sft_recipe(recipe(output_dir=str(tmp_path), **changes))
-
-
-def test_a_dataset_of_several_files_is_trained_on_and_named_in_the_card(tmp_path):
-    paths = [str(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]
-    for number, path in enumerate(paths):
-        rows = [{"prompt": f"Ann has {10 * number + i} cups. Total?", "completion": f"{i}"} for i in range(4)]
-        Path(path).write_text("\n".join(map(json.dumps, rows)))
-    recipe = {
-        **RECIPE,
-        "datasets": [{"path": paths}],
-        "eval_datasets": [],
-        "max_steps": 1,
-        "output_dir": str(tmp_path / "out"),
-    }
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["sft", str(tmp_path / "mine.yaml")]) == 0
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "one.jsonl" in card and "two.jsonl" in card

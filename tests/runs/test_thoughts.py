@@ -35,11 +35,7 @@ def test_each_kind_of_thought_is_what_is_drawn_under(tmp_path, monkeypatch, caps
     assert main(words) == 0
     rows = problems("test", COUNT)
     others = others_of([row["solution"] for row in rows], "recipe")
-    assert texts == [
-        [row["thought"] for row in rows],
-        [""] * COUNT,
-        [rows[other]["thought"] for other in others],
-    ]
+    assert texts == [[row["thought"] for row in rows], [""] * COUNT, [rows[other]["thought"] for other in others]]
     assert all([prompt for prompt, _ in own] == [row["prompt"] for row in rows] for own in drawn)
     found = json.loads((tmp_path / "thoughts.json").read_text())
     assert list(found["thoughts"]) == ["own", "given", "empty", "swapped"]

@@ -45,16 +45,6 @@ def test_the_same_command_typed_twice_takes_the_next_free_name_and_says_so(tmp_p
     assert not Path(f"{out}-3").exists() and not (out / LOCK).exists()
 
 
-def test_going_on_under_another_seed_is_one_sentence_and_changes_nothing(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert train(out) == 0
-    first = contents(out)
-    with pytest.warns(UserWarning, match="no checkpoint yet"):
-        assert train(out, "resume_from_checkpoint=true", "seed=3") == 2
-    assert "seed was 0 and is 3" in capsys.readouterr().err
-    assert contents(out) == first
-
-
 def test_a_free_name_is_one_that_no_run_has_used_or_uses(tmp_path):
     asked = tmp_path / "run"
     for folder, name in ((asked, "summary.json"), (tmp_path / "run-2", "adapter_model.bin")):

@@ -10,7 +10,6 @@ from torch.distributed.utils import _cast_forward_inputs
 
 from unigrpo.config.build import build_algorithms
 from unigrpo.models.draw import Draw
-from unigrpo.models.llada.modeling import positions_of
 from unigrpo.rollout.pipeline import Pipeline
 from unigrpo.samplers import SemiAutoregressive
 from unigrpo.samplers.parity import PublicTextSampler
@@ -29,16 +28,6 @@ from .test_text_sampler import (  # noqa: F401
     text_canvas,
     written,
 )
-
-
-def test_positions_are_packed_in_order():
-    select = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 0, 1]]).bool()
-    for counts in (None, [2, 0, 3]):
-        index, counted = positions_of(select, counts)
-        assert index.shape == (3, 3)
-        assert counted.tolist() == [0, 1, 6, 7, 8] and index.flatten()[counted].tolist() == [1, 3, 0, 1, 3]
-    nothing, counted = positions_of(torch.zeros(2, 4, dtype=torch.bool))
-    assert nothing.shape == (2, 1) and not len(counted)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.6, 1.0])
@@ -182,11 +171,6 @@ def test_reference_draws_are_the_public_codes_gumbel_noise(policy, model):
 def test_settings_that_cannot_work(kind, options, message):
     with pytest.raises(ValueError, match=message):
         kind(**options)
-
-
-def test_a_setting_that_no_sampler_reads_is_told():
-    with pytest.warns(UserWarning, match=r"kv_cache='dual' \(sampler 'semi_autoregressive'\)"):
-        config(task_overrides={"t2i": {"kv_cache": "dual"}})
 
 
 def test_engines_do_not_cast_the_uniforms():

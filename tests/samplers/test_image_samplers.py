@@ -79,16 +79,6 @@ def test_schedules_are_the_recorded_ones(name):
     assert (own - ARRAYS[f"schedule.{name}"]).abs().max() < 2e-6
 
 
-def test_noise_decay():
-    """Compound multiplies the scale by (1 - u) at every step; linear is (1 - u) of the start."""
-    recorded = META["cases"]["g0"]["temperatures"]
-    scale, own = 1.0, []
-    for step in range(8):
-        scale *= 1 - (step + 1) / 8
-        own.append(scale)
-    assert own == pytest.approx(recorded, abs=1e-6)
-
-
 class Uniform:
     """A policy whose model gives every code the same logits, so that only the sampler decides."""
 
@@ -123,29 +113,6 @@ def test_emerge_hides_what_the_schedule_says_on_average(policy, schedule):
         if variance > 1:
             assert float(hidden.var()) == pytest.approx(variance, rel=0.35)
     assert (rollout.step_map[canvas.fill_mask] >= 0).all()
-
-
-def test_greedy_takes_the_likeliest_code(model, policy):
-    canvas, stream = blank(policy), [keyed_generator("greedy", 0)]
-    rollout = Emerge(steps=1, temperature=0.0, guidance_scale=0)(model, policy, canvas, generators=stream)
-    with torch.no_grad():
-        logits = model(**policy.inputs(canvas, canvas.fill_mask)).logits
-    best = logits[0, :, OFFSET : OFFSET + CODES].argmax(-1)[canvas.fill_mask[0]]
-    assert torch.equal(rollout.completions[0], best)
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "value"),
-    [
-        (Emerge, "steps", 0),
-        (MaskGIT, "mask_schedule", "cos"),
-        (MaskGIT, "remask_noise_decay", "none"),
-        (MaskGIT, "remask_temperature", -1),
-    ],
-)
-def test_bad_settings_are_named(kind, name, value):
-    with pytest.raises(ValueError, match=f"{name}={value!r}"):
-        kind(**{name: value})
 
 
 def test_the_public_sampler_needs_one_generator(model, policy):

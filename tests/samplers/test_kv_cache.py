@@ -11,13 +11,11 @@ from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.cache import KeyValueCache
 from unigrpo.rollout.sample import check_prompt
-from unigrpo.runs.cli import main
 from unigrpo.samplers.kv_cache import BlockCache
 from unigrpo.training.metrics import Metrics
 from unigrpo.training.old_and_reference import log_decoding_gap
 from unigrpo.types import Canvas, TokenSpace
 
-from ..support import ROOT
 from ..support.configs import config
 from ..support.tiny import tiny_model
 from ..support.tolerances import assert_rounding
@@ -127,7 +125,7 @@ class WithoutCache(MMaDAPolicy):
     supports_cache = False
 
 
-def test_a_policy_without_a_cache_says_so(policy, model, capsys):
+def test_a_policy_without_a_cache_says_so(policy, model):
     own, row = WithoutCache(policy.config, policy.processor), {"prompt": "w1"}
     with pytest.raises(ValueError, match="WithoutCache has no cache"):
         sample(model, own, text_canvas(policy), kv_cache="prefix")
@@ -138,10 +136,6 @@ def test_a_policy_without_a_cache_says_so(policy, model, capsys):
     ):
         check_prompt(own, args, None, row, "train_dataset[0]")
     check_prompt(own, args, None, row, "eval_dataset[0]", held_out=True)
-    command = ["check", "--offline", str(ROOT / "recipes" / "quickstart.yaml"), "kv_cache=dual"]
-    assert main(command) == 0
-    assert main([*command, "policy=tests.samplers.test_kv_cache:WithoutCache"]) == 1
-    assert "kv_cache='dual': WithoutCache has no cache" in capsys.readouterr().out
 
 
 def test_a_hole_that_an_earlier_block_left_is_computed_beside_a_cache(policy):

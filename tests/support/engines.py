@@ -65,14 +65,8 @@ ENGINES = ["ddp", pytest.param("fsdp2", marks=NEEDS_FSDP2)]
 DIVIDED = (
     *("kl", "entropy", "clip_ratio/region_mean", "ratio/mean", "ratio/max", "num_completion_tokens"),
     *(f"completions/{kind}_length" for kind in ("mean", "min", "max")),
-    *(
-        "completions/clipped_ratio",
-        "sampling/sampling_logp_difference/mean",
-        "mask_ratio/0.4-0.6",
-        "reward",
-        "reward_std",
-    ),
-)
+    *("completions/clipped_ratio", "sampling/sampling_logp_difference/mean", "mask_ratio/0.4-0.6", "reward", "reward_std"),
+)  # fmt: skip
 """Metrics that do not depend on how rows are divided."""
 
 
@@ -281,11 +275,7 @@ def evaluate(rank: int, engine: str, batch: int) -> dict[str, Any]:
 
     with on_processors(engine):
         trainer = make(
-            engine,
-            max_steps=2,
-            per_device_train_batch_size=batch,
-            per_device_eval_batch_size=2,
-            eval_temperature=1.0,
+            engine, max_steps=2, per_device_train_batch_size=batch, per_device_eval_batch_size=2, eval_temperature=1.0
         )
         trainer.train()
         trainer.rewards.functions[0] = counted

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import TrainerCallback
@@ -66,16 +65,6 @@ def difference(one: dict, two: dict) -> float:
     assert one.keys() == two.keys()
     assert one
     return max((one[n] - two[n]).abs().max().item() for n in one) / max(v.abs().max().item() for v in one.values())
-
-
-def trained_adapter():
-    """A model that already carries an adapter which changes its answers."""
-    torch.manual_seed(7)
-    model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear"))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.05)
-    return model
 
 
 def aligned(model=None):

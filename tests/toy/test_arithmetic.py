@@ -10,7 +10,7 @@ from unigrpo.models import MMaDAProcessor
 from unigrpo.runs.accuracy import integer_match
 from unigrpo.toy import arithmetic
 from unigrpo.toy.arithmetic import FIRST, NAMES, OBJECTS, SECOND, TEMPLATES, pairs, problems, split_of, trace
-from unigrpo.toy.making.tokenizer import CHAT_TOKENS, LAYOUT_TOKENS, build_tokenizer, special_token_ids
+from unigrpo.toy.making.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -68,49 +68,18 @@ def test_the_careless_teacher_counts_rightly_and_forgets_three_carries_in_five(e
 
 def test_tokenizer_restores_every_generated_text(tokenizer, every_row):
     processor = MMaDAProcessor(tokenizer)
-    texts = [trace(row) for row in every_row]
+    rows = every_row[::5]
+    texts = [trace(row) for row in rows]
     texts += [
         template.format(name=name, a=127, b=4, things=things)
         for template in TEMPLATES
         for name in NAMES
         for things in OBJECTS
     ]
-    texts += [processor.chat_text(row["prompt"]) for row in every_row]
+    texts += [processor.chat_text(row["prompt"]) for row in rows]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert tokenizer.batch_decode(encoded) == texts
     assert max(len(processor.encode_prompt(row["prompt"])) for row in every_row) <= 32
-
-
-def test_tokenizer_survives_saving(tokenizer, tmp_path):
-    MMaDAProcessor(tokenizer).save_pretrained(tmp_path)
-    again = MMaDAProcessor.from_pretrained(tmp_path)
-    text = "<think>8901</think>131 and (other) words\n"
-    assert again.tokenizer.decode(again.tokenizer(text)["input_ids"], skip_special_tokens=True) == text
-    assert len(again.tokenizer) == len(tokenizer)
-    assert again.encode_prompt("Ann has 27 cups") == MMaDAProcessor(tokenizer).encode_prompt("Ann has 27 cups")
-
-
-def test_tokenizer_ids(tokenizer):
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    for token in CHAT_TOKENS.values():
-        assert tokenizer.convert_tokens_to_ids(token) in special
-    for token in ("<think>", "</think>", "user", "assistant", "system", "\n", *"0123456789"):
-        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
-        assert len(ids) == 1
-        assert ids[0] not in special
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
-        "<|startoftext|>",
-        "<|endoftext|>",
-        "<|endoftext|>",
-    )
-    assert len(tokenizer) < 200
-
-
-def test_layout_ids_are_distinct_and_known(tokenizer):
-    table = special_token_ids(tokenizer)
-    assert set(table) == {*LAYOUT_TOKENS, "start_header", "end_header", "eot"}
-    assert len(set(table.values())) == len(table)
-    assert tokenizer.unk_token_id not in table.values()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from unigrpo.toy.benchmark.command import benchmark
 from unigrpo.toy.benchmark.curves import mean_curve
 from unigrpo.toy.benchmark.pool import Job, run_jobs
 from unigrpo.toy.benchmark.table import find_entry, gain, learned, markdown, results_of
-from unigrpo.toy.benchmark.tasks import RESERVED, TASKS, chosen_seeds, chosen_tasks
+from unigrpo.toy.benchmark.tasks import RESERVED, TASKS, chosen_tasks
 
 from ..support import ROOT
 from ..support.benchmark_jobs import fail, linger, spell
@@ -157,10 +157,6 @@ def test_a_mistake_is_an_error_that_names_the_cure(words, message, capsys, tmp_p
     assert main(["benchmark", "--output-dir", str(tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_seeds_are_read_once_each():
-    assert chosen_seeds("2,0,2") == [2, 0]
 
 
 # ---- a cell ----
@@ -317,18 +313,6 @@ def test_only_what_is_missing_runs(tmp_path, monkeypatch, capsys):
     assert len(ran) == 3 and results["entries"][0]["missing"] == [0, 1]
     assert "2 of 2 cells were measured with other settings" in capsys.readouterr().out
     assert (tmp_path / "curves.png").stat().st_size > 1000
-
-
-@pytest.mark.processes
-def test_the_command_measures_and_reports(tmp_path, capfd):
-    words = ["--algorithms", "unigrpo", "--tasks", "arithmetic", "--seeds", "0", "--output_dir", str(tmp_path)]
-    changes = [f"arithmetic.{change}" for change in SMALL]
-    assert main(["benchmark", *words, "--jobs", "2", *changes]) == 0
-    shown = capfd.readouterr().out
-    assert "[1/1] arithmetic unigrpo seed 0: " in shown and "left" in shown
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert find_entry(results, "unigrpo", "arithmetic").seeds == [0]
-    assert (tmp_path / "table.md").read_text() in shown
 
 
 # ---- does the default algorithm learn at the shipped budgets? ----

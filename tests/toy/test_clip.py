@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -13,23 +11,18 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from unigrpo.data.pictures import to_images
 from unigrpo.models.magvit import MagvitV2
 from unigrpo.toy import emoji
-from unigrpo.toy.emoji_check import right_picture
-from unigrpo.toy.making import clip_worlds, image_tokenizer
+from unigrpo.toy.making import image_tokenizer
 from unigrpo.toy.making.clip import (
-    TEXT_WINDOW,
     build_image_processor,
     build_model,
     build_tokenizer,
     checkpoint,
-    contrastive_loss,
     encode,
     load,
-    noisy,
     similarity,
     train,
 )
-from unigrpo.toy.making.clip_worlds import WORLDS, edits, emoji_source, fits, retrieval_accuracy, shapes_source
-from unigrpo.toy.making.fitting import directory_size
+from unigrpo.toy.making.clip_worlds import edits, fits, retrieval_accuracy, shapes_source
 from unigrpo.toy.making.image_tokenizer import gallery, reconstruct
 from unigrpo.toy.shapes import FORMS, QUESTIONS, SIDE, SPECS, WORDS, Spec, caption
 
@@ -59,10 +52,6 @@ def test_the_shipped_clip_finds_the_caption_of_a_picture(shipped, tokenizer, pix
 
     assert retrieval_accuracy(near, pixels) >= 0.97
     assert retrieval_accuracy(near, reconstruct(magvit, pixels)) >= 0.92
-
-
-def test_the_shipped_clip_is_small():
-    assert directory_size(checkpoint("shapes")) <= 1e6
 
 
 def cosines(model, pixels, tokenizer, texts) -> torch.Tensor:
@@ -98,24 +87,6 @@ def test_the_shipped_tokenizer_is_the_built_one(shipped, tokenizer):
     config = shipped.config.text_config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (2, 3, 0)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 3, 0)
-
-
-def test_a_text_lies_between_bos_and_eos_and_fits_the_window(tokenizer):
-    (ids,) = tokenizer(["A small RED circle, at the left"])["input_ids"]
-    words = ["<bos>", "a", "small", "red", "circle", "<unk>", "at", "the", "left", "<eos>"]
-    assert tokenizer.convert_ids_to_tokens(ids) == words
-    long = tokenizer("red " * 99, truncation=True)["input_ids"]
-    assert len(long) == TEXT_WINDOW and long[-1] == tokenizer.eos_token_id
-
-
-@torch.no_grad()
-def test_a_text_is_pooled_at_its_eos_whatever_the_padding(shipped, tokenizer):
-    ids = encode(tokenizer, ["a red circle"])
-    padded = F.pad(ids, (0, 6), value=tokenizer.pad_token_id)
-    short, long = (shipped.get_text_features(input_ids=x).pooler_output for x in (ids, padded))
-    assert_rounding(short, long)
-    hidden = shipped.text_model(input_ids=ids).last_hidden_state[:, -1]
-    assert_rounding(short, shipped.text_projection(hidden))
 
 
 def test_the_image_processor_gives_the_pixels_of_the_training(pixels):
@@ -155,40 +126,6 @@ def test_an_edit_changes_one_thing_and_no_training_edit_is_held_out(split):
             )
             assert kind != "replaced" or len(changed) == 1
             assert split == "test" or emoji.split_of(other) == "train"
-
-
-def test_a_batch_of_emoji_has_pictures_with_their_captions_and_edits(monkeypatch):
-    some = emoji.scenes("train")[:5] + emoji.scenes("train")[3000:3400:9]
-    monkeypatch.setattr(clip_worlds, "reconstruct", lambda magvit, pixels: pixels)
-    monkeypatch.setattr(emoji, "scenes", lambda split: some)
-    monkeypatch.setattr(emoji, "some_scene", lambda split, rng: some[rng.integers(5, len(some))])
-    monkeypatch.setattr(clip_worlds, "edits", lambda scene, rng, split: {"replaced": some[rng.integers(5)]})
-    pixels, captions, positive = emoji_source(None, torch.Generator().manual_seed(0))(20)
-    assert pixels.shape == (20, 3, 48, 48) and len(captions) == 20
-    assert positive.tolist() == [[one == other for other in captions] for one in captions]
-    assert all(right_picture(image, said) for image, said in zip(to_images(pixels), captions, strict=True))
-    assert all(said in {emoji.caption(scene) for scene in some[:5]} for said in captions[1::2])
-
-
-def test_the_words_of_emoji_fit_the_window():
-    tokenizer = build_tokenizer(WORLDS["emoji"].words)
-    ids = encode(tokenizer, [emoji.caption(scene) for scene in emoji.SCENES[::17]])
-    assert tokenizer.unk_token_id not in ids and ids.shape[1] < TEXT_WINDOW
-
-
-def test_the_loss_by_hand():
-    logits = torch.zeros(2, 2)
-    both, own = torch.ones(2, 2, dtype=torch.bool), torch.eye(2, dtype=torch.bool)
-    assert contrastive_loss(logits, both).item() == pytest.approx(math.log(2))
-    assert contrastive_loss(100 * torch.eye(2), own).item() == pytest.approx(0, abs=1e-6)
-    uneven = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
-    rows = (math.log(4 / 3) + math.log(2)) / 2
-    assert contrastive_loss(uneven, own).item() == pytest.approx(rows)
-
-
-def test_noise_has_a_level_of_its_own_for_each_picture():
-    change = noisy(torch.zeros(64, 3, 32, 32), generator=torch.Generator().manual_seed(0)).flatten(1).std(dim=1)
-    assert change.max() < 0.16 and change.min() < 0.03 and change.max() > 0.12
 
 
 @pytest.mark.slow  # Nothing that ships runs it: the checkpoint that it made is tested above.

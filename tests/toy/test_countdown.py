@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from unigrpo import load_policy
-from unigrpo.models.builtin import model_path
 from unigrpo.rewards import get_reward
 from unigrpo.toy import countdown as toy
-from unigrpo.toy.making.figures import figures
 
 
 reward = get_reward("countdown")
@@ -57,35 +52,11 @@ def test_values_are_exact_fractions():
     assert score("9007199254740993*1", (9007199254740993, 1), 9007199254740992) == 0.1
 
 
-@pytest.mark.parametrize(
-    "completion",
-    [
-        "",
-        "14",
-        "=14",
-        "3*4",
-        "3*4+2+2",
-        "3*4+3-1",
-        "34+2",
-        "3**4+2",
-        "3*4//2",
-        "-3+4*2",
-        "3*4+-2",
-        "3 4 2",
-        "3*4+2.0",
-        "03*4+2",
-        "3/(4-4)+2",
-        "3*4+2, I think",
-        "<think>3*4+2",
-        "<answer></answer>3*4+2",
-        "3*4+2#",
-        "lambda: 3*4+2",
-        "3*4+2 if 1 else 0",
-        "[3*4+2]",
-        "__import__('os').abort()",
-        "3*4+2\x00",
-    ],
-)
+@pytest.mark.parametrize("completion", [
+    "", "14", "=14", "3*4", "3*4+2+2", "3*4+3-1", "34+2", "3**4+2", "3*4//2", "-3+4*2", "3*4+-2", "3 4 2", "3*4+2.0", "03*4+2",
+    "3/(4-4)+2", "3*4+2, I think", "<think>3*4+2", "<answer></answer>3*4+2", "3*4+2#", "lambda: 3*4+2", "3*4+2 if 1 else 0",
+    "[3*4+2]", "__import__('os').abort()", "3*4+2\x00",
+])  # fmt: skip
 def test_what_is_no_expression_over_the_numbers(completion):
     assert score(completion) == 0.0
 
@@ -106,11 +77,6 @@ def test_hostile_text_takes_no_time(piece):
     assert time.process_time() - started < 2.0
 
 
-@given(st.text(alphabet="0123456789+-*/() =.", max_size=40))
-def test_any_text_has_a_score(text):
-    assert score(text) in (0.0, 0.1, 1.0)
-
-
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_sums_in_any_order_are_right(numbers, rng):
     text = "+".join(map(str, rng.sample(numbers, len(numbers))))
@@ -125,20 +91,18 @@ def test_rows_it_does_not_apply_to():
     assert reward(["p"], [object()]) == [None]
 
 
-@pytest.mark.parametrize("numbers", [[], "12", 12, [1.5], [True, 2], [-1, 2], [[1]], {1, 2}])
-def test_bad_numbers_are_named(numbers):
-    with pytest.raises(ValueError) as error:
-        reward(["p"], ["1+2"], numbers=[numbers], target=[3])
-    for part in ("`numbers`", repr(numbers), "give a list of whole numbers"):
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize("target", ["3", 3.5, False, [3]])
-def test_bad_targets_are_named(target):
-    with pytest.raises(ValueError) as error:
-        reward(["p"], ["1+2"], numbers=[[1, 2]], target=[target])
-    for part in ("`target`", repr(target), "give a whole number"):
-        assert part in str(error.value)
+@pytest.mark.parametrize(
+    "column, values, cure",
+    [
+        ("numbers", [[], "12", 12, [1.5], [True, 2], [-1, 2], [[1]], {1, 2}], "give a list of whole numbers"),
+        ("target", ["3", 3.5, False, [3]], "give a whole number"),
+    ],
+)
+def test_a_bad_column_is_named(column, values, cure):
+    for value in values:
+        with pytest.raises(ValueError) as error:
+            reward(["p"], ["1+2"], **{"numbers": [[1, 2]], "target": [3], column: [value]})
+        assert all(part in str(error.value) for part in (f"`{column}`", repr(value), cure))
 
 
 def test_missing_columns_are_named():
@@ -200,13 +164,3 @@ def test_a_problem_that_comes_again_is_answered_anew():
     for row in toy.careless_lessons("train", 8000):
         said.setdefault(row["prompt"], set()).add(row["completion"] == row["solution"])
     assert sum(len(own) == 2 for own in said.values()) > 150
-
-
-def test_the_shipped_policy_starts_in_its_band():
-    loaded = load_policy("builtin:countdown", device="cpu")
-    assert loaded.model.dtype == torch.float32
-    found = figures("countdown", loaded, 128)
-    assert 0.20 <= found["T = 1"] <= 0.45
-    assert found["greedy"] > found["T = 1"]
-    folder = Path(model_path("builtin:countdown"))
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.7e6

@@ -10,21 +10,7 @@ import numpy as np
 import pytest
 
 from unigrpo.toy import emoji
-from unigrpo.toy.emoji import (
-    EMOJI,
-    NAMES,
-    PLURALS,
-    SCENES,
-    SPLITS,
-    Scene,
-    caption,
-    drawn,
-    problems,
-    render,
-    scenes,
-    split_of,
-)
-from unigrpo.toy.emoji_check import right_picture
+from unigrpo.toy.emoji import EMOJI, NAMES, PLURALS, SCENES, SPLITS, Scene, caption, problems, render, scenes, split_of
 from unigrpo.toy.emoji_lessons import WRONG_NAME, careless_pictures, gallery, pictures
 
 
@@ -71,19 +57,12 @@ def test_a_clue_stands_for_one_name_and_says_none():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_rows_are_a_function_of_the_arguments(split):
-    rows = problems(split, 50, 3)
-    assert rows == problems(split, 50, 3) != problems(split, 50, 4)
-    for row in rows:
+def test_a_row_says_its_scene_and_every_scene_has_one(split):
+    for row in problems(split, 50, 3):
         scene = Scene(row["relation"], row["first"], row["second"])
         assert row["task"] == "t2i" and split_of(scene) == split
         assert row["prompt"] == row["solution"] == row["reward_prompt"] == caption(scene)
     assert len({row["prompt"] for row in problems(split)}) == len(problems(split)) == len(scenes(split))
-
-
-def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match=r"split='dev': choose one of \('train', 'test'\)"):
-        problems("dev")
 
 
 def test_an_emoji_stands_where_its_relation_says_on_one_ground():
@@ -96,21 +75,6 @@ def test_an_emoji_stands_where_its_relation_says_on_one_ground():
         pixels = np.asarray(render(Scene(relation, "frog", second), rng))
         assert pixels.shape == (48, 48, 3) and (pixels[empty] == ground).all()
         assert (pixels != ground).any()
-
-
-def test_a_shift_moves_the_picture_by_so_many_pixels():
-    still, moved = (
-        np.abs(drawn("red heart", shift) - emoji.GROUND).sum(axis=2) for shift in ((0.0, 0.0), (0.75, -0.5))
-    )
-    x, y = np.arange(24), np.arange(24)[:, None]
-    assert ((moved * x).sum() / moved.sum()) - ((still * x).sum() / still.sum()) == pytest.approx(0.75, abs=0.05)
-    assert ((moved * y).sum() / moved.sum()) - ((still * y).sum() / still.sum()) == pytest.approx(-0.5, abs=0.05)
-
-
-def test_no_two_emoji_look_the_same():
-    flat = np.stack([2 * drawn(name).reshape(-1) - 1 for name in NAMES])
-    distances = ((flat[:, None] - flat[None]) ** 2).mean(axis=2) + np.eye(len(NAMES))
-    assert distances.min() > 0.08
 
 
 def test_the_licence_lies_beside_the_sprites():
@@ -131,8 +95,3 @@ def test_the_teacher_errs_as_often_as_it_says_and_never_leaves_its_split(split):
     wrong = np.mean([own.first != true.first for own, true in pairs])
     # A mistake that leaves the split is drawn again, and most that leave the test split do.
     assert wrong == pytest.approx(WRONG_NAME * 63 / 64, abs=0.03) if split == "train" else 0.02 < wrong < WRONG_NAME
-
-
-def test_a_picture_in_the_gallery_shows_its_scene():
-    assert all(right_picture(image, caption(scene)) for scene, image in gallery("train", 1)[:60])
-    assert {scene.relation for scene, _ in gallery("train", 1)} == set(emoji.RELATIONS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,12 +9,10 @@ from transformers import AutoTokenizer
 
 from unigrpo import load_policy
 from unigrpo.data.pictures import to_images
-from unigrpo.models.builtin import model_path
 from unigrpo.models.magvit import MagvitV2
 from unigrpo.toy import emoji
 from unigrpo.toy.emoji_check import clear_picture, right_picture
 from unigrpo.toy.making import clip, clip_worlds, emoji_sheet, image_tokenizer
-from unigrpo.toy.making.fitting import directory_size
 from unigrpo.training.contact_sheet import contact_sheet
 
 
@@ -59,12 +55,7 @@ def test_the_start_draws_some_held_out_scenes_right_and_knows_more_than_it_shows
     assert 0.2 < shares[0] < 0.65 and shares[1] > shares[0] + 0.1, shares
 
 
-def test_all_of_it_is_small():
-    folders = [Path(model_path(f"builtin:{name}")) for name in SHIPPED]
-    sprites = directory_size(emoji.SPRITES.parent)
-    assert sum(map(directory_size, folders)) + sprites < 8e6
-
-
+@pytest.mark.slow  # The picture of the README is made by hand.
 def test_the_sheet_shows_what_was_wrong_before_and_is_right_after(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     scenes = {

@@ -18,16 +18,7 @@ from unigrpo.runs.thoughts import others_of
 from unigrpo.toy import emoji
 from unigrpo.toy.emoji import NAMES, SPLITS, Scene, caption
 from unigrpo.toy.emoji_check import clear_picture
-from unigrpo.toy.emoji_riddles import (
-    CLUES,
-    MISREAD,
-    Riddle,
-    careless_lessons,
-    following,
-    problems,
-    riddles,
-    thought,
-)
+from unigrpo.toy.emoji_riddles import CLUES, MISREAD, Riddle, careless_lessons, following, problems, riddles, thought
 from unigrpo.toy.making import image_tokenizer, policies
 
 
@@ -73,7 +64,7 @@ def test_a_row_says_what_the_riddle_means():
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_teacher_misreads_as_often_as_it_says_and_never_names_what_is_held_out(split):
     scenes, by_prompt = {thought(own): own for own in emoji.SCENES}, {own.prompt: own for own in riddles(split)}
-    rows, misread = careless_lessons(split, 1500), []
+    rows, misread = careless_lessons(split, 700), []
     for row in rows:
         riddle, said = by_prompt[row["prompt"]], scenes[row["completion"]]
         assert split == "test" or emoji.split_of(said) == "train"
@@ -85,7 +76,7 @@ def test_the_teacher_misreads_as_often_as_it_says_and_never_names_what_is_held_o
             mistake = Scene(said.relation, *other)
             if other[0] != other[1] and emoji.split_of(mistake) in ("train", split):
                 misread.append(said == mistake)
-    assert len(misread) > 500
+    assert len(misread) > 200
     assert abs(sum(misread) / len(misread) - MISREAD) < 4 * (MISREAD * (1 - MISREAD) / len(misread)) ** 0.5
     assert all(clear_picture(row["image"], caption(scenes[row["completion"]])) for row in rows[:100])
 

@@ -80,8 +80,8 @@ def test_lessons_are_a_function_of_their_arguments_and_stay_in_their_split(name,
     with pytest.raises(ValueError, match="dev"):
         make("dev", 1)
     for split in ("train", "test"):
-        rows = make(split, 600)
-        assert len(rows) == 600 and {SPLIT_OF[name](row) for row in rows} == {split}
+        rows = make(split, 300)
+        assert len(rows) == 300 and {SPLIT_OF[name](row) for row in rows} == {split}
 
 
 def test_every_shipped_set_has_lessons():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from unigrpo import load_policy
 from unigrpo.models import MMaDAConfig
-from unigrpo.models.builtin import model_path
+from unigrpo.models.builtin import SHIPPED, model_path
 from unigrpo.models.decoder import DreamPolicy
 from unigrpo.rollout.thoughts import ThoughtAndPicture
 from unigrpo.runs.check_sft import check_sft_recipe
@@ -23,6 +23,7 @@ from unigrpo.runs.train import run_recipe
 from unigrpo.toy import arithmetic, emoji, riddles, shapes, shapes_lessons
 from unigrpo.toy.making import decoder, policies
 from unigrpo.toy.making.figures import figures
+from unigrpo.toy.making.fitting import directory_size
 
 
 RECIPES = sorted(Path(policies.__file__).parent.glob("*.yaml"))
@@ -138,6 +139,23 @@ def test_ship_halves_the_bytes_and_keeps_what_the_policy_says(tmp_path, capsys):
     assert "greedy" in said and "T = 1" in said and f"MB in {shipped}" in said
 
 
+def test_what_ships_is_small():
+    sizes = {folder.name: directory_size(folder) / 1e6 for folder in SHIPPED.iterdir()}
+    assert sum(sizes.values()) < 22 and max(sizes.values()) < 3, sizes
+
+
+@pytest.mark.parametrize("name, drawn, whole", [("countdown", 0.20, 0.45), ("sudoku", 0.12, 0.30)])
+def test_a_shipped_puzzle_policy_starts_in_its_band(name, drawn, whole):
+    loaded = load_policy(f"builtin:{name}", device="cpu")
+    assert loaded.model.dtype == torch.float32
+    found = figures(name, loaded, 128)
+    assert drawn <= found["T = 1"] <= whole
+    assert found["greedy"] > (whole if name == "sudoku" else found["T = 1"])
+    if name == "sudoku":
+        cells = [found[f"{label}, of the empty cells"] for label in ("T = 1", "greedy")]
+        assert 0.65 <= cells[0] <= 0.80 < cells[1]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_the_recipes_of_countdown_reach_its_accuracy(tmp_path):
@@ -155,20 +173,25 @@ def test_the_recipes_of_countdown_reach_its_accuracy(tmp_path):
     assert abs(taught["greedy"] - shipped["greedy"]) < 0.09
 
 
-@pytest.mark.parametrize("name", policies.KINDS)
-def test_who_answers_everything_right_has_all_figures_at_one(name):
-    """And who answers nothing right has them at zero."""
-    world = import_module(f"unigrpo.toy.{name.removesuffix('_trained')}")
-    rows = [*world.problems("test", 24), *(arithmetic.problems("test", 24) if name == "shapes" else [])]
-    texts = {row["prompt"]: row["solution"].removeprefix("#### ") for row in rows}
-    seen = {row["image"].tobytes(): row["solution"] for row in shapes.questions("test", 24)}
+@pytest.fixture(scope="module")
+def pictures():
+    """Right pictures by prompt, right thoughts and pictures by riddle, answers by the bytes of the picture asked about."""
     drawn = {row["prompt"]: row["image"] for row in shapes_lessons.pictures("test", 24)}
     rng = np.random.default_rng(0)
     for row in emoji.problems("test", 24):
         drawn[row["prompt"]] = emoji.render(emoji.Scene(row["relation"], row["first"], row["second"]), rng)
-    thought = {
-        row["prompt"]: ThoughtAndPicture(row["completion"], row["image"]) for row in riddles.lessons("test", 24)
-    }
+    lessons = riddles.lessons("test", 24)
+    thought = {row["prompt"]: ThoughtAndPicture(row["completion"], row["image"]) for row in lessons}
+    return drawn, thought, {row["image"].tobytes(): row["solution"] for row in shapes.questions("test", 24)}
+
+
+@pytest.mark.parametrize("name", policies.KINDS)
+def test_who_answers_everything_right_has_all_figures_at_one(name, pictures):
+    """And who answers nothing right has them at zero."""
+    world = import_module(f"unigrpo.toy.{name.removesuffix('_trained')}")
+    rows = [*world.problems("test", 24), *(arithmetic.problems("test", 24) if name == "shapes" else [])]
+    texts = {row["prompt"]: row["solution"].removeprefix("#### ") for row in rows}
+    drawn, thought, seen = pictures
 
     def right(prompts, task="text", images=None, **_):
         if task in ("t2i", "r2i"):

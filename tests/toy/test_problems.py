@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from unigrpo.toy import arithmetic, countdown, running_sums, shapes, sudoku
+from unigrpo.toy import arithmetic, countdown, emoji, emoji_riddles, riddles, running_sums, shapes, sudoku
 
 
 WORLDS = {
     "arithmetic": arithmetic.problems,
     "countdown": countdown.problems,
+    "emoji": emoji.problems,
+    "riddles": riddles.problems,
+    "riddles of emoji": emoji_riddles.problems,
     "running sums": running_sums.problems,
     "shapes": shapes.problems,
     "questions about shapes": shapes.questions,

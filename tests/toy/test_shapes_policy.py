@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from unigrpo import load_policy
-from unigrpo.models.builtin import model_path
-from unigrpo.toy.making.tokenizer import build_tokenizer
 from unigrpo.toy.pixel_check import inspect, right_picture
-from unigrpo.toy.shapes import QUESTIONS, WORDS, Spec, caption, problems, questions
+from unigrpo.toy.shapes import Spec, caption, problems, questions
 
 
 @pytest.fixture(scope="module")
 def shipped():
     return load_policy("builtin:shapes", dtype="float32")
-
-
-def test_every_word_is_one_token_and_texts_come_back():
-    tokenizer = build_tokenizer(WORDS)
-    text = "a large red circle at the left"
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert len(tokens) == 7 and tokenizer.decode(tokens) == text
-    for question in QUESTIONS.values():
-        assert tokenizer.decode(tokenizer(question, add_special_tokens=False)["input_ids"]) == question
 
 
 def test_the_start_draws_some_pictures_right(shipped):
@@ -65,8 +52,6 @@ def test_every_caption_fits_the_canvas(shipped):
         shipped.policy.encode([row], "t2i", image_tokens=16)
 
 
-def test_the_checkpoint_is_small_and_names_its_tokenizer(shipped):
-    files = list(Path(model_path("builtin:shapes")).iterdir())
-    assert sum(file.stat().st_size for file in files) < 3_000_000
+def test_the_checkpoint_names_its_tokenizer(shipped):
     assert shipped.model.config.image_tokenizer == "builtin:shapes_tokenizer"
     assert shipped.policy.image_size == 32

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from unigrpo import load_policy
-from unigrpo.models.builtin import model_path
 from unigrpo.rewards import get_reward
 from unigrpo.toy import sudoku as toy
 
@@ -60,11 +54,6 @@ def test_empty_cells_are_zeros_or_points():
     assert score("4" * 16, puzzle="." * 16) == 0.25
 
 
-@given(st.text(alphabet="12340 .\n", max_size=24))
-def test_any_text_has_a_score(text):
-    assert 0.0 <= score(text) <= 1.0
-
-
 @pytest.mark.parametrize("piece", ["1", "1 ", "<answer>", "\\boxed{", "{", "</think>", " ", "\n"])
 def test_hostile_text_takes_no_time(piece):
     started = time.process_time()
@@ -79,21 +68,17 @@ def test_rows_it_does_not_apply_to():
 
 
 @pytest.mark.parametrize(
-    "puzzle", ["", SOLUTION, PUZZLE[:-1], PUZZLE + "0", PUZZLE.replace("4", "5"), 1234, ["0"] * 16]
-)
-def test_bad_puzzles_are_named(puzzle):
-    with pytest.raises(ValueError) as error:
-        score(SOLUTION, puzzle=puzzle)
-    for part in ("`puzzle`", repr(puzzle), "give 16 characters"):
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize("solution", ["", SOLUTION[:-1], PUZZLE, SOLUTION[::-1].replace("1", "2"), "5" * 16, 7])
-def test_bad_solutions_are_named(solution):
-    with pytest.raises(ValueError) as error:
-        score(SOLUTION, solution=solution)
-    for part in ("`solution`", repr(solution), "give 16 digits"):
-        assert part in str(error.value)
+    "column, values, cure",
+    [
+        ("puzzle", ["", SOLUTION, PUZZLE[:-1], PUZZLE + "0", PUZZLE.replace("4", "5"), 1234, ["0"] * 16], "16 characters"),
+        ("solution", ["", SOLUTION[:-1], PUZZLE, SOLUTION[::-1].replace("1", "2"), "5" * 16, 7], "16 digits"),
+    ],
+)  # fmt: skip
+def test_a_bad_column_is_named(column, values, cure):
+    for value in values:
+        with pytest.raises(ValueError) as error:
+            score(SOLUTION, **{column: value})
+        assert all(part in str(error.value) for part in (f"`{column}`", repr(value), f"give {cure}"))
 
 
 def test_missing_columns_are_named():
@@ -142,18 +127,3 @@ def test_the_teacher_errs_as_often_as_it_says_and_keeps_what_is_given():
                 cells[said == right] += 1
     wrong = 0.75 * toy.WRONG_CELL
     assert abs(cells[False] / cells.total() - wrong) < 4 * (wrong * (1 - wrong) / cells.total()) ** 0.5
-
-
-def test_the_shipped_policy_starts_in_its_band():
-    loaded = load_policy("builtin:sudoku", device="cpu")
-    assert loaded.model.dtype == torch.float32
-    rows = toy.problems("test", 128)
-    columns = {name: [row[name] for row in rows] for name in ("puzzle", "solution")}
-    prompts = [row["prompt"] for row in rows]
-    drawn, greedy = (loaded.generate(prompts, temperature=own, batch_size=128) for own in (1.0, 0.0))
-    cells = [sum(reward(prompts, answers, **columns)) / len(rows) for answers in (drawn, greedy)]
-    assert 0.65 <= cells[0] <= 0.80 < cells[1]
-    whole = [sum(map(toy.solved, answers, columns["solution"])) / len(rows) for answers in (drawn, greedy)]
-    assert 0.12 <= whole[0] <= 0.30 < whole[1]
-    folder = Path(model_path("builtin:sudoku"))
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.7e6

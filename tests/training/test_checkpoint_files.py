@@ -17,7 +17,6 @@ from unigrpo.training.checkpoints import files as durable
 from unigrpo.training.checkpoints.files import (
     MANIFEST,
     aside_of,
-    check_writable,
     discard,
     fault,
     finish,
@@ -32,7 +31,6 @@ from unigrpo.training.checkpoints.run_folder import (
     check_state,
     checkpoint_folder,
     newest_usable,
-    none_usable,
     rotate,
     saving_error,
     steps_of,
@@ -180,12 +178,6 @@ def test_a_checkpoint_needs_the_optimizer_and_schedule_of_the_engine(tmp_path, e
         assert f"cannot resume from {tmp_path / 'checkpoint-3'}: it has no " in wrong and f"({engine})" in wrong
 
 
-def test_a_run_without_a_usable_checkpoint_tells_why_for_the_newest():
-    reasons = {Path(f"checkpoint-{step}"): f"reason {step}" for step in (5, 4, 3, 2, 1)}
-    told = none_usable(Path("run"), reasons)
-    assert "(checkpoint-5: reason 5; checkpoint-4: reason 4; checkpoint-3: reason 3; and 2 more)" in told
-
-
 def test_the_newest_usable_checkpoint_is_the_one_with_the_highest_step(tmp_path):
     for step in (9, 10, 100):
         checkpoint(tmp_path, step)
@@ -206,13 +198,6 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no more"):
         write_text(path, "new")
     assert path.read_text() == "old" and [own.name for own in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_a_message_of_a_first_checkpoint_says_that_there_is_none(tmp_path):
-    error = saving_error(checkpoint_folder(tmp_path, 1), RuntimeError("[enforce fail at inline_container.cc:664]"))
-    assert f"{tmp_path} has no usable checkpoint yet" in str(error)
-    other = RuntimeError("shapes differ")
-    assert saving_error(checkpoint_folder(tmp_path, 1), other) is other
 
 
 DISKS = [
@@ -253,17 +238,6 @@ def test_what_a_network_refuses_stays_itself(tmp_path, error):
         raise error
     assert caught.value is error
     assert saving_error(checkpoint_folder(tmp_path, 1), error) is error
-
-
-def test_the_message_of_a_full_disk_advises_what_still_resumes(tmp_path):
-    error = saving_error(checkpoint_folder(tmp_path, 1), OSError(errno.ENOSPC, "No space left on device"))
-    assert "save_total_limit needs less of it" in str(error) and "save_only_model" not in str(error)
-
-
-def test_an_impossible_folder_is_named_as_it_was_set(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="output_dir='runs/x'"):
-        check_writable(tmp_path / "file", name=Path("runs/x"))
 
 
 def test_windows_which_opens_no_folders_is_not_asked_to(tmp_path, monkeypatch):

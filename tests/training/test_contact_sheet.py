@@ -44,16 +44,6 @@ def test_large_and_oblong_pictures_keep_their_aspect_on_paper():
     assert (cell[:23] == 255).all() and (cell[73:] == 255).all()
 
 
-def test_other_modes_are_shown():
-    for mode in ("L", "RGBA", "P", "1"):
-        assert contact_sheet([[Image.new(mode, (16, 16))]], row_labels=["x"]).mode == "RGB"
-
-
-def test_short_rows_leave_paper():
-    sheet = contact_sheet([[plain("red"), plain("red")], [plain("red")]], row_labels=["", ""])
-    assert (cell_at(sheet, 1, 1, labelled=False)[2:, 2:] == 255).all()
-
-
 @pytest.mark.parametrize("label", ["a", "many words " * 40, "W" * 300, "ü 漢字 \n\t tab"])
 def test_labels_are_written_and_stay_out_of_the_pictures(label):
     pictures = [[plain("red")] * 3] * 2

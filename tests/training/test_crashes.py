@@ -137,13 +137,6 @@ def test_a_damaged_checkpoint_that_was_named_is_an_error_with_the_newest_usable_
 # ---- starting the same command again ----
 
 
-def test_resuming_before_there_is_a_checkpoint_starts_from_the_beginning(make_trainer, tmp_path):
-    with pytest.warns(UserWarning, match="no checkpoint yet: the run starts from the beginning"):
-        trainer = make_trainer(max_steps=1)
-        trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 1
-
-
 def test_a_run_with_damaged_checkpoints_alone_is_left_as_it_is(make_trainer, finished, tmp_path):
     """Nobody's work is deleted by starting over: what is wrong with each, and the cure, are told instead."""
     out = tmp_path / "copy"

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from unigrpo.algorithm.likelihood import score_tokens
-from unigrpo.errors import RecipeError
 from unigrpo.runs.check import check_recipe
 from unigrpo.runs.recipe import parse_recipe
 from unigrpo.training.demonstrations import answer_ids, demonstration_loss, demonstrations, written
@@ -45,13 +44,8 @@ def test_the_answer_ends_with_a_stop_token_and_a_padded_tail(make_trainer):
     stop, pad = trainer.policy.stop_token_ids[-1], trainer.policy.pad_token_id
     assert rollout.canvas.ids[0, places].tolist() == [9, 8, stop, *[pad] * 9]
     assert rollout.completion_mask[0, places].tolist() == [True] * 3 + [False] * 9
-
-
-def test_an_answer_that_fills_its_canvas_needs_no_stop_token(make_trainer):
-    full = {"prompt": "w1", "completion": " ".join(["w5"] * 12)}
-    trainer = make_trainer(sft_rows=[full], sft_weight=1.0)
-    rollout = written(*parts(trainer), full)
-    assert rollout.canvas.ids[0, rollout.canvas.fill_mask[0]].tolist() == [5] * 12
+    full = written(*parts(trainer), {"prompt": "w1", "completion": " ".join(["w5"] * 12)}).canvas
+    assert full.ids[0, full.fill_mask[0]].tolist() == [5] * 12, "where the canvas is full, no stop token is needed"
 
 
 @pytest.mark.smoke
@@ -173,17 +167,3 @@ def test_errors_name_row_value_and_cure(make_trainer, weight, rows, parts):
     with pytest.raises(ValueError) as caught:
         make_trainer(sft_rows=rows, sft_weight=weight)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
-
-
-def test_a_recipe_names_its_given_answers():
-    recipe = {
-        "model": {"path": "builtin:arithmetic"},
-        "datasets": [{"path": "builtin:arithmetic"}],
-        "rewards": [{"name": "answer_correctness"}],
-        "sft_datasets": [{"path": "builtin:arithmetic", "column_map": {"completion": "solution"}}],
-        "sft_weight": 0.1,
-    }
-    parsed = parse_recipe(recipe, "here")
-    assert parsed.sft_datasets[0].column_map == {"completion": "solution"}
-    with pytest.raises(RecipeError, match=r"sft_datasets\[0\]: unknown key 'column_mapp'"):
-        parse_recipe({**recipe, "sft_datasets": [{"path": "x", "column_mapp": {}}]}, "here")

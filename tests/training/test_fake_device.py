@@ -34,21 +34,17 @@ from ..support.tolerances import assert_rounding
 READS_A_STEP, READS_A_UNIT = 2, 4
 
 SAMPLERS = {
-    "text": SemiAutoregressive(steps=12, block_length=8, temperature=1.0),
-    "greedy": SemiAutoregressive(steps=12, block_length=8, temperature=0.0),
-    "random order": SemiAutoregressive(steps=12, block_length=8, temperature=1.0, remasking="random"),
-    "guided": SemiAutoregressive(steps=12, block_length=8, temperature=1.0, guidance_scale=1.5),
-    "dual cache": SemiAutoregressive(steps=12, block_length=8, temperature=0.0, kv_cache="dual"),
-    "prefix cache": SemiAutoregressive(
-        steps=12, block_length=8, temperature=0.0, kv_cache="prefix", guidance_scale=1.5
-    ),
-    "threshold": SemiAutoregressive(
-        steps=12, block_length=8, temperature=0.0, confidence_threshold=0.2, exit_entropy=3.0
-    ),
+    "text": SemiAutoregressive(steps=6, block_length=8, temperature=1.0),
+    "greedy": SemiAutoregressive(steps=6, block_length=8, temperature=0.0),
+    "random order": SemiAutoregressive(steps=6, block_length=8, temperature=1.0, remasking="random"),
+    "guided": SemiAutoregressive(steps=6, block_length=8, temperature=1.0, guidance_scale=1.5),
+    "dual cache": SemiAutoregressive(steps=6, block_length=8, temperature=0.0, kv_cache="dual"),
+    "prefix cache": SemiAutoregressive(steps=12, block_length=8, temperature=0.0, kv_cache="prefix", guidance_scale=1.5),
+    "threshold": SemiAutoregressive(steps=6, block_length=8, temperature=0.0, confidence_threshold=0.2, exit_entropy=3.0),
     "left to right": LeftToRight(),
     "maskgit": MaskGIT(steps=6, guidance_scale=1.5),
     "emerge": Emerge(steps=6, guidance_scale=1.5),
-}
+}  # fmt: skip
 
 
 def streams(count: int) -> list[torch.Generator]:
@@ -221,7 +217,7 @@ def test_planted_faults_are_found(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(placing, "places_of", lambda mask, count=None: mask.flatten().nonzero().squeeze(1))
         patch.setattr("unigrpo.models.llada.modeling.places_of", placing.places_of)
-        assert fill().counts["read"] == usual + 12
+        assert fill().counts["read"] == usual + 6
     with monkeypatch.context() as patch:
         angles = torch.zeros(1, 1, canvas.ids.shape[1], 16)
         patch.setattr("unigrpo.models.llada.modeling.rotary_angles", lambda *_: (angles, angles))

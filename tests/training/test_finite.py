@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from unigrpo.errors import NonFiniteError
-from unigrpo.runs.cli import main
 from unigrpo.training.batches import Unit
 from unigrpo.training.finite import FiniteGuard
 
@@ -99,14 +98,3 @@ def test_the_norm_is_taken_once_a_step(make_trainer, monkeypatch):
     trainer = make_trainer(max_steps=3)
     trainer.train()
     assert len(taken) == 3 and all(log["grad_norm"] > 0 for log in trainer.state.log_history[:3])
-
-
-def test_the_command_line_reports_it_without_a_traceback(monkeypatch, capsys):
-    def fail(arguments):
-        raise NonFiniteError("step 3 is not finite")
-
-    from unigrpo.runs.cli import COMMANDS
-
-    monkeypatch.setitem(COMMANDS, "check", (fail, *COMMANDS["check"][1:]))
-    assert main(["check", "recipes/quickstart.yaml"]) == 2
-    assert capsys.readouterr().err == "unigrpo: error: step 3 is not finite\n"

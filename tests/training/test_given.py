@@ -213,23 +213,15 @@ def picture():
         ({"messages": CHAT[:4]}, r"rows\[3\]: the chat has roles .*end with the assistant"),
         ({"messages": CHAT[2:3]}, r"rows\[3\]: the chat has roles"),
         ({"messages": []}, r"rows\[3\]\['messages'\] is empty"),
-        (
-            {"conversations": [{"from": "bot", "value": "w1"}]},
-            r"rows\[3\]\['conversations'\]\[0\]=.* must have a role",
-        ),
+        ({"conversations": [{"from": "bot", "value": "w1"}]}, r"rows\[3\]\['conversations'\]\[0\]=.* must have a role"),
         ({"prompt": "w1", "completion": "w5", "task": "r2i"}, r"rows\[3\] is a caption without the picture"),
         ({"prompt": "w1", "completion": "w5", "task": "t2t"}, r"rows\[3\]\['task'\]='t2t' is not valid"),
         ({"prompt": "w1", "task": "t2i"}, r"rows\[3\] is a caption without the picture to draw"),
     ],
-)
+)  # fmt: skip
 def test_a_row_without_a_whole_answer_is_refused_by_name(policy, row, said):
     with pytest.raises(ValueError, match=said):
         writer(policy).write(row, "rows[3]")
-
-
-def test_a_task_without_a_loss_is_refused(policy):
-    with pytest.raises(ValueError, match="row: the objective has no loss for task 't2i'"):
-        writer(policy, "llada").write({"prompt": "w1", "image": picture(), "task": "t2i"}, "row")
 
 
 # ---- mixing ----

@@ -21,13 +21,10 @@ OTHERS = {
     "seed": ({"seed": 3}, "seed was 42 and is 3"),
     "batch": ({"per_device_train_batch_size": 4}, "per_device_train_batch_size was 8 and is 4"),
     "length": ({"max_length": 20}, "max_length was 24 and is 20"),
-    "objective": (
-        {"task_overrides": {"text": {"coefficient": 2.0}}},
-        r"objective.text.coefficient was 0.5 and is 2.0",
-    ),
+    "objective": ({"task_overrides": {"text": {"coefficient": 2.0}}}, r"objective.text.coefficient was 0.5 and is 2.0"),
     "mixture": ({"sampling_weights": {"train_dataset": 2.0}}, "sampling_weights was null and is"),
     "optimizer": ({"optim": "adafactor"}, 'optim was "adamw_torch" and is "adafactor"'),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", name="stored")

@@ -47,7 +47,7 @@ def test_resuming_a_mixed_run_changes_nothing(make_trainer, tmp_path, lora):
     expected, everything = history(whole), metrics(whole)
     assert len(set(expected.values())) == 2 * STEPS
     final = {name: value.clone() for name, value in whole.model.named_parameters()}
-    for step in (1, 3, 4):
+    for step in (1, 4):
         folder = tmp_path / "run" / f"checkpoint-{step}"
         again = run(make_trainer, lora, str(folder), save_strategy="no", output_dir=str(tmp_path / "again"))
         own, other = history(again), metrics(again)

@@ -8,27 +8,7 @@ import unigrpo.rollout.sample as sampling
 from unigrpo.runs.build import ForTask
 from unigrpo.training.evaluation import held_out_answers
 
-from ..support.images import ONE_PROMPT, options
-
-
-def test_a_reward_may_ask_for_columns_that_a_window_lacks(make_trainer):
-    """One prompt a window: most windows have no picture, and no solution of their own."""
-
-    def reward(prompts, completions, images, solution, **_):
-        return [float(len(str(own)) % 3) for own in completions]
-
-    settings = options("mixed", 5, rewards=reward, per_device_train_batch_size=4, num_generations=4, max_steps=5)
-    trainer = make_trainer(**settings, **ONE_PROMPT)
-    trainer.train()
-    assert trainer.state.global_step == 5
-
-
-def test_the_reward_of_each_task_is_logged_in_every_window(make_trainer):
-    settings = options("mixed", 5, per_device_train_batch_size=4, num_generations=4, max_steps=5)
-    trainer = make_trainer(**settings, **ONE_PROMPT)
-    trainer.train()
-    logged = [sorted(name for name in log if name.startswith("reward/")) for log in trainer.state.log_history]
-    assert logged[:5] == [["reward/t2i"], ["reward/mmu"], ["reward/text"], ["reward/t2i"], ["reward/mmu"]]
+from ..support.images import options
 
 
 def test_a_groups_picture_is_decoded_once(make_trainer, monkeypatch):
@@ -86,41 +66,3 @@ def test_a_tokenizer_named_for_the_run_is_saved_with_the_weights(make_trainer, t
     trainer = make_trainer(**{**settings, "image_tokenizer": str(tmp_path / "tokenizer")})
     trainer.save_model(str(tmp_path / "weights"))
     assert str(tmp_path / "tokenizer") in (tmp_path / "weights" / "config.json").read_text()
-
-
-BAD_ROWS = {
-    "no user": (
-        [{"prompt": [{"role": "system", "content": "draw a cat"}], "task": "t2i"}],
-        r"train_dataset\[0\]\['prompt'\] has no user message",
-    ),
-    "no text": (
-        [{"prompt": [{"role": "user", "content": None}]}],
-        r"train_dataset\[0\]\['prompt'\]: content must be text",
-    ),
-    "part without text": (
-        [{"prompt": [{"role": "user", "content": [{"type": "text", "text": None}]}]}],
-        r"train_dataset\[0\]\['prompt'\]: content must be text",
-    ),
-    "a row without prompt": ([{"prompt": "w1"}, {"question": "w1"}], r"train_dataset\[1\] has no 'prompt' column"),
-    "a stream": (iter([{"prompt": "w1"}]), r"train_dataset is a list_iterator without a length"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ROWS)
-def test_rows_that_cannot_be_prompts_are_named(make_trainer, case):
-    rows, message = BAD_ROWS[case]
-    with pytest.raises(ValueError, match=message):
-        make_trainer(rows=rows)
-
-
-@pytest.mark.smoke
-def test_the_arguments_can_be_parsed_by_trl():
-    from trl import TrlParser
-
-    from unigrpo import UniGRPOConfig
-
-    line = "--output_dir x --use_cpu true --scale_rewards batch --image_size 256 --beta 0.1"
-    (args,) = TrlParser((UniGRPOConfig,)).parse_args_and_config(
-        [*line.split(), "--image_tokenizer", "showlab/magvitv2"]
-    )
-    assert (args.scale_rewards, args.image_size, args.beta) == ("batch", 256, 0.1)

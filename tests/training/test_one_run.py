@@ -73,10 +73,7 @@ def moved_model():
 
 
 OTHERS = {
-    "model": (
-        {"model": moved_model},
-        r"model was MMaDAForMaskedDiffusion with weights \w+ and is MMaDA.* with weights",
-    ),
+    "model": ({"model": moved_model}, r"model was MMaDAForMaskedDiffusion with weights \w+ and is MMaDA.* with weights"),
     "adapter": ({"lora": True}, 'adapter was "none" and is "LORA"'),
     "algorithm": ({"algorithm": "wd1", "beta": 0.04}, 'algorithm was "unigrpo" and is "wd1"'),
     "part": ({"noising": "random"}, 'text.noising was "structured" and is "random"'),
@@ -87,12 +84,9 @@ OTHERS = {
     "seed": ({"seed": 3}, "seed was 42 and is 3"),
     "batch": ({"per_device_train_batch_size": 8}, "per_device_train_batch_size was 4 and is 8"),
     "generations": ({"num_generations": 8}, "num_generations was 4 and is 8"),
-    "chat template": (
-        {"chat_template_kwargs": {"bos_token": "w9"}},
-        r'chat_template_kwargs was null and is \{"bos_token": "w9"\}',
-    ),
+    "chat template": ({"chat_template_kwargs": {"bos_token": "w9"}}, r'chat_template_kwargs was null and is \{"bos_token": "w9"\}'),
     "optimizer": ({"optim": "adafactor"}, 'optim was "adamw_torch" and is "adafactor"'),
-}
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:algorithm")
@@ -231,16 +225,6 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_that_a_user_put_there(ma
     assert read_record(stored).run_id != old and "run_id" in json.loads(
         (stored / "metrics.jsonl").read_text().splitlines()[0]
     )
-
-
-def test_a_readme_of_the_users_own_is_left_as_it_is(make_trainer, tmp_path):
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "README.md").write_text("# my notes\n")
-    trainer = make_trainer(max_steps=1)
-    trainer.train()
-    trainer.save_model()
-    assert (out / "model.safetensors").exists() and (out / "README.md").read_text() == "# my notes\n"
 
 
 @pytest.mark.parametrize("damage", ["weights changed", "no record"])

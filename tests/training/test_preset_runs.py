@@ -10,11 +10,10 @@ import torch
 from unigrpo.config.build import Algorithm
 from unigrpo.config.presets import PRESETS
 from unigrpo.training.batches import collate
-from unigrpo.training.old_and_reference import add_old_and_reference
 from unigrpo.training.window import rebuild_window
 
-from ..support.images import options
-from ..support.laws import aligned, calls_of, difference, first_window, outputs_of, total_and_gradient, weights
+from ..support.images import assert_on_policy, options
+from ..support.laws import aligned, calls_of, difference, first_window, total_and_gradient, weights
 from ..support.presets import preset
 from ..support.runs import history
 from ..support.tiny import prompts
@@ -62,55 +61,33 @@ def test_a_preset_trains_on_images(make_trainer, name, kind):
 # ---- on-policy ----
 
 
-def assert_on_policy(trainer) -> None:
-    window = first_window(trainer)
-    add_old_and_reference(trainer.pipeline(), window, always_old=True)
-    seen = 0
-    for k in range(trainer.args.num_iterations):
-        for batch, loss, outputs in outputs_of(trainer, window, k):
-            assert batch.old_logps is not None
-            assert bool((outputs["terms"].ratio == 1.0).all())
-            assert bool((outputs["terms"].kl == 0.0).all())
-            assert loss.requires_grad
-            seen += len(outputs["terms"].ratio)
-    assert seen > 0
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_first_update_has_ratio_one_and_kl_zero(make_trainer, name):
     sizes = {"steps_per_generation": 2, "num_generations": 2, **SHORT}
-    assert_on_policy(make_trainer(model=aligned(), **preset(name, **sizes)))
+    trainer = make_trainer(model=aligned(), **preset(name, **sizes))
+    assert_on_policy(trainer, first_window(trainer))
 
 
 @pytest.mark.parametrize("name", ["coupled_grpo", "trace_rl", "mask_grpo"])
 def test_the_first_update_on_images_has_ratio_one_and_kl_zero(make_trainer, name):
-    assert_on_policy(make_trainer(model=aligned(), **options("t2i", 4, **preset(name))))
+    trainer = make_trainer(model=aligned(), **options("t2i", 4, **preset(name)))
+    assert_on_policy(trainer, first_window(trainer))
 
 
-@pytest.mark.parametrize("name", ["wd1", "spg"])
-def test_a_preset_without_a_ratio_runs_no_old_pass(make_trainer, name):
-    """Its updates after the first would need one, if anything read it."""
+@pytest.mark.parametrize("name", ["wd1", "spg", "gdpo", "bgpo", "trace_rl"])
+def test_an_old_pass_is_run_where_a_ratio_or_a_kl_to_the_old_policy_reads_it(make_trainer, name):
+    """None of these loads a reference model."""
     trainer = make_trainer(**preset(name, max_steps=4))
     calls = calls_of(trainer)
     trainer.train()
-    assert calls.count("update") > 0
-    assert calls.count("score") == calls.count("reference") == 0
-
-
-@pytest.mark.parametrize("name", ["gdpo", "bgpo", "trace_rl"])
-def test_a_preset_with_a_ratio_or_a_kl_to_the_old_policy_runs_one(make_trainer, name):
-    """None of them loads a reference model."""
-    trainer = make_trainer(**preset(name, max_steps=4))
-    calls = calls_of(trainer)
-    trainer.train()
-    assert calls.count("score") > 0
-    assert trainer._twin is None
+    assert calls.count("update") > 0 and calls.count("reference") == 0 and trainer._twin is None
+    assert (calls.count("score") == 0) == (name in ("wd1", "spg"))
 
 
 # ---- how rows are cut ----
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*IMAGES, "just_grpo", "trace_rl"])
 def test_order_of_rows_changes_nothing(make_trainer, name):
     trainer = make_trainer(
         **preset(name, rows=prompts(8, (2, 70, 5)), steps_per_generation=2, num_generations=2, **SHORT)
@@ -209,12 +186,11 @@ def test_resuming_inside_a_window_changes_nothing(make_trainer, tmp_path, name):
     whole.train()
     expected, final = history(whole), weights(whole.model)
     assert len(set(expected.values())) == 5
-    for step in (1, 3) if name == "coupled_grpo" else (3,):
-        again = make_trainer(**arguments, output_dir=str(tmp_path / "again"))
-        again.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
-        own = history(again)
-        assert all(own[number] == expected[number] for number in range(step + 1, 6))
-        assert all(torch.equal(value, final[key]) for key, value in weights(again.model).items())
+    again = make_trainer(**arguments, output_dir=str(tmp_path / "again"))
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    own = history(again)
+    assert all(own[number] == expected[number] for number in (4, 5))
+    assert all(torch.equal(value, final[key]) for key, value in weights(again.model).items())
 
 
 # ---- exact likelihood ----

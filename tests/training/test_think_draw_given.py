@@ -34,10 +34,12 @@ class Codec(PictureSizes):
 
 @pytest.fixture(scope="module")
 def writer():
-    model = tiny_model()
-    policy = MMaDAPolicy.from_model(model, tiny_processor())
-    space = TokenSpace(start=0, stop=model.config.vocab_size)
-    return Writer(policy, objectives_of("think_then_draw"), Codec(), max_length=24, image_size=64, vocabulary=space)
+    return writer_of(MMaDAPolicy.from_model(tiny_model(), tiny_processor()), max_length=24)
+
+
+def writer_of(policy, **lengths) -> Writer:
+    space = TokenSpace(start=0, stop=policy.config.vocab_size)
+    return Writer(policy, objectives_of("think_then_draw"), Codec(), image_size=64, vocabulary=space, **lengths)
 
 
 ROW = {"prompt": "w1 w2", "completion": "w5 w6", "image": picture(0), "task": "r2i"}
@@ -47,31 +49,14 @@ ROW = {"prompt": "w1 w2", "completion": "w5 w6", "image": picture(0), "task": "r
 def test_a_thought_has_the_room_that_it_is_sampled_in(writer, prompt):
     """Whatever the prompt's length, the picture stands as far behind the thought as a rollout draws it."""
     policy, row = writer.policy, {**ROW, "prompt": prompt}
-    own = Writer(
-        policy,
-        writer.objectives,
-        Codec(),
-        max_length=24,
-        thought_length=5,
-        image_size=64,
-        vocabulary=writer.vocabulary,
-    )
-    written = own.write(row, "row", span="thought")
+    written = writer_of(policy, max_length=24, thought_length=5).write(row, "row", span="thought")
     canvas = policy.encode([row], "thought", max_completion_length=5, image_tokens=4)
     hidden = written.canvas.ids.masked_fill(written.canvas.fill_mask, policy.mask_token_id)
     assert torch.equal(hidden, canvas.ids) and torch.equal(written.canvas.fill_mask, canvas.fill_mask)
     free = writer.write(row, "row", span="thought")
     assert int(free.canvas.fill_mask.sum()) == 24 - len(policy.processor.encode_prompt(prompt, "r2i"))
     with pytest.raises(TooLongError, match="thought_length=2 and max_length=24"):
-        Writer(
-            policy,
-            writer.objectives,
-            Codec(),
-            max_length=24,
-            thought_length=2,
-            image_size=64,
-            vocabulary=writer.vocabulary,
-        ).write(row, "row")
+        writer_of(policy, max_length=24, thought_length=2).write(row, "row")
 
 
 def test_the_spans_are_the_canvases_that_rollouts_write_on(writer):
@@ -158,10 +143,7 @@ def test_a_thought_is_measured_under_the_instruction_that_it_is_written_with(wri
     length = len(processor.encode_prompt("w1", "r2i")) + 3
     assert length != len(processor.encode_prompt("w1", "text")) + 3
 
-    def own(room):
-        return Writer(policy, writer.objectives, Codec(), max_length=room, image_size=64, vocabulary=writer.vocabulary)
-
     row = {**ROW, "prompt": "w1"}
-    assert own(length).write(row, "row").canvas.ids.shape[1] == length + 3 + 4
+    assert writer_of(policy, max_length=length).write(row, "row").canvas.ids.shape[1] == length + 3 + 4
     with pytest.raises(TooLongError, match="part of the answer would be cut away"):
-        own(length - 1).write(row, "row")
+        writer_of(policy, max_length=length - 1).write(row, "row")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 
 import pyarrow.parquet
 import pytest
@@ -15,7 +16,7 @@ from unigrpo.samplers import SemiAutoregressive
 from unigrpo.types import keyed_generator
 
 from ..support.runs import logs_of
-from ..support.tiny import GOLDENS, low_ids, prompts, tiny_model, tiny_processor
+from ..support.tiny import low_ids, prompts, tiny_model, tiny_processor
 
 
 def short_answers(completion_ids, **_):
@@ -35,27 +36,9 @@ def half_silent(completion_ids, log_extra, log_metric, **_):
     return [float(ids[0] % 2) if i % 2 else None for i, ids in enumerate(completion_ids)]
 
 
-METRICS = [
-    "reward",
-    "reward_std",
-    "frac_reward_zero_std",
-    "rewards/low_ids/mean",
-    "rewards/low_ids/std",
-    "rewards/short_answers/mean",
-    "rewards/slow_parity/mean",
-    "rewards/slow_parity/std",
-    "rewards/half_silent/mean",
-    "completions/mean_length",
-    "completions/min_length",
-    "completions/max_length",
-    "completions/clipped_ratio",
-    "entropy",
-    "kl",
-    "clip_ratio/low_mean",
-    "clip_ratio/high_mean",
-    "clip_ratio/region_mean",
-    "judge/calls",
-]
+METRICS = [  # Those whose values are not asked for below.
+    "frac_reward_zero_std", "completions/clipped_ratio", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean",
+]  # fmt: skip
 
 
 def test_metrics_of_sync_and_async_rewards(make_trainer):
@@ -118,8 +101,7 @@ def test_completions_are_written_to_parquet(make_trainer, tmp_path, capsys):
         "first_id",
         "advantage",
     ]
-    assert columns["prompt"] == table["prompt"]
-    assert columns["completion"] == table["completion"]
+    assert columns["prompt"] == table["prompt"] and columns["completion"] == table["completion"]
     assert columns["advantage"] == pytest.approx(table["advantage"])
     assert len(columns["prompt"]) == 16
     assert "Completions at step 4" in capsys.readouterr().out
@@ -176,29 +158,14 @@ def test_model_and_rewards_by_name(make_trainer, tmp_path):
     tiny_processor().save_pretrained(path)
     names = ["think_format", "tests.support.tiny:low_ids"]
     by_name = make_trainer(model=str(path), processor=False, rewards=names, reward_weights=[0.0, 1.0])
+    half = make_trainer(model=str(path), processor=False, model_init_kwargs={"dtype": "bfloat16"})
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
     assert by_name.rewards.names == ["think_format", "low_ids"]
     by_name.train()
     by_object = make_trainer(rewards=low_ids)
     by_object.train()
     assert [log["loss"] for log in logs_of(by_name)] == [log["loss"] for log in logs_of(by_object)]
     assert logs_of(by_name)[0]["rewards/think_format/mean"] == 0.0
-
-
-def test_model_init_kwargs_reach_the_loader(make_trainer, tmp_path):
-    path = tmp_path / "model"
-    tiny_model().save_pretrained(path)
-    tiny_processor().save_pretrained(path)
-    trainer = make_trainer(model=str(path), processor=False, model_init_kwargs={"dtype": "bfloat16"})
-    assert {p.dtype for p in trainer.model.parameters()} == {torch.bfloat16}
-
-
-def test_attention_mode_reaches_model_and_policy(make_trainer):
-    trainer = make_trainer(attn_mask_mode="none", rows=prompts(16, (2, 9, 4)), beta=0.0)
-    assert trainer.model.config.attn_mask_mode == "none"
-    trainer.train()
-    rows = trainer._window.experiences
-    assert len({len(row.ids) for row in rows}) == 1
-    assert not all(bool(row.attention_mask.all()) for row in rows)
 
 
 LEARNING = [(False, 2e-3), pytest.param(True, 1e-2, marks=pytest.mark.slow)]
@@ -226,31 +193,12 @@ def test_training_raises_the_reward(make_trainer, lora, learning_rate):
 
 def test_unknown_things_raise(make_trainer):
     """Through the trainer too; what the configuration refuses is tested where it is read."""
-    with pytest.raises(ValueError, match=r"unknown reward 'math_corectness'.*math_correctness"):
-        make_trainer(rewards="math_corectness")
-    with pytest.raises(ValueError, match=r"train_dataset\[1\]\['task'\]='picture'"):
-        make_trainer(rows=[{"prompt": "w1"}, {"prompt": "w2", "task": "picture"}])
     with pytest.raises(ValueError, match=r"train_dataset has 2 prompts, one rollout needs 4"):
         make_trainer(rows=prompts(2)).train()
     with pytest.raises(ValueError, match=r"peft_config is given for a model that is a PeftModel"):
         make_trainer(model=get_peft_model(tiny_model(), LoraConfig(r=2, target_modules="all-linear")), lora=True)
     with pytest.raises(ValueError, match=r"no policy is known for Linear.*choose one of"):
         make_trainer(model=torch.nn.Linear(2, 2))
-
-
-def test_reward_classes_must_match(make_trainer, tmp_path):
-    from unigrpo import UniGRPOConfig
-
-    args = UniGRPOConfig(str(tmp_path), use_cpu=True, report_to="none")
-    with pytest.raises(ValueError, match=r"reward_processing_classes has 2 entries for 1 rewards"):
-        UniGRPOTrainer(
-            tiny_model(),
-            low_ids,
-            args,
-            prompts(4),
-            processing_class=tiny_processor(),
-            reward_processing_classes=[None, None],
-        )
 
 
 def test_arguments_of_the_caller_are_not_changed(tmp_path):
@@ -273,6 +221,14 @@ def test_a_new_adapter_depends_on_the_seed_alone(make_trainer):
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_a_mistyped_option_of_the_model_is_named(make_trainer):
-    with pytest.raises(ValueError, match=r"model_init_kwargs=\{'attn_implementationn': 'x'\}: .*attn_implementationn"):
-        make_trainer(model=str(GOLDENS / "mmada_tiny"), model_init_kwargs={"attn_implementationn": "x"})
+def test_checkpointed_adapters_train_and_save_without_a_warning(make_trainer, tmp_path):
+    """The base's name is not a folder, as ``builtin:NAME`` and hub ids are not; the hub cannot be asked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        warnings.filterwarnings("error", message="Could not find a config file")
+        trainer = make_trainer(lora=True, gradient_checkpointing=True, max_steps=1)
+        trainer.model.peft_config["default"].base_model_name_or_path = "builtin:arithmetic"
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+    assert trainer.model.base_model.model.is_gradient_checkpointing
+    assert (tmp_path / "saved" / "adapter_model.safetensors").exists()

@@ -143,20 +143,19 @@ def test_an_argument_of_trls_trainer_is_answered_with_the_cure(make_trainer, nam
         ({"rewards": []}, "reward_funcs is empty"),
         ({"rewards": [None]}, "a reward must be a name, a module or a callable"),
         ({"rewards": [low_ids], "reward_weights": [1.0, 2.0]}, "reward_weights has 2 values for 1 rewards"),
+        ({"reward_processing_classes": [None, None]}, "reward_processing_classes has 2 entries for 1 rewards"),
         ({"num_generations": 3}, "16 answers .* is not divisible by num_generations=3"),
         ({"num_generations": 1}, "num_generations=1 must be at least 2"),
-        (
-            {"generation_batch_size": 10, "steps_per_generation": None},
-            "generation_batch_size=10 must be a multiple of",
-        ),
+        ({"generation_batch_size": 10, "steps_per_generation": None}, "generation_batch_size=10 must be a multiple of"),
         ({"generation_batch_size": 16}, "steps_per_generation or generation_batch_size, not both"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size=True: .* set the batch size yourself"),
         ({"sync_ref_model": True, "beta": 0.0}, "sync_ref_model=True with beta=0"),
+        ({"sync_ref_model": True, "lora": True}, "sync_ref_model=True does nothing with adapters.*False"),
         ({"use_liger_kernel": True}, "use_liger_kernel=True: its kernels are for causal language models"),
         ({"scale_rewards": "rows"}, "scale_rewards='rows' is not valid"),
         *(({"loss_type": name}, f"loss_type='{name}': ") for name in ("cispo", "sapo", "vespo", "luspo")),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_train_is_one_sentence(make_trainer, given, said):
     with pytest.raises(ValueError, match=said) as caught:
         make_trainer(**given)

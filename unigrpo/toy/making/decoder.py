@@ -1,7 +1,7 @@
 """Decoders of 0.7 M parameters without weights: ``python -m unigrpo.toy.making.decoder dream runs/dream``.
 
-They have the quickstart's tokenizer and sizes. ``dream`` has Dream's classes, attention and shift. ``sdar`` has the layers of SDAR, which
-are Qwen3's, and its attention: blocks of four, counted from the start of a row. ``unigrpo/models/README.md`` has the commands that
+They have the quickstart's tokenizer and sizes. ``dream`` has Dream's classes, attention and shift. ``sdar`` has those of SDAR: blocks of four,
+counted from the start of a row. ``unigrpo/models/README.md`` has the commands that
 teach them to add.
 """
 
@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...models.decoder import A2DQwen3Config, DecoderProcessor, DreamConfig
+from ...models.decoder import DecoderProcessor, DreamConfig, SDARConfig
 from ...models.processing import CHAT_TEMPLATE
 from ...terminal import say
 from .tokenizer import SAMPLING, build_tokenizer
@@ -20,12 +20,10 @@ from .tokenizer import SAMPLING, build_tokenizer
 SHAPES: dict[str, tuple[type, dict[str, Any]]] = {
     "dream": (DreamConfig, {}),
     "sdar": (
-        A2DQwen3Config,
+        SDARConfig,
         {
             "head_dim": 32,
-            "attention": "block_causal",
             "block_size": SAMPLING["block_length"],
-            "tie_word_embeddings": False,
         },
     ),
 }
