@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from unigrpo import load_policy
+from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, load_policy
 from unigrpo.models import DreamForMaskedDiffusion, MMaDAProcessor, decoder
 from unigrpo.models.adapters import merged
 from unigrpo.models.decoder import A2DQwen3ForMaskedDiffusion, DecoderProcessor
@@ -19,6 +19,7 @@ from unigrpo.models.decoder.configuration import MaskedDecoderFields
 from unigrpo.testing import check_policy
 from unigrpo.training.old_and_reference import add_old_and_reference
 
+from ..support.given_runs import SMALL, TEXT
 from ..support.laws import assert_accumulation_changes_nothing, first_window, losses_of
 from ..support.runs import history
 from ..support.tiny import golden_tokenizer, prompts, tiny_llada
