@@ -100,6 +100,12 @@ class Model:
     checkpointing: bool
     dropout: bool
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether attention is causal from block to block, so that a likelihood reads a noisy and a clean copy."""
+        fields = json.loads(self.config)
+        return fields.get("attention") == "block_causal" or "canvas_length" in fields
+
     def base(self, layers: int | None = None) -> nn.Module:
         """On the meta device, with ``layers`` or all of them."""
         config = self.kind.config_class.from_dict(json.loads(self.config))

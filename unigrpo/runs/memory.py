@@ -147,9 +147,11 @@ def add_activations(
     phase: str = "rollout",
 ) -> None:
     """Those of a forward in ``phase``, or of an update, of ``rows``; ``guided`` ones have a twin."""
-    tokens = rows * shape.length * (2 if guided else 1)
+    # A row of a model in blocks stands in an update twice, but for its prompt: noisy and clean.
+    length = shape.length + (shape.answer if mode == "update" and model.in_blocks else 0)
+    tokens = rows * length * (2 if guided else 1)
     fixed, slope = growth(model, mode)
-    how = f"{'2 x ' if guided else ''}{rows} x {shape.length:,} tokens x {slope / 1e3:.0f} kB"
+    how = f"{'2 x ' if guided else ''}{rows} x {length:,} tokens x {slope / 1e3:.0f} kB"
     memory.add(name, fixed + slope * tokens, how, "update" if mode == "update" else phase)
 
 
