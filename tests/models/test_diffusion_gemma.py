@@ -18,7 +18,6 @@ from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.models.gemma import DiffusionGemmaForMaskedDiffusion, PrefixKeys
 from unigrpo.rollout.generate import load_policy
 from unigrpo.samplers import EntropyBound
-from unigrpo.samplers.entropy_bound import within_bound
 from unigrpo.testing import check_policy
 from unigrpo.testing.rollouts import check_all_written, check_rollout
 from unigrpo.training.old_and_reference import add_old_and_reference
@@ -195,16 +194,6 @@ def test_a_sure_canvas_is_finished_early_and_its_row_leaves():
         sampler = EntropyBound(steps=6, stability_threshold=stable, finish_entropy=1e3)
         sampler(model, policy, canvas, generators=streams(3))
         assert batches == expected
-
-
-def test_what_is_kept_shares_at_most_the_bound():
-    """By trying every number of tokens, the least entropy first."""
-    entropy = torch.rand(50, 7, generator=torch.Generator().manual_seed(0))
-    for bound in (0.0, 0.4, 1.5, 9.0):
-        for own, kept in zip(entropy, within_bound(entropy, bound), strict=True):
-            ordered = own.sort().values
-            count = max(k for k in range(1, 8) if float(ordered[: k - 1].sum()) <= bound)
-            assert set(own[kept].tolist()) == set(ordered[:count].tolist())
 
 
 def test_what_does_not_fit_the_family_is_refused():

@@ -16,6 +16,7 @@ from ..models.placing import upload
 from ..parts import check_keys, key
 from ..types import Canvas
 from .base import CanvasWriter, Stepwise, check_streams, uniforms
+from .block import within_bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ class Denoised:
         first, shape = writer.space.start, (rows, length)
         tokens, likeliest = (tokens + first).view(shape), (best.tokens + first).view(shape)
         entropy, logps = best.entropy.view(shape), best.logps.view(shape)
-        kept = within_bound(entropy, sampler.entropy_bound)
+        kept = within_bound(entropy, torch.ones_like(entropy, dtype=torch.bool), sampler.entropy_bound)
         fresh = torch.cat([writer.space.draw(length, generator=own) for own in streams]).view(rows, length)
         writer.ids[active, self.columns] = torch.where(kept, tokens, fresh.to(tokens))
         self.unchanged = torch.where((likeliest == self.likeliest).all(dim=1), self.unchanged + 1, 0)
@@ -147,9 +148,3 @@ class Denoised:
         assert self.logits is not None, "a step was taken"
         self.likeliest, self.unchanged, self.logits = self.likeliest[index], self.unchanged[index], self.logits[index]
         self.keys.take(stay)
-
-
-def within_bound(entropy: Tensor, bound: float) -> Tensor:
-    """The tokens ``[b, m]`` of least ``entropy`` such that those before each of them sum to at most ``bound``."""
-    ordered, order = entropy.sort(dim=1, stable=True)
-    return torch.zeros_like(entropy, dtype=torch.bool).scatter(1, order, ordered.cumsum(dim=1) - ordered <= bound)
