@@ -155,7 +155,7 @@ def test_padding_is_what_is_trained_behind_the_stop_token(padding, stop):
 def test_keys_know_fine_tuning(capsys):
     assert main(["keys", "train_padding", "mmada_cot", "max_length"]) == 0
     said = capsys.readouterr().out
-    assert "Key of a fine-tuning objective\n  train_padding: all, one of all first none" in said
+    assert "Key of a fine-tuning objective\n  train_padding: all, one of all first block none" in said
     assert "objective mmada_cot: MMaDA's Mixed Long-CoT" in said and "\n  mmu: coefficient=0.5" in said
     assert "Key of fine-tuning (`unigrpo sft`)\n  max_length: 512" in said
     assert main(["keys", "mmada_cott"]) == 2
