@@ -104,7 +104,6 @@ def test_the_probability_of_a_right_answer():
 QUESTIONS = [["Is it red?", "Yes"], {"question": "Is it a dot?", "answer": "no"}]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(("mean", "expected"), [("geometric", math.sqrt(0.6 * 0.75)), ("arithmetic", 0.675)])
 def test_soft_tifa_is_the_mean_probability_of_the_right_answers(mean, expected):
     metrics = {}

@@ -168,6 +168,8 @@ def replaced_models(recipe: Recipe, tiny: dict[str, Path]) -> list[str]:
 def replaced_sizes(recipe: Recipe) -> list[str]:
     """Overrides that make small what the recipe, or a task in it, sets."""
     changes = [f"{key}={value}" for key, value in SIZES.items() if key in recipe.config]
+    if recipe.config.get("sampler") == "block":
+        changes += ["block_length=4", "steps=12"]  # Of the tiny models.
     for task, values in recipe.config.get("task_overrides", {}).items():
         changes += [f"task_overrides.{task}.{key}={value}" for key, value in SIZES.items() if key in values]
     return changes
