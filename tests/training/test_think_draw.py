@@ -389,8 +389,9 @@ def test_a_family_without_the_layout_is_named(make_trainer):
 
 def test_an_answer_that_is_left_out_has_no_gap(make_trainer):
     """On a process whose texts were all cut off there is nothing to compare, and nothing to stumble over."""
-    window = first_window(make_trainer(**options("r2i", max_completion_length=6)))
+    trainer = make_trainer(**options("r2i", max_completion_length=6))
+    window, policy = first_window(trainer), trainer.policy
     nothing = torch.zeros_like(window.experiences[0].completion_mask)
     left_out = replace(window.experiences[0], completion_mask=nothing)
-    assert not bool(_at_one_step(left_out, (0, 0)).target[0, 0][nothing].any())
-    assert bool(_at_one_step(window.experiences[0], (0, 0)).target.any())
+    assert not bool(_at_one_step(left_out, policy, (0, 0)).target[0, 0][nothing].any())
+    assert bool(_at_one_step(window.experiences[0], policy, (0, 0)).target.any())
