@@ -11,7 +11,7 @@ import pytest
 
 from unigrpo.runs.recipe import load_recipe
 from unigrpo.runs.thoughts import evaluate_thoughts
-from unigrpo.toy.making import dream
+from unigrpo.toy.making import decoder
 
 from ..support import ROOT
 
@@ -70,7 +70,7 @@ def test_from_random_weights_to_a_trained_policy_in_two_commands(seed, tmp_path)
 @pytest.mark.timeout(5000)
 def test_a_dream_that_was_taught_here_learns_from_rewards_and_not_from_shuffled_ones(tmp_path):
     """The commands of ``unigrpo/models/README.md``."""
-    dream.shape(tmp_path / "dream")
+    decoder.shape("dream", tmp_path / "dream")
     start = (f"model.path={tmp_path / 'dream'}", "policy=null", "model_init_kwargs=null", "objective=dream")
     train("quickstart_sft", tmp_path / "sft", "a Dream, taught", *start, command="sft")
     own = (f"model.path={tmp_path / 'sft'}", "policy=null")
