@@ -36,6 +36,8 @@ class Service:
         time.sleep(self.seconds)
         log_extra("seen", [len(own) for own in completions])
         log_metric("service/failed", 1.0)
+        log_metric("service/prompt_tokens", 7.0)
+        log_metric("service/completion_tokens", 2.0)
         log_metric("service/mean_length", sum(map(len, completions)) / len(completions))
         return [None if len(own) % 5 == 0 else float(len(own)) for own in completions]
 
@@ -70,6 +72,8 @@ def test_early_calls_change_no_score_no_column_and_no_count(batches):
     calls = rewards.functions[0].calls
     assert sorted(text for texts, _ in calls for text in texts) == ["x" * length for length in range(1, 7)]
     assert found.metrics["service/failed"] == [float(len(calls))], "a count adds up over calls"
+    tokens = found.metrics["service/prompt_tokens"], found.metrics["service/completion_tokens"]
+    assert tokens == ([7.0 * len(calls)], [2.0 * len(calls)])
     assert found.metrics["service/mean_length"] == [pytest.approx(3.5)], "a mean is weighted by answers"
     assert len(found.seconds["service"]) == len(calls) and len(found.seconds["good_by_length"]) == 1
 
