@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -138,6 +139,17 @@ def test_an_early_call_that_fails_is_a_failed_reward(reward):
         found = rewards.score(samples, begun=early(rewards, [[0, 1], [2, 3]], samples))
     assert found.values[:, 0].isnan().all() and found.values[:, 1].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert found.lost.tolist() == [True, False] and found.faults.tolist() == [[4, 0], [0, 0]]
+
+
+def test_a_fault_of_an_early_call_names_its_own_rows():
+    def fails(prompts, **_):
+        return [1.0, 1.0] if prompts[0] == samples[0].row["prompt"] else 1 / 0
+
+    fails.overlaps = True
+    samples = [replace(own, row={**own.row, "prompt": f"prompt {own.index}"}) for own in window(4)]
+    rewards = RewardSet([fails])
+    with pytest.raises(RewardError, match="called with 2 answers, the first to the prompt 'prompt 2'"):
+        rewards.score(samples, begun=early(rewards, [[0, 1], [2, 3]], samples))
 
 
 def test_an_early_call_is_bounded():

@@ -146,7 +146,7 @@ def served():
         yield url
 
 
-def test_faults_of_rewards_are_no_scores(served):
+def test_faults_of_rewards_are_no_scores(served, capsys):
     """A NaN is no null and no zero; what may pass is asked for again."""
     assert "returned nan, which is no finite number" in failure(
         remote(f"{served}/score/broken", retries=5), solution=[0, 0]
@@ -155,7 +155,10 @@ def test_faults_of_rewards_are_no_scores(served):
     assert "raised ConnectionError: no card" in failure(remote(f"{served}/score/down", retries=2))
     assert "(3 attempts)" in failure(remote(f"{served}/score/down", retries=2))
     assert "raised ImportError: no module" in failure(remote(f"{served}/score/lacking", retries=2))
+    capsys.readouterr()
     assert "(1 attempt)" in failure(remote(f"{served}/score/lacking", retries=2))
+    told = capsys.readouterr().out
+    assert told.startswith("lacking: reward 'lacking' raised ImportError: no module") and told.count("\n") == 1
 
 
 def test_other_places_are_named(served):
