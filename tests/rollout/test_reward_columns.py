@@ -176,6 +176,5 @@ def test_a_column_does_not_replace_an_argument_that_is_bound():
         partial(named, level=2.0),
         partial(anything, level=3.0),
         ForTask(partial(named, level=4.0), "text"),
-        named,
     ]
     assert RewardSet(rewards).score(samples).values.tolist() == [[2.0, 3.0, 4.0]]
