@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -49,13 +50,29 @@ class Scorer(Protocol):
         """Moves the model."""
 
 
+class Turn:
+    """A lock for one block at a time; a copy of it, pickled too, is another one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
+
+
 class ImageTextReward(ABC):
     """A reward for an image and a text, in either direction.
 
     Text to image: the completion is a PIL image, its text the column ``reward_prompt`` or else the prompt. Captions:
     the completion is text, its image the first of the row's ``images``. Other rows are None.
 
-    The model is loaded by the first call that has something to score.
+    The model is loaded by the first call that has something to score. Calls from several threads take turns.
 
     Args:
         batch_size: pairs in one forward.
@@ -85,6 +102,7 @@ class ImageTextReward(ABC):
             raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', got {device!r}") from error
         self.batch_size, self.dtype = batch_size, dtype
         self._scorer: Scorer | None = None
+        self._turn = Turn()
         self._warned: set[str] = set()
 
     def _pair(self, prompt: Any, completion: Any, images: Any, reward_prompt: Any) -> Pair | None:
@@ -157,11 +175,12 @@ class ImageTextReward(ABC):
         pairs = {index: pair for index, row in enumerate(rows) if (pair := self._pair(*row)) is not None}
         if not pairs:
             return nothing
-        if self._scorer is None:
-            self._scorer = self._loaded()
-        with self._at_work():
-            scores = dict.fromkeys(pairs) | self._score(pairs)
-        truncated = self._truncated_frac([pair.text for pair in pairs.values()]) if self._scorer.window else None
+        with self._turn:
+            if self._scorer is None:
+                self._scorer = self._loaded()
+            with self._at_work():
+                scores = dict.fromkeys(pairs) | self._score(pairs)
+            truncated = self._truncated_frac([pair.text for pair in pairs.values()]) if self._scorer.window else None
         if log_metric is not None:
             if truncated is not None:
                 log_metric(f"{self.__name__}/truncated_frac", truncated)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 
-COUNTS = ("/failed", "/retries", "/timeouts", "/unparsable", "/unparsable_gold", "/not_evaluated")
+COUNTS = (
+    "/failed",
+    "/retries",
+    "/timeouts",
+    "/unparsable",
+    "/unparsable_gold",
+    "/not_evaluated",
+    "/prompt_tokens",
+    "/completion_tokens",
+)
 """Ends of metrics that count something: of several calls they add up. Others are means."""
 
 

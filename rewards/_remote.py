@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from ._exchange import Failure
@@ -29,7 +30,8 @@ class RemoteReward(ServiceReward):
 
     Args:
         url: where the rows are posted, ``http://...`` or ``https://...``.
-        batch_size: rows of one request. None: all rows of a call.
+        batch_size: rows of one request, more where neighbours have one prompt: a group is never cut, as a service may compare its
+            rows. None: all rows of a call.
         columns: dataset columns that are sent; ``completion_ids`` may be one of them. None: all of the dataset's.
         retries: as in ``ServiceReward``; the default outlasts a restart of half a minute.
         api_key_env, service: as in ``ServiceReward``, also timeout, deadline, retries, backoff, concurrency, label.
@@ -84,8 +86,7 @@ class RemoteReward(ServiceReward):
         sent = self._sent(prompts, completions, {**columns, "completion_ids": completion_ids})
         table = {name: encoder.column(name, values) for name, values in sent.items()}
         rows = [index for index in range(len(completions)) if index not in encoder.broken]
-        size = self.batch_size or max(1, len(rows))
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        batches = _batches(rows, table["prompts"], self.batch_size or max(1, len(rows)))
         bodies = [{name: [values[i] for i in batch] for name, values in table.items()} for batch in batches]
         asked = self._ask(bodies, lambda answer, index: _read(answer, len(batches[index])))
 
@@ -123,6 +124,18 @@ class RemoteReward(ServiceReward):
             there = ", ".join(sorted(set(columns) - {"completion_ids"})) or "none"
             raise ValueError(f"{self.__name__}: columns {missing} are not in the dataset; its columns are: {there}")
         return sent | {name: columns[name] for name in chosen}
+
+
+def _batches(rows: list[int], prompts: list, size: int) -> list[list[int]]:
+    """``rows`` in order, up to ``size`` together; neighbours with one prompt stay together, however many they are."""
+    batches: list[list[int]] = []
+    for _, group in groupby(rows, key=lambda row: prompts[row]):
+        own = list(group)
+        if batches and len(batches[-1]) + len(own) <= size:
+            batches[-1] += own
+        else:
+            batches.append(own)
+    return batches
 
 
 class _Answer(NamedTuple):

@@ -44,7 +44,8 @@ class Asked(NamedTuple):
 class ServiceReward:
     """A reward that is asked over HTTP. What a failure of it does to the run is the run's to say (``reward_error``).
 
-    It keeps settings and nothing else: no socket, no thread, no key. So it can be copied, pickled and forked.
+    It keeps its settings, and one that asks a chat model the answers it got: no socket, no thread, no key. So it can be copied,
+    pickled and forked.
 
     Args:
         label: name of the reward, also of its metrics. None: the registered name.

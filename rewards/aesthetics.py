@@ -18,7 +18,7 @@ from ._encoders import read_config, read_model
 from ._image_text import DTYPES, ImageTextReward, Pair, Scorer
 from ._imagereward_model import linear_head
 from ._preparation import middle
-from ._published import CLIP_L, CLIP_L_SIZES, published_file
+from ._published import CLIP_L, CLIP_L_SIZES, published_file, source_of
 
 
 PUBLISHED = "trl-lib/ddpo-aesthetic-predictor"
@@ -56,6 +56,11 @@ class Aesthetic(ImageTextReward):
     ) -> None:
         super().__init__(batch_size=batch_size, device=device, dtype=dtype)
         self.model, self.clip, self.revision = str(model), str(clip), revision
+
+    @property
+    def source(self) -> str:
+        """With the CLIP under the head."""
+        return f"{super().source} {source_of(self.clip, None)}"
 
     def _pair(self, prompt: Any, completion: Any, images: Any, reward_prompt: Any) -> Pair | None:
         return Pair(completion, "") if isinstance(completion, Image.Image) else None

@@ -35,8 +35,17 @@ SHOWN_FIRST, SHOWN_SECOND = "(the last attached image but one)", "(the last atta
 """What ``{first}`` and ``{second}`` say where the completions are images."""
 
 _OWN = ("prompt", "first", "second")
-_VERDICT = re.compile(r"(?<![A-Za-z])(?:[AB](?![A-Za-z'’])|(?i:tie)(?![A-Za-z]))")
 _WORTH = {"A": 1.0, "B": 0.0}
+_DRESS = r"[ \t*_`\"'()\[\]{}<>.!]*"
+_ALONE = re.compile(rf"(?:\A|\n){_DRESS}(?i:response )?{_DRESS}([AB]|(?i:tie)){_DRESS}\s*\Z")
+"""The last line where it is a letter or "tie" alone, perhaps in brackets or bold."""
+_CUE = (
+    r"(?i:\b(?:answer|verdict|winner|better)(?: response)?(?:[\"'*_`]*\s*:| is\b:?)"
+    r"|(?<!not )(?<!n't )(?<!n’t )\bprefer(?:s|red)?(?: response)?(?: is)?\b:?)"
+)
+_ENDS = r"(?=[\"'*_`)\]}]*(?:\s*\n|\W*\Z|[.!](?:\s|\Z)|,?\s+(?:over|to|because|since|as)\b))"
+_NAMED = re.compile(rf"\[\[([AB])\]\]|{_CUE}(?:{_DRESS}|\s)(?i:(?:the )?response )?{_DRESS}([AB]){_ENDS}")
+"""``[[A]]``, and a letter behind "answer:", "verdict:", "winner:", "better:" or "prefer"."""
 
 
 class Entry(NamedTuple):
@@ -55,6 +64,10 @@ class PairwiseJudge(ChatReward):
     A group that is spread over several processes is compared in parts. Each pair is judged twice, the second time with A and B
     swapped, and counts as the mean of both, so a judge that always says A gives 0.5. Equal completions tie without being asked about.
     A group of G needs G (G - 1) questions, or ``2 rounds`` a row.
+
+    The last line of a reply is its verdict where it is a letter or "tie" alone, such as ``**A**``. Or else it is what stands in
+    ``[[A]]`` or behind "answer:", "verdict:", "winner:", "better:" or "prefer". A reply with both letters there has none, nor has
+    one that was cut at ``max_tokens``.
 
     With ``logprobs`` a verdict is ``p(A) / (p(A) + p(B))`` at the letter's place; without, it is 1, 0, or 0.5 for "tie".
     None where a row has no other with its prompt, or is neither text nor image, and where no comparison of it has a verdict.
@@ -167,14 +180,22 @@ class PairwiseJudge(ChatReward):
 
     def _verdict(self, reply: Reply) -> float | None:
         """How much better the first is, in [0, 1]; None where the answer does not say."""
-        found = [] if reply.cut and not self._logprobs else list(_VERDICT.finditer(reply.said()))
-        if not found:
+        found = None if reply.cut else _found(reply.said())
+        if found is None:
             return None
-        word = found[-1][0]
+        word = found[found.lastindex]
         if not self._logprobs or word not in _WORTH:
             return _WORTH.get(word, 0.5)
-        token = reply.token_of(found[-1].start())
+        token = reply.token_of(found.start(found.lastindex))
         if token is None:
             return None
         first, second = (token.mass(lambda text, own=letter: text.strip() == own) for letter in _WORTH)
         return first / (first + second) if first + second else None
+
+
+def _found(said: str) -> re.Match | None:
+    """The verdict of a text: its last line if that is one alone, or else what it names as one, unless it names both."""
+    alone, named = _ALONE.search(said), list(_NAMED.finditer(said))
+    if alone or len({own[own.lastindex] for own in named}) != 1:
+        return alone
+    return named[-1]

@@ -15,7 +15,7 @@ from ._clip_keys import OpenClipConfig
 from ._encoders import CosineScorer, image_outline, load_clip, load_converted, read_config
 from ._image_text import DTYPES, ImageTextReward, Scorer
 from ._preparation import letterbox
-from ._published import CLIP_H, CLIP_H_CONFIG, published_file
+from ._published import CLIP_H, CLIP_H_CONFIG, published_file, source_of
 
 
 PICK_SCORE = "yuvalkirstain/PickScore_v1"
@@ -54,6 +54,11 @@ class PickScore(ImageTextReward):
     ) -> None:
         super().__init__(batch_size=batch_size, device=device, dtype=dtype)
         self.model, self.processor, self.revision = str(model), processor, revision
+
+    @property
+    def source(self) -> str:
+        """With where the tokenizer and the image processor are from, if that is another place."""
+        return super().source if self.processor is None else f"{super().source} {source_of(str(self.processor), None)}"
 
     def _load(self) -> Scorer:
         encoder = load_clip(self.model, self.processor, self.revision, DTYPES[self.dtype])

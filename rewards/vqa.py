@@ -166,6 +166,8 @@ def _pair(one: Any) -> tuple[str, str]:
     if not isinstance(one, list | tuple | Mapping):
         raise TypeError(one)
     question, answer = (one["question"], one["answer"]) if isinstance(one, Mapping) else one
+    if isinstance(answer, bool):
+        answer = "yes" if answer else "no"
     answer = answer if isinstance(answer, str) else str(answer) if isinstance(answer, int) else None
     if not isinstance(question, str) or not answer or not words(answer):
         raise ValueError(one)

@@ -80,20 +80,41 @@ def test_rounds_bound_the_questions(rounds, questions):
     ("text", "expected"),
     [
         ("B", [0.0, 1.0]),
-        ("<think>A</think>Response B is better than A. So: **B**", [0.0, 1.0]),
-        ("tie", [0.5, 0.5]),
-        ("It is a Tie.", [0.5, 0.5]),
+        ("<think>A</think>Response B is better than A. Verdict: **B**", [0.0, 1.0]),
+        ("I prefer B. A is too long.", [0.0, 1.0]),
+        ("A is long.\n\n**Response B**.", [0.0, 1.0]),
+        ("[[B]], as A is dull", [0.0, 1.0]),
+        ('{"why": "A is dull", "verdict": "B"}', [0.0, 1.0]),
+        ("The better response is B over A.", [0.0, 1.0]),
+        ("**Tie.**", [0.5, 0.5]),
+        ("It is a tie between A and B.", None),
+        ("Response A is better than Response B.", None),
+        ("A is better: B is too long.", None),
+        ("I do not prefer B", None),
+        ("[[A]] if A is better, [[B]] if not", None),
         ("Both are good", None),
         ("", None),
         ("ABBA", None),
     ],
 )
-def test_the_last_verdict_of_an_answer(text, expected):
-    other = {"B": "A"}.get("B" if expected and expected[1] == 1.0 else "", text)
+def test_the_verdict_of_an_answer(text, expected):
+    swap = str.maketrans("AB", "BA")
+    other = text.translate(swap) if expected == [0.0, 1.0] else text
     metrics = {}
     with serving(in_turn(says(text), says(other))) as seen:
         scores = chat(seen, "pairwise_judge", concurrency=1)(["p"] * 2, ["a", "b"], log_metric=metrics.__setitem__)
     assert scores == (expected or [None, None]) and metrics["pairwise_judge/unparsable"] == (0 if expected else 2)
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_a_cut_reply_has_no_verdict(logprobs):
+    def cut(exchange):
+        answer = completion("A", [("A", {"A": 0.9, "B": 0.1})])
+        answer["choices"][0]["finish_reason"] = "length"
+        exchange.json(answer)
+
+    with serving(cut) as seen:
+        assert chat(seen, "pairwise_judge", logprobs=logprobs)(["p"] * 2, ["a", "b"]) == [None, None]
 
 
 def test_a_pair_with_half_a_verdict_does_not_count():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +20,7 @@ from transformers.activations import ACT2FN
 from unigrpo.rewards import get_reward
 from unigrpo.rewards._encoders import clip_scores
 from unigrpo.rewards._preparation import CLIP_MEAN, CLIP_STD, letterbox, middle
-from unigrpo.rewards._published import REVISIONS, source_of
+from unigrpo.rewards._published import CLIP_H, CLIP_L, REVISIONS, source_of
 from unigrpo.rewards.siglip import ProbabilityScorer
 from unigrpo.rollout.rewards import RewardSet
 from unigrpo.runs.build import ForTask
@@ -183,6 +187,35 @@ def test_half_precision_is_near(made, kind):
     assert half != whole and half == pytest.approx(whole, abs=(high - low) / 5)
 
 
+def test_calls_at_once_load_once_and_take_turns(made):
+    """A run's early calls come from threads; a copy has a lock of its own."""
+    reward = made("pick_score")
+    load, inside, most = reward._load, [], []
+
+    class Watched:
+        def __init__(self):
+            self.scorer = load()
+
+        def __getattr__(self, name):
+            return getattr(self.scorer, name)
+
+        def score(self, pixels, texts):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+            return self.scorer.score(pixels, texts)
+
+    loads = []
+    reward._load = lambda: loads.append(1) or Watched()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: reward(["a"], [picture(0)]), range(3)))
+    assert found[0] == found[1] == found[2] and len(loads) == 1 and most == [1, 1, 1]
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(made("pick_score"))))
+    with reward._turn:
+        assert copied(["a"], [picture(0)]) == found[0]
+
+
 def test_letterbox_by_hand():
     """All of the picture, black bars above and below, and no rounding where nothing is resized."""
     image = picture(3, (8, 4))
@@ -211,7 +244,9 @@ def test_default_models_are_pinned_and_said(made, tmp_path, monkeypatch):
     }.items():
         assert get_reward(name).source.split(" ")[0] == f"{model}@{REVISIONS[model]}"
         assert get_reward(name, revision="main").source.split(" ")[0] == f"{model}@main"
-    assert made("pick_score").source == made("pick_score").model
+    clip = {name: f"{model}@{REVISIONS[model]}" for name, model in {"pick_score": CLIP_H, "aesthetic": CLIP_L}.items()}
+    assert {name: get_reward(name).source.split(" ")[1] for name in clip} == clip
+    assert get_reward("pick_score", model="some/model", processor=None).source == "some/model@main"
     monkeypatch.setattr("unigrpo.rewards._published.constants.HF_HUB_CACHE", str(tmp_path))
     assert source_of("some/model", None) == "some/model@main"
     (tmp_path / "models--some--model" / "refs").mkdir(parents=True)

@@ -56,7 +56,7 @@ def test_batches_keep_their_rows_and_the_bound_on_requests():
 
     with serving(slow) as seen:
         values = list(range(23))
-        scores = remote(seen, batch_size=2, concurrency=3)(["p"] * 23, ["c"] * 23, value=values)
+        scores = remote(seen, batch_size=2, concurrency=3)([f"p{value}" for value in values], ["c"] * 23, value=values)
     assert scores == values
     assert len(seen.bodies) == 12 and [len(body["prompts"]) for body in seen.bodies].count(1) == 1
     assert seen.together == 3
@@ -134,7 +134,7 @@ def test_a_storm_loses_nothing_and_doubles_nothing():
     with serving(storm) as seen:
         values = list(range(1, 15))
         reward = remote(seen, batch_size=2, timeout=1.0, retries=3)
-        scores = reward(["p"] * 14, ["c"] * 14, value=values)
+        scores = reward([f"p{value}" for value in values], ["c"] * 14, value=values)
     assert scores == [None if value % 5 == 0 else value + 0.5 for value in values]
     assert sorted(done) == values
 
@@ -307,13 +307,19 @@ def test_https_checks_the_certificate(tmp_path, monkeypatch, request):
         assert time.monotonic() - began < AT_ONCE
 
 
+def test_a_group_is_never_cut():
+    with serving(lengths) as seen:
+        remote(seen, batch_size=3, concurrency=1)(list("aabbbbcdd"), ["c"] * 9)
+    assert ["".join(body["prompts"]) for body in seen.bodies] == ["aa", "bbbb", "cdd"]
+
+
 @pytest.mark.processes
 def test_ctrl_c_ends_a_call_at_once():
     code = """
 import sys
 from unigrpo.rewards import get_reward
 try:
-    get_reward("remote", url=sys.argv[1], timeout=60, batch_size=1)(["p"] * 4, ["c"] * 4)
+    get_reward("remote", url=sys.argv[1], timeout=60, batch_size=1)(list("pqrs"), ["c"] * 4)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """

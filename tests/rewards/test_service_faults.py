@@ -16,7 +16,7 @@ from ..support.reward_rows import RED
 from ..support.servers import in_turn, no_proxy, serving  # noqa: F401
 
 
-WELL = completion("A 4", [("A", {"A": 0.5, "yes": 0.25, "no": 0.25}), (" ", {" ": 1.0}), ("4", {"4": 1.0})])
+WELL = completion("4\nA", [("4", {"4": 0.5, "yes": 0.25, "no": 0.25}), ("\n", {"\n": 1.0}), ("A", {"A": 1.0})])
 """An answer that means something to every reward."""
 WELL["data"] = [{"index": 0, "probs": [0.25]}]
 

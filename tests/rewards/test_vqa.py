@@ -115,7 +115,7 @@ def test_soft_tifa_is_the_mean_probability_of_the_right_answers(mean, expected):
             [],
             None,
             QUESTIONS,
-            [["Is it red?", "perhaps"], ["Is it red?", "yes"]],
+            [["Is it red?", "perhaps"], ["Is it red?", True]],
         ]
         completions = [RED] * 4 + ["text", RED]
         scores = reward(["p"] * 6, completions, questions=given, log_metric=metrics.__setitem__)

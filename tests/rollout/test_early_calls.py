@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -36,6 +37,8 @@ class Service:
         time.sleep(self.seconds)
         log_extra("seen", [len(own) for own in completions])
         log_metric("service/failed", 1.0)
+        log_metric("service/prompt_tokens", 7.0)
+        log_metric("service/completion_tokens", 2.0)
         log_metric("service/mean_length", sum(map(len, completions)) / len(completions))
         return [None if len(own) % 5 == 0 else float(len(own)) for own in completions]
 
@@ -70,6 +73,8 @@ def test_early_calls_change_no_score_no_column_and_no_count(batches):
     calls = rewards.functions[0].calls
     assert sorted(text for texts, _ in calls for text in texts) == ["x" * length for length in range(1, 7)]
     assert found.metrics["service/failed"] == [float(len(calls))], "a count adds up over calls"
+    tokens = found.metrics["service/prompt_tokens"], found.metrics["service/completion_tokens"]
+    assert tokens == ([7.0 * len(calls)], [2.0 * len(calls)])
     assert found.metrics["service/mean_length"] == [pytest.approx(3.5)], "a mean is weighted by answers"
     assert len(found.seconds["service"]) == len(calls) and len(found.seconds["good_by_length"]) == 1
 
@@ -134,6 +139,17 @@ def test_an_early_call_that_fails_is_a_failed_reward(reward):
         found = rewards.score(samples, begun=early(rewards, [[0, 1], [2, 3]], samples))
     assert found.values[:, 0].isnan().all() and found.values[:, 1].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert found.lost.tolist() == [True, False] and found.faults.tolist() == [[4, 0], [0, 0]]
+
+
+def test_a_fault_of_an_early_call_names_its_own_rows():
+    def fails(prompts, **_):
+        return [1.0, 1.0] if prompts[0] == samples[0].row["prompt"] else 1 / 0
+
+    fails.overlaps = True
+    samples = [replace(own, row={**own.row, "prompt": f"prompt {own.index}"}) for own in window(4)]
+    rewards = RewardSet([fails])
+    with pytest.raises(RewardError, match="called with 2 answers, the first to the prompt 'prompt 2'"):
+        rewards.score(samples, begun=early(rewards, [[0, 1], [2, 3]], samples))
 
 
 def test_an_early_call_is_bounded():

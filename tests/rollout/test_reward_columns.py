@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -161,3 +162,19 @@ def test_a_wrong_column_of_a_reward_of_one_task(values):
     with pytest.warns(UserWarning, match=r"log_extra\('why', ...\) with other than"):
         found = RewardSet(functions=rewards, on_error="none").score(two_tasks())
     assert found.values[1:, 0].tolist() == [1.0, 2.0] and found.extras == {}
+
+
+def test_a_column_does_not_replace_an_argument_that_is_bound():
+    def named(completions, level=0.0):
+        return [level] * len(completions)
+
+    def anything(completions, **columns):
+        return [columns["level"]] * len(completions)
+
+    samples = [sample({"prompt": "p", "level": 5.0}, "x", index=0)]
+    rewards = [
+        partial(named, level=2.0),
+        partial(anything, level=3.0),
+        ForTask(partial(named, level=4.0), "text"),
+    ]
+    assert RewardSet(rewards).score(samples).values.tolist() == [[2.0, 3.0, 4.0]]

@@ -12,13 +12,16 @@ import socket
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from unigrpo.errors import RecipeError
 from unigrpo.rewards import get_reward
 from unigrpo.rollout.rewards import RewardSet
 from unigrpo.runs import cli
+from unigrpo.runs.serve_rewards.app import build_app
 from unigrpo.runs.serve_rewards.cli import read_token
+from unigrpo.runs.serve_rewards.scorer import Scorer
 from unigrpo.runs.serve_rewards.served import load_served, served_rewards
 
 from ..support.answers import answers, sample
@@ -73,7 +76,7 @@ def test_metrics_of_batches_are_those_of_one_call():
     names = ("graded/failed", "graded/mean_length")
     found = {}
     with reward_server({"graded": graded}) as url:
-        given = [sample({"prompt": "p", "solution": 0}, "x" * length, index=length) for length in range(5)]
+        given = [sample({"prompt": f"{length}", "solution": 0}, "x" * length, index=length) for length in range(5)]
         scores = RewardSet([remote(f"{url}/score", batch_size=2, label="graded")]).score(given)
         found = {name: scores.metrics[name] for name in names}
     assert found == {"graded/failed": [3.0], "graded/mean_length": [2.0]}
@@ -135,12 +138,15 @@ def served():
     def down(completions, **_):
         raise ConnectionError("no card")
 
-    functions = {"graded": graded, "broken": broken, "down": down}
+    def lacking(completions, **_):
+        raise ImportError("no module")
+
+    functions = {"graded": graded, "broken": broken, "down": down, "lacking": lacking}
     with reward_server(functions, max_rows=4, max_bytes=65536) as url:
         yield url
 
 
-def test_faults_of_rewards_are_no_scores(served):
+def test_faults_of_rewards_are_no_scores(served, capsys):
     """A NaN is no null and no zero; what may pass is asked for again."""
     assert "returned nan, which is no finite number" in failure(
         remote(f"{served}/score/broken", retries=5), solution=[0, 0]
@@ -148,14 +154,22 @@ def test_faults_of_rewards_are_no_scores(served):
     assert "(1 attempt)" in failure(remote(f"{served}/score/broken", retries=5))
     assert "raised ConnectionError: no card" in failure(remote(f"{served}/score/down", retries=2))
     assert "(3 attempts)" in failure(remote(f"{served}/score/down", retries=2))
+    assert "raised ImportError: no module" in failure(remote(f"{served}/score/lacking", retries=2))
+    capsys.readouterr()
+    assert "(1 attempt)" in failure(remote(f"{served}/score/lacking", retries=2))
+    told = capsys.readouterr().out
+    assert told.startswith("lacking: reward 'lacking' raised ImportError: no module") and told.count("\n") == 1
 
 
 def test_other_places_are_named(served):
     assert posted(f"{served}/score/grade", GOOD)[:2] == (
         404,
-        "reward='grade' is not valid: did you mean 'graded'? choose one of ['graded', 'broken', 'down']",
+        "reward='grade' is not valid: did you mean 'graded'? choose one of ['graded', 'broken', 'down', 'lacking']",
     )
-    assert "post to one of /score/graded, /score/broken, /score/down" in posted(f"{served}/score", GOOD)[1]
+    assert (
+        "post to one of /score/graded, /score/broken, /score/down, /score/lacking"
+        in posted(f"{served}/score", GOOD)[1]
+    )
     assert posted(f"{served}/scores", GOOD)[0] == 404 and "POST to /score" in posted(f"{served}/scores", GOOD)[1]
     assert httpx.get(f"{served}/score/graded", trust_env=False).status_code == 405
     assert posted(f"{served}/score/graded", GOOD, **{"Content-Type": "text/plain"})[0] == 415
@@ -179,6 +193,26 @@ def test_only_who_has_the_token_may_ask(monkeypatch):
             )
             assert httpx.get(f"{url}/metrics", headers=headers, trust_env=False).status_code == 401
         assert httpx.get(f"{url}/health", trust_env=False).json() == {"status": "ok", "rewards": ["graded"], "held": 0}
+
+
+def test_without_a_token_other_names_than_this_machines_are_refused():
+    """A page whose name was made to lead here asks under that name."""
+    with reward_server({"graded": graded}) as url:
+        for headers in ({"Host": "evil.org"}, {"Host": "["}, {"Origin": "http://evil.org"}, {"Origin": "null"}):
+            status, said, _ = posted(f"{url}/score", GOOD, **headers)
+            assert status == 403 and said.startswith(f"the header {next(iter(headers))} names another machine")
+            assert httpx.get(f"{url}/metrics", headers=headers, trust_env=False).status_code == 403
+        for headers in ({"Host": "[::1]:80"}, {"Host": "localhost", "Origin": "http://127.0.0.1:3000"}):
+            assert posted(f"{url}/score", GOOD, **headers)[0] == 200
+    with reward_server({"graded": graded}, token="t0ken") as url:
+        assert posted(f"{url}/score", GOOD, Host="a.org", Authorization="Bearer t0ken")[0] == 200
+
+
+def test_only_rewards_that_are_there_are_counted():
+    scorer = Scorer({"graded": graded})
+    client = TestClient(build_app(scorer), base_url="http://localhost")
+    assert client.post("/score/other", json=GOOD).status_code == 404 and not scorer.counts
+    assert client.post("/score/graded", json=[1]).status_code == 400
 
 
 def test_a_token_is_needed_where_others_can_ask(monkeypatch):

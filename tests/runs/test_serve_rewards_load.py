@@ -9,6 +9,7 @@ import time
 import httpx
 
 from unigrpo.runs.serve_rewards import app as server_app
+from unigrpo.runs.serve_rewards import scorer as server_scorer
 
 from ..support.reward_servers import GOOD, graded, posted, reward_server
 from ..support.servers import failure, no_proxy, remote  # noqa: F401
@@ -54,7 +55,7 @@ def test_a_full_queue_says_when_to_come_again_and_loses_nothing():
     reward = Held()
     with reward_server({"held": reward}, queue=1) as url:
         asked = remote(f"{url}/score", retries=0, batch_size=1)
-        first = [in_background(asked, ["p"] * 2, ["x" * place, "x" * (place + 10)]) for place in range(5)]
+        first = [in_background(asked, ["p", "q"], ["x" * place, "x" * (place + 10)]) for place in range(5)]
         wait_for(lambda: held(url) == 2)
         status, said, headers = posted(f"{url}/score", GOOD)
         assert (status, headers["Retry-After"]) == (503, "2") and said == "2 requests are waiting, come again in 2 s"
@@ -70,6 +71,22 @@ def test_a_full_queue_says_when_to_come_again_and_loses_nothing():
     )
     assert int(lines['unigrpo_reward_busy_total{reward="held"}']) >= 1 and lines["unigrpo_requests_held"] == "0"
     assert float(lines['unigrpo_reward_seconds_total{reward="held"}']) > 0
+
+
+def test_who_waits_too_long_is_told_to_come_again_and_loses_no_attempt(monkeypatch):
+    monkeypatch.setattr(server_scorer, "QUEUE_SECONDS", 0.05)
+    reward = Held()
+    with reward_server({"held": reward}, queue=4) as url:
+        thread, _ = in_background(posted, f"{url}/score", GOOD)
+        wait_for(lambda: held(url) == 1)
+        status, said, headers = posted(f"{url}/score", GOOD)
+        assert (status, headers["Retry-After"]) == (503, "2") and "no place was free for 0.05 s" in said
+        late, found = in_background(remote(f"{url}/score", retries=0), ["p"], ["abc"])
+        wait_for(lambda: 'busy_total{reward="held"} 2' in httpx.get(f"{url}/metrics", trust_env=False).text)
+        reward.go.set()
+        late.join(20)
+        thread.join(20)
+    assert found == [[3.0]] and reward.calls == 2
 
 
 def test_nobody_is_scored_who_has_left():
@@ -91,7 +108,7 @@ def test_a_body_that_drips_is_given_up(monkeypatch):
     with reward_server({"graded": graded}) as url:
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as slow:
             slow.sendall(
-                b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+                b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
             )
             slow.settimeout(20)
             assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")

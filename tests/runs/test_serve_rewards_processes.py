@@ -86,7 +86,7 @@ def test_two_runs_on_one_server_get_their_own(server):
     asked = remote(f"{server.url}/score/weighed", retries=0, batch_size=3, columns=["weight"])
 
     def run(factor):
-        rows = [{"prompt": "p", "weight": factor * place if place % 4 else None} for place in range(12)]
+        rows = [{"prompt": f"p{place}", "weight": factor * place if place % 4 else None} for place in range(12)]
         given = [sample(row, "x" * (place + 1), index=place) for place, row in enumerate(rows)]
         return [RewardSet([asked]).score(given).values[:, 0].nan_to_num(-1).tolist() for _ in range(8)]
 

@@ -170,7 +170,7 @@ def remote(seen_or_url: Seen | str, **arguments: Any) -> Any:
 def failure(reward: Any, rows: int = 2, **columns: Any) -> str:
     """What the reward says when it gives up."""
     with pytest.raises(RewardServiceError) as error:
-        reward(["p"] * rows, ["c"] * rows, **columns)
+        reward([f"p{row}" for row in range(rows)], ["c"] * rows, **columns)
     return str(error.value)
 
 

@@ -28,7 +28,8 @@ def taken(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of ``arguments`` that ``function`` takes by name; all of them for one with ``**kwargs``, or that does not say.
 
     One that names ``image`` gets the first of each row's ``images``, or None: TRL's column for rows with one picture. One that
-    names ``thoughts`` gets them as None where no answer of the call has any.
+    names ``thoughts`` gets them as None where no answer of the call has any. What a partial has bound stays as it is, also where a
+    column has that name.
 
     Raises:
         TypeError: it needs a column that the dataset does not have.
@@ -50,7 +51,9 @@ def taken(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
                 f"({list(OF_A_CALL)}): rename the column, or give it a default"
             )
     takes_all = any(own.kind is inspect.Parameter.VAR_KEYWORD for own in parameters)
-    return arguments if takes_all else {name: value for name, value in arguments.items() if name in named}
+    bound = function.keywords if isinstance(function, partial) else {}
+    wanted = {name: value for name, value in arguments.items() if name not in bound}
+    return wanted if takes_all else {name: value for name, value in wanted.items() if name in named}
 
 
 def reads_messages(function: Any) -> bool:

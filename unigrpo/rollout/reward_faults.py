@@ -73,12 +73,11 @@ def shown(prompt: Any) -> str:
     return repr(shortened(prompt))
 
 
-def described(fault: Fault, name: str, prompts: list) -> str:
-    """What the reward ``name`` did in a call with ``prompts``."""
-    prompt = shown(prompts[fault.places[0]])
+def described(fault: Fault, name: str, answers: int, prompt: Any) -> str:
+    """What the reward ``name`` did in a call with so many ``answers``; ``prompt``: of the first answer concerned."""
     one = fault.kind == "score"
-    whose = "for the answer to" if one else f"when it was called with {len(prompts)} answers, the first to"
-    return f"reward {name!r} {fault.text}, {whose} the prompt {prompt}"
+    whose = "for the answer to" if one else f"when it was called with {answers} answers, the first to"
+    return f"reward {name!r} {fault.text}, {whose} the prompt {shown(prompt)}"
 
 
 def error_of(fault: Fault, said: str) -> RewardError:

@@ -197,7 +197,7 @@ class RewardSet:
         self._call_rest(samples, trainer_state, calls, found)
         faulty = []
         for place, own in enumerate(calls):
-            failed = next((call.outcome for call in own if isinstance(call.outcome, BaseException)), None)
+            failed = next((call for call in own if isinstance(call.outcome, BaseException)), None)
             if failed is not None:
                 self._lose(place, failed, samples, found)
             self._take_logs(place, own, samples, found)
@@ -245,7 +245,7 @@ class RewardSet:
                 for other in pending:
                     # Nobody will wait for it.
                     getattr(other.outcome, "close", lambda: None)()
-                self._lose(place, outcome, samples, found)
+                self._lose(place, own[-1], samples, found)
         awaitables = [awaited(call.outcome, len(call.rows), call.log) for call in pending]
         outcomes = outcomes_together(awaitables, self.timeout)
         for call, outcome in zip(pending, outcomes, strict=True):
@@ -286,11 +286,18 @@ class RewardSet:
             self._warned.add((name, kind))
             warnings.warn(message, stacklevel=2)
 
-    def _fault(self, place: int, fault: Fault, samples: list[Sample], found: Scores) -> None:
-        """Counts what the reward at ``place`` did, and warns once for each kind of it, or raises ``RewardError``."""
+    def _fault(
+        self, place: int, fault: Fault, samples: list[Sample], found: Scores, rows: list[int] | None = None
+    ) -> None:
+        """Counts what the reward at ``place`` did, and warns once for each kind of it, or raises ``RewardError``.
+
+        ``rows``: those of the call that did it; None: all.
+        """
         found.faults[place] += torch.tensor([len(fault.places), fault.kind == "timeout"])
         name = self.names[place]
-        said = described(fault, name, [sample.row["prompt"] for sample in samples])
+        rows = list(range(len(samples))) if rows is None else rows
+        first = next((row for row in fault.places if row in rows), rows[0])
+        said = described(fault, name, len(rows), samples[first].row["prompt"])
         if self.on_error == "raise":
             raise error_of(fault, said) from fault.error
         self.warn(
@@ -299,12 +306,12 @@ class RewardSet:
             name,
         )
 
-    def _lose(self, place: int, error: BaseException, samples: list[Sample], found: Scores) -> None:
-        """A reward failed as a whole. One that is for a single task lost the answers of that task."""
+    def _lose(self, place: int, call: Call, samples: list[Sample], found: Scores) -> None:
+        """A reward failed as a whole, by one call of it. One that is for a single task lost the answers of that task."""
         task = getattr(self.functions[place], "task", None)
         places = [i for i, sample in enumerate(samples) if sample.task == task] or list(range(len(samples)))
         found.lost[place] = True
-        self._fault(place, failed_call(error, self.timeout, places), samples, found)
+        self._fault(place, failed_call(call.outcome, self.timeout, places), samples, found, call.rows)
 
     def _take_logs(self, place: int, calls: list[Call], samples: list[Sample], found: Scores) -> None:
         """What the calls of one reward logged, as if there had been one."""

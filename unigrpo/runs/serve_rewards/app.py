@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from ...errors import check_choice
+from ...rewards._service import is_this_machine
 from .rows import Refused
 from .scorer import Scorer
 
@@ -31,21 +33,28 @@ METRICS = {
 """What is counted for each reward, its type and its sentence in Prometheus' text."""
 
 
-UNREAD, COUNTED = (401, 404, 503), (400, 408, 413, 415)
-"""What is refused before the body is read, and what counts as ``refused``."""
+COUNTED = (400, 408, 413, 415)
+"""Statuses that count as ``refused``."""
 
 
 def build_app(scorer: Scorer, *, token: str = "", max_bytes: int = 64 * 2**20) -> FastAPI:
     """The routes ``/score``, ``/score/NAME``, ``/health`` and ``/metrics``.
 
     Args:
-        token: what ``Authorization: Bearer`` must hold for all but ``/health``; empty: nothing.
+        token: what ``Authorization: Bearer`` must hold for all but ``/health``; empty: nothing, and only this machine may ask.
         max_bytes: of the body of one request.
     """
     app = FastAPI(title="unigrpo rewards", docs_url=None, redoc_url=None, openapi_url=None)
     names = list(scorer.functions)
 
-    def check_token(request: Request) -> None:
+    def check_sender(request: Request) -> None:
+        if not token:
+            # A page in a browser may have any name lead to this machine, and then asks under that name.
+            for header, least in (("Host", ""), ("Origin", "http://localhost")):
+                if not is_this_machine(host_of(request.headers.get(header, least))):
+                    raise Refused(
+                        403, f"the header {header} names another machine: without a token only this one may ask"
+                    )
         given = request.headers.get("Authorization", "")
         if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise Refused(
@@ -67,15 +76,18 @@ def build_app(scorer: Scorer, *, token: str = "", max_bytes: int = 64 * 2**20) -
     @app.post("/score/{name}")
     @app.post("/score")
     async def score(request: Request, name: str | None = None) -> JSONResponse:
+        own, begun = None, False
         try:
-            check_token(request)
+            check_sender(request)
             own = chosen(name)
             async with scorer.admitted(own):
+                begun = True
                 data = await read(request, max_bytes)
                 return JSONResponse(await scorer.scored(own, data, request.is_disconnected))
         except Refused as refused:
-            scorer.counts["refused", name or names[0]] += refused.status in COUNTED
-            if refused.status in UNREAD:
+            if own is not None and refused.status in COUNTED:
+                scorer.counts["refused", own] += 1
+            if not begun:
                 # A body that nobody reads looks like a broken connection to who sends it.
                 await read(request, 0, keep=False)
             raise
@@ -86,7 +98,7 @@ def build_app(scorer: Scorer, *, token: str = "", max_bytes: int = 64 * 2**20) -
 
     @app.get("/metrics")
     async def metrics(request: Request) -> PlainTextResponse:
-        check_token(request)
+        check_sender(request)
         return PlainTextResponse(exposition(scorer), media_type="text/plain; version=0.0.4")
 
     @app.exception_handler(Refused)
@@ -102,6 +114,14 @@ def build_app(scorer: Scorer, *, token: str = "", max_bytes: int = 64 * 2**20) -
         )
 
     return app
+
+
+def host_of(header: str) -> str:
+    """The host that a header ``Host`` or ``Origin`` names; empty where it names none."""
+    try:
+        return urlsplit(header if "//" in header else f"//{header}").hostname or ""
+    except ValueError:
+        return ""
 
 
 async def read(request: Request, most: int, keep: bool = True) -> bytes:

@@ -10,14 +10,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ...errors import RewardError
+from ...errors import Overdue, RewardError
 from ...rollout.rewards import RewardSet, Scores
+from ...terminal import say
 from ...threads import in_thread
 from .rows import Refused, parsed
 
 
 MAX_WAIT = 60
 """Seconds that ``Retry-After`` names, at most."""
+
+QUEUE_SECONDS = 5.0
+"""A request may wait for its turn, so that it is told to come again before who sent it gives it up."""
+
+MAY_PASS = (OSError, RuntimeError, MemoryError, Overdue)
+"""Errors of a reward that another attempt may not meet. What else it raises it would raise again."""
 
 
 class Scorer:
@@ -67,13 +74,31 @@ class Scorer:
         finally:
             self.held -= 1
 
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        """One of the places for requests that are scored, for the block.
+
+        Raises:
+            Refused: 503, none was free for ``QUEUE_SECONDS``.
+        """
+        try:
+            await asyncio.wait_for(self._places.acquire(), QUEUE_SECONDS)
+        except TimeoutError:
+            self.counts["busy", name] += 1
+            said = f"no place was free for {QUEUE_SECONDS:g} s, come again in {self._wait()} s"
+            raise Refused(503, said, self._wait()) from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
     async def scored(self, name: str, data: bytes, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
         """The answer to a request, in its turn.
 
         Raises:
-            Refused: it cannot be read, nobody waits for it any more, or the reward failed.
+            Refused: its turn did not come in time (503), it cannot be read, nobody waits for it any more, or the reward failed.
         """
-        async with self._places:
+        async with self._turn(name):
             if await gone():
                 self.counts["abandoned", name] += 1
                 raise Refused(499, "nobody waits for the answer")
@@ -82,12 +107,10 @@ class Scorer:
                 answer = await asyncio.wrap_future(in_thread(lambda: self._answer(name, data)))
             except RewardError as error:
                 self.counts["failures", name] += 1
-                # What the reward says of these rows it would say again; another error may pass.
-                again = error.__cause__ is not None and not isinstance(
-                    error.__cause__, ValueError | TypeError | KeyError
-                )
-                status = 500 if again else 422
-                raise Refused(status, str(error)) from error
+                say(f"{name}: {' '.join(str(error).split())}")
+                # ``SourceError`` and its like are ValueErrors too: a model that is not there.
+                again = isinstance(error.__cause__, MAY_PASS) and not isinstance(error.__cause__, ValueError)
+                raise Refused(500 if again else 422, str(error)) from error
             self.counts["seconds", name] += time.perf_counter() - began
         self.counts["calls", name] += 1
         self.counts["rows", name] += len(answer["rewards"])
