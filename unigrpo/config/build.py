@@ -87,7 +87,9 @@ def check_task_sampler(
     check_blocks(f"{where}, task {task!r}: ", settings)
     if policy is not None and hasattr(sampler.part, "check_policy"):
         built: Any = held_out_sampler(settings) if held_out else sampler.build(settings.shared())
-        built.check_policy(policy, settings.max_completion_length, f"{where}, task {task!r}: ")
+        own_steps = held_out and settings.eval_denoising_steps is not None
+        named = {"steps_key": "eval_denoising_steps"} if own_steps else {}
+        built.check_policy(policy, settings.max_completion_length, f"{where}, task {task!r}: ", **named)
 
 
 def build_algorithm(args: UniGRPOConfig, task: str) -> Algorithm:
