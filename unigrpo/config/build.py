@@ -15,10 +15,10 @@ from ..algorithm.noising import Noising
 from ..algorithm.surrogates import uses_ratio
 from ..models.base import DiffusionPolicy
 from ..parts import choose
-from ..samplers import answers_task, exact_decoding, samplers_for
+from ..samplers import answers_task, samplers_for
 from ..types import CANVAS_TASKS, is_picture
 from .arguments import UniGRPOConfig
-from .checks import build_parts, check_blocks, eval_sampler
+from .checks import build_parts, check_blocks, eval_sampler, held_out_values
 from .run_keys import ESTIMATOR_KEYS
 from .task import TaskSettings
 
@@ -58,8 +58,7 @@ def held_out_sampler(settings: TaskSettings) -> Callable:
     steps = settings.steps if settings.eval_denoising_steps is None else settings.eval_denoising_steps
     choice = eval_sampler(settings)
     values = {
-        **settings.shared(),
-        **exact_decoding(choice.part),
+        **held_out_values(settings),
         "steps": steps,
         "temperature": settings.eval_temperature,
     }
