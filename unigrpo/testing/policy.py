@@ -66,7 +66,7 @@ def check_policy(
     name = type(policy).__name__
     try:
         check_encode(policy, rows, task, padding)
-        samplers = SAMPLERS_OF.get(task, SAMPLERS_OF["text"])
+        samplers: tuple[Callable[[float], Any], ...] = SAMPLERS_OF.get(task, SAMPLERS_OF["text"])
         if policy.block_size:
             # The block sampler writes at a mask id.
             samplers = BLOCKWISE if policy.mask_token_id is not None else (left_to_right,)
