@@ -273,7 +273,7 @@ def _sample_arguments(sample: argparse.ArgumentParser) -> None:
         "--kv-cache",
         choices=("none", "prefix", "dual", "exact"),
         metavar="KIND",
-        help="none, prefix or dual; none or exact of sampler block",
+        help="none, prefix, dual, exact",
     )
     fast.add_argument("--confidence-threshold", type=float, metavar="P", help="write at once what is surer")
     fast.add_argument("--exit-entropy", type=float, metavar="H", help="end a block with less doubt, in nats")
