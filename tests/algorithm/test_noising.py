@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unigrpo.algorithm.noising import NOISING, StructuredNoising, TrajectoryNoising, timesteps
+from unigrpo.algorithm.noising import NOISING, BlockNoising, StructuredNoising, TrajectoryNoising, timesteps
 from unigrpo.algorithm.noising.base import Answer
 from unigrpo.config.arguments import UniGRPOConfig
 from unigrpo.config.build import build_algorithms
@@ -307,3 +307,19 @@ def test_each_block_has_timesteps_of_its_own():
         assert draw_.ratio == pytest.approx(sum(own * n for own, n in zip(t, (6, 8, 8), strict=True)) / 8 / 22)
         seen.add(tuple(t))
     assert len(seen) > 15
+
+
+def test_block_noise_of_a_model_in_blocks_follows_its_grid():
+    """Blocks that begin before the answer: the noised one has a hidden token, all later ones are hidden whole, earlier ones not at all."""
+    completion = torch.arange(12) >= 3
+    grid = torch.where(completion, torch.arange(12) // 4, -1)
+    answer = Answer(
+        completion=completion, fill=completion, prompt=~completion, step_map=torch.zeros(12).long(), block=grid
+    )
+    whole = set()
+    for row in range(20):
+        (draw_,) = BlockNoising(block_length=32).draws(answer, 0, 1, 1, (0, 0, row))
+        first = int(grid[draw_.hidden].min())
+        assert draw_.hidden[grid > first].all()
+        whole.add(first)
+    assert whole == {0, 1, 2}

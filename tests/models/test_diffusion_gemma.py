@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,15 +15,19 @@ from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer
 from unigrpo.algorithm.denoising import denoising_sum
 from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.algorithm.noising import random_corruption, random_subset
+from unigrpo.config.build import build_algorithms
 from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.models.gemma import DiffusionGemmaForMaskedDiffusion, PrefixKeys
 from unigrpo.rollout.generate import load_policy
+from unigrpo.rollout.sample import check_prompt
 from unigrpo.samplers import EntropyBound
 from unigrpo.testing import check_policy
 from unigrpo.testing.rollouts import check_all_written, check_rollout
 from unigrpo.training.old_and_reference import add_old_and_reference
+from unigrpo.training.setup import check_policy_keys
 from unigrpo.types import Canvas, TokenSpace, keyed_generator
 
+from ..support.configs import config
 from ..support.given_runs import SMALL, TEXT
 from ..support.laws import first_window, losses_of
 from ..support.runs import history
@@ -184,6 +189,35 @@ def test_its_sampler_keeps_the_promises_of_samplers():
     assert rollout.step_map.unique().tolist() == [-1, 2, 5]
 
 
+def test_generate_writes_with_its_sampler_at_temperature_one():
+    model, policy = tiny_gemma()
+    asked = []
+    loaded = load_policy(model, processing_class=policy.processor)
+    canvas = policy.encode([{"prompt": "w3"}], max_completion_length=8)
+    expected = EntropyBound(steps=3)(model, policy, canvas, generators=[keyed_generator("generate", 0, 0)])
+    options = {"max_completion_length": 8, "steps": 3, "on_step": lambda done, total: asked.append(total)}
+    assert loaded.generate(["w3"], **options) == expected.completions and asked[-1] == 6
+    fill, _ = loaded._sampling(
+        "text", None, dict.fromkeys(["max_completion_length", "steps", "temperature", "seed"]), None, {}
+    )[:2]
+    assert fill == EntropyBound()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"algorithm": "trace_rl"}, "noising='trajectory' follows the order"),
+        ({"noising": "autoregressive"}, "noising='autoregressive' follows the order"),
+        ({"weighting": "inverse_probability"}, "weighting='inverse_probability' estimates a bound of the evidence"),
+        ({}, None),
+    ],
+)
+def test_noise_that_needs_masks_or_an_order_is_refused(keys, words):
+    refused = nullcontext() if words is None else pytest.raises(ValueError, match=words + ".* noising='structured'")
+    with refused:
+        check_policy_keys(build_algorithms(config(**keys)), tiny_gemma()[1])
+
+
 def test_a_sure_canvas_is_finished_early_and_its_row_leaves():
     model, policy = tiny_gemma()
     policy.stop_token_ids, batches = (), []
@@ -202,6 +236,18 @@ def test_what_does_not_fit_the_family_is_refused():
         ValueError, match="max_completion_length=6: the model writes whole canvases; give a multiple of 4"
     ):
         EntropyBound().begin(policy, policy.encode(ROWS, max_completion_length=6), streams(3))
+    row = {"prompt": "w1"}
+    for keys, words in (
+        (
+            {"sampler": "entropy_bound", "max_completion_length": 6},
+            r"rows\[0\], task 'text': max_completion_length=6",
+        ),
+        ({"sampler": "block"}, "writes at a mask id, and DiffusionGemmaPolicy has none: set sampler='entropy_bound'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_prompt(policy, config(**keys), None, row, "rows[0]")
+    with pytest.warns(UserWarning, match="earlier blocks of DiffusionGemmaPolicy .* set sampler='entropy_bound'"):
+        check_prompt(policy, config(sampler="dream"), None, row, "rows[0]")
     with pytest.raises(ValueError, match="has no mask id to hide a prompt with"):
         policy.guidance_canvas(policy.encode(ROWS, max_completion_length=4))
     canvas = policy.encode(ROWS, max_completion_length=4)

@@ -11,15 +11,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from unigrpo.rollout.generate import load_policy
+from unigrpo.rollout.generate import LoadedPolicy, load_policy
 from unigrpo.runs.app import live
 from unigrpo.runs.app.examples import examples
 from unigrpo.runs.app.jobs import MOST_WAITING, Jobs, Stopped, Waiting, sentence
 from unigrpo.runs.app.live import Column, Span
 from unigrpo.runs.app.policy import Talker, opened, parsed, rewards_of
+from unigrpo.runs.app.settings import SETTINGS
 from unigrpo.runs.app.show import html, hue, split
 from unigrpo.runs.cli import main
 from unigrpo.toy import emoji, emoji_riddles, riddles
+
+from ..support.tiny_decoders import tiny_decoder, tiny_gemma
 
 
 pytestmark = pytest.mark.timeout(60)
@@ -278,6 +281,14 @@ def test_tasks_settings_and_rewards_are_those_that_the_policy_has(talker):
     assert opened("builtin:arithmetic", None).tasks == ("text",)
     assert (talker.start("steps", "text"), talker.start("steps", "t2i"), talker.start("seed", "mmu")) == (16, 16, 3)
     assert (talker.start("max_completion_length", "r2i"), talker.start("temperature", "t2i")) == (16, 1)
+    assert talker.settings("text") == tuple(SETTINGS)
+    (masked, blocks), (random, canvases) = tiny_decoder("blocks"), tiny_gemma()
+    of_blocks, of_canvases = (
+        Talker(loaded=LoadedPolicy(model=model, policy=policy), name="", base="", tasks=("text",)).settings("text")
+        for model, policy in ((masked, blocks), (random, canvases))
+    )
+    assert set(SETTINGS) - {*of_blocks} == {"block_length"}
+    assert set(SETTINGS) - {*of_canvases} == {"block_length", "guidance_scale"}
     assert "colour" in rewards_of("t2i") and "colour" not in rewards_of("text")
     assert not {"judge", "remote", "vqa_score"} & {*rewards_of("t2i"), *rewards_of("text")}
     assert (talker.names, opened("builtin:arithmetic", None).names) == (

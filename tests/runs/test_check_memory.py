@@ -13,6 +13,7 @@ from unigrpo.models.magvit import MagvitV2
 from unigrpo.rewards.imagereward import ImageReward
 from unigrpo.runs.cli import main
 from unigrpo.runs.memory import memory_of
+from unigrpo.runs.memory_report import memory_report
 from unigrpo.runs.recipe import load_recipe
 
 from ..support.recipes import recipe
@@ -96,6 +97,8 @@ def test_a_model_that_cannot_run_without_weights_is_counted_by_its_weights(tiny_
     memory = memory_of(tiny(tiny_path, tmp_path, "lora={r: 3}"))
     assert parts(memory).keys() == {"base weights", "adapters", "gradients", "AdamW"}
     assert "activations are not counted (RuntimeError: reads a value)" in memory.notes
+    lines, fits = memory_report(lambda more=(): tiny(tiny_path, tmp_path, "lora={r: 3}", *more), 8)
+    assert fits and lines[-1].startswith("  weights and their training alone: ") and lines[-1].endswith(" of 8 GB")
 
 
 def test_a_model_out_of_reach_needs_a_family(tmp_path):

@@ -28,6 +28,7 @@ from ..support.recipes import (
     write_gsm8k,
 )
 from ..support.tiny import tiny_model
+from ..support.tiny_decoders import tiny_gemma
 from ..support.tolerances import assert_rounding
 
 
@@ -198,7 +199,7 @@ def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
     assert all((out / name).exists() == bool({"t2i", "r2i"} & tasks) for name in sheets)
 
 
-def test_sample_takes_shortcuts(capsys):
+def test_sample_takes_shortcuts(tmp_path, capsys):
     """A sure policy gives the same answer with them, and a shortcut that does not exist for pictures is refused."""
     question = "Tom has 127 cups and gets 4. Total?"
     assert main(["sample", "builtin:arithmetic_trained", question]) == 0
@@ -213,6 +214,14 @@ def test_sample_takes_shortcuts(capsys):
     assert "sampler 'maskgit' has no option 'kv_cache'" in capsys.readouterr().err
     assert main(["sample", "builtin:arithmetic_trained", question, "--sampler", "left_to_right"]) == 0
     assert "</think>" in capsys.readouterr().out
+    options = ["--max-completion-length", "4", "--dtype", "float32"]
+    model, policy = tiny_gemma()
+    model.save_pretrained(tmp_path)
+    policy.processor.save_pretrained(tmp_path)
+    for sampler in ([], ["--sampler", "entropy_bound"]):
+        assert main(["sample", str(tmp_path), "w3", *sampler, *options]) == 0
+    assert main(["sample", "builtin:arithmetic_trained", question, "--kv-cache", "exact"]) == 2
+    assert "kv_cache='exact' is for block-causal attention" in capsys.readouterr().err
     both = ["--sampler", "left_to_right", "--kv-cache", "dual"]
     assert main(["sample", "builtin:arithmetic_trained", question, *both]) == 2
     assert "sampler 'left_to_right' has no option 'kv_cache'" in capsys.readouterr().err

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from unigrpo.runs.cli import main
 from unigrpo.runs.evaluate.command import evaluate_tasks
+from unigrpo.samplers import Block
 from unigrpo.toy.arithmetic import problems
 from unigrpo.toy.exact import ExactLikelihood
+
+from ..support.tiny_decoders import tiny_decoder
 
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
@@ -115,6 +119,23 @@ def test_likelihoods_are_the_exact_bound():
         model.loglikelihood_rolling([])
     with pytest.raises(ValueError, match="leave out --apply_chat_template"):
         model.chat_template(True)
+
+
+@pytest.mark.skipif(not INSTALLED, reason=MISSING)
+def test_a_model_in_blocks_is_asked_block_by_block(tmp_path):
+    """Greedy decoding finds its own answer, and lengths bring no block length that the model does not have."""
+    from unigrpo.runs.lm_eval import UniGRPOLM
+
+    model, policy = tiny_decoder("blocks")
+    model.save_pretrained(tmp_path)
+    policy.processor.save_pretrained(tmp_path)
+    own = UniGRPOLM(str(tmp_path), draws=1, device="cpu", sampler="block")
+    canvas = own._canvas("w1 w2 w3", "w5 w6 w7 w8 w9 w4")
+    sampler = Block(steps=6, temperature=0.0, stop="never")
+    blank = replace(canvas, ids=torch.where(canvas.fill_mask, policy.mask_token_id, canvas.ids))
+    written = sampler(own.pipe.model, own.pipe.policy, blank, generators=[torch.Generator()]).canvas
+    assert own._greedy(replace(canvas, ids=written.ids)) and not own._greedy(canvas)
+    assert own._pipe(64, None).algorithms["text"].sampler.block_length is None
 
 
 def test_without_the_harness_the_command_says_what_to_install(monkeypatch, capsys):

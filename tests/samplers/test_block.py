@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -252,11 +253,32 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_sampled():
     ):
         with pytest.raises(ValueError, match=words):
             check_prompt(policy, config(**{**args, **wrong}), None, row, "rows[0]")
+    with pytest.raises(ValueError, match=r"task 'text': eval_denoising_steps=2 is less .* raise eval_denoising_steps"):
+        check_prompt(policy, config(**args, eval_denoising_steps=2), None, row, "rows[0]", held_out=True)
     with pytest.raises(ValueError, match="steps=3 is less than the 4 blocks"):
         fill(model, policy, canvas, steps=3)
     other, full = tiny_decoder("a2d-qwen3")
     with pytest.raises(ValueError, match="A2DQwen3Policy's is full: set sampler='semi_autoregressive'"):
         fill(other, full, full.encode(ROWS, max_completion_length=14))
+
+
+@pytest.mark.parametrize(
+    ("anchor", "keys", "warned"),
+    [
+        ("prompt_end", {"sampler": "semi_autoregressive", "block_length": SIZE}, False),
+        ("prompt_end", {"sampler": "semi_autoregressive", "block_length": 2 * SIZE}, True),
+        ("start", {"sampler": "semi_autoregressive", "block_length": SIZE}, True),
+        ("start", {"sampler": "left_to_right"}, False),
+        ("prompt_end", {"sampler": "dream"}, True),
+    ],
+)
+def test_samplers_that_write_against_masks_in_earlier_blocks_are_warned_of(anchor, keys, warned):
+    policy = tiny_decoder("blocks", block_anchor=anchor)[1]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        check_prompt(policy, config(**keys, max_completion_length=8), None, {"prompt": "w1"}, "rows[0]")
+    found = [str(own.message) for own in said if "earlier blocks of A2DQwen3Policy" in str(own.message)]
+    assert len(found) == warned and all(own.endswith("set sampler='block'") for own in found)
 
 
 def test_a_model_that_keeps_no_keys_writes_the_same():

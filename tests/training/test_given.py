@@ -140,6 +140,8 @@ def test_earlier_answers_of_a_chat_are_clean_for_what_follows_them():
     _, own = tiny_decoder("blocks", block_anchor="start")
     chat = [("user", "w1"), ("assistant", "w5 w6"), ("user", "w2"), ("assistant", "w7")]
     messages = [{"role": role, "content": text} for role, text in chat]
+    with pytest.raises(ValueError, match=r"A2DQwen3Policy begin with the last answer, .* set train_turns='last'"):
+        writer(tiny_decoder("blocks", block_anchor="prompt_end")[1], "bd3lm", train_turns="all")
     many = writer(own, "sdar", train_turns="all")
     written = many.write({"messages": messages}, "rows[3]")
     experience = hidden_row(

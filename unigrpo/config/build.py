@@ -15,10 +15,10 @@ from ..algorithm.noising import Noising
 from ..algorithm.surrogates import uses_ratio
 from ..models.base import DiffusionPolicy
 from ..parts import choose
-from ..samplers import answers_task, exact_decoding, samplers_for
+from ..samplers import answers_task, samplers_for
 from ..types import CANVAS_TASKS, is_picture
 from .arguments import UniGRPOConfig
-from .checks import build_parts, check_blocks, eval_sampler
+from .checks import build_parts, check_blocks, eval_sampler, held_out_values
 from .run_keys import ESTIMATOR_KEYS
 from .task import TaskSettings
 
@@ -58,8 +58,7 @@ def held_out_sampler(settings: TaskSettings) -> Callable:
     steps = settings.steps if settings.eval_denoising_steps is None else settings.eval_denoising_steps
     choice = eval_sampler(settings)
     values = {
-        **settings.shared(),
-        **exact_decoding(choice.part),
+        **held_out_values(settings),
         "steps": steps,
         "temperature": settings.eval_temperature,
     }
@@ -87,7 +86,9 @@ def check_task_sampler(
     check_blocks(f"{where}, task {task!r}: ", settings)
     if policy is not None and hasattr(sampler.part, "check_policy"):
         built: Any = held_out_sampler(settings) if held_out else sampler.build(settings.shared())
-        built.check_policy(policy, settings.max_completion_length, f"{where}, task {task!r}: ")
+        own_steps = held_out and settings.eval_denoising_steps is not None
+        named = {"steps_key": "eval_denoising_steps"} if own_steps else {}
+        built.check_policy(policy, settings.max_completion_length, f"{where}, task {task!r}: ", **named)
 
 
 def build_algorithm(args: UniGRPOConfig, task: str) -> Algorithm:

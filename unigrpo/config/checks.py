@@ -10,7 +10,7 @@ from ..algorithm.loss import PolicyLoss
 from ..algorithm.noising import Noising
 from ..parts import Choice, choose, keys_of, merged
 from ..samplers import SAMPLERS, exact_decoding
-from .task import PARTS, TaskKeys, TaskSettings
+from .task import PARTS, TASK_KEYS, TaskKeys, TaskSettings
 
 
 SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -74,7 +74,7 @@ def check_task(where: str, settings: TaskSettings) -> None:
             raise ValueError(
                 f"{where}eval_sampler.{key} is not read: held-out answers are decoded exactly, at eval_temperature"
             )
-    held_out.build(settings.shared(), f"{where}eval_sampler: ")
+    held_out.build(held_out_values(settings), f"{where}eval_sampler: ")
     if settings.temperature == 0:
         raise ValueError(
             f"{where}temperature=0 makes every answer of a group equal, so nothing is learned; use e.g. 1.0"
@@ -113,6 +113,8 @@ def check_blocks(where: str, settings: TaskSettings) -> None:
         if steps is None or not {"steps", "block_length"} <= set(keys_of(sampler.part)):
             continue
         length = sampler.own.get("block_length", settings.block_length)
+        if key == "eval_denoising_steps" and "block_length" not in sampler.own:
+            length = held_out_values(settings).get("block_length", keys_of(sampler.part)["block_length"].default)
         if length is None:  # The model's own, which the sampler asks the policy for.
             continue
         blocks = -(-settings.max_completion_length // length)
@@ -121,6 +123,18 @@ def check_blocks(where: str, settings: TaskSettings) -> None:
                 f"{where}{key}={steps} is less than the {blocks} blocks of an answer (max_completion_length="
                 f"{settings.max_completion_length} / block_length={length}); raise {key} or block_length"
             )
+
+
+def held_out_values(settings: TaskSettings) -> dict[str, Any]:
+    """The values of the task that the sampler of held-out generation reads; it takes no shortcut.
+
+    Another sampler than the rollouts' has its own default of what nobody set.
+    """
+    rollouts, held_out, values = settings.choice("sampler"), eval_sampler(settings), settings.shared()
+    if rollouts.part is not held_out.part:
+        keys = {**keys_of(held_out.part), **TASK_KEYS, **keys_of(rollouts.part)}
+        values = {key: value for key, value in values.items() if key not in keys or value != keys[key].default}
+    return {**values, **exact_decoding(held_out.part)}
 
 
 def eval_sampler(settings: TaskSettings) -> Choice:

@@ -200,8 +200,8 @@ class LoadedPolicy:
         """The sampler with all ``options``, the positions of a text answer, and the seed."""
         usual = getattr(self.model.config, "sampling_defaults", None) or {}
         known = inspect.signature(self.generate).parameters
-        in_blocks = self.policy.block_size is not None
-        fill, length = sampler_of(task, sampler, named, block_length, options, usual, known, in_blocks)
+        kind = (self.policy.block_size is not None, self.policy.mask_token_id is not None)
+        fill, length = sampler_of(task, sampler, named, block_length, options, usual, known, *kind)
         return fill, length, named["seed"] or 0
 
     def _filled(

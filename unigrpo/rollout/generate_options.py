@@ -11,7 +11,7 @@ import torch
 
 from ..errors import check_choice
 from ..parts import choose
-from ..samplers import Block, samplers_for
+from ..samplers import Block, EntropyBound, samplers_for
 from ..types import is_picture, spans_of
 
 
@@ -71,6 +71,7 @@ def sampler_of(
     usual: dict[str, Any],
     own: Iterable[str],
     in_blocks: bool = False,
+    has_mask: bool = True,
 ) -> tuple[Callable, int]:
     """The sampler of ``task`` with all ``options``, and the positions of a text answer.
 
@@ -78,7 +79,8 @@ def sampler_of(
         named: ``max_completion_length``, ``steps`` and ``temperature``, None where they were not given.
         usual: the checkpoint's, for text.
         own: the names that ``generate`` takes.
-        in_blocks: whether the policy's attention is block-causal: then text is written by the block sampler.
+        in_blocks: whether the policy's attention is block-causal: then text is written by the block sampler,
+            or without a mask id (``has_mask``) by ``entropy_bound``, at temperature 1 and its own steps unless others are given.
 
     Raises:
         ValueError: an option that the sampler does not have.
@@ -92,10 +94,15 @@ def sampler_of(
             "block_length": block_length or usual.get("block_length", min(32, length)),
             "temperature": temperature or 0.0,
         }
-    default = "block" if in_blocks and task in ("text", "mmu") else TASK_SAMPLERS[task]
+    default = TASK_SAMPLERS[task]
+    if in_blocks and task in ("text", "mmu"):
+        default = "block" if has_mask else "entropy_bound"
     choice = choose("sampler", sampler or default, samplers_for(spans_of(task)[-1]))
     if choice.part is Block:
         settings["block_length"] = block_length
+    if choice.part is EntropyBound:
+        given = {"steps": steps or usual.get("steps"), "temperature": temperature}
+        settings = {key: value for key, value in given.items() if value is not None}
     known = [item.name for item in fields(choice.part)]
     check_options(options, known, own, choice.name)
     return choice.part(**{key: value for key, value in settings.items() if key in known}, **options), length

@@ -146,8 +146,8 @@ def run_sample(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{len(images)} --image for {len(arguments.prompts)} prompts; give one, or one a prompt")
         images = [image for image in images for _ in range(arguments.num)]
     options: dict[str, Any] = {}
-    if arguments.guidance_scale is not None or not is_picture(spans_of(task)[-1]):
-        options["guidance_scale"] = arguments.guidance_scale or 0.0
+    if arguments.guidance_scale is not None:
+        options["guidance_scale"] = arguments.guidance_scale
     for_text = {key: getattr(arguments, key) for key in ("remasking", *EXACT_DECODING)}
     options |= {key: value for key, value in for_text.items() if value is not None}
     answers = policy.generate(

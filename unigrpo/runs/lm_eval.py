@@ -16,7 +16,7 @@ from ..algorithm.likelihood import score_tokens
 from ..config.build import build_algorithms
 from ..rollout.pipeline import Pipeline, evaluating
 from ..rollout.sample import sample_answers
-from ..samplers import SAMPLERS
+from ..samplers import Block, SemiAutoregressive
 from ..terminal import tracked
 from ..training.evaluation import eval_pipeline
 from ..training.held_out_loss import bound_draw
@@ -112,7 +112,9 @@ class UniGRPOLM(LM):
         return length, temperature
 
     def _pipe(self, length: int | None, temperature: float | None) -> Pipeline:
-        lengths = {} if length is None else {"max_completion_length": length, "steps": length, "block_length": BLOCK}
+        lengths: dict[str, int] = {} if length is None else {"max_completion_length": length, "steps": length}
+        if lengths and self.pipe.policy.block_size is None:
+            lengths["block_length"] = BLOCK
         more = lengths | ({} if temperature is None else {"temperature": temperature})
         if not more:
             return self.pipe
@@ -171,7 +173,9 @@ class UniGRPOLM(LM):
 
     def _greedy(self, canvas: Canvas) -> bool:
         count = int(canvas.fill_mask.sum())
-        sampler = SAMPLERS["semi_autoregressive"](steps=count, block_length=count, temperature=0.0)
+        in_blocks = self.pipe.policy.block_size is not None
+        sampler = Block(steps=count) if in_blocks else SemiAutoregressive(steps=count, block_length=count)
+        sampler = replace(sampler, temperature=0.0)
         empty = torch.where(canvas.fill_mask, self.pipe.policy.mask_token_id, canvas.ids)
         blank = replace(canvas, ids=empty).to(self.pipe.device)
         rollout = sampler(self.pipe.model, self.pipe.policy, blank, generators=[keyed_generator("lm-eval", "greedy")])

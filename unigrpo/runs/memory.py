@@ -45,6 +45,9 @@ class Part(NamedTuple):
     phases: tuple[str, ...]
 
 
+UNCOUNTED = "activations are not counted"
+
+
 @dataclass(slots=True, kw_only=True)
 class Memory:
     """The parts of a run, and what was assumed or could not be counted. ``every`` are its phases."""
@@ -57,6 +60,11 @@ class Memory:
         """A part of ``count`` bytes, if it has any, and of all phases where none is named."""
         if count:
             self.parts.append(Part(name, int(count), how, phases or self.every))
+
+    @property
+    def whole(self) -> bool:
+        """Whether activations are counted too."""
+        return not any(note.startswith(UNCOUNTED) for note in self.notes)
 
     @property
     def phases(self) -> dict[str, int]:
@@ -105,7 +113,7 @@ def add_largest(memory: Memory, counts: list[Callable[[], Memory]]) -> None:
     try:
         each = [count() for count in counts]
     except Exception as error:  # The model's own code, here without weights: these are known all the same.
-        memory.notes.append(f"activations are not counted ({type(error).__name__}: {first_line(error)})")
+        memory.notes.append(f"{UNCOUNTED} ({type(error).__name__}: {first_line(error)})")
         return
     memory.parts += max(each, key=lambda own: max(own.phases.values())).parts
 

@@ -39,6 +39,8 @@ def memory_report(load: Callable[..., Recipe], card: float) -> tuple[list[str], 
     lines += [f"  {note}" for note in memory.notes]
     lines.append("  sums: " + ", ".join(f"{phase} {_gb(count)}" for phase, count in memory.phases.items()))
     most, peak = next(iter(memory.phases.items()))
+    if peak <= card * 1e9 and not memory.whole:
+        return [*lines, f"  weights and their training alone: {_gb(peak)} of {card:g} GB"], True
     if peak <= card * 1e9:
         return [*lines, f"  fits: {_gb(peak)} GB of {card:g}"], True
     lines.append(

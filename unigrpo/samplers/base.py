@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -52,6 +53,15 @@ class Truncated:
         return None if own == Truncation() else own
 
 
+def warn_of_blocks(name: str, policy: DiffusionPolicy) -> None:
+    """Warns that sampler ``name`` writes tokens against masks in earlier blocks."""
+    better = "entropy_bound" if policy.mask_token_id is None else "block"
+    warnings.warn(
+        f"sampler={name!r} writes a token while earlier blocks of {type(policy).__name__} have holes, and its likelihood sees them "
+        f"whole: set sampler={better!r}"
+    )
+
+
 class Stepwise(Truncated):
     """A sampler whose steps can be taken one at a time, so that two of them can write on one canvas in turn."""
 
@@ -84,6 +94,14 @@ class Stepwise(Truncated):
             if on_step is not None:
                 on_step(done, total)
         return writer.rollout()
+
+    def check_policy(
+        self, policy: DiffusionPolicy, length: int = 0, where: str = "", steps_key: str = "steps"
+    ) -> None:
+        """Raises ``ValueError`` for a policy whose answers of ``length`` this cannot write, and warns of one that it suits badly.
+
+        ``where`` prefixes the key, ``steps_key`` is the name under which the steps were set.
+        """
 
     def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> Any:
         """The ``CanvasWriter`` of ``canvas``, nothing written yet."""

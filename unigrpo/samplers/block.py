@@ -104,8 +104,10 @@ class Block(Stepwise):
         self.check_policy(policy)
         return GridWriter(canvas, policy, self, generators)
 
-    def check_policy(self, policy: DiffusionPolicy, length: int = 0, where: str = "") -> None:
-        """Raises ``ValueError`` for a policy whose answers of ``length`` this cannot write; ``where`` prefixes the key."""
+    def check_policy(
+        self, policy: DiffusionPolicy, length: int = 0, where: str = "", steps_key: str = "steps"
+    ) -> None:
+        """As in ``Stepwise``."""
         name, size = type(policy).__name__, policy.block_size
         if size is None:
             raise ValueError(
@@ -116,10 +118,15 @@ class Block(Stepwise):
             raise ValueError(
                 f"{where}block_length={self.block_length} is not the block_size={size} of {name}'s attention: leave it out"
             )
+        if policy.mask_token_id is None:
+            raise ValueError(
+                f"{where}sampler='block' writes at a mask id, and {name} has none: set sampler='entropy_bound'"
+            )
         blocks = -(-length // size)
         if self.steps < blocks and self.order != "entropy":
             raise ValueError(
-                f"{where}steps={self.steps} is less than the {blocks} blocks of {size} positions of an answer: raise steps"
+                f"{where}{steps_key}={self.steps} is less than the {blocks} blocks of {size} positions of an answer: raise "
+                f"{steps_key}"
             )
 
     def advance(self, model: Any, writer: GridWriter, generators: list[torch.Generator]) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,17 @@ from ..models.base import DiffusionPolicy
 from ..models.placing import upload
 from ..parts import check_keys, internal, key
 from ..types import Canvas
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, Stepwise, check_streams, scatter, uniforms
+from .base import (
+    GUIDANCE,
+    TEMPERATURE,
+    CanvasWriter,
+    Drawn,
+    Stepwise,
+    check_streams,
+    scatter,
+    uniforms,
+    warn_of_blocks,
+)
 from .semi_autoregressive import most_confident
 
 
@@ -58,6 +68,13 @@ class Dream(Stepwise):
             raise ValueError(
                 f"alg_temp={self.alg_temp} with alg='origin', which ranks nothing: leave it out, or choose another alg"
             )
+
+    def check_policy(
+        self, policy: DiffusionPolicy, length: int = 0, where: str = "", steps_key: str = "steps"
+    ) -> None:
+        """As in ``Stepwise``: blocks of attention want a sampler that finishes each before the next."""
+        if policy.block_size is not None:
+            warn_of_blocks("dream", policy)
 
     def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> CanvasWriter:
         """The canvas, nothing written yet."""

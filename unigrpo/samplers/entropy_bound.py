@@ -51,17 +51,24 @@ class EntropyBound(Stepwise):
     def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> CanvasWriter:
         """The canvas, random tokens at its holes."""
         check_streams(generators, canvas)
-        if policy.mask_token_id is not None or policy.block_size is None:
-            raise ValueError(
-                f"sampler='entropy_bound' draws random tokens anew, and {type(policy).__name__} writes at a mask id: choose another sampler"
-            )
-        if (length := int(canvas.fill_mask[0].sum())) % policy.block_size:
-            raise ValueError(
-                f"max_completion_length={length}: the model writes whole canvases; give a multiple of {policy.block_size}"
-            )
+        self.check_policy(policy, int(canvas.fill_mask[0].sum()))
         if bool((canvas.fill_mask != canvas.fill_mask[:1]).any()):
             raise ValueError("sampler='entropy_bound' needs answers that begin in one column: pad prompts on the left")
         return CanvasWriter(canvas, policy, 0.0, generators)
+
+    def check_policy(
+        self, policy: DiffusionPolicy, length: int = 0, where: str = "", steps_key: str = "steps"
+    ) -> None:
+        """As in ``Stepwise``."""
+        if policy.mask_token_id is not None or policy.block_size is None:
+            raise ValueError(
+                f"{where}sampler='entropy_bound' draws random tokens anew, and {type(policy).__name__} writes at a mask id: choose "
+                "another sampler"
+            )
+        if length % policy.block_size:
+            raise ValueError(
+                f"{where}max_completion_length={length}: the model writes whole canvases; give a multiple of {policy.block_size}"
+            )
 
     def advance(
         self, model: Any, writer: CanvasWriter, generators: list[torch.Generator]

@@ -13,7 +13,17 @@ from ..models.base import DiffusionPolicy
 from ..models.placing import upload
 from ..parts import check_keys, internal, key
 from ..types import Canvas
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, Stepwise, check_streams, scatter, uniforms
+from .base import (
+    GUIDANCE,
+    TEMPERATURE,
+    CanvasWriter,
+    Drawn,
+    Stepwise,
+    check_streams,
+    scatter,
+    uniforms,
+    warn_of_blocks,
+)
 from .kv_cache import BlockCache
 
 
@@ -98,6 +108,14 @@ class SemiAutoregressive(Stepwise):
                 f"confidence_threshold={self.confidence_threshold} commits by confidence, and remasking='random' does not: set "
                 "remasking='low_confidence', or no threshold"
             )
+
+    def check_policy(
+        self, policy: DiffusionPolicy, length: int = 0, where: str = "", steps_key: str = "steps"
+    ) -> None:
+        """As in ``Stepwise``: blocks of attention want a sampler that finishes each before the next."""
+        own = self.block_length == policy.block_size and policy.block_anchor == "prompt_end"
+        if policy.block_size is not None and not own:
+            warn_of_blocks("semi_autoregressive", policy)
 
     def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> BlockWriter:
         """The canvas with its blocks, nothing written yet."""

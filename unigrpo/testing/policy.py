@@ -66,7 +66,10 @@ def check_policy(
     name = type(policy).__name__
     try:
         check_encode(policy, rows, task, padding)
-        samplers = BLOCKWISE if policy.block_size else SAMPLERS_OF.get(task, SAMPLERS_OF["text"])
+        samplers: tuple[Callable[[float], Any], ...] = SAMPLERS_OF.get(task, SAMPLERS_OF["text"])
+        if policy.block_size:
+            # The block sampler writes at a mask id.
+            samplers = BLOCKWISE if policy.mask_token_id is not None else (left_to_right,)
         rollouts = [sampled(policy, model, rows, task, sampler) for sampler in samplers]
         _check_likelihood(policy, model, rollouts[0], policy.block_size or block_length)
         for rollout in rollouts:

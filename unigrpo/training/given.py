@@ -58,6 +58,9 @@ class Writer:
         train_turns: ``"last"`` or ``"all"`` answers of a chat.
         image_size, image_transform: of pictures; None = the policy's size.
         vocabulary: what every log-probability is normalised over.
+
+    Raises:
+        ValueError: ``train_turns="all"`` where blocks begin with the answer: an earlier answer would not begin one.
     """
 
     def __init__(
@@ -73,6 +76,11 @@ class Writer:
         image_transform: str = "crop",
         vocabulary: TokenSpace,
     ) -> None:
+        if train_turns == "all" and policy.block_size is not None and policy.block_anchor == "prompt_end":
+            raise ValueError(
+                f"train_turns='all': the blocks of {type(policy).__name__} begin with the last answer, and earlier ones would lie "
+                "across them; set train_turns='last'"
+            )
         self.policy, self.objectives, self.codec, self.vocabulary = policy, objectives, codec, vocabulary
         self.max_length, self.thought_length, self.train_turns = max_length, thought_length, train_turns
         self.image_size, self.image_transform = image_size or policy.image_size, image_transform

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from ..algorithm.combining import read_terms
+from ..algorithm.noising import AutoregressiveNoising
 from ..config.arguments import UniGRPOConfig
 from ..config.build import Algorithm
 from ..config.run_checks import settle_best_model
@@ -193,6 +194,23 @@ def check_policy_keys(algorithms: Mapping[str, Algorithm], policy: DiffusionPoli
         raise ValueError(
             f"noise_per='block': the attention of {type(policy).__name__} is not in blocks. Leave it out, or load the model with "
             "attention='block_causal' and its block_size"
+        )
+    if policy.mask_token_id is None and policy.block_size is not None:
+        _check_random_blocks(algorithms["text"], type(policy).__name__)
+
+
+def _check_random_blocks(algorithm: Algorithm, name: str) -> None:
+    """Raises ``ValueError`` for noise whose meaning rests on masks or on the order of writing, of a model that denoises random tokens."""
+    noising, chosen = algorithm.noising, algorithm.settings.choice("noising").name
+    cure = "set noising='structured' with weighting='uniform'"
+    if noising.reads_step_map or isinstance(noising, AutoregressiveNoising):
+        raise ValueError(
+            f"noising={chosen!r} follows the order in which tokens were written, and {name} denoises a whole canvas at once: {cure}"
+        )
+    if getattr(noising, "weighting", "uniform") == "inverse_probability":
+        raise ValueError(
+            f"weighting='inverse_probability' estimates a bound of the evidence, and {name}, which denoises random tokens, has none: "
+            f"{cure}"
         )
 
 

@@ -96,15 +96,18 @@ class BlockNoising(Noising):
     In the block a number of tokens uniform on 1..m is hidden, m its tokens that count. The prompt is left to
     ``p_mask_prompt``, with which tokens of earlier blocks are hidden too. All hidden tokens that count are scored, as
     in SPG's code; the chance of a token to be scored is taken to be their share of the answer. The draws of a row
-    take different blocks while there are enough.
+    take different blocks while there are enough. Where attention is in blocks, they are its own, whatever ``block_length`` is.
     """
 
     block_length: int = key(32, "written positions in a block, of the sampler and of block-wise masks", at_least=1)
 
     def draws(self, answer: Answer, k: int, num_iterations: int, num_samples: int, key: Key) -> list[Draw]:
         """``num_samples`` masks."""
-        place = torch.where(answer.fill, answer.fill.cumsum(0) - 1, -1)
-        block_of = torch.where(answer.fill, place // self.block_length, -1)
+        if answer.block is None:
+            place = answer.fill.cumsum(0) - 1
+            block_of = torch.where(answer.fill, place // self.block_length, -1)
+        else:
+            block_of = torch.where(answer.fill, answer.block - answer.block[answer.fill].min(), -1)
         count = int(block_of[answer.completion].max()) + 1 if answer.length else 1
         generator = keyed_generator("blocks", *key, k)
         order = torch.randperm(count, generator=generator).tolist()

@@ -11,7 +11,7 @@ from .examples import examples
 from .jobs import Job, Jobs, Stopped, Waiting, sentence
 from .live import Frame
 from .policy import Talker, rewards_of
-from .settings import OF_TASK, SETTINGS
+from .settings import SETTINGS
 from .show import CSS, html
 
 
@@ -60,7 +60,8 @@ def _tab(talker: Talker, jobs: Jobs, task: str) -> None:
     gr.Examples(examples(talker.names, task), inputs=given, label="Examples")
     with gr.Accordion("Settings and reward", open=False):
         knobs = {}
-        for line in (OF_TASK[task][:3], OF_TASK[task][3:]):
+        offered = talker.settings(task)
+        for line in (offered[:3], offered[3:]):
             with gr.Row():
                 knobs |= {key: _knob(talker, key, task) for key in line}
         with gr.Row():

@@ -24,7 +24,7 @@ from ...types import Sample, is_picture, spans_of
 from ..bounded_yaml import read_yaml
 from ..reach import SERVICES
 from .live import Column, Frame, Span, answer
-from .settings import SETTINGS
+from .settings import OF_TASK, SETTINGS
 
 
 DEFAULT = "builtin:shapes"
@@ -62,6 +62,12 @@ class Talker:
     def names(self) -> tuple[str, str]:
         """Those of ``base`` and of its image tokenizer, "" where there is none."""
         return self.base, str(getattr(self.loaded.model.config, "image_tokenizer", None) or "")
+
+    def settings(self, task: str) -> tuple[str, ...]:
+        """What may be set of ``task``: blocks of attention have a length, and without a mask id nothing guides."""
+        policy = self.loaded.policy
+        can = {"block_length": policy.block_size is None, "guidance_scale": policy.mask_token_id is not None}
+        return tuple(key for key in OF_TASK[task] if can.get(key, True))
 
     def start(self, key: str, task: str) -> Any:
         """The value that a setting begins with."""
