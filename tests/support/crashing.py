@@ -46,7 +46,7 @@ GIVEN_STAGES = ("update", "write", "log", "publish", "manifest", "rotate")
 """Where a run on given answers is killed."""
 POINTS = {"rollout": 30, "reward": 1, "update": 6, "log": 2, "write": 25, "manifest": 3, "publish": 2, "rotate": 6}
 """From how many points of a stage a kill chooses; they are few enough that a life makes about one step."""
-TIMES = ("time/", "train_", "eval_runtime", "tokens_per_second", "run_id")
+TIMES = ("time/", "eval_time/", "train_", "eval_runtime", "tokens_per_second", "run_id")
 TIMED = ("trainer_state.json", "training_args.bin", MANIFEST, RECORD, "README.md", "metrics.jsonl", "summary.json")
 KINDS: dict[str, dict[str, Any]] = {
     "sft": {},
