@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ._answer_cache import AnswerCache
@@ -85,19 +84,10 @@ class ChatReward(ServiceReward):
         self._cache = AnswerCache(self.__name__, cache if temperature == 0 else 0, cache_file)
         own = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
         own |= {"logprobs": True, "top_logprobs": top_logprobs} if logprobs else {}
-        self._request = self._fixed(own, extra_body)
+        self._request = self._fixed(
+            own, extra_body, ("messages", "stream", "n", "response_format", "logprobs", "top_logprobs")
+        )
         self._system = [] if system is None else [{"role": "system", "content": system}]
-
-    def _fixed(self, own: dict[str, Any], extra: Any) -> dict[str, Any]:
-        """What every request says."""
-        taken = {"messages", "stream", "n", "response_format", "logprobs", "top_logprobs", *own}
-        right = extra is None or (isinstance(extra, Mapping) and not taken & set(extra))
-        self._check(right, "extra_body", extra, f"a dict without the fields {sorted(taken)}, or None")
-        try:
-            json.dumps(extra, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.__name__}: extra_body must be JSON ({error})") from None
-        return {name: value for name, value in own.items() if value is not None} | dict(extra or {})
 
     def _encoder(self) -> Encoder:
         """Pictures as PNG data URLs."""

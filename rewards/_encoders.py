@@ -218,6 +218,7 @@ class TransformersSiglip(Towers):
         return super().count_tokens([text.lower() for text in texts])
 
     def embed_texts(self, texts: list[str]) -> Tensor:
+        """``[N, dim]``, of small letters padded to the whole window, as SigLIP was trained."""
         tokens = self._tokenizer(
             [text.lower() for text in texts],
             padding="max_length",

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -159,6 +159,17 @@ class ServiceReward:
         retries = sum(failed for _, failed, _ in answers)
         latency = sum(seconds for _, _, seconds in answers) / len(answers) if answers else math.nan
         return Asked([value for value, _, _ in answers], retries, time.monotonic() - began, latency)
+
+    def _fixed(self, own: dict[str, Any], extra: Any, others: tuple[str, ...]) -> dict[str, Any]:
+        """What every request says: ``own`` that is not None, and an ``extra_body`` without the fields of ``own`` and ``others``."""
+        taken = {*own, *others}
+        right = extra is None or (isinstance(extra, Mapping) and not taken & set(extra))
+        self._check(right, "extra_body", extra, f"a dict without the fields {sorted(taken)}, or None")
+        try:
+            json.dumps(extra, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.__name__}: extra_body must be JSON ({error})") from None
+        return {name: value for name, value in own.items() if value is not None} | dict(extra or {})
 
     async def _answered(
         self, http: httpx.AsyncClient, data: bytes, read: Callable[[Any], Any], key: str, end: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -66,18 +66,8 @@ class RewardModelServer(ServiceReward):
         self._check(is_whole(output), "output", output, "a whole number, such as 0")
         self._check(activation in (None, True, False), "activation", activation, "true, false or None")
         own = {"model": model, "use_activation": activation}
-        right = extra_body is None or (
-            isinstance(extra_body, Mapping) and not {"messages", "input", *own} & {*extra_body}
-        )
-        self._check(
-            right, "extra_body", extra_body, "a dict without model, messages, input and use_activation, or None"
-        )
-        try:
-            json.dumps(extra_body, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.__name__}: extra_body must be JSON ({error})") from None
         self.output = output
-        self._request = {name: value for name, value in own.items() if value is not None} | dict(extra_body or {})
+        self._request = self._fixed(own, extra_body, ("messages", "input"))
 
     def __call__(
         self,

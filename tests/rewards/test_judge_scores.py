@@ -187,7 +187,7 @@ def test_a_file_keeps_answers_for_the_next_run(tmp_path):
             chat(seen, "judge", **common)(["p"], ["a"])
     assert [set(json.loads(line)) for line in whole.splitlines() if line] == [{"key", "reply"}] * 2
     with pytest.raises(ValueError, match=r"cache_file must be a path that ends in \.jsonl"):
-        get_reward("judge", model="m", cache_file="/root/.bashrc")
+        get_reward("judge", model="m", cache_file="~/.bashrc")
 
 
 def test_a_reward_with_answers_can_be_pickled():

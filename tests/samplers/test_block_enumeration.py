@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 
 import pytest
 import torch
@@ -26,7 +25,7 @@ from .test_enumeration import (
     advance,
     answers,
     best,
-    conditionals,
+    laws,
     p_value,
 )
 
@@ -140,14 +139,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def law_of(model) -> Callable[[str], Law]:
-    """The law of a case, enumerated once."""
-
-    @cache
-    def enumerated(name: str) -> Law:
-        _, law, given = CASES[name]
-        return law(conditionals(model, **{"task": "text", "temperature": 1.0, "guidance": 0.0, **given}))
-
-    return enumerated
+    return laws(model, CASES)
 
 
 @pytest.mark.smoke

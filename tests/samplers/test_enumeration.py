@@ -289,16 +289,20 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def law_of(model) -> Callable[[str], Law]:
-    """The law of a case, enumerated once."""
+def laws(model, cases) -> Callable[[str], Law]:
+    """The law of each of ``cases``, enumerated once."""
 
     @cache
     def enumerated(name: str) -> Law:
-        _, law, given = CASES[name]
+        _, law, given = cases[name]
         return law(conditionals(model, **{"task": "text", "temperature": 1.0, "guidance": 0.0, **given}))
 
     return enumerated
+
+
+@pytest.fixture(scope="module")
+def law_of(model) -> Callable[[str], Law]:
+    return laws(model, CASES)
 
 
 @pytest.mark.smoke

@@ -73,7 +73,7 @@ class LoadedPolicy:
             block_length: of text, default 32, or the whole answer if that is shorter.
             temperature: 0 = greedy. Default 0 for text and 1 for pictures, whose likeliest codes are no picture.
             sampler: a name in ``SAMPLERS``, or ``pkg.mod:attr``; default ``semi_autoregressive`` for text, ``block`` where attention
-                is block-causal, ``maskgit`` for pictures.
+                is block-causal, ``entropy_bound`` where noise is random tokens, ``maskgit`` for pictures.
             image_size: side in pixels or ``[height, width]``, of pictures made and read; default 512.
                 A checkpoint's ``config.sampling_defaults`` replaces the defaults of text lengths and image size.
             image_transform: how ``images`` get that size: ``"squash"``, ``"crop"`` or ``"pad"``.
@@ -85,8 +85,7 @@ class LoadedPolicy:
                 (``max_new_tokens``, ``num_inference_steps``, ``do_sample``, ``generator``).
 
         Raises:
-            ValueError: an unknown option, pictures that do not fit the prompts or cannot be read, or a policy without an image
-                tokenizer or size.
+            ValueError: an unknown option, pictures that do not fit or cannot be read, a policy without image tokenizer or size.
         """
         task = task or ("text" if images is None else "mmu")
         check_choice("task", task, TASKS)

@@ -48,6 +48,7 @@ def build_app(scorer: Scorer, *, token: str = "", max_bytes: int = 64 * 2**20) -
     names = list(scorer.functions)
 
     def check_sender(request: Request) -> None:
+        """Raises ``Refused`` for a request without the token, or without one for a page of another machine."""
         if not token:
             # A page in a browser may have any name lead to this machine, and then asks under that name.
             for header, least in (("Host", ""), ("Origin", "http://localhost")):
@@ -62,6 +63,7 @@ def build_app(scorer: Scorer, *, token: str = "", max_bytes: int = 64 * 2**20) -
             )
 
     def chosen(name: str | None) -> str:
+        """The reward that ``/score/NAME`` or ``/score`` asks for; raises ``Refused`` where it is none, or not the only one."""
         if name is None:
             if len(names) > 1:
                 where = ", ".join(f"/score/{own}" for own in names)
@@ -101,6 +103,13 @@ def build_app(scorer: Scorer, *, token: str = "", max_bytes: int = 64 * 2**20) -
         check_sender(request)
         return PlainTextResponse(exposition(scorer), media_type="text/plain; version=0.0.4")
 
+    say_faults(app)
+    return app
+
+
+def say_faults(app: FastAPI) -> None:
+    """What becomes of a request that is refused, or that asks for a place that is not there: one sentence as JSON."""
+
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
         headers = {} if error.wait is None else {"Retry-After": str(error.wait)}
@@ -112,8 +121,6 @@ def build_app(scorer: Scorer, *, token: str = "", max_bytes: int = 64 * 2**20) -
         return JSONResponse(
             {"error": f"{request.method} {request.url.path}: {error.detail}. {where}"}, error.status_code
         )
-
-    return app
 
 
 def host_of(header: str) -> str:
