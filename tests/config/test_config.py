@@ -73,6 +73,7 @@ APART = [
     ({**GRAPHS, **NO_TEXT_CACHE}, ["torch_compile_mode='reduce-overhead' with kv_cache='dual'"]),
     ({"torch_compile_backend": "eager", "torch_compile_mode": "default"}, ["belongs to torch_compile_backend='inductor'"]),
     ({"loss_type": "cispo"}, ["loss_type='cispo'", "surrogate='cispo'"]),
+    ({"task_overrides": {"t2i": {"loss_type": "cispo"}}}, ["task_overrides.t2i.loss_type='cispo'", "surrogate='cispo'"]),
     ({"temperature": 0.0}, ["temperature=0", "use e.g. 1.0"]),
     ({"task_overrides": {"text": {"temperature": 0.0}}}, ["task_overrides.text.temperature=0", "1.0"]),
     ({"timestep_start": 1001}, ["timestep_start=1001", "num_timesteps=1000"]),

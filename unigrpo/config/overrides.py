@@ -10,6 +10,7 @@ from ..errors import check_choice
 from ..parts import plain
 from ..types import CANVAS_TASKS, SPANS
 from .task import PARTS
+from .trl_keys import check_loss
 
 
 PART_KEYS = (*PARTS, "eval_sampler", "advantage_estimator", "algorithm")
@@ -74,6 +75,7 @@ def read_overrides(given: Any) -> dict[str, dict[str, Any]]:
         check_choice("task_overrides key", task, CANVAS_TASKS)
         if not isinstance(values, dict):
             raise ValueError(f"task_overrides.{task}={values!r} must be a mapping of keys")
+        check_loss(values.get("loss_type"), f"task_overrides.{task}.")
     return {
         task: {
             name: plain(f"task_overrides.{task}.{name}", value) if name in PART_KEYS else value

@@ -81,10 +81,10 @@ def check_trainer_arguments(names: Iterable[str], known: Iterable[str]) -> None:
             raise TypeError(f"{name} is no argument of UniGRPOTrainer: {OF_TRAINER[name]}")
 
 
-def check_loss(loss_type: Any) -> None:
-    """Raises ``ValueError`` for a ``loss_type`` that only TRL has, with the cure."""
+def check_loss(loss_type: Any, where: str = "") -> None:
+    """Raises ``ValueError`` for a ``loss_type`` that only TRL has, with the cure; ``where`` prefixes the key."""
     if isinstance(loss_type, str) and loss_type in LOSSES:
-        raise ValueError(f"loss_type={loss_type!r}: {LOSSES[loss_type]}")
+        raise ValueError(f"{where}loss_type={loss_type!r}: {LOSSES[loss_type]}")
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
