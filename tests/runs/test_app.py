@@ -355,3 +355,8 @@ def test_base_and_adapter_answer_side_by_side_from_one_seed(tmp_path):
         opened("builtin:sudoku", str(folder))
     with pytest.raises(ValueError, match="is no adapter"):
         opened(None, "builtin:arithmetic")
+    blocks, policy = tiny_decoder("blocks")
+    blocks.save_pretrained(tmp_path / "blocks")
+    policy.processor.save_pretrained(tmp_path / "blocks")
+    with pytest.raises(ValueError, match=r"block_length=8: .*blocks is not asked for it on any tab; leave it out"):
+        opened(str(tmp_path / "blocks"), None, ["block_length=8"])

@@ -162,9 +162,13 @@ def opened(model: str | None, adapter: str | None, overrides: Sequence[str] = ()
         if type(loaded.policy).encode_thought is not DiffusionPolicy.encode_thought:
             tasks += ("r2i",)
     base = model_name(lineage(path)[-1]) if is_peft(loaded.model) else path
-    return Talker(
+    talker = Talker(
         loaded=loaded, name=path, base=base, tasks=tasks, compared=base != path and adapter is not None, starts=given
     )
+    for key, value in given.items():
+        if not any(key in talker.settings(task) for task in tasks):
+            raise RecipeError(f"{key}={value!r}: {path} is not asked for it on any tab; leave it out")
+    return talker
 
 
 def parsed(overrides: Sequence[str]) -> dict[str, Any]:
