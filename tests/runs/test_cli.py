@@ -102,6 +102,10 @@ def test_check_finds_mistakes_and_unreachable_ids(tiny_recipe, capsys):
         ("image_tokenizer=./no-such-folder", "image_tokenizer './no-such-folder' does not exist"),
         ("rewards=[{name: clip_score, args: {modl: x}}]", "args of 'clip_score': "),
         ("rewards=[{name: clip_score, args: {model: 'builtin:none'}}]", "'builtin:none' is unknown"),
+        ("max_prompt_length=1", "tokens is longer than the 1 that fit"),
+        ("sampler=block", "task 'text': sampler='block' writes models whose attention is block-causal"),
+        ("noise_per=block", "noise_per='block': the attention of MMaDAPolicy is not in blocks"),
+        ("policy=sdar", "this is a mmada checkpoint, opened as sdar: set policy to one of its own family"),
     ],
 )
 def test_check_finds_what_a_run_would_stumble_over(tiny_recipe, change, message, capsys):

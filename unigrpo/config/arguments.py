@@ -328,8 +328,9 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
 
     def settings_of(self, task: str, override: dict[str, Any]) -> TaskSettings:
         """The settings of ``task`` with ``override`` in place of its own overrides."""
-        preset = self._preset(self.given(), {task: override, KINDS.get(task, task): override})
-        return task_settings(self.given(), preset, task, override, f"task_overrides.{task}." if override else "")
+        given = self.given()
+        preset = self._preset(given, {task: override, KINDS.get(task, task): override})
+        return task_settings(given, preset, task, override, f"task_overrides.{task}." if override else "")
 
 
 OWN_KEYS = {

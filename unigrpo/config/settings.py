@@ -36,11 +36,11 @@ def task_settings(
     owned = _owned(parts, override, given)
     nearest = {key: owned[key] for kind in parts for key in _keys_in(override.get(kind)) if key in owned}
     chosen = {**given, **owned, **override, **nearest}
-    usual = _without_replaced(usual, parts, chosen)
+    usual, defaults = _without_replaced(usual, parts, chosen), _defaults(parts)
     values: dict[str, Any] = {}
     for key in TASK_KEYS:
         value = chosen.get(key, usual.get(key))
-        values[key] = _default(key, parts) if value is None and key not in {**owned, **override} else value
+        values[key] = defaults[key] if value is None and key not in owned and key not in override else value
     if values["importance_sampling_level"] == "sequence" and (chosen.get("epsilon") or usual.get("epsilon")) is None:
         values["epsilon"] = SEQUENCE_EPSILON
     values["epsilon_high"] = values["epsilon"] if values["epsilon_high"] is None else values["epsilon_high"]
@@ -50,7 +50,7 @@ def task_settings(
     if values["guidance"] == "none":
         values["guidance_scale"] = 0.0
     set_keys = {key for key in values if chosen.get(key, usual.get(key)) is not None}
-    values |= {kind: _as_written(choice, parts, set_keys) for kind, choice in parts.items()}
+    values |= {kind: _as_written(choice, parts, set_keys, defaults) for kind, choice in parts.items()}
     return TaskSettings(**values)
 
 
@@ -94,13 +94,13 @@ def _keys_in(part: Any) -> list[str]:
     return [key for key in part if key != "name"] if isinstance(part, Mapping) else []
 
 
-def _as_written(choice: Choice, parts: Mapping[str, Choice], set_keys: set[str]) -> Any:
+def _as_written(choice: Choice, parts: Mapping[str, Choice], set_keys: set[str], defaults: Mapping[str, Any]) -> Any:
     """The part's name, with the keys that are its alone: other parts, or nobody else, read them."""
     keys = keys_of(choice.part)
     own = {key: value for key, value in choice.own.items() if _owner(key, parts) != choice.kind}
     for key in keys:
         # A default of its own, where the task's value is only the default of the key's owner.
-        if key in SHARED_KEYS and key not in own and key not in set_keys and keys[key].default != _default(key, parts):
+        if key in SHARED_KEYS and key not in own and key not in set_keys and keys[key].default != defaults[key]:
             own[key] = keys[key].default
     return {"name": choice.name, **own} if own else choice.name
 
@@ -125,12 +125,12 @@ def _without_replaced(preset: Mapping[str, Any], parts: Mapping[str, Choice], ch
     return values
 
 
-def _default(key: str, parts: Mapping[str, Choice]) -> Any:
-    """The default of ``key`` in the first chosen part that reads it, else in the first that describes it."""
-    for part in (TaskKeys, *(choice.part for choice in parts.values()), PolicyLoss):
-        if key in keys_of(part):
-            return keys_of(part)[key].default
-    return TASK_KEYS[key].default
+def _defaults(parts: Mapping[str, Choice]) -> dict[str, Any]:
+    """The default of each key of a task: that of the first chosen part that reads it, else of the first that describes it."""
+    found = {key: about.default for key, about in TASK_KEYS.items()}
+    for part in reversed((TaskKeys, *(choice.part for choice in parts.values()), PolicyLoss)):
+        found |= {key: about.default for key, about in keys_of(part).items()}
+    return found
 
 
 def run_settings(given: Mapping[str, Any], preset: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
         config = None
         checked = config_class is not None and "config" not in kwargs
         if checked and (file := hub_file(path, "config.json", **kwargs)) is not None:
-            _check_family(file, config_class, what)
+            check_family(file, config_class, what)
             config, _ = config_class.from_pretrained(path, **kwargs, return_unused_kwargs=True)
             check_declared(_own_kernels(config, kwargs), model_class, path, what, **kwargs)
             kwargs.pop("force_download", None)  # All of it was, just now.
@@ -132,7 +132,7 @@ def fresh_module(model_class: Any, path: str, seed: int, **kwargs: Any) -> Any:
     trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
     with reading(what), finding(path, what):
         if (file := hub_file(path, "config.json", **kwargs)) is not None:
-            _check_family(file, model_class.config_class, what)
+            check_family(file, model_class.config_class, what)
         config, left = model_class.config_class.from_pretrained(path, **trusted, **kwargs, return_unused_kwargs=True)
         left = sorted(left.keys() - trusted.keys())
         if left:
@@ -154,7 +154,7 @@ def _complete(load: Callable, path: str, what: str, allow_missing: Sequence[str]
     return model
 
 
-def _check_family(file: Path, config_class: Any, what: str) -> None:
+def check_family(file: Path, config_class: Any, what: str) -> None:
     """Raises ``CheckpointError`` for a configuration that says it is another model's."""
     said = json.loads(file.read_text(encoding="utf-8"))
     wanted, found = config_class.model_type, said.get("model_type")

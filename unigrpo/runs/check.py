@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import is_bitsandbytes_available
 
+from ..config.arguments import UniGRPOConfig
 from ..config.build import build_algorithms, check_task_sampler
-from ..data.image_codes import TokenizerConfig, sides, tokenizer_config
+from ..data.image_codes import PictureSizes, TokenizerConfig, sides, tokenizer_config
 from ..data.rows import check_dataset, task_of
 from ..errors import NotReachableError, RecipeError
-from ..models import resolve_policy
+from ..models import DiffusionPolicy, MagvitV2Config, resolve_policy
 from ..models.builtin import model_path
+from ..models.checkpoint_files import hub_file
 from ..models.hub import asking_once, fetched, hub_answers
+from ..models.loading import check_family, load_processor
 from ..models.nearest import config_of
 from ..models.opening import lineage
+from ..models.processing import settle_template
 from ..models.quantization import check_quantization
 from ..rewards._published import pinned
+from ..rollout.sample import check_prompt
 from ..samplers.kv_cache import check_cache
 from ..training.checkpoints.files import check_writable
 from ..training.demonstrations import check_given
+from ..training.setup import check_policy_keys
 from ..types import spans_of
 from .build import (
     build_config,
@@ -35,6 +42,7 @@ from .dataset_spec import DatasetSpec, prompt_rows
 from .golds import check_golds
 from .reach import code_of
 from .recipe import Recipe
+from .train import build_processor
 
 
 SCORERS = {
@@ -75,11 +83,16 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
     check_output(Path(args.output_dir))
     resolve_names(recipe)
     notes = code_of(recipe) + missing
-    config, said = check_model(recipe, args, offline)
+    policy, said = weightless_policy(recipe, args, offline)
     notes += said
-    if family := build_policy(recipe) or (config and config.model_type):
-        for task in ("text", "mmu", "thought"):
-            check_cache(args.for_task(task).kv_cache, resolve_policy(family), f"{recipe.source}: ")
+    if policy is None:
+        if (family := build_policy(recipe)) is not None:
+            for task in ("text", "mmu", "thought"):
+                check_cache(args.for_task(task).kv_cache, family, f"{recipe.source}: ")
+        notes.append("prompts: their lengths are not checked, as the model's tokenizer is not there")
+    else:
+        args.take_lengths(getattr(policy.config, "sampling_defaults", None))  # type: ignore[attr-defined]
+        check_policy_keys(build_algorithms(args), policy)
     if bool(recipe.sft_datasets) != (args.sft_weight > 0):
         raise RecipeError(
             f"{recipe.source}: sft_weight={args.sft_weight} with {len(recipe.sft_datasets)} sft_datasets: the auxiliary "
@@ -87,16 +100,19 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
         )
     every = (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets)
     with_pictures = any(spec.task not in (None, "text") for spec in every)
+    codec = None
     if with_pictures or args.image_tokenizer is not None:
         pictures = {task: args.for_task(task).image_size for task in ("mmu", "t2i", "picture")}
-        notes += check_image_tokenizer(recipe, args, pictures, offline)[1]
+        config, said = check_image_tokenizer(recipe, args, pictures, offline)
+        notes, codec = notes + said, CodeCount((config or MagvitV2Config()).factor)
     notes += _check_reward_models(recipe, offline)
+    canvas = (policy, args, codec)
     for spec in recipe.datasets:
-        notes += _check_data(recipe, spec, offline, gold=True)
+        notes += _check_data(recipe, spec, canvas, offline, gold=True)
     for spec in recipe.eval_datasets:
-        notes += _check_data(recipe, spec, offline, gold=False)
+        notes += _check_data(recipe, spec, canvas, offline, gold=False)
     for spec in recipe.sft_datasets:
-        notes += _check_data(recipe, spec, offline, gold=False, given=True)
+        notes += _check_data(recipe, spec, canvas, offline, gold=False, given=True)
     return notes
 
 
@@ -149,6 +165,36 @@ def check_model(recipe: Recipe, args: Any, offline: bool) -> tuple[Any, list[str
     load = partial(config_of, path, build_policy(recipe), **(args.model_init_kwargs or {}))
     config, notes = (load(), []) if is_local(path) else reached(f"model {path}", load, offline)
     return config, notes or [f"model {recipe.model.path}: {config.model_type}"]
+
+
+def weightless_policy(recipe: Recipe, args: Any, offline: bool) -> tuple[DiffusionPolicy | None, list[str]]:
+    """The policy without its weights, None where it is not reachable."""
+    config, notes = check_model(recipe, args, offline)
+    if config is None:
+        return None, notes
+    kind, path = build_policy(recipe) or resolve_policy(config.model_type), lineage(recipe.model.path)[-1]
+    own, file = getattr(kind.model_class, "config_class", None), hub_file(path, "config.json")
+    if own is not None and file is not None:
+        check_family(file, own, f"model {path!r}")
+    if args.attn_mask_mode is not None:
+        config.attn_mask_mode = args.attn_mask_mode
+    load = lambda: build_processor(recipe) or load_processor(kind.processor_class, path)  # noqa: E731
+    processor, said = (load(), []) if is_local(path) else reached(f"tokenizer of {path}", load, offline)
+    if processor is None:
+        return None, notes + said
+    return settle_template(kind(config, processor), args.chat_template_kwargs), notes + said  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeCount(PictureSizes):
+    """How many codes a picture has: what of a codec is asked where pictures stay uncoded."""
+
+    factor: int
+
+    def grid(self, image_size: int | list[int]) -> tuple[int, int]:
+        """As ``ImageCodec.grid``."""
+        height, width = sides(image_size)
+        return height // self.factor, width // self.factor
 
 
 def check_image_tokenizer(
@@ -216,16 +262,30 @@ def reached_rows(spec: DatasetSpec, load: Callable[[DatasetSpec], Any], offline:
     return load(spec), []
 
 
-def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool, given: bool = False) -> list[str]:
-    """The rows of one dataset; ``gold`` for those trained on, ``given`` for those with given answers."""
+def _check_data(
+    recipe: Recipe,
+    spec: DatasetSpec,
+    canvas: tuple[DiffusionPolicy | None, UniGRPOConfig, Any],
+    offline: bool,
+    gold: bool,
+    given: bool = False,
+) -> list[str]:
+    """The rows of one dataset; ``gold`` for those trained on, ``given`` for those with given answers.
+
+    ``canvas`` is what their prompts are written by; without a policy they are not.
+    """
     rows, notes = reached_rows(spec, partial(prompt_rows, given=given), offline)
     if rows is None:
         return notes
-    args = build_config(recipe)
+    policy, args, codec = canvas
+    held_out = not gold and not given
 
     def check_row(row: dict[str, Any], where: str) -> None:
-        for span in spans_of(task_of(row)):
-            check_task_sampler(args, span, where, held_out=not gold and not given)
+        if policy is not None:
+            check_prompt(policy, args, codec, row, where, held_out)
+        else:
+            for span in spans_of(task_of(row)):
+                check_task_sampler(args, span, where, held_out)
         if given:
             check_given(row, where)
 

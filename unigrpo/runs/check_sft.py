@@ -13,26 +13,21 @@ from rich.table import Table
 from ..config.denoising_arguments import MaskedDenoisingConfig
 from ..data.checking import MANY_ROWS
 from ..data.given import given_of
-from ..data.image_codes import PictureSizes, sides
 from ..data.rows import read_row, task_of
 from ..errors import RecipeError
-from ..models import DiffusionPolicy, MagvitV2Config, resolve_policy
+from ..models import DiffusionPolicy, MagvitV2Config
 from ..models.hub import asking_once
-from ..models.loading import load_processor
-from ..models.opening import lineage
-from ..models.processing import settle_template
 from ..terminal import Text, tracked
 from ..training.given import Writer, Written
 from ..types import TASKS, keyed_generator, spans_of
-from .build import build_accuracy, build_lora, build_policy
-from .check import check_image_tokenizer, check_model, check_output, check_quantised, is_local, reached, reached_rows
+from .build import build_accuracy, build_lora
+from .check import CodeCount, check_image_tokenizer, check_output, check_quantised, reached_rows, weightless_policy
 from .dataset_spec import DatasetSpec
 from .reach import code_of
 from .recipe import Recipe
 from .sft import config_to_check, given_rows
 from .sft_held_out import build_sampling
 from .shown_rows import padding_of, shown_row
-from .train import build_processor
 
 
 SHOWN = 3
@@ -72,18 +67,6 @@ class Source:
             shown.append((index, written))
 
 
-@dataclass(frozen=True, slots=True)
-class CodeCount(PictureSizes):
-    """How many codes a picture has: what of a codec is asked where pictures stay uncoded."""
-
-    factor: int
-
-    def grid(self, image_size: int | list[int]) -> tuple[int, int]:
-        """As ``ImageCodec.grid``."""
-        height, width = sides(image_size)
-        return height // self.factor, width // self.factor
-
-
 def check_sft_recipe(recipe: Recipe, offline: bool = False) -> tuple[list[str], list[RenderableType]]:
     """Findings, one a line, for a recipe that is fit to run; then its sources in a table, and rows of each task.
 
@@ -102,26 +85,11 @@ def check_sft_recipe(recipe: Recipe, offline: bool = False) -> tuple[list[str], 
         missing = check_quantised(recipe, args, offline)
         check_output(Path(str(args.output_dir)))
         notes = code_of(recipe) + missing
-        policy, said = _policy(recipe, args, offline)
+        policy, said = weightless_policy(recipe, args, offline)
         notes += said
         if policy is None:
             notes.append("rows: read, but not written, as the model's tokenizer is not there")
         return _findings(recipe, args, policy, notes, offline)
-
-
-def _policy(recipe: Recipe, args: MaskedDenoisingConfig, offline: bool) -> tuple[DiffusionPolicy | None, list[str]]:
-    """The policy without its weights, None where it is not reachable."""
-    config, notes = check_model(recipe, args, offline)
-    if config is None:
-        return None, notes
-    kind, path = build_policy(recipe) or resolve_policy(config.model_type), lineage(recipe.model.path)[-1]
-    if args.attn_mask_mode is not None:
-        config.attn_mask_mode = args.attn_mask_mode
-    load = lambda: build_processor(recipe) or load_processor(kind.processor_class, path)  # noqa: E731
-    processor, said = (load(), []) if is_local(path) else reached(f"tokenizer of {path}", load, offline)
-    if processor is None:
-        return None, notes + said
-    return settle_template(kind(config, processor), args.chat_template_kwargs), notes + said  # type: ignore[call-arg]
 
 
 def _findings(
