@@ -14,6 +14,7 @@ from ..algorithm.surrogates import SURROGATES, uses_ratio
 from ..data.pictures import TRANSFORMS
 from ..parts import Choice, Key, choose, key, keys_of
 from ..samplers import SAMPLERS
+from ..samplers.base import signed_guidance
 
 
 PARTS: dict[str, Mapping[str, Callable]] = {
@@ -121,7 +122,12 @@ class _Settings:
     @property
     def likelihood_guidance(self) -> float | None:
         """The guidance scale of the likelihood, None for the conditional model alone."""
-        return self.guidance_scale if self.guidance == "both" and self.guidance_scale else None
+        return self.rollout_guidance if self.guidance == "both" else None
+
+    @property
+    def rollout_guidance(self) -> float | None:
+        """The guidance scale of rollouts, negative where it leads away from the prompt; None without guidance."""
+        return signed_guidance(self) or None
 
     @property
     def needs_reference(self) -> bool:

@@ -15,6 +15,7 @@ from ..models.draw import Draw, Truncation
 from ..models.placing import upload
 from ..parts import key
 from ..types import Canvas, Rollout, TokenSpace
+from .answers import Answers
 
 
 TEMPERATURE = """0 = argmax, else tokens are drawn from softmax(logits / temperature); likelihoods use the same"""
@@ -22,6 +23,12 @@ DRAWN = ("temperature is above 0", lambda settings: settings.temperature > 0)
 """When a sampler draws tokens at all."""
 
 GUIDANCE = "s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 = off"
+
+
+def signed_guidance(settings: Any) -> float:
+    """s of logits u + (s + 1)(c - u), from the keys of a sampler or a task; negative where guidance leads away from the prompt."""
+    scale = getattr(settings, "guidance_scale", 0.0)
+    return -scale if getattr(settings, "guidance_direction", "toward") == "away" else scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +113,7 @@ class Stepwise(Truncated):
     def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> Any:
         """The ``CanvasWriter`` of ``canvas``, nothing written yet."""
         check_streams(generators, canvas)
-        return CanvasWriter(canvas, policy, getattr(self, "guidance_scale", 0.0), generators)
+        return CanvasWriter(canvas, policy, signed_guidance(self), generators)
 
     def advance(self, model: Any, writer: Any, generators: list[torch.Generator]) -> Iterator[tuple[int, int]]:
         """Take the steps, one for each time that this is asked; gives the steps done and their total."""
@@ -200,7 +207,7 @@ class CanvasWriter:
         self, model, rows: Tensor, holes: Tensor, counts: list[int], space: TokenSpace | None
     ) -> tuple[Tensor, TokenSpace]:
         """fp32 logits ``[n, W]`` of ``holes [b, L]`` in ``rows [b]``, row-major, guided, and the space of their columns."""
-        logits = model(**self.request(rows, holes, counts), token_space=space).logits
+        logits = self.ask(model, rows, holes, counts, token_space=space).logits
         return logits, space or TokenSpace(start=0, stop=logits.shape[1])
 
     def draw(
@@ -222,8 +229,11 @@ class CanvasWriter:
         ``counts`` are the holes of each row, ``entropy``, ``truncation`` and ``margin`` as in ``Draw``; ``options`` are further arguments of the forward.
         """
         chances = uniforms(counts, streams, self.ids.device) if temperature else None
-        output = model(
-            **self.request(rows, holes, counts),
+        output = self.ask(
+            model,
+            rows,
+            holes,
+            counts,
             token_space=self.space,
             temperature=temperature or 1.0,
             draw=Draw(uniforms=chances, entropy=entropy, truncation=truncation, margin=margin),
@@ -231,6 +241,12 @@ class CanvasWriter:
         )
         further = (getattr(output, name, None) for name in ("kept", "margin"))
         return Drawn(output.tokens, output.logps, output.entropy, output.doubt, *further)
+
+    def ask(self, model: Any, rows: Tensor, holes: Tensor, counts: list[int], **asked: Any) -> Any:
+        """What ``model`` says of ``holes [b, L]`` in ``rows [b]``, or what a forward that others share has said already."""
+        if isinstance(model, Answers):
+            return model(rows, holes, **asked)
+        return model(**self.request(rows, holes, counts), **asked)
 
     def request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""
