@@ -187,6 +187,7 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     top_p: float | None = None
     min_p: float | None = None
     guidance_scale: float | None = None
+    image_guidance_scale: float | None = None
     mask_schedule: str | None = None
     remask_temperature: float | None = None
     remask_noise_decay: str | None = None
@@ -345,6 +346,4 @@ for _item in fields(UniGRPOConfig):
     if _about is not None:
         _item.metadata = MappingProxyType({"help": _about.help.replace("%", "%%")})
     elif _item.name == "task_overrides":
-        _item.metadata = MappingProxyType(
-            {"help": "{task: {key: value}}, what one task sets for itself; as JSON on a command line"}
-        )
+        _item.metadata = MappingProxyType({"help": "{task: {key: value}}, a task's own keys; JSON on a command line"})

@@ -154,7 +154,7 @@ class BlockWriter(CanvasWriter):
         self.blocks = int(self.block_of.max()) + 1
         self.kept = None
         if sampler.kv_cache != "none":
-            self.kept = BlockCache(sampler.kv_cache, policy, guided=self.twin is not None, length=canvas.ids.shape[1])
+            self.kept = BlockCache(sampler.kv_cache, policy, guided=bool(self.twins), length=canvas.ids.shape[1])
             self.columns = self._columns_of_blocks()
 
     def closed(self) -> tuple[int, ...]:
