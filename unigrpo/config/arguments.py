@@ -188,6 +188,7 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     min_p: float | None = None
     guidance_scale: float | None = None
     guidance_direction: str | None = None
+    image_guidance_scale: float | None = None
     mask_schedule: str | None = None
     remask_temperature: float | None = None
     remask_noise: str | None = None
@@ -343,8 +344,7 @@ OWN_KEYS = {
 
 for _item in fields(UniGRPOConfig):
     # Parsers of the command line hand a field's metadata to ``argparse``.
-    _about = {**TASK_KEYS, **RUN_KEYS, **OWN_KEYS}.get(_item.name)
-    if _about is not None:
+    if (_about := {**TASK_KEYS, **RUN_KEYS, **OWN_KEYS}.get(_item.name)) is not None:
         _item.metadata = MappingProxyType({"help": _about.help.replace("%", "%%")})
     elif _item.name == "task_overrides":
-        _item.metadata = MappingProxyType({"help": "{task: {key: value}} for one task; JSON on a command line"})
+        _item.metadata = MappingProxyType({"help": "{task: {key: value}}, a task's own keys; JSON on a command line"})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from ..types import TokenSpace
+from ..types import Guidance, TokenSpace
 from .cache import GrowingCache, KeyValueCache
 from .draw import Draw, choose_tokens, floored
 from .elsewhere import OpensElsewhere, label_loss, labelled
@@ -54,17 +54,29 @@ class Ask(NamedTuple):
 
     select: Tensor
     token_space: TokenSpace | None = None
-    guidance_scale: float | None = None
+    guidance_scale: Guidance | None = None
 
 
-def combine_guidance(rows: Tensor, scale: float) -> Tensor:
-    """``u + (s + 1)(c - u)`` in fp32 for rows stacked as ``[c; u]``, ``[2n, ...] -> [n, ...]``.
+def combine_guidance(rows: Tensor, scale: Guidance) -> Tensor:
+    """``u + (s + 1)(c - u)`` in fp32 for rows stacked as ``[c; u]``, ``[2n, ...] -> [n, ...]``; with two scales of rows ``[c; u; u']``,
+    which have a third part where both are above 0, ``c + s (c - u) + s' (c - u')``.
 
     On logits this is classifier-free guidance; on hidden states it is the same wherever the head is linear. A column that is
-    closed (-inf) in both stays closed.
+    closed (-inf) in all stays closed.
     """
-    conditional, unconditional = floored(rows.float()).chunk(2)
-    return unconditional + (scale + 1.0) * (conditional - unconditional)
+    scales = used_scales(scale)
+    conditional, first, *others = floored(rows.float()).chunk(1 + len(scales))
+    guided = first + (scales[0] + 1.0) * (conditional - first)
+    for own, twin in zip(scales[1:], others, strict=True):
+        guided = guided + own * (conditional - twin)
+    return guided
+
+
+def used_scales(scale: Guidance | None) -> tuple[float, ...]:
+    """One scale a twin: of a pair those above 0, a single one as it is, none of None."""
+    if scale is None:
+        return ()
+    return tuple(own for own in scale if own) if isinstance(scale, tuple) else (scale,)
 
 
 def selected_by(asks: Sequence[Ask]) -> Tensor:
@@ -126,7 +138,7 @@ class MaskedDiffusionMixin(OpensElsewhere):
         targets: Tensor | None = None,
         token_space: TokenSpace | None = None,
         temperature: float = 1.0,
-        guidance_scale: float | None = None,
+        guidance_scale: Guidance | None = None,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
         counts: list[int] | None = None,

@@ -19,7 +19,7 @@ from ..models import DiffusionPolicy, policy_class_of
 from ..models.builtin import model_path
 from ..models.opening import open_model
 from ..models.reference import is_peft
-from ..types import TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
+from ..types import IMAGE_IN, TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
 from .generate_options import check_decoding, in_own_names, one_a_prompt, sampler_of, together
 from .thoughts import TOGETHER, under_given, under_nothing, under_written, with_thoughts
 
@@ -58,15 +58,16 @@ class LoadedPolicy:
         on_step: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> list[Any]:
-        """One answer a prompt: text, an RGB ``PIL.Image`` (``"t2i"``) or a ``ThoughtAndPicture`` (``"r2i"``). Calling the policy is the same.
+        """One answer a prompt: text, an RGB ``PIL.Image`` (``"t2i"``, ``"i2i"``) or a ``ThoughtAndPicture`` (``"r2i"``). Calling the policy is
+        the same.
 
         Args:
             prompts: a string, one chat (a list of messages), or a list of strings or chats.
-            images: the picture that each prompt asks about (PIL image, path or bytes), one a prompt or one for all.
+            images: the picture that each prompt asks about, or wants edited (PIL image, path or bytes), one a prompt or one for all.
             thoughts: texts that the pictures of ``"r2i"`` are drawn under, one a prompt or one for all, ``""`` the empty one; None = the
                 policy writes them.
-            task: ``"text"``, ``"mmu"``, ``"t2i"`` or ``"r2i"`` (a thought, and then the picture); default mmu with ``images``, else
-                text. What is set for text holds for thoughts, and what is set for pictures for theirs; ``options`` go to the sampler
+            task: ``"text"``, ``"mmu"``, ``"t2i"``, ``"i2i"`` (edit the picture) or ``"r2i"`` (a thought, and then the picture, of
+                ``images`` an edited one); default mmu with ``images``, else text. What is set for text holds for thoughts, and what is set for pictures for theirs; ``options`` go to the sampler
                 of the picture.
             max_completion_length: positions of a text answer; default 256.
             steps: denoising steps; default one a position of text, 16 for a picture. In parallel with a text a picture takes as many of them
@@ -95,7 +96,7 @@ class LoadedPolicy:
         named = in_own_names(options, {**own, "seed": seed})
         fill, length, seed = self._sampling(task, sampler, named, block_length, options)
         rows = self._rows(prompts, task, images, image_size, image_transform)
-        lengths = {} if task == "t2i" else {"max_completion_length": length}
+        lengths = {} if is_picture(task) else {"max_completion_length": length}
         if is_picture(spans_of(task)[-1]):
             lengths |= self.policy.image_lengths(*self._codec().grid(self._size(image_size)))
         rows = [row for row in self._under_given(rows, thoughts, task, length) for _ in range(num_return_sequences)]
@@ -131,8 +132,12 @@ class LoadedPolicy:
         one_chat = not isinstance(prompts, str) and len(prompts) > 0 and isinstance(prompts[0], dict)
         prompts = [prompts] if isinstance(prompts, str) or one_chat else list(prompts)
         rows = [{"prompt": prompt} for prompt in prompts]
-        if task != "mmu":
+        if images is None and task not in IMAGE_IN:
             return rows
+        if task in ("text", "t2i"):
+            raise ValueError(
+                f"images belong to tasks 'mmu', 'i2i' and 'r2i', not to {task!r}: leave them out, or choose one of those"
+            )
         transforms = [image_transform] * len(prompts)
         given = enumerate(one_a_prompt("images", images, len(prompts)))
         pictures = [load_image(image, f"images[{number}]") for number, image in given]

@@ -16,7 +16,10 @@ from ..types import is_picture, spans_of
 from .thoughts import TOGETHER, Together
 
 
-TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit", "r2i": "maskgit"}
+TASK_SAMPLERS = {
+    **dict.fromkeys(("text", "mmu"), "semi_autoregressive"),
+    **dict.fromkeys(("t2i", "r2i", "i2i"), "maskgit"),
+}
 
 SAME = {"max_new_tokens": "max_completion_length", "num_inference_steps": "steps"}
 """Their name of something -> ours."""

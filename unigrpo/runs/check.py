@@ -88,7 +88,7 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
     every = (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets)
     with_pictures = any(spec.task not in (None, "text") for spec in every)
     if with_pictures or args.image_tokenizer is not None:
-        pictures = {task: args.for_task(task).image_size for task in ("mmu", "t2i", "picture")}
+        pictures = {task: args.for_task(task).image_size for task in ("mmu", "t2i", "picture", "i2i")}
         notes += check_image_tokenizer(recipe, args, pictures, offline)[1]
     notes += _check_reward_models(recipe, offline)
     for spec in recipe.datasets:

@@ -22,7 +22,7 @@ from .build import build_policy
 from .recipe import Recipe
 
 
-PROMPT = {"text": 160, "mmu": 160, "t2i": 50, "thought": 160, "picture": 160}
+PROMPT = {"text": 160, "mmu": 160, "t2i": 50, "thought": 160, "picture": 160, "i2i": 50}
 """Tokens of a question or of a caption, where no ``max_prompt_length`` bounds them."""
 
 
@@ -134,7 +134,8 @@ def shape_of(args: UniGRPOConfig, config: Any, tokenizer: TokenizerConfig | None
         length = (own.max_prompt_length or codes + lines + 3 + PROMPT[task]) + answer
     else:
         answer, width = codes, tokenizer.codebook_size
-        slots = own.max_prompt_length or (PROMPT[task] + 2 if args.trim_padding else TEXT_SLOTS)
+        shown = codes + lines + 2 if task == "i2i" else 0
+        slots = own.max_prompt_length or (shown + PROMPT[task] + 2 if args.trim_padding else shown + TEXT_SLOTS)
         # Beside the text slots and the codes: the caption's end, and a mark on either side of the picture.
         length = slots + codes + lines + 3
     return Shape(settings=own, length=length, answer=answer, width=width, pixels=pixels, assumed=assumed)

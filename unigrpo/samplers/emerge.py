@@ -10,7 +10,7 @@ import torch
 
 from ..models.placing import upload
 from ..parts import check_keys, key
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
+from .base import GUIDANCE, IMAGE_GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
@@ -28,6 +28,7 @@ class Emerge(Stepwise):
     steps: int = key(16, "denoising steps", at_least=1)
     temperature: float = key(1.0, TEMPERATURE, at_least=0)
     guidance_scale: float = key(3.5, GUIDANCE, at_least=0)
+    image_guidance_scale: float = key(0.0, IMAGE_GUIDANCE, at_least=0)
     mask_schedule: str = key("cosine", MASK_SCHEDULE, choices=tuple(MASK_SCHEDULES))
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models.placing import upload
 from ..parts import check_keys, key
 from ..types import Canvas
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
+from .base import GUIDANCE, IMAGE_GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
@@ -34,6 +34,7 @@ class MaskGIT(Stepwise):
     steps: int = key(16, "denoising steps", at_least=1)
     temperature: float = key(1.0, TEMPERATURE, at_least=0)
     guidance_scale: float = key(3.5, GUIDANCE, at_least=0)
+    image_guidance_scale: float = key(0.0, IMAGE_GUIDANCE, at_least=0)
     mask_schedule: str = key("cosine", MASK_SCHEDULE, choices=tuple(MASK_SCHEDULES))
     remask_temperature: float = key(1.0, "scale of the confidence noise at the first step", at_least=0)
     remask_noise: str = key(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...types import TokenSpace
+from ...types import Guidance, TokenSpace
 from ..cache import KeyValueCache, LayerCache
 from ..draw import Draw
 from ..elsewhere import OpensElsewhere, label_loss, labelled
@@ -252,7 +252,7 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
         targets: Tensor | None = None,
         token_space: TokenSpace | None = None,
         temperature: float = 1.0,
-        guidance_scale: float | None = None,
+        guidance_scale: Guidance | None = None,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
         cache: KeyValueCache | None = None,
@@ -276,7 +276,8 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
             token_space: the vocabulary range of logits and normalisation; None = the whole vocabulary.
             temperature: divides the logits.
             guidance_scale: s of classifier-free guidance; the batch is then ``[conditional; unconditional]`` with equal
-                ``select`` counts, rows are combined as ``u + (s + 1)(c - u)`` before the linear head, and n halves.
+                ``select`` counts, rows are combined as ``u + (s + 1)(c - u)`` before the linear head, and n halves. A pair of scales is
+                that of ``Guidance``, each above 0 with a twin in the batch.
             ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over ``token_space``, for the exact KL.
             draw: how to choose a token for each selected row; needs ``select``.
             cache: keys and values to fill or to use; its span says which columns are computed. Inputs stay ``[B, L]``.
