@@ -21,7 +21,7 @@ from ..samplers.kv_cache import check_cache
 from ..types import SPANS, TASKS, Rollout, Sample, is_picture, keyed_generator, spans_of
 from .fit_memory import in_batches
 from .pipeline import Pipeline, evaluating
-from .thoughts import Together, thought_ids, under_nothing
+from .thoughts import TOGETHER, Together, thought_ids, under_nothing
 
 
 def sampled(
@@ -96,7 +96,7 @@ def answers_to(
         earlier = {place: () if thoughts is None else (thoughts[place],) for place in filled}
         return [sampled(rows[i], own, indices[i], images[i], earlier[i]) for i, own in filled.items()]
 
-    if task in SPANS and pipe.args.r2i_decoding == "joint":
+    if task in SPANS and pipe.args.r2i_decoding in TOGETHER:
         thoughts, rollouts = roll_out_together(pipe, model, coded, keys)
         return answers(dict(enumerate(rollouts)))
     if task in SPANS:
@@ -127,7 +127,7 @@ def roll_out_together(
     length = pipe.args.for_task("thought").max_completion_length
 
     def write(batch: list[int], *arguments: Any, **options: Any) -> Rollout:
-        together = Together(*samplers)
+        together = Together(*samplers, pipe.args.r2i_decoding)
         picture = together(*arguments, **options)
         written = together.thoughts[0].to("cpu")
         thoughts.update((index, written.take(torch.tensor([place]))) for place, index in enumerate(batch))

@@ -15,6 +15,7 @@ from ..models.draw import Draw, Truncation
 from ..models.placing import upload
 from ..parts import key
 from ..types import Canvas, Guidance, Rollout, TokenSpace
+from .answers import Answers
 
 
 TEMPERATURE = """0 = argmax, else tokens are drawn from softmax(logits / temperature); likelihoods use the same"""
@@ -26,6 +27,15 @@ GUIDANCE = "s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 
 IMAGE_GUIDANCE = (
     "the same of the prompt's picture in edits: s' (c - u') is added, u' the row without that picture; 0 = off"
 )
+
+
+def signed_guidance(settings: Any) -> Guidance:
+    """s of logits u + (s + 1)(c - u), from the keys of a sampler or a task; negative where guidance leads away from the prompt. A pair
+    where ``image_guidance_scale`` is set.
+    """
+    scale, of_image = (getattr(settings, name, 0.0) for name in ("guidance_scale", "image_guidance_scale"))
+    scale = -scale if getattr(settings, "guidance_direction", "toward") == "away" else scale
+    return (scale, of_image) if of_image else scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,17 +120,11 @@ class Stepwise(Truncated):
     def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> Any:
         """The ``CanvasWriter`` of ``canvas``, nothing written yet."""
         check_streams(generators, canvas)
-        return CanvasWriter(canvas, policy, guidance_of(self), generators)
+        return CanvasWriter(canvas, policy, signed_guidance(self), generators)
 
     def advance(self, model: Any, writer: Any, generators: list[torch.Generator]) -> Iterator[tuple[int, int]]:
         """Take the steps, one for each time that this is asked; gives the steps done and their total."""
         raise NotImplementedError
-
-
-def guidance_of(settings: Any) -> Guidance:
-    """The scales of a sampler or of a task's settings: a pair where ``image_guidance_scale`` is set."""
-    scale, of_image = (getattr(settings, name, 0.0) for name in ("guidance_scale", "image_guidance_scale"))
-    return (scale, of_image) if of_image else scale
 
 
 class Drawn(NamedTuple):
@@ -211,7 +215,7 @@ class CanvasWriter:
         self, model, rows: Tensor, holes: Tensor, counts: list[int], space: TokenSpace | None
     ) -> tuple[Tensor, TokenSpace]:
         """fp32 logits ``[n, W]`` of ``holes [b, L]`` in ``rows [b]``, row-major, guided, and the space of their columns."""
-        logits = model(**self.request(rows, holes, counts), token_space=space).logits
+        logits = self.ask(model, rows, holes, counts, token_space=space).logits
         return logits, space or TokenSpace(start=0, stop=logits.shape[1])
 
     def draw(
@@ -233,8 +237,11 @@ class CanvasWriter:
         ``counts`` are the holes of each row, ``entropy``, ``truncation`` and ``margin`` as in ``Draw``; ``options`` are further arguments of the forward.
         """
         chances = uniforms(counts, streams, self.ids.device) if temperature else None
-        output = model(
-            **self.request(rows, holes, counts),
+        output = self.ask(
+            model,
+            rows,
+            holes,
+            counts,
             token_space=self.space,
             temperature=temperature or 1.0,
             draw=Draw(uniforms=chances, entropy=entropy, truncation=truncation, margin=margin),
@@ -242,6 +249,12 @@ class CanvasWriter:
         )
         further = (getattr(output, name, None) for name in ("kept", "margin"))
         return Drawn(output.tokens, output.logps, output.entropy, output.doubt, *further)
+
+    def ask(self, model: Any, rows: Tensor, holes: Tensor, counts: list[int], **asked: Any) -> Any:
+        """What ``model`` says of ``holes [b, L]`` in ``rows [b]``, or what a forward that others share has said already."""
+        if isinstance(model, Answers):
+            return model(rows, holes, **asked)
+        return model(**self.request(rows, holes, counts), **asked)
 
     def request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""

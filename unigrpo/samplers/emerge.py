@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,14 +35,15 @@ class Emerge(Stepwise):
         check_keys(self)
 
     def advance(
-        self, model: Any, writer: CanvasWriter, generators: list[torch.Generator]
+        self, model: Any, writer: CanvasWriter, generators: list[torch.Generator], at: Sequence[int] | None = None
     ) -> Iterator[tuple[int, int]]:
-        """As in ``Stepwise``."""
+        """As in ``MaskGIT``."""
         schedule = MASK_SCHEDULES[self.mask_schedule]
         # What is shown next does not depend on what was drawn: the host knows it without asking the device.
         hidden = writer.hidden.to("cpu", copy=True)
-        for step in range(self.steps):
-            now, then = schedule(step / self.steps), schedule((step + 1) / self.steps)
+        then = schedule(0.0)
+        for step in range(self.steps) if at is None else at:
+            now, then = then, schedule((step + 1) / self.steps)
             stay = then / now if step < self.steps - 1 else 0.0
             chances = scatter(hidden, uniforms(hidden.sum(dim=1).tolist(), generators, "cpu"))
             shown = hidden & (chances >= stay)

@@ -95,7 +95,7 @@ class _PublicTextWriter(BlockWriter):
 class PublicImageSampler(MaskGIT):
     """``t2i_generate``: all draws of a step from one generator, of written positions and the whole codebook as well.
 
-    The public code's noise decay is ``remask_noise_decay="compound"``.
+    Its temperature is 1, or 0 for the likeliest codes. The public code's noise decay is ``remask_noise_decay="compound"``.
     """
 
     __slots__ = ()
@@ -121,7 +121,8 @@ class PublicImageSampler(MaskGIT):
         probs = logits.softmax(dim=-1)
         # What torch.multinomial draws of one sample: an exponential number for every code, of written positions too.
         exponentials = torch.empty(int(image.sum()), space.width).exponential_(1, generator=generator)
-        columns = (probs / exponentials[holes[image].cpu()].to(probs)).argmax(dim=1)
+        shares = probs / exponentials[holes[image].cpu()].to(probs) if self.temperature else probs
+        columns = shares.argmax(dim=1)
         logps = probs.gather(1, columns[:, None]).squeeze(1).log()
         noise = torch.zeros(image.shape[0], int(image[0].sum())).uniform_(0, 1, generator=generator)
         return (
