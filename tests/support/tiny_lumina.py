@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from unigrpo.models import LuminaConfig, LuminaForMaskedDiffusion, LuminaPolicy, LuminaProcessor
+from unigrpo.types import IMAGE_IN
 
 from .images import picture
 from .tiny import prompts
@@ -71,9 +72,9 @@ def lumina_rows(task: str, count: int = 4, grid: tuple[int, int] | None = None) 
     """Rows of one task with prompts of several lengths; with a ``grid`` the codes of pictures in place of them."""
     rows = [{**row, "task": task} for row in prompts(count, (2, 20, 5, 9))]
     for number, row in enumerate(rows):
-        if task == "mmu" and grid is None:
+        if task in IMAGE_IN and grid is None:
             row["image"] = picture(number)
-        elif task == "mmu":
+        elif task in IMAGE_IN:
             generator = torch.Generator().manual_seed(number)
             row |= {"image_codes": torch.randint(CODES, (grid[0] * grid[1],), generator=generator), "image_grid": grid}
     return rows

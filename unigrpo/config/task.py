@@ -14,7 +14,7 @@ from ..algorithm.surrogates import SURROGATES, uses_ratio
 from ..data.pictures import TRANSFORMS
 from ..parts import Choice, Key, choose, key, keys_of
 from ..samplers import SAMPLERS
-from ..samplers.base import guidance_of
+from ..samplers.base import signed_guidance
 from ..types import Guidance
 
 
@@ -121,14 +121,14 @@ class _Settings:
         return uses_ratio(self.choice("surrogate").part)
 
     @property
-    def rollout_guidance(self) -> Guidance | None:
-        """The guidance scale, or the pair of them, of rollouts; None for the conditional model alone."""
-        return guidance_of(self) or None
+    def likelihood_guidance(self) -> Guidance | None:
+        """The guidance scale, or the pair of them, of the likelihood, None for the conditional model alone."""
+        return self.rollout_guidance if self.guidance == "both" else None
 
     @property
-    def likelihood_guidance(self) -> Guidance | None:
-        """That of the likelihood."""
-        return self.rollout_guidance if self.guidance == "both" else None
+    def rollout_guidance(self) -> Guidance | None:
+        """That of rollouts, negative where it leads away from the prompt; None without guidance."""
+        return signed_guidance(self) or None
 
     @property
     def needs_reference(self) -> bool:

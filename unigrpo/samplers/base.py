@@ -29,6 +29,15 @@ IMAGE_GUIDANCE = (
 )
 
 
+def signed_guidance(settings: Any) -> Guidance:
+    """s of logits u + (s + 1)(c - u), from the keys of a sampler or a task; negative where guidance leads away from the prompt. A pair
+    where ``image_guidance_scale`` is set.
+    """
+    scale, of_image = (getattr(settings, name, 0.0) for name in ("guidance_scale", "image_guidance_scale"))
+    scale = -scale if getattr(settings, "guidance_direction", "toward") == "away" else scale
+    return (scale, of_image) if of_image else scale
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncated:
     """The keys of a sampler that may leave out unlikely tokens. They change what is drawn, not how tokens are ranked."""
@@ -111,18 +120,11 @@ class Stepwise(Truncated):
     def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> Any:
         """The ``CanvasWriter`` of ``canvas``, nothing written yet."""
         check_streams(generators, canvas)
-        return CanvasWriter(canvas, policy, guidance_of(self), generators)
+        return CanvasWriter(canvas, policy, signed_guidance(self), generators)
 
     def advance(self, model: Any, writer: Any, generators: list[torch.Generator]) -> Iterator[tuple[int, int]]:
         """Take the steps, one for each time that this is asked; gives the steps done and their total."""
         raise NotImplementedError
-
-
-def guidance_of(settings: Any) -> Guidance:
-    """The scales of a sampler or of a task's settings: a pair where ``image_guidance_scale`` is set; negative where guidance leads away."""
-    scale, of_image = (getattr(settings, name, 0.0) for name in ("guidance_scale", "image_guidance_scale"))
-    scale = -scale if getattr(settings, "guidance_direction", "toward") == "away" else scale
-    return (scale, of_image) if of_image else scale
 
 
 class Drawn(NamedTuple):

@@ -115,14 +115,11 @@ def ask_together(
     asks = []
     for own, canvas, hidden in zip(writers, canvases, holes, strict=True):
         places = [0]
-        if own.guidance_scale:
-            twins = policy.guidance_twins(canvas, own.guidance_scale)
-            stacked = {
-                key: value.chunk(1 + len(twins))
-                for key, value in policy.guided_inputs(canvas, hidden, twins=twins).items()
-            }
-            for twin in range(1, 1 + len(twins)):
-                places.append(_place({key: value[twin] for key, value in stacked.items()}, parts, places[-1] + 1))
+        twins = policy.guidance_twins(canvas, own.guidance_scale) if own.guidance_scale else []
+        guided = policy.guided_inputs(canvas, hidden, twins=twins)
+        for number in range(1, 1 + len(twins)):
+            inputs = {key: value[number * len(rows) : (number + 1) * len(rows)] for key, value in guided.items()}
+            places.append(_place(inputs, parts, places[-1] + 1))
         asks.append((places, policy.rows(hidden), own))
     inputs = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     if policy.mask_optional and bool(inputs["attention_mask"].all()):
@@ -135,10 +132,10 @@ def ask_together(
         answer.hold(own.hidden, logits, own.space)
 
 
-def _place(inputs: dict[str, Any], parts: list[dict[str, Any]], start: int) -> int:
-    """Where ``inputs`` stand among ``parts`` from ``start`` on, behind which they are put if they are new."""
-    for place in range(start, len(parts)):
-        if all(torch.equal(value, parts[place][key]) for key, value in inputs.items()):
+def _place(inputs: dict[str, Any], parts: list[dict[str, Any]], first: int) -> int:
+    """Where ``inputs`` stand among ``parts`` from the ``first`` on, behind which they are put if they are new."""
+    for place, other in enumerate(parts):
+        if place >= first and all(torch.equal(value, other[key]) for key, value in inputs.items()):
             return place
     parts.append(inputs)
     return len(parts) - 1

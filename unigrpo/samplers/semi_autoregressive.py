@@ -20,8 +20,8 @@ from .base import (
     Drawn,
     Stepwise,
     check_streams,
-    guidance_of,
     scatter,
+    signed_guidance,
     uniforms,
     warn_of_blocks,
 )
@@ -154,7 +154,7 @@ class BlockWriter(CanvasWriter):
     def __init__(
         self, canvas: Canvas, policy: DiffusionPolicy, sampler: SemiAutoregressive, streams: list[torch.Generator]
     ) -> None:
-        super().__init__(canvas, policy, guidance_of(sampler), streams, sampler.stop)
+        super().__init__(canvas, policy, signed_guidance(sampler), streams, sampler.stop)
         self.sampler, fill = sampler, canvas.fill_mask
         if sampler.logits_eos_inf:
             self.space = replace(self.space, exclude=self.closed())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..models import DiffusionPolicy
-from ..samplers.base import guidance_of
+from ..samplers.base import signed_guidance
 from ..types import Canvas, Guidance, Rollout
 from .require import require
 from .rollouts import TOLERANCE, Recorded, check_all_written, check_recorded_logps, check_rollout, difference, streams
@@ -56,7 +56,7 @@ def check_sampler(
     """
     law = _Law(
         temperature=(getattr(sampler, "temperature", 1.0) if temperature is None else temperature) or 1.0,
-        guidance=guidance_of(sampler) if guidance_scale is None else guidance_scale,
+        guidance=signed_guidance(sampler) if guidance_scale is None else guidance_scale,
         exact=exact_steps,
         ends_at_stop=ends_at_stop,
     )

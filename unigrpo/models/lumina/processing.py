@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...types import is_picture
 from ..processing import MMaDAProcessor, Prompt
 
 
@@ -19,6 +20,7 @@ SYSTEM = {
         "images. Analyze each image and combine relevant details to answer."
     ),
     "t2i": "Generate an image according to the text prompt.",
+    "i2i": "Generate an image applying the following editing instruction based on the original image.",
 }
 """What the model was tuned to be told; a chat's own system message takes its place."""
 
@@ -46,8 +48,8 @@ class LuminaProcessor(MMaDAProcessor):
         return tokenizer
 
     def instruction(self, task: str) -> str:
-        """As in ``MMaDAProcessor``; none for a caption."""
-        return "" if task == "t2i" else super().instruction(task)
+        """As in ``MMaDAProcessor``; none where a picture alone is made."""
+        return "" if is_picture(task) else super().instruction(task)
 
     def chat_text(self, prompt: Prompt, task: str = "mmu") -> str:
         """``<system>..</system><user>..</user>``. A string is what the user says.
