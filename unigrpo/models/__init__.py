@@ -29,10 +29,12 @@ from .llada2 import LLaDA2MoeConfig, LLaDA2MoeForMaskedDiffusion, LLaDA2MoePolic
 from .lumina import LuminaConfig, LuminaForMaskedDiffusion, LuminaPolicy, LuminaProcessor
 from .magvit import MagvitV2, MagvitV2Config
 from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from .mmada_parallel import MMaDAParallelConfig, MMaDAParallelForMaskedDiffusion, MMaDAParallelPolicy
 
 
 POLICIES: dict[str, type[DiffusionPolicy]] = {
     "mmada": MMaDAPolicy,
+    "mmada_parallel_m": MMaDAParallelPolicy,
     "llada": LLaDAPolicy,
     "lumina_dimoo": LuminaPolicy,
     "Dream": DreamPolicy,
@@ -155,6 +157,9 @@ __all__ = [
     "LuminaProcessor",
     "MMaDAConfig",
     "MMaDAForMaskedDiffusion",
+    "MMaDAParallelConfig",
+    "MMaDAParallelForMaskedDiffusion",
+    "MMaDAParallelPolicy",
     "MMaDAPolicy",
     "MMaDAProcessor",
     "MagvitV2",
