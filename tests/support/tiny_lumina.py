@@ -10,7 +10,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from unigrpo.models import LuminaConfig, LuminaForMaskedDiffusion, LuminaPolicy, LuminaProcessor
+from unigrpo.models import (
+    LuminaConfig,
+    LuminaForMaskedDiffusion,
+    LuminaPolicy,
+    LuminaProcessor,
+    MMaDAParallelAForMaskedDiffusion,
+    MMaDAParallelAPolicy,
+)
 from unigrpo.types import IMAGE_IN
 
 from .images import picture
@@ -57,6 +64,13 @@ def tiny_lumina(**fields: Any) -> tuple[LuminaForMaskedDiffusion, LuminaPolicy]:
     """The goldens' 0.08 M-parameter network and its policy."""
     model = LuminaForMaskedDiffusion.from_pretrained(family_golden("lumina_dimoo"), **{**FIELDS, **fields}).eval()
     return model, LuminaPolicy(model.config, lumina_tokenizer())
+
+
+def tiny_parallel_a(**fields: Any) -> tuple[MMaDAParallelAForMaskedDiffusion, MMaDAParallelAPolicy]:
+    """The goldens' network of MMaDA-Parallel-A, as large, and its policy."""
+    folder = family_golden("mmada_parallel_a")
+    model = MMaDAParallelAForMaskedDiffusion.from_pretrained(folder, **{**FIELDS, **fields}).eval()
+    return model, MMaDAParallelAPolicy(model.config, lumina_tokenizer())
 
 
 def random_lumina(codes: int = 64) -> tuple[LuminaForMaskedDiffusion, Any]:

@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from unigrpo.models import MMaDAParallelForMaskedDiffusion, MMaDAParallelPolicy
+from unigrpo.models import MMaDAParallelMForMaskedDiffusion, MMaDAParallelMPolicy
 
 from .images import picture
 from .tiny import GOLDENS, golden_tokenizer, prompts, tiny_config_fields
@@ -43,19 +43,19 @@ def recorded_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def recorded_parallel() -> tuple[MMaDAParallelForMaskedDiffusion, MMaDAParallelPolicy]:
+def recorded_parallel() -> tuple[MMaDAParallelMForMaskedDiffusion, MMaDAParallelMPolicy]:
     """The recorded network and its policy."""
     fields = {"image_token_offset": OFFSET, "special_token_ids": SPECIAL, "bos_token_id": IDS["bos"]}
-    model = MMaDAParallelForMaskedDiffusion.from_pretrained(family_golden("mmada_parallel_m"), **fields).eval()
-    return model, MMaDAParallelPolicy(model.config, recorded_tokenizer())
+    model = MMaDAParallelMForMaskedDiffusion.from_pretrained(family_golden("mmada_parallel_m"), **fields).eval()
+    return model, MMaDAParallelMPolicy(model.config, recorded_tokenizer())
 
 
-def tiny_parallel() -> tuple[MMaDAParallelForMaskedDiffusion, MMaDAParallelPolicy]:
+def tiny_parallel() -> tuple[MMaDAParallelMForMaskedDiffusion, MMaDAParallelMPolicy]:
     """MMaDA's recorded network of 64 codes, opened as this family."""
     fields = tiny_config_fields()
     fields["special_token_ids"] = {**fields["special_token_ids"], "interleave": 175}
-    model = MMaDAParallelForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", **fields).eval()
-    return model, MMaDAParallelPolicy(model.config, golden_tokenizer())
+    model = MMaDAParallelMForMaskedDiffusion.from_pretrained(GOLDENS / "mmada_tiny", **fields).eval()
+    return model, MMaDAParallelMPolicy(model.config, golden_tokenizer())
 
 
 def edits(count: int = 4, codes: int | None = None) -> list[dict[str, Any]]:

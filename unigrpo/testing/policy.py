@@ -10,7 +10,7 @@ import torch
 
 from ..models import DiffusionPolicy
 from ..samplers import Block, Emerge, LeftToRight, MaskGIT, SemiAutoregressive
-from ..types import KINDS, Rollout, is_picture
+from ..types import KINDS, SPANS, Rollout, is_picture
 from .likelihood import (
     check_blocks_are_causal,
     check_draws,
@@ -54,7 +54,7 @@ def check_policy(
 
     Args:
         rows: dataset rows of ``task`` with prompts of several lengths, three or more; of tasks whose
-            prompt shows a picture with ``image_codes [N]`` and their rows and columns, ``image_grid``.
+            prompt shows a picture with ``image_codes [N]`` and their rows and columns, ``image_grid``; for ``"picture"`` with ``thought_ids [8]``.
         padding: the id of padding in canvases of ``task`` where it is not ``policy.pad_token_id``.
         block_length: answer positions in a block, for models that see no later block and whose policy has no ``block_size``; None
             for bidirectional ones.
@@ -96,7 +96,10 @@ def _check_likelihood(policy: DiffusionPolicy, model: Any, rollout: Rollout, blo
 
 def answer_length(policy: DiffusionPolicy, task: str) -> dict[str, Any]:
     """The arguments of ``policy.encode`` that leave ``LENGTH`` tokens to write."""
-    return policy.image_lengths(2, LENGTH // 2) if is_picture(task) else {"max_completion_length": LENGTH}
+    drawn, written = policy.image_lengths(2, LENGTH // 2), {"max_completion_length": LENGTH}
+    if task in SPANS["r2i"]:
+        return {**drawn, **written}
+    return drawn if is_picture(task) else written
 
 
 def check_encode(policy: DiffusionPolicy, rows: list[dict], task: str, padding: int | None = None) -> None:

@@ -5,7 +5,7 @@ questions about them.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class LuminaPolicy(TextCanvasPolicy):
 
     model_class = LuminaForMaskedDiffusion
     processor_class = LuminaProcessor
+    asked_by_caption: ClassVar[tuple[str, ...]] = ("t2i", "i2i")
+    """Canvases whose row without the instruction has ``<uncondition>`` in its place."""
+    edits: ClassVar[tuple[str, ...]] = ("i2i",)
+    """Those of them whose prompt shows the picture to edit."""
 
     def __init__(self, config: LuminaConfig, processor: Any) -> None:
         super().__init__(config, processor)
@@ -162,7 +166,7 @@ class LuminaPolicy(TextCanvasPolicy):
         """The prompt of a picture to make, with the one to edit behind what the user says, whose words are cut where they do not fit."""
         ids = self.processor.encode_prompt(row["prompt"], task)
         opened = ids.index(self._user) + 1
-        picture = self._shown(row, limit, opened + 1) if task == "i2i" else []
+        picture = self._shown(row, limit, opened + 1) if task in self.edits else []
         room = limit - opened - len(picture) - 1
         words = fit_prompt(ids[opened:-1], room, truncation, prompt_text(row["prompt"]), CAPTION_CURE)
         return [*ids[:opened], *(words or [self._special["uncondition"]]), *picture, ids[-1]]
@@ -180,7 +184,7 @@ class LuminaPolicy(TextCanvasPolicy):
         Raises:
             ValueError: padding is attended: the unconditional row is shorter, and would read its padding.
         """
-        if not is_picture(canvas.task):
+        if canvas.task not in self.asked_by_caption:
             return super().guidance_canvas(canvas)
         said, _ = self._instruction_and_picture(canvas)
         last = said & ~torch.nn.functional.pad(said[:, 1:], (0, 1))
@@ -189,7 +193,7 @@ class LuminaPolicy(TextCanvasPolicy):
 
     def imageless_canvas(self, canvas: Canvas) -> Canvas:
         """The row of an edit without its picture, as in the public sampler; raises ``ValueError`` as ``guidance_canvas``."""
-        if canvas.task != "i2i":
+        if canvas.task not in self.edits:
             return super().imageless_canvas(canvas)
         return self._without(canvas, self._instruction_and_picture(canvas)[1])
 

@@ -1,31 +1,73 @@
-"""What MMaDA-Parallel-M says about itself: a picture and an instruction in, a picture and the thought about it out."""
+"""MMaDA-Parallel-M (arXiv 2511.09611): MMaDA's network, and a picture and an instruction in, a picture and the thought about it out."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...types import SPANS, Canvas
 from ..base import fit_prompt
-from ..mmada.policy import CAPTION_CURE, MMaDAPolicy
 from ..processing import prompt_text
-from .modeling import MMaDAParallelForMaskedDiffusion
+from .configuration import SPECIAL_TOKEN_IDS as OF_MMADA
+from .configuration import MMaDAConfig
+from .modeling import MMaDAForMaskedDiffusion
+from .policy import CAPTION_CURE, MMaDAPolicy
+
+
+SPECIAL_TOKEN_IDS = {**OF_MMADA, "interleave": 126095}
+"""MMaDA's, and the token that opens a row of two pictures and two texts."""
+
+
+class MMaDAParallelMConfig(MMaDAConfig):
+    """MMaDA's fields, and one more layout token.
+
+    Published files say ``model_type`` "mmada" and MMaDA's architecture. Nothing in them tells the two apart, so that whoever opens one
+    names this family; what is saved says it.
+
+    Args:
+        special_token_ids: ids of ``SPECIAL_TOKEN_IDS``' names.
+    """
+
+    model_type = "mmada_parallel_m"
+    published_types: ClassVar[tuple[str, ...]] = ("mmada",)
+
+    def __init__(self, special_token_ids: dict[str, int] | None = None, **kwargs: Any) -> None:
+        found = dict(SPECIAL_TOKEN_IDS if special_token_ids is None else special_token_ids)
+        if "interleave" not in found:
+            raise ValueError(
+                f"special_token_ids lacks 'interleave', which opens a row of {self.model_type}: in the published vocabulary it is 126095"
+            )
+        super().__init__(special_token_ids=found, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; a published file counts as one of this type."""
+        found, left = super().get_config_dict(*args, **kwargs)
+        if found.get("model_type") in cls.published_types:
+            found["model_type"] = cls.model_type
+        return found, left
+
+
+class MMaDAParallelMForMaskedDiffusion(MMaDAForMaskedDiffusion):
+    """Loads and saves the published layout, which is MMaDA's."""
+
+    config_class = MMaDAParallelMConfig
 
 
 DROPPED = 0
 """The id in place of every code of a picture that guidance leaves out, as in the public code."""
 
 
-class MMaDAParallelPolicy(MMaDAPolicy):
+class MMaDAParallelMPolicy(MMaDAPolicy):
     """MMaDA's layouts, but that of ``r2i``, whose rows show a picture: think, then edit.
 
     The picture comes out before its thought, and both read each other: ``r2i_decoding="parallel"`` is how the authors write them.
     """
 
-    model_class = MMaDAParallelForMaskedDiffusion
+    model_class = MMaDAParallelMForMaskedDiffusion
 
     def encode(self, rows: list[dict[str, Any]], task: str = "text", **lengths: Any) -> Canvas:
         """The canvas of rows of one task. Of ``thought`` and ``picture``

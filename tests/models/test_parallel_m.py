@@ -13,9 +13,9 @@ from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.errors import CheckpointError
 from unigrpo.models import (
     MMaDAConfig,
-    MMaDAParallelConfig,
-    MMaDAParallelForMaskedDiffusion,
-    MMaDAParallelPolicy,
+    MMaDAParallelMConfig,
+    MMaDAParallelMForMaskedDiffusion,
+    MMaDAParallelMPolicy,
     MMaDAPolicy,
     load_model,
 )
@@ -68,7 +68,7 @@ def test_a_published_checkpoint_is_of_this_family_when_it_is_named_so():
     assert family_of(folder) == "mmada"
     fields = {"special_token_ids": SPECIAL, "image_token_offset": OFFSET}
     assert type(config_of(folder, **fields)) is MMaDAConfig
-    assert type(config_of(folder, "mmada_parallel_m", **fields)) is MMaDAParallelConfig
+    assert type(config_of(folder, "mmada_parallel_m", **fields)) is MMaDAParallelMConfig
     opened = load_policy(
         folder,
         policy="mmada_parallel_m",
@@ -77,8 +77,8 @@ def test_a_published_checkpoint_is_of_this_family_when_it_is_named_so():
         bos_token_id=120,
         **fields,
     )
-    assert isinstance(opened.model, MMaDAParallelForMaskedDiffusion)
-    assert MMaDAParallelConfig().special_token_ids == {**MMaDAConfig().special_token_ids, "interleave": 126095}
+    assert isinstance(opened.model, MMaDAParallelMForMaskedDiffusion)
+    assert MMaDAParallelMConfig().special_token_ids == {**MMaDAConfig().special_token_ids, "interleave": 126095}
 
 
 def test_what_was_saved_opens_by_itself_and_not_as_mmada(tmp_path):
@@ -156,7 +156,7 @@ def test_errors():
     with pytest.raises(ValueError, match="cannot give both it and the edited one"):
         policy.encode_thought(row, [1], 20)
     with pytest.raises(ValueError, match="special_token_ids lacks 'interleave'"):
-        MMaDAParallelConfig(special_token_ids=tiny_config_fields()["special_token_ids"])
+        MMaDAParallelMConfig(special_token_ids=tiny_config_fields()["special_token_ids"])
 
 
 # ---- what is written, in parallel ----
@@ -228,7 +228,7 @@ def test_layouts_that_are_mmadas_conform(task):
     assert torch.equal(policy.guidance_canvas(canvas).ids, MMaDAPolicy.guidance_canvas(policy, canvas).ids)
 
 
-class Spans(MMaDAParallelPolicy):
+class Spans(MMaDAParallelMPolicy):
     """With the lengths of a row that ``check_policy``'s parts do not give."""
 
     def encode(self, rows, task="thought", **lengths):
