@@ -9,23 +9,25 @@ import torch
 from safetensors.torch import load_file
 
 from unigrpo import load_policy
+from unigrpo.algorithm.likelihood import score_tokens
 from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.errors import CheckpointError
 from unigrpo.models import (
     MMaDAConfig,
     MMaDAParallelMConfig,
     MMaDAParallelMForMaskedDiffusion,
-    MMaDAParallelMPolicy,
     MMaDAPolicy,
     load_model,
 )
 from unigrpo.models.nearest import config_of, family_of
+from unigrpo.samplers import MaskGIT, SemiAutoregressive
+from unigrpo.samplers.base import signed_guidance
 from unigrpo.samplers.parallel import write_in_parallel
 from unigrpo.samplers.parity import PublicImageSampler, PublicTextSampler
 from unigrpo.testing import check_policy
 from unigrpo.testing.likelihood import check_draws, check_gradient, check_guidance, check_hidden_ids, check_scores
 from unigrpo.testing.policy import emerge, maskgit, sampled, semi_autoregressive
-from unigrpo.types import TokenSpace
+from unigrpo.types import TokenSpace, keyed_generator
 
 from ..algorithm.test_denoising import loss
 from ..support.tiny import prompts, tiny_config_fields
@@ -228,20 +230,37 @@ def test_layouts_that_are_mmadas_conform(task):
     assert torch.equal(policy.guidance_canvas(canvas).ids, MMaDAPolicy.guidance_canvas(policy, canvas).ids)
 
 
-class Spans(MMaDAParallelMPolicy):
-    """With the lengths of a row that ``check_policy``'s parts do not give."""
-
-    def encode(self, rows, task="thought", **lengths):
-        return super().encode(rows, task, **{"max_completion_length": 8, "image_tokens": 8, **lengths})
-
-
 @pytest.mark.parametrize("span", ["thought", "picture"])
 def test_spans_conform(span):
     """All rows are as long, so that ``check_policy``, which looks for padding, is taken apart."""
     model, policy = tiny_parallel()
-    policy = Spans(policy.config, policy.processor)
     rows = [{**row, "thought_ids": torch.full((8,), policy.mask_token_id)} for row in edits(3, 8)]
     for sampler in (semi_autoregressive,) if span == "thought" else (emerge, maskgit):
         rollout = sampled(policy, model, rows, span, sampler)
         for check in (check_scores, check_draws, check_guidance, check_hidden_ids, check_gradient):
             check(policy, model, rollout, 0.7)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5, (1.5, 0.5)])
+def test_what_one_forward_wrote_has_the_likelihood_of_joint_noise(scale):
+    """Both spans in one step: sampling and likelihood, with all of both hidden, are one law, guided or not."""
+    model, policy = tiny_parallel()
+    hidden_thought = torch.full((6,), policy.mask_token_id)
+    rows, lengths = edits(3, 16), {"max_completion_length": 6, "image_tokens": 16}
+    both = [
+        policy.encode(rows, "thought", **lengths),
+        policy.encode([{**row, "thought_ids": hidden_thought} for row in rows], "picture", **lengths),
+    ]
+    first, second = scale if isinstance(scale, tuple) else (scale, 0.0)
+    samplers = (
+        SemiAutoregressive(steps=1, block_length=6, stop="never", guidance_scale=first, guidance_direction="away"),
+        MaskGIT(steps=1, guidance_scale=first, image_guidance_scale=second),
+    )
+    streams = [[keyed_generator(span, row) for row in range(3)] for span in ("thought", "picture")]
+    found = write_in_parallel(model, policy, both, samplers, generators=streams)
+    hidden = both[0].fill_mask | both[1].fill_mask
+    for own, sampler in zip(found, samplers, strict=True):
+        target, law = own.canvas.fill_mask, signed_guidance(sampler) or None
+        scores = score_tokens(model, policy, own.canvas, hidden, target, guidance_scale=law)
+        assert (scores.logps - own.sampling_logps)[target].abs().max() < 2e-4
+        assert (own.sampling_logps[target] < 0).all()
