@@ -172,6 +172,8 @@ def replaced_sizes(recipe: Recipe) -> list[str]:
         changes += ["block_length=4", "steps=12"]  # Of the tiny models.
     for task, values in recipe.config.get("task_overrides", {}).items():
         changes += [f"task_overrides.{task}.{key}={value}" for key, value in SIZES.items() if key in values]
+    if recipe.config.get("r2i_decoding") == "parallel":
+        changes += ["task_overrides.picture.steps=3"]  # Of four of the thought.
     return changes
 
 

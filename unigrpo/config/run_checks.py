@@ -213,6 +213,7 @@ def check_spans(args: Any) -> None:
         )
     if way == "parallel":
         picture_times(thought.steps, picture.steps)
+        picture_times(*(own.eval_denoising_steps or own.steps for own in (thought, picture)))
 
 
 def check_overrides(args: Any) -> None:

@@ -174,6 +174,11 @@ def _rollout(recipe: Recipe, args: UniGRPOConfig, model: Model, head: nn.Module,
     if own.kv_cache != "none" and own.choice("sampler").name in ("semi_autoregressive", "block"):
         add_activations(memory, "keys and values", "cache", model, shape, rows, twins)
     memory.add("rollout head", *logits_of(head, rows * shape.answer, shape, "drawn", bool(twins)), "rollout")
+    if shape.shared:
+        # Once more while they are put together.
+        memory.add(
+            "shared logits", 2 * rows * shape.shared * 4, f"{rows} x {shape.shared:,} x 4 bytes, twice", "rollout"
+        )
     return memory
 
 

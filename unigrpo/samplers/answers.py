@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models.forward import MaskedDiffusionOutput, from_logits
+from ..models.head import rows_per_chunk
 from ..types import TokenSpace
 
 
@@ -45,7 +46,12 @@ class Answers:
         inside = TokenSpace(
             start=asked.start - first, stop=asked.stop - first, exclude=tuple(own - first for own in asked.exclude)
         )
-        output = from_logits(self.logits[self.row_of[rows][holes]], None, inside, temperature, None, draw, None)
-        if output.tokens is not None:
-            output.tokens = output.tokens + first
-        return output
+        at, law = self.row_of[rows][holes], (None, inside, temperature, None)
+        if draw is None:
+            return from_logits(self.logits[at], *law, None, None)
+        size, parts = rows_per_chunk(self.logits), []
+        for start in range(0, max(len(at), 1), size):
+            part = slice(start, start + size)
+            parts.append(from_logits(self.logits[at[part]], *law, draw.part(part), None))
+        found: dict[str, Any] = {name: torch.cat([own[name] for own in parts]) for name in parts[0]}
+        return MaskedDiffusionOutput(**{**found, "tokens": found["tokens"] + first})

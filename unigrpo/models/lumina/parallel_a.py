@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,6 +20,7 @@ class MMaDAParallelAConfig(LuminaConfig):
     """
 
     model_type = "mmada_parallel_a"
+    edits_with_thoughts: ClassVar[bool] = True
 
     def __init__(self, sampling_defaults: dict[str, int] | None = None, **kwargs: Any) -> None:
         usual = {"image_size": 512, "max_completion_length": 256, "steps": 256, "block_length": 256}
