@@ -139,9 +139,9 @@ def check_guidance(policy: DiffusionPolicy, model: Any, rollout: Rollout, temper
             twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
             twin_noisy = None if noisy is None else torch.where(canvas.fill_mask, noisy, twin.ids)
             guided += own * (given - model(**policy.likelihood_inputs(twin, hidden, twin_noisy)).logits.double())
-        own, _ = _at_targets(policy, canvas, target, guided, temperature)
+        expected, _ = _at_targets(policy, canvas, target, guided, temperature)
         scores = score_tokens(model, policy, canvas, hidden, target, noisy, temperature, guidance_scale=scale)
-        off = worst(scores.logps[target] - own)
+        off = worst(scores.logps[target] - expected)
         require(
             off < FELT,
             f"guided log-probabilities are {off:.2g} nats off c + s (c - u) of the full logits at s = {scale}: linear_head is "
