@@ -71,6 +71,8 @@ def test_a_published_checkpoint_is_of_this_family_when_it_is_named_so():
     fields = {"special_token_ids": SPECIAL, "image_token_offset": OFFSET}
     assert type(config_of(folder, **fields)) is MMaDAConfig
     assert type(config_of(folder, "mmada_parallel_m", **fields)) is MMaDAParallelMConfig
+    # Of any other type transformers warns.
+    assert MMaDAParallelMConfig.get_config_dict(folder)[0]["model_type"] == "mmada_parallel_m"
     opened = load_policy(
         folder,
         policy="mmada_parallel_m",
