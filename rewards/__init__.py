@@ -30,6 +30,7 @@ REWARDS: dict[str, str] = {
     "object_check": "unigrpo.rewards.objects:ObjectCheck",
     "ocr": "unigrpo.rewards._ocr:Ocr",
     "pick_score": "unigrpo.rewards.preferences:PickScore",
+    "pixel_similarity": "unigrpo.rewards.pixels:pixel_similarity",
     "pairwise_judge": "unigrpo.rewards.pairwise:PairwiseJudge",
     "reasoning_gym": "unigrpo.rewards.gym:ReasoningGym",
     "regex": "unigrpo.rewards.patterns:RegexReward",

@@ -78,6 +78,32 @@ def colour(
     return _score_images("colour", rows, share, log_metric)
 
 
+def pixel_similarity(
+    prompts: list, completions: list, images: list | None = None, *, log_metric: Metric | None = None, **_: Any
+) -> list[float | None]:
+    """How little an edit has changed its picture: 1 minus the mean absolute difference of the pixels of the image and of the one that
+    came in, as parts of 255; range [0, 1], 1 for the same picture.
+
+    The one that came in is squashed to the size of the other. An image that is no edit but a copy scores highest, so give it a small
+    weight beside a reward of the edit itself. None where a completion is not an image or cannot be read, and where the row shows no
+    image; ``log_metric`` receives the number of those that cannot be read as ``pixel_similarity/failed``.
+
+    Args:
+        images: the input images of each row; the first one counts.
+    """
+    shown = [None] * len(completions) if images is None else images
+
+    def similarity(image: Image.Image, before: Image.Image) -> float:
+        if not before.width or not before.height:
+            raise ValueError("an image without pixels")
+        resized = before.convert("RGB").resize(image.size, Image.Resampling.BICUBIC)
+        made, old = (np.asarray(own.convert("RGB"), dtype=np.float32) for own in (image, resized))
+        return 1.0 - float(np.abs(made - old).mean()) / 255.0
+
+    rows = [(completion, (own[0],)) if own else (None, ()) for completion, own in zip(completions, shown, strict=True)]
+    return _score_images("pixel_similarity", rows, similarity, log_metric)
+
+
 def _rgb(name: Any) -> tuple[int, int, int]:
     try:
         return ImageColor.getrgb(name)[:3]

@@ -20,17 +20,25 @@ import torch
 from torch import Tensor
 
 
-TASKS = ("text", "mmu", "t2i", "r2i")
-"""Tasks of rows: text reasoning, image understanding (image in, text out), text-to-image, and a thought before the picture."""
+TASKS = ("text", "mmu", "t2i", "r2i", "i2i")
+"""Tasks of rows: text reasoning, image understanding (image in, text out), text-to-image, a thought before the picture, and editing
+(image in, image out)."""
+
+IMAGE_IN = ("mmu", "i2i")
+"""Tasks of rows whose prompt shows a picture; that of ``r2i`` may."""
 
 SPANS = {"r2i": ("thought", "picture")}
 """Tasks whose answer is written in several spans, one after the other, each on a canvas of its own."""
 
-CANVAS_TASKS = ("text", "mmu", "t2i", "thought", "picture")
+CANVAS_TASKS = ("text", "mmu", "t2i", "thought", "picture", "i2i")
 """Tasks of canvases, and so of everything that is set or measured by task: a row's own, or its spans."""
 
-KINDS = {"thought": "text", "picture": "t2i"}
-"""The task that a span is written like."""
+KINDS = {"thought": "text", "picture": "t2i", "i2i": "t2i"}
+"""The task that a canvas of another one is written like."""
+
+Guidance = float | tuple[float, float]
+"""The scale s of classifier-free guidance away from the row without what is asked; beside it that away from the row without its
+picture: logits c + s (c - u) + s' (c - u')."""
 
 
 def spans_of(task: str) -> tuple[str, ...]:
@@ -206,7 +214,7 @@ class Sample:
         completion: a text or an RGB picture.
         completion_ids: its tokens that count.
         task: one of ``TASKS``.
-        images: RGB pictures that the prompt asks about.
+        images: RGB pictures that the prompt shows: what is asked about, or edited.
         rollout: what it was decoded from (B = 1); None for an answer that no policy gave.
         earlier: the rollouts of the spans before it; the thought of ``r2i``.
         index: its place in the global window.

@@ -209,9 +209,9 @@ def test_inverse_chances_make_every_token_count_as_once():
     assert total.tolist() == pytest.approx([1 / 5] * 5)
 
 
-@pytest.mark.parametrize(("law", "mean"), [("linear", 0.5005), ("cosine", 2 / math.pi)])
+@pytest.mark.parametrize(("law", "mean"), [("linear", 0.5005), ("cosine", 2 / math.pi), ("cosine_twice", 0.47200)])
 def test_the_share_of_hidden_tokens_is_the_laws(law, mean):
-    """E[p] = (1 + 0.001) / 2, and 2 / pi for cos(pi/2 u); four standard errors of 600 draws."""
+    """E[p] = (1 + 0.001) / 2, 2 / pi for cos(pi/2 u), and the Bessel function J0(pi/2) for its cosine; four standard errors of 600 draws."""
     objective = MaskedDenoising(law=law, mask_ratio_min=1e-3 if law == "linear" else 0.0)
     trained = torch.ones(256, dtype=torch.bool)
     shares = torch.tensor(
@@ -219,6 +219,18 @@ def test_the_share_of_hidden_tokens_is_the_laws(law, mean):
     )
     assert abs(float(shares.mean()) - mean) < 4 * float(shares.std()) / math.sqrt(600)
     assert shares.min() < 0.05 and shares.max() > 0.95
+
+
+@pytest.mark.parametrize("law", ["linear", "cosine", "cosine_twice"])
+def test_the_weight_of_u_is_found_again_from_p(law):
+    objective = MaskedDenoising(law=law, mask_ratio_min=0.1, mask_ratio_max=0.9, weight="1/u", denominator="none")
+    trained = torch.ones(3, dtype=torch.bool)
+    for u in (0.05, 0.3, 0.5317, 0.95):
+        assert objective.weigh(trained, trained, objective.ratio(u)).weight.tolist() == pytest.approx([1 / u] * 3)
+    edge = 0.1 if law != "cosine" else 0.9
+    assert objective.weigh(trained, trained, edge).weight.tolist() == pytest.approx([1000] * 3), (
+        "no weight without a bound"
+    )
 
 
 def test_a_weight_without_a_bound_is_refused():

@@ -263,8 +263,8 @@ class HidesTheImageToMake(MMaDAPolicy):
 class GuidesByAnotherCaption(MMaDAPolicy):
     """The twin in the stacked inputs is not the one that ``guidance_canvas`` gives."""
 
-    def guided_inputs(self, canvas, hidden, noisy_ids=None, twin=None):
-        return super().guided_inputs(canvas, hidden, noisy_ids, canvas)
+    def guided_inputs(self, canvas, hidden, noisy_ids=None, twins=None):
+        return super().guided_inputs(canvas, hidden, noisy_ids, [canvas])
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,9 @@ def test_a_published_checkpoint_is_known_by_its_architecture():
 def encoded(policy, task: str, **lengths):
     arrays = recorded()
     row = {"prompt": ASKED}
-    if task == "mmu":
-        image = arrays["mmu.prompt"][0, 9:37].reshape(4, 7)[:, :6]
+    if task != "t2i":
+        start = arrays[f"{task}.prompt"][0].tolist().index(SPECIAL["boi"]) + 1
+        image = arrays[f"{task}.prompt"][0, start : start + 28].reshape(4, 7)[:, :6]
         row |= {"image_codes": image.flatten() - OFFSET, "image_grid": GRID}
     return policy.encode([row], task, **lengths)
 
@@ -78,6 +79,24 @@ def test_canvases_are_the_public_layouts():
     assert torch.equal(asked.ids[:, :40], arrays["mmu.prompt"]) and bool((asked.ids[:, 40:] == MASK).all())
     hidden = policy.guidance_canvas(asked)
     assert bool((hidden.ids == MASK).all())
+
+
+def test_the_canvas_of_an_edit_and_its_twins_are_the_public_layouts():
+    """The row without the instruction keeps the picture, the row without the picture the instruction; the answer stays in place."""
+    (_, policy), arrays = tiny_lumina(), recorded()
+    canvas = encoded(policy, "i2i", image_grid=GRID)
+    assert torch.equal(canvas.ids, arrays["i2i.prompt"])
+    assert torch.equal(canvas.fill_mask, arrays["i2i.prompt"] == MASK)
+    finished = replace(canvas, ids=canvas.ids.masked_fill(canvas.fill_mask, OFFSET + 3))
+    for own in (canvas, finished):
+        twins = policy.guidance_twins(own, (2.5, 4.0))
+        for twin, prefix in zip(twins, ("i2i.uncond_text", "i2i.uncond_image"), strict=True):
+            expected = torch.cat([arrays[prefix], own.ids[:, 39:]], dim=1)
+            assert torch.equal(twin.ids[twin.attention_mask][None], expected)
+            assert twin.attention_mask[0].tolist() == [False] * (71 - expected.shape[1]) + [True] * expected.shape[1]
+            assert torch.equal(twin.fill_mask, own.fill_mask)
+    with pytest.raises(ValueError, match="no row of task 't2i' without the prompt's picture"):
+        policy.imageless_canvas(encoded(policy, "t2i", image_grid=GRID))
 
 
 def test_the_row_without_a_caption_is_the_same_in_a_batch():
@@ -128,6 +147,15 @@ def test_pictures_are_what_the_public_sampler_draws(case):
     assert torch.equal(rollout.completions[0] + OFFSET, arrays[f"t2i.{case}.out"][0])
 
 
+def test_edits_are_what_the_public_sampler_draws():
+    (model, policy), arrays = tiny_lumina(), recorded()
+    scales = {"guidance_scale": 2.5, "image_guidance_scale": 4.0}
+    greedy = {"temperature": 0.0, "remask_temperature": 0.0, "remask_noise_decay": "constant"}
+    sampler, canvas = PublicLuminaSampler(steps=6, **greedy, **scales), encoded(policy, "i2i", image_grid=GRID)
+    rollout = sampler(model, policy, canvas, generators=[torch.Generator()])
+    assert torch.equal(rollout.completions[0] + OFFSET, arrays["i2i.out"][0])
+
+
 def test_answers_are_what_the_public_sampler_writes():
     (model, policy), arrays = tiny_lumina(), recorded()
     policy.decode = lambda canvas, counts: [""]
@@ -155,7 +183,7 @@ def test_the_loss_of_fine_tuning(task):
 
 
 @pytest.mark.parametrize("mode", ["bool", "none"])
-@pytest.mark.parametrize("task", ["t2i", "mmu"])
+@pytest.mark.parametrize("task", ["t2i", "mmu", "i2i"])
 def test_policy_conforms(task, mode):
     model, policy = tiny_lumina(attn_mask_mode=mode)
     assert policy.attends_padding == (mode == "none")
@@ -168,8 +196,14 @@ def test_attended_padding_stands_on_the_right_and_knows_no_guidance():
     for ids, real in zip(canvas.ids, canvas.attention_mask, strict=True):
         count = int(real.sum())
         assert bool(real[:count].all()) and ids[count - 1] == SPECIAL["answer_end"] and not bool(ids[count:].any())
-    with pytest.raises(ValueError, match="attn_mask_mode='none' reads padding"):
-        policy.guidance_canvas(canvas)
+    edit = policy.encode(lumina_rows("i2i", 3, GRID), "i2i", image_grid=GRID)
+    for way, own in (
+        (policy.guidance_canvas, canvas),
+        (policy.guidance_canvas, edit),
+        (policy.imageless_canvas, edit),
+    ):
+        with pytest.raises(ValueError, match="attn_mask_mode='none' reads padding"):
+            way(own)
 
 
 def test_errors():
@@ -179,6 +213,8 @@ def test_errors():
         policy.encode([asked], "text", max_completion_length=4)
     with pytest.raises(ValueError, match=r"an image of 4 x 6 codes leaves no room .* of 30 tokens"):
         policy.encode([asked], "mmu", max_completion_length=4, max_prompt_length=30)
+    with pytest.raises(ValueError, match=r"an image of 4 x 6 codes leaves no room .* of 30 tokens"):
+        policy.encode([asked], "i2i", image_grid=GRID, max_prompt_length=30)
     with pytest.raises(ValueError, match="23 codes do not fill a picture of 4 x 6"):
         policy.encode([{**asked, "image_codes": torch.arange(23)}], "mmu", max_completion_length=4)
     with pytest.raises(ValueError, match=r"messages of \['user', 'assistant'\].*tuned on one user message"):

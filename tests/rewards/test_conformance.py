@@ -30,6 +30,12 @@ SHIPPED = {
         DRAWN + answers("def f(x): return 1", test=[None]),
     ),
     "colour": (answers(RED, picture(0), colour=["red", "red"]), [1, 0], (0, 1), WRITTEN),
+    "pixel_similarity": (
+        answers(RED, picture(0), images=[[RED], [RED]]),
+        None,
+        (0, 1),
+        WRITTEN + answers(RED, images=[None]),
+    ),
     "countdown": (
         answers("3 * 4 + 2", "3 + 4 + 2", "14", numbers=[[3, 4, 2]] * 3, target=[14] * 3),
         [1, 0.1, 0],

@@ -90,6 +90,18 @@ def test_images_that_cannot_be_read_are_none_and_counted(reward):
     assert reward(["p"], ["text"], log_metric=logged.__setitem__) == [None] and not logged
 
 
+def test_an_edit_is_compared_with_the_picture_that_came_in():
+    grey, light = (Image.new("RGB", (6, 4), (level,) * 3) for level in (100, 151))
+    wide = Image.new("L", (60, 40), 100)
+    shown = [[grey], [grey, light], [wide], None, [grey], [Image.new("RGB", (0, 4))]]
+    logged = {}
+    scores = get_reward("pixel_similarity")(
+        ["p"] * 6, [grey, light, grey, grey, "text", grey], images=shown, log_metric=logged.__setitem__
+    )
+    assert scores == [1.0, pytest.approx(0.8), 1.0, None, None, None] and logged == {"pixel_similarity/failed": 1.0}
+    assert get_reward("pixel_similarity")(["p"], [grey]) == [None]
+
+
 def test_an_image_too_large_for_a_jpeg_is_none():
     assert jpeg_size(["p"], [Image.new("RGB", (65_536, 1))]) == [None]
 

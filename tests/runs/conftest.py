@@ -10,6 +10,7 @@ from ..support.images import tiny_tokenizer
 from ..support.tiny import tiny_llada, tiny_model, tiny_processor
 from ..support.tiny_decoders import tiny_decoder
 from ..support.tiny_lumina import random_lumina
+from ..support.tiny_parallel import tiny_parallel
 from ..support.tiny_scorers import save_clip, save_image_reward
 
 
@@ -39,4 +40,6 @@ def families() -> dict:
     decoders = {"Dream": tiny_decoder("dream"), "a2d-qwen3": tiny_decoder("a2d-qwen3")}
     decoders |= {"sdar": tiny_decoder("sdar"), "llada2_moe": tiny_decoder("llada2")}
     found = {name: (model, policy.processor) for name, (model, policy) in decoders.items()}
+    parallel, described = tiny_parallel()
+    found["mmada_parallel_m"] = (parallel, described.processor)
     return {**found, "llada": (tiny_llada(), tiny_processor()), "lumina_dimoo": random_lumina()}

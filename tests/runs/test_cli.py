@@ -200,7 +200,7 @@ def test_shipped_recipes_run_two_steps(file, tiny_models, tmp_path):
             f"reward/{t}" for t in tasks
         }
     sheets = ("images_before.png", "images_after.png", "images.png")
-    assert all((out / name).exists() == bool({"t2i", "r2i"} & tasks) for name in sheets)
+    assert all((out / name).exists() == bool({"t2i", "r2i", "i2i"} & tasks) for name in sheets)
 
 
 def test_sample_takes_shortcuts(tmp_path, capsys):

@@ -115,6 +115,40 @@ def test_emerge_hides_what_the_schedule_says_on_average(policy, schedule):
     assert (rollout.step_map[canvas.fill_mask] >= 0).all()
 
 
+class Leaning(Uniform):
+    """The first code of two holes has 4 and 1 nats over all others."""
+
+    def __call__(self, *, select, token_space, draw, **_):
+        logits = torch.zeros(len(select), 2, token_space.width)
+        logits[:, 0, 0], logits[:, 1, 0] = 4.0, 1.0
+        drawn = choose_tokens(logits.flatten(0, 1), draw)
+        return drawn._replace(tokens=drawn.tokens + token_space.start)
+
+
+@pytest.mark.parametrize("noise", ["gumbel", "gaussian"])
+def test_noise_of_the_confidence_has_its_law(policy, noise):
+    """Which of two greedy codes is kept: a difference of Gumbel numbers is logistic, one of normal numbers normal, sqrt(2) as wide."""
+    count, scale = 3000, 1.0
+    canvas = blank(policy, count, 2)
+    sampler = MaskGIT(
+        steps=2,
+        temperature=0.0,
+        guidance_scale=0.0,
+        remask_temperature=scale,
+        remask_noise=noise,
+        remask_noise_decay="constant",
+    )
+    streams = [keyed_generator(noise, row) for row in range(count)]
+    writer = sampler.begin(policy, canvas, streams)
+    next(sampler.advance(Leaning(policy), writer, streams))
+    kept = (~writer.hidden)[canvas.fill_mask].view(count, 2)
+    assert kept.sum(dim=1).tolist() == [1] * count
+    others = CODES - 1
+    lead = torch.tensor(4.0 - 1.0 - math.log((math.e**4 + others) / (math.e + others)))
+    share = (lead / scale).sigmoid() if noise == "gumbel" else torch.special.ndtr(lead / (scale * 2**0.5))
+    assert float(kept[:, 0].float().mean()) == pytest.approx(float(share), abs=0.02)
+
+
 def test_the_public_sampler_needs_one_generator(model, policy):
     with pytest.raises(ValueError, match="the same one"):
         PublicImageSampler()(model, policy, blank(policy, 2), generators=[torch.Generator(), torch.Generator()])

@@ -93,6 +93,24 @@ def write_flickr(path: Path, rows: int) -> None:
     write_parquet(path, {**columns, "filename": [f"{name}.jpg" for name in names]})
 
 
+def write_edits(path: Path, rows: int) -> None:
+    """The schema of timbrooks/instructpix2pix-clip-filtered: a picture before and after, an instruction, captions of both."""
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    columns: dict[str, list] = {
+        "original_image": [picture(seed) for seed in range(rows)],
+        "edited_image": [picture(seed + rows) for seed in range(rows)],
+        "edit_prompt": [row["prompt"] for row in prompts(rows)],
+        "original_prompt": [f"w{seed} w2" for seed in range(rows)],
+        "edited_prompt": [f"w{seed} w3" for seed in range(rows)],
+    }
+    made = Dataset.from_dict(columns)
+    for name in ("original_image", "edited_image"):
+        made = made.cast_column(name, ImageFeature())
+    made.to_parquet(path)
+
+
 def write_mixed_cot(folder: Path, rows: int) -> None:
     """Those of the Mixed-CoT recipes."""
     (folder / "mixed_cot").mkdir()
@@ -127,6 +145,7 @@ FIXTURES = {
     "leonardPKU/GEOQA_R1V_Train_8K": (write_geoqa, "parquet"),
     "leonardPKU/clevr_cogen_a_train": (write_clevr, "parquet"),
     "lmms-lab/flickr30k": (write_flickr, "parquet"),
+    "timbrooks/instructpix2pix-clip-filtered": (write_edits, "parquet"),
 }
 
 
@@ -172,6 +191,8 @@ def replaced_sizes(recipe: Recipe) -> list[str]:
         changes += ["block_length=4", "steps=12"]  # Of the tiny models.
     for task, values in recipe.config.get("task_overrides", {}).items():
         changes += [f"task_overrides.{task}.{key}={value}" for key, value in SIZES.items() if key in values]
+    if recipe.config.get("r2i_decoding") == "parallel":
+        changes += ["task_overrides.picture.steps=3"]  # Of four of the thought.
     return changes
 
 

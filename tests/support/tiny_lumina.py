@@ -10,7 +10,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from unigrpo.models import LuminaConfig, LuminaForMaskedDiffusion, LuminaPolicy, LuminaProcessor
+from unigrpo.models import (
+    LuminaConfig,
+    LuminaForMaskedDiffusion,
+    LuminaPolicy,
+    LuminaProcessor,
+    MMaDAParallelAForMaskedDiffusion,
+    MMaDAParallelAPolicy,
+)
+from unigrpo.types import IMAGE_IN
 
 from .images import picture
 from .tiny import prompts
@@ -58,6 +66,13 @@ def tiny_lumina(**fields: Any) -> tuple[LuminaForMaskedDiffusion, LuminaPolicy]:
     return model, LuminaPolicy(model.config, lumina_tokenizer())
 
 
+def tiny_parallel_a(**fields: Any) -> tuple[MMaDAParallelAForMaskedDiffusion, MMaDAParallelAPolicy]:
+    """The goldens' network of MMaDA-Parallel-A, as large, and its policy."""
+    folder = family_golden("mmada_parallel_a")
+    model = MMaDAParallelAForMaskedDiffusion.from_pretrained(folder, **{**FIELDS, **fields}).eval()
+    return model, MMaDAParallelAPolicy(model.config, lumina_tokenizer())
+
+
 def random_lumina(codes: int = 64) -> tuple[LuminaForMaskedDiffusion, Any]:
     """A random one with so many codes, as the tiny MAGVIT-v2 has, and its processor; no file names it."""
     torch.manual_seed(0)
@@ -71,9 +86,9 @@ def lumina_rows(task: str, count: int = 4, grid: tuple[int, int] | None = None) 
     """Rows of one task with prompts of several lengths; with a ``grid`` the codes of pictures in place of them."""
     rows = [{**row, "task": task} for row in prompts(count, (2, 20, 5, 9))]
     for number, row in enumerate(rows):
-        if task == "mmu" and grid is None:
+        if task in IMAGE_IN and grid is None:
             row["image"] = picture(number)
-        elif task == "mmu":
+        elif task in IMAGE_IN:
             generator = torch.Generator().manual_seed(number)
             row |= {"image_codes": torch.randint(CODES, (grid[0] * grid[1],), generator=generator), "image_grid": grid}
     return rows

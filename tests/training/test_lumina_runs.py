@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,16 +14,23 @@ from ..support.given_runs import SMALL
 from ..support.images import GUIDED, assert_on_policy, picture
 from ..support.laws import difference, first_window, total_and_gradient
 from ..support.runs import history
+from ..support.tiny import low_ids
 from ..support.tiny_lumina import OFFSET, SPECIAL, Cells, lumina_rows, tiny_lumina
 
 
 LUMINA = {"guidance_scale": 4.0, "sampler": {"name": "maskgit", "remask_noise_decay": "constant"}}
 
 
-def options(kind: str, count: int = 4, t2i: dict | None = None, **changes) -> dict:
+def brightened(completions, images, **kwargs) -> list[float]:
+    """How much brighter the picture is than the one that came in, in grey levels."""
+    pairs = zip(completions, images, strict=True)
+    return [float(np.mean(made) - np.mean(shown[0])) for made, shown in pairs]
+
+
+def options(kind: str, count: int = 4, t2i: dict | None = None, i2i: dict | None = None, **changes) -> dict:
     """Arguments of ``make_trainer``; pictures have 2 x 3 codes."""
     model, policy = tiny_lumina(**changes.pop("fields", {}))
-    kinds = ("t2i", "mmu") if kind == "mixed" else (kind,)
+    kinds = {"mixed": ("t2i", "mmu"), "edits": ("i2i", "mmu")}.get(kind, (kind,))
     rows = [row for task in kinds for row in lumina_rows(task, count // len(kinds))]
     return {
         "model": model,
@@ -31,19 +39,29 @@ def options(kind: str, count: int = 4, t2i: dict | None = None, **changes) -> di
         "image_size": [32, 48],
         "image_tokenizer": Cells(),
         "shuffle_dataset": False,
-        "task_overrides": {"t2i": {"steps": 3, **LUMINA, **(t2i or {})}},
+        "task_overrides": {
+            task: {"steps": 3, **LUMINA, **own} for task, own in {"t2i": t2i or {}, "i2i": i2i or {}}.items()
+        },
         **changes,
     }
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("t2i", [{}, GUIDED])
-def test_runs_start_at_ratio_one_and_kl_zero(make_trainer, t2i, lora):
-    trainer = make_trainer(lora=lora, **options("mixed", t2i=t2i, num_noise_samples=2))
-    window = first_window(trainer)
-    assert {row.task for row in window.experiences} == {"t2i", "mmu"}
-    assert_on_policy(trainer, window, {"t2i"})
+@pytest.mark.parametrize(
+    ("kind", "pictures"),
+    [
+        ("mixed", {}),
+        ("mixed", GUIDED),
+        ("edits", {"image_guidance_scale": 2.0}),
+        ("edits", GUIDED | {"guidance_scale": 0.5, "image_guidance_scale": 0.5}),
+    ],
+)
+def test_runs_start_at_ratio_one_and_kl_zero(make_trainer, kind, pictures, lora):
+    trainer = make_trainer(lora=lora, **options(kind, t2i=pictures, i2i=pictures, num_noise_samples=2))
+    window, drawn = first_window(trainer), "i2i" if kind == "edits" else "t2i"
+    assert {row.task for row in window.experiences} == {drawn, "mmu"}
+    assert_on_policy(trainer, window, {drawn})
 
 
 def test_a_question_stands_behind_the_codes_of_its_picture_row_by_row(make_trainer):
@@ -58,18 +76,26 @@ def test_a_question_stands_behind_the_codes_of_its_picture_row_by_row(make_train
 
 def test_attended_padding_keeps_the_laws(make_trainer):
     fields = {"attn_mask_mode": "none"}
-    trainer = make_trainer(**options("mixed", t2i={"guidance_scale": 0.0}, fields=fields))
-    window = first_window(trainer)
-    assert trainer.policy.attends_padding and len({len(row.ids) for row in window.experiences}) == 2
-    assert_on_policy(trainer, window, {"t2i"})
+    for kind, drawn in (("mixed", "t2i"), ("edits", "i2i")):
+        plain = {drawn: {"guidance_scale": 0.0}}
+        trainer = make_trainer(**options(kind, **plain, fields=fields))
+        window = first_window(trainer)
+        assert trainer.policy.attends_padding and len({len(row.ids) for row in window.experiences}) == 2
+        assert_on_policy(trainer, window, {drawn})
 
 
-@pytest.mark.parametrize("kind", ["t2i", "mmu"])
+@pytest.mark.parametrize("kind", ["t2i", "mmu", "i2i"])
 def test_two_steps_then_a_checkpoint_resumes_and_reopens(make_trainer, tmp_path, kind):
     model, policy = tiny_lumina()
     model.save_pretrained(tmp_path / "base")
     policy.processor.save_pretrained(tmp_path / "base")
-    own = {**options(kind), "model": str(tmp_path / "base"), "processor": None, "max_steps": 2, "lora": kind == "mmu"}
+    own = {
+        **options(kind, i2i={"image_guidance_scale": 2.0}),
+        "model": str(tmp_path / "base"),
+        "processor": None,
+        "max_steps": 2,
+    }
+    own |= {"lora": kind != "t2i", "rewards": brightened if kind == "i2i" else low_ids}
     whole = make_trainer(save_strategy="steps", save_steps=1, **own)
     whole.train()
     again = make_trainer(output_dir=str(tmp_path / "again"), **own)
@@ -82,8 +108,9 @@ def test_two_steps_then_a_checkpoint_resumes_and_reopens(make_trainer, tmp_path,
         found, before = opened.model(ids).logits, model(ids).logits
         torch.testing.assert_close(found, whole.model(ids).logits, rtol=1e-5, atol=1e-5)
     assert not torch.equal(found, before)
-    asked = {"task": "mmu", "images": picture(0), "max_completion_length": 4} if kind == "mmu" else {"task": "t2i"}
-    (answer,) = opened.generate("w3 w4", image_size=[32, 48], steps=2, **asked)
+    asked = {"task": kind} if kind == "t2i" else {"task": kind, "images": picture(0)}
+    length = {"max_completion_length": 4} if kind == "mmu" else {}
+    (answer,) = opened.generate("w3 w4", image_size=[32, 48], steps=2, **asked, **length)
     assert isinstance(answer, str) if kind == "mmu" else answer.size == (48, 32)
 
 

@@ -153,9 +153,10 @@ def test_pictures_of_one_thought_share_it_and_nothing_else(make_trainer, count):
     )
 
 
-def test_both_spans_can_be_written_together(make_trainer):
+@pytest.mark.parametrize("way", ["joint", "parallel"])
+def test_both_spans_can_be_written_together(make_trainer, way):
     """Each span in its own space, whatever the batch, and scored under the joint law."""
-    joint = {"r2i_decoding": "joint", "r2i_noise": "joint", "max_completion_length": 6}
+    joint = {"r2i_decoding": way, "r2i_noise": "joint", "max_completion_length": 6}
     windows = [first_window(make_trainer(**options("r2i", rollout_batch_size=size, **joint))) for size in (None, 3)]
     apart = first_window(make_trainer(**options("r2i", max_completion_length=6)))
     for one, two in zip(*(window.experiences for window in windows), strict=True):
@@ -283,7 +284,7 @@ def test_a_run_logs_its_spans_apart_and_resumes_inside_a_window(make_trainer, tm
 # ---- generate ----
 
 
-@pytest.mark.parametrize("decoding", ["thought_first", "joint"])
+@pytest.mark.parametrize("decoding", ["thought_first", "joint", "parallel"])
 def test_generate_returns_both(decoding):
     model = tiny_model()
     policy = LoadedPolicy(model=model, policy=tiny_policy(model), image_tokenizer=tiny_tokenizer())
@@ -370,6 +371,10 @@ def test_thoughts_that_cannot_be_drawn_under_are_refused(options, message):
         (
             {"r2i_decoding": "joint", "r2i_noise": "joint", "task_overrides": {"thought": {"kv_cache": "prefix"}}},
             "r2i_decoding='joint' writes over what kv_cache='prefix' keeps",
+        ),
+        (
+            {"r2i_decoding": "parallel", "r2i_noise": "joint", "task_overrides": {"thought": {"steps": 4}, "picture": {"steps": 4}}},
+            "give the picture at most 3 steps, or the text more",
         ),
         ({"r2i_noise": "joint", "noising": "trajectory"}, "give thought and picture one noising"),
         ({"r2i_noise": "joint", "task_overrides": {"thought": {"num_noise_samples": 2}}}, "they are .*2.*1"),

@@ -22,6 +22,13 @@ from .noising.base import independent_subset, random_subset
 from .noising.random import check_range
 
 
+COSINES = {"linear": 0, "cosine": 1, "cosine_twice": 2}
+"""How often each law takes the cosine of u."""
+
+LEAST_LEVEL = 1e-3
+"""What bounds the weight 1/u, as in MMaDA-Parallel's code."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hidden:
     """One corruption of one row, all ``[L]``.
@@ -52,8 +59,9 @@ class MaskedDenoising:
     law: str = key(
         "linear",
         """how much of a row is hidden, u ~ U(0, 1): "linear" hides every token with the chance p = min + (max - min) u,
-        "cosine" exactly round(p n) of them, at least one, p = min + (max - min) cos(pi/2 u)""",
-        choices=("linear", "cosine"),
+        "cosine" exactly round(p n) of them, at least one, p = min + (max - min) cos(pi/2 u); "cosine_twice" every token with the chance
+        p = min + (max - min) cos(pi/2 cos(pi/2 u))""",
+        choices=("linear", "cosine", "cosine_twice"),
     )
     mask_ratio_min: float = key(1e-3, "min, the smallest p; LLaDA's 0.001 bounds the weight 1/p", at_least=0, below=1)
     mask_ratio_max: float = key(1.0, "max, the largest p", above=0, at_most=1)
@@ -62,9 +70,9 @@ class MaskedDenoising:
     )
     weight: str = key(
         "1/p",
-        """of a hidden token: "1/p", with which the linear law bounds the likelihood, "mean" (1), "1-p", or "cart": the more, the
-        more tokens near it are visible""",
-        choices=("1/p", "mean", "1-p", "cart"),
+        """of a hidden token: "1/p", with which the linear law bounds the likelihood, "1/u", at most 1000, "mean" (1), "1-p", or "cart": the
+        more, the more tokens near it are visible""",
+        choices=("1/p", "1/u", "mean", "1-p", "cart"),
     )
     cart_p: float = key(
         0.1,
@@ -121,8 +129,17 @@ class MaskedDenoising:
 
     def ratio(self, u: float) -> float:
         """p for ``u`` in [0, 1)."""
-        part = u if self.law == "linear" else math.cos(math.pi / 2 * u)
+        part = u
+        for _ in range(COSINES[self.law]):
+            part = math.cos(math.pi / 2 * part)
         return self.mask_ratio_min + (self.mask_ratio_max - self.mask_ratio_min) * part
+
+    def level(self, ratio: float) -> float:
+        """u in [0, 1] of p: the inverse of ``ratio``."""
+        part = (ratio - self.mask_ratio_min) / (self.mask_ratio_max - self.mask_ratio_min)
+        for _ in range(COSINES[self.law]):
+            part = math.acos(min(max(part, 0.0), 1.0)) * 2 / math.pi
+        return part
 
     def hide(
         self, trained: Bool[Tensor, " L"], marks: Bool[Tensor, " L"] | None = None, *, generator: torch.Generator
@@ -142,7 +159,7 @@ class MaskedDenoising:
     def _drawn(self, trained: Bool[Tensor, " L"], generator: torch.Generator) -> tuple[Tensor, float]:
         """What is hidden, and p."""
         ratio = self.ratio(float(torch.rand((), dtype=torch.float64, generator=generator)))
-        if self.law == "linear":
+        if self.law != "cosine":
             return independent_subset(trained, ratio, generator=generator), ratio
         n = int(trained.sum())
         count = min(max(round(ratio * n), 1), n)
@@ -171,6 +188,8 @@ class MaskedDenoising:
         ones = torch.ones(len(hidden))
         if self.weight == "cart":
             return torch.where(hidden, self._cart(hidden), ones)
+        if self.weight == "1/u":
+            return torch.where(hidden, ones / max(self.level(ratio), LEAST_LEVEL), ones)
         return torch.where(hidden, {"1/p": 1 / ratio, "1-p": 1 - ratio, "mean": 1.0}[self.weight] * ones, ones)
 
     def _cart(self, hidden: Bool[Tensor, " L"]) -> Float[Tensor, " L"]:

@@ -12,7 +12,7 @@ from ..models.base import DiffusionPolicy
 from ..models.draw import TokenScores
 from ..models.head import normalised
 from ..models.placing import places_of
-from ..types import Canvas
+from ..types import Canvas, Guidance
 
 
 def check_targets(canvas: Canvas, target: Bool[Tensor, "b L"]) -> None:
@@ -29,7 +29,7 @@ def score_tokens(
     target: Bool[Tensor, "b L"],
     noisy_ids: Int[Tensor, "b L"] | None = None,
     temperature: float = 1.0,
-    guidance_scale: float | None = None,
+    guidance_scale: Guidance | None = None,
     ref_logprobs: Float[Tensor, "n W"] | None = None,
     counts: list[int] | None = None,
     padded: bool = True,
@@ -42,7 +42,7 @@ def score_tokens(
 
     Args:
         noisy_ids: the corrupted canvas itself (``random_corruption``), for policies without a mask id.
-        guidance_scale: scores of the guided policy ``u + (s + 1)(c - u)``; None = of the conditional model.
+        guidance_scale: scores of the guided policy ``u + (s + 1)(c - u)``, or of a pair's; None = of the conditional model.
         ref_logprobs: ``token_logprobs`` of the reference on the same arguments, for the exact KL.
         counts: scored tokens of each row where the host knows them, so that it need not wait for the device to say them;
             whoever gives them has called ``check_targets``.
@@ -77,7 +77,7 @@ def token_logprobs(
     target: Bool[Tensor, "b L"],
     noisy_ids: Int[Tensor, "b L"] | None = None,
     temperature: float = 1.0,
-    guidance_scale: float | None = None,
+    guidance_scale: Guidance | None = None,
     counts: list[int] | None = None,
     padded: bool = True,
 ) -> Float[Tensor, "n W"]:
@@ -99,9 +99,10 @@ def _request(policy, canvas, hidden, target, noisy_ids, temperature, guidance_sc
         if not padded and policy.mask_optional:
             inputs["attention_mask"] = None
     else:
-        inputs = policy.guided_likelihood_inputs(canvas, hidden, noisy_ids)
-        select = torch.cat([select, select])
-        counts = None if counts is None else counts * 2
+        twins = policy.guidance_twins(canvas, guidance_scale)
+        inputs = policy.guided_likelihood_inputs(canvas, hidden, noisy_ids, twins)
+        select = torch.cat([select] * (1 + len(twins)))
+        counts = None if counts is None else counts * (1 + len(twins))
     return {
         **inputs,
         "select": select,

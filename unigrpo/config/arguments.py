@@ -187,8 +187,11 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     top_p: float | None = None
     min_p: float | None = None
     guidance_scale: float | None = None
+    image_guidance_scale: float | None = None
+    guidance_direction: str | None = None
     mask_schedule: str | None = None
     remask_temperature: float | None = None
+    remask_noise: str | None = None
     remask_noise_decay: str | None = None
     remasking: str | None = None
     kv_cache: str | None = None
@@ -333,11 +336,8 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
         return task_settings(given, preset, task, override, f"task_overrides.{task}." if override else "")
 
 
-OWN_KEYS = {
-    name: about
-    for name, about in keys_of(UniGRPOConfig).items()
-    if about.help and name not in {**RUN_KEYS, **TASK_KEYS}
-}
+_KEYS = keys_of(UniGRPOConfig)
+OWN_KEYS = {name: own for name, own in _KEYS.items() if own.help and name not in {**RUN_KEYS, **TASK_KEYS}}
 """The keys of a run that belong to no part and to no task, by name."""
 
 for _item in fields(UniGRPOConfig):
@@ -346,6 +346,4 @@ for _item in fields(UniGRPOConfig):
     if _about is not None:
         _item.metadata = MappingProxyType({"help": _about.help.replace("%", "%%")})
     elif _item.name == "task_overrides":
-        _item.metadata = MappingProxyType(
-            {"help": "{task: {key: value}}, what one task sets for itself; as JSON on a command line"}
-        )
+        _item.metadata = MappingProxyType({"help": "{task: {key: value}} for one task; JSON on a command line"})

@@ -230,6 +230,20 @@ def think_then_draw() -> Objectives:
     return {**found, "thought": {"denominator": "answer", "coefficient": 1.0}, "picture": picture}
 
 
+def mmada_parallel() -> Objectives:
+    """MMaDA-Parallel-M's fine-tuning, arXiv 2511.09611 (``train_interleave.py``), for a thought and its picture (r2i).
+
+    t ~ U(0.001, 1), hidden is cos(pi/2 cos(pi/2 t)) of either. Thought: sum -log p / (t n); picture: the plain mean over its codes.
+
+    Where the code differs: one t serves both in one row, and exactly so many codes are hidden as it says; here a row trains one of them, as
+    in ``think_then_draw``, and every code is hidden by chance. The sum over a thought is divided by one place more, its bos, and not by
+    the rows of a batch; the mean over codes also has the two marks, which cost nothing. Padding of prompts is cast to numbers 0 and 1 that
+    are added to the scores. Prompts and pictures to edit are dropped, each by a chance of its own.
+    """
+    keys = {"law": "cosine_twice", "mask_ratio_min": 0.0, "denominator": "answer"}
+    return {"thought": {**keys, "weight": "1/u"}, "picture": {**keys, "weight": "mean"}}
+
+
 OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "mmada_stage1": mmada_stage1,
     "mmada_stage2": mmada_stage2,
@@ -237,6 +251,7 @@ OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "mmada_cot": mmada_cot,
     "mmada_stage4": mmada_stage4,
     "think_then_draw": think_then_draw,
+    "mmada_parallel": mmada_parallel,
     "llada": llada,
     "lumina": lumina,
     "dllm": dllm,

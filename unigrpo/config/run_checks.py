@@ -13,6 +13,7 @@ from ..algorithm.advantages import ADVANTAGE_ESTIMATORS, compares_groups
 from ..algorithm.combining import read_terms
 from ..errors import check_choice
 from ..parts import Key, choose
+from ..samplers.parallel import picture_times
 from ..types import CANVAS_TASKS, SPANS, is_picture
 from .checks import check_bound, check_task
 from .run_keys import ESTIMATOR_KEYS
@@ -197,16 +198,22 @@ def check_spans(args: Any) -> None:
             f"pictures_per_thought={args.pictures_per_thought} must divide num_generations={args.num_generations}: a group is so "
             "many pictures of each of its thoughts"
         )
-    if args.r2i_decoding == "joint" and (args.r2i_noise != "joint" or args.pictures_per_thought > 1):
+    way = args.r2i_decoding
+    if way == "thought_first":
+        return
+    if args.r2i_noise != "joint" or args.pictures_per_thought > 1:
         raise ValueError(
-            f"r2i_decoding='joint' writes a thought together with its one picture: set r2i_noise='joint' (it is {args.r2i_noise!r}) and "
+            f"r2i_decoding={way!r} writes a thought together with its one picture: set r2i_noise='joint' (it is {args.r2i_noise!r}) and "
             f"pictures_per_thought=1 (it is {args.pictures_per_thought})"
         )
-    kept = args.for_task("thought").kv_cache
-    if args.r2i_decoding == "joint" and kept != "none":
+    thought, picture = (args.for_task(span) for span in SPANS["r2i"])
+    if thought.kv_cache != "none":
         raise ValueError(
-            f"r2i_decoding='joint' writes over what kv_cache={kept!r} keeps: set kv_cache='none' for the thought"
+            f"r2i_decoding={way!r} writes over what kv_cache={thought.kv_cache!r} keeps: set kv_cache='none' for the thought"
         )
+    if way == "parallel":
+        picture_times(thought.steps, picture.steps)
+        picture_times(*(own.eval_denoising_steps or own.steps for own in (thought, picture)))
 
 
 def check_overrides(args: Any) -> None:

@@ -22,8 +22,9 @@ class RunKeys:
     r2i_decoding: str = key(
         "thought_first",
         """the picture is drawn after the whole thought ("thought_first"); or both are written together, step by step in turn, each
-        reading what the other has written ("joint"), which wants r2i_noise: joint and pictures_per_thought: 1""",
-        choices=("thought_first", "joint"),
+        reading what the other has written ("joint"); or in parallel, one forward a step of the thought serving both ("parallel",
+        MMaDA-Parallel). The latter two want r2i_noise: joint and pictures_per_thought: 1""",
+        choices=("thought_first", "joint", "parallel"),
     )
     r2i_noise: str = key(
         "span",

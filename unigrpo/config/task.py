@@ -14,6 +14,8 @@ from ..algorithm.surrogates import SURROGATES, uses_ratio
 from ..data.pictures import TRANSFORMS
 from ..parts import Choice, Key, choose, key, keys_of
 from ..samplers import SAMPLERS
+from ..samplers.base import signed_guidance
+from ..types import Guidance
 
 
 PARTS: dict[str, Mapping[str, Callable]] = {
@@ -119,9 +121,14 @@ class _Settings:
         return uses_ratio(self.choice("surrogate").part)
 
     @property
-    def likelihood_guidance(self) -> float | None:
-        """The guidance scale of the likelihood, None for the conditional model alone."""
-        return self.guidance_scale if self.guidance == "both" and self.guidance_scale else None
+    def likelihood_guidance(self) -> Guidance | None:
+        """The guidance scale, or the pair of them, of the likelihood, None for the conditional model alone."""
+        return self.rollout_guidance if self.guidance == "both" else None
+
+    @property
+    def rollout_guidance(self) -> Guidance | None:
+        """That of rollouts, negative where it leads away from the prompt; None without guidance."""
+        return signed_guidance(self) or None
 
     @property
     def needs_reference(self) -> bool:

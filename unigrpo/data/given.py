@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import check_choice
 from ..types import TASKS
 from .columns import as_renaming, meant
-from .rows import image_of, task_of
+from .rows import has_image, image_of, task_of
 
 
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -84,7 +84,7 @@ def _asked(row: dict[str, Any], where: str) -> None:
 
 
 def _picture(row: dict[str, Any], where: str) -> None:
-    if row.get("image") is None and not row.get("images"):
+    if not has_image(row):
         raise ValueError(f"{where} is a caption without the picture to draw; give an 'image' column")
     image_of(row, where)
 

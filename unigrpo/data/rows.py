@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import check_choice
-from ..types import TASKS
+from ..types import IMAGE_IN, TASKS
 from .checking import each_row
 from .columns import as_renaming, meant
 from .pictures import TRANSFORMS, load_image
@@ -18,11 +18,22 @@ def task_of(row: dict[str, Any]) -> str:
     """The row's ``task``, or ``mmu`` when it has an image, else ``text``."""
     if row.get("task"):
         return row["task"]
-    return "mmu" if row.get("image") is not None or row.get("images") else "text"
+    return "mmu" if has_image(row) else "text"
+
+
+def has_image(row: dict[str, Any]) -> bool:
+    """Whether the row has a picture in ``image`` or ``images``."""
+    return row.get("image") is not None or bool(row.get("images"))
+
+
+def shows_image(row: dict[str, Any]) -> bool:
+    """Whether the policy reads a picture with the row's prompt: one to ask about, one to edit, or one to think about and edit."""
+    task = task_of(row)
+    return task in IMAGE_IN or (task == "r2i" and has_image(row))
 
 
 def image_of(row: dict[str, Any], where: str) -> Image.Image:
-    """The RGB picture that an image-understanding row asks about.
+    """The RGB picture that a row asks about, or wants edited.
 
     Args:
         where: names the row in errors, such as ``train_dataset[3]``.
@@ -32,11 +43,11 @@ def image_of(row: dict[str, Any], where: str) -> Image.Image:
     """
     if row.get("image") is not None:
         return load_image(row["image"], f"{where}['image']")
-    images = row.get("images")
+    images, edits = row.get("images"), task_of(row) == "i2i"
     if images is None or len(images) == 0:
         raise ValueError(
-            f"{where} is an image-understanding row without an image; give an 'image' or 'images' column, "
-            "or task='text'"
+            f"{where} is {'a row to edit' if edits else 'an image-understanding row'} without an image; give an 'image' or 'images' "
+            f"column, or task={'t2i' if edits else 'text'!r}"
         )
     if len(images) > 1:
         raise ValueError(
@@ -124,7 +135,7 @@ def _check_row(row: dict[str, Any], where: str) -> None:
     _check_prompt(row["prompt"], task, where)
     if task not in TASKS:
         raise ValueError(f"{where}['task']={task!r}: choose one of {TASKS}")
-    if task == "mmu":
+    if shows_image(row):
         image_of(row, where)
     transform = row.get("image_transform")
     if transform is not None:
@@ -153,5 +164,5 @@ def _check_prompt(prompt: Any, task: str, where: str) -> None:
             f"{where}: the chat ends with the assistant, whose answer is what a run samples; end it with the user, or train the given "
             "answer with MaskedDenoisingTrainer (`unigrpo sft`)"
         )
-    if task == "t2i" and not any(message["role"] == "user" and message["content"] for message in prompt):
-        raise ValueError(f"{where}['prompt'] has no user message, so there is no caption to draw: {prompt!r}")
+    if task in ("t2i", "i2i") and not any(message["role"] == "user" and message["content"] for message in prompt):
+        raise ValueError(f"{where}['prompt'] has no user message, so there is nothing to draw: {prompt!r}")

@@ -26,15 +26,33 @@ from .forward import MaskedDiffusionMixin, MaskedDiffusionOutput
 from .gemma import DiffusionGemmaPolicy
 from .llada import LLaDAConfig, LLaDAForMaskedDiffusion, LLaDAPolicy
 from .llada2 import LLaDA2MoeConfig, LLaDA2MoeForMaskedDiffusion, LLaDA2MoePolicy
-from .lumina import LuminaConfig, LuminaForMaskedDiffusion, LuminaPolicy, LuminaProcessor
+from .lumina import (
+    LuminaConfig,
+    LuminaForMaskedDiffusion,
+    LuminaPolicy,
+    LuminaProcessor,
+    MMaDAParallelAConfig,
+    MMaDAParallelAForMaskedDiffusion,
+    MMaDAParallelAPolicy,
+)
 from .magvit import MagvitV2, MagvitV2Config
-from .mmada import MMaDAConfig, MMaDAForMaskedDiffusion, MMaDAPolicy, MMaDAProcessor
+from .mmada import (
+    MMaDAConfig,
+    MMaDAForMaskedDiffusion,
+    MMaDAParallelMConfig,
+    MMaDAParallelMForMaskedDiffusion,
+    MMaDAParallelMPolicy,
+    MMaDAPolicy,
+    MMaDAProcessor,
+)
 
 
 POLICIES: dict[str, type[DiffusionPolicy]] = {
     "mmada": MMaDAPolicy,
+    "mmada_parallel_m": MMaDAParallelMPolicy,
     "llada": LLaDAPolicy,
     "lumina_dimoo": LuminaPolicy,
+    "mmada_parallel_a": MMaDAParallelAPolicy,
     "Dream": DreamPolicy,
     "a2d-qwen2": A2DQwen2Policy,
     "a2d-qwen3": A2DQwen3Policy,
@@ -52,10 +70,10 @@ CONVERTED = {
 
 PUBLISHED_AS = {
     own: name
-    for name, policy in POLICIES.items()
+    for name, policy in reversed(POLICIES.items())
     for own in getattr(policy.model_class.config_class, "published_architectures", ())
 }
-"""Architectures of published files that say another family's ``model_type``, and their own family."""
+"""Architectures of published files that say another family's ``model_type``, and the first family that they are of."""
 
 _NETWORKS = (*(policy.model_class for policy in POLICIES.values()), MagvitV2)
 _OURS = [model for model in _NETWORKS if model.config_class.__module__.startswith("unigrpo.")]
@@ -155,6 +173,12 @@ __all__ = [
     "LuminaProcessor",
     "MMaDAConfig",
     "MMaDAForMaskedDiffusion",
+    "MMaDAParallelMConfig",
+    "MMaDAParallelMForMaskedDiffusion",
+    "MMaDAParallelMPolicy",
+    "MMaDAParallelAConfig",
+    "MMaDAParallelAForMaskedDiffusion",
+    "MMaDAParallelAPolicy",
     "MMaDAPolicy",
     "MMaDAProcessor",
     "MagvitV2",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TooLongError
-from ..types import Canvas, TokenSpace
+from ..types import Canvas, Guidance, TokenSpace
 from .blocks import blocks_of
 from .loading import fresh_module, load_module, load_processor
 from .placing import on_host
@@ -137,6 +137,23 @@ class DiffusionPolicy(ABC):
         prompt = canvas.attention_mask & ~canvas.fill_mask
         return replace(canvas, ids=canvas.ids.masked_fill(prompt, self.mask_token_id))
 
+    def imageless_canvas(self, canvas: Canvas) -> Canvas:
+        """The twin without the picture that the prompt shows, the rest of the prompt in place (``image_guidance_scale``).
+
+        Raises:
+            ValueError: the family, or the task, has none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no row of task {canvas.task!r} without the prompt's picture: set image_guidance_scale=0"
+        )
+
+    def guidance_twins(self, canvas: Canvas, scale: Guidance) -> list[Canvas]:
+        """The rows that ``scale`` steers away from: ``guidance_canvas``, and of a pair, ``imageless_canvas``; those of scales above 0."""
+        if not isinstance(scale, tuple):
+            return [self.guidance_canvas(canvas)]
+        ways = (self.guidance_canvas, self.imageless_canvas)
+        return [way(canvas) for way, own in zip(ways, scale, strict=True) if own]
+
     def inputs(self, canvas: Canvas, hidden: Tensor | None = None, noisy_ids: Tensor | None = None) -> dict[str, Any]:
         """Arguments of ``model.forward`` for a canvas, with ``hidden [B, L]`` positions corrupted.
 
@@ -154,13 +171,13 @@ class DiffusionPolicy(ABC):
         return inputs
 
     def guided_inputs(
-        self, canvas: Canvas, hidden: Tensor, noisy_ids: Tensor | None = None, twin: Canvas | None = None
+        self, canvas: Canvas, hidden: Tensor, noisy_ids: Tensor | None = None, twins: list[Canvas] | None = None
     ) -> dict[str, Any]:
-        """``inputs`` of a canvas and of its unconditional twin, stacked as ``[conditional; unconditional]``.
+        """``inputs`` of a canvas and of its ``twins``, None = the unconditional one, stacked as ``[conditional; unconditional]``.
 
-        The twin reads what has been written so far. ``twin`` saves making it anew at every step.
+        The twins read what has been written so far. Giving them saves making them anew at every step.
         """
-        return self._with_twin(self.inputs, canvas, hidden, noisy_ids, twin)
+        return self._with_twins(self.inputs, canvas, hidden, noisy_ids, twins)
 
     def likelihood_inputs(
         self, canvas: Canvas, hidden: Tensor | None = None, noisy_ids: Tensor | None = None
@@ -176,26 +193,27 @@ class DiffusionPolicy(ABC):
         return {**inputs, "clean_ids": torch.where(canvas.fill_mask, canvas.ids, inputs["input_ids"])}
 
     def guided_likelihood_inputs(
-        self, canvas: Canvas, hidden: Tensor, noisy_ids: Tensor | None = None
+        self, canvas: Canvas, hidden: Tensor, noisy_ids: Tensor | None = None, twins: list[Canvas] | None = None
     ) -> dict[str, Any]:
-        """``likelihood_inputs`` of a canvas and of its unconditional twin, stacked like ``guided_inputs``."""
+        """``likelihood_inputs`` of a canvas and of its ``twins``, stacked like ``guided_inputs``."""
         if self.block_size is None:
-            return self.guided_inputs(canvas, hidden, noisy_ids)
-        return self._with_twin(self.likelihood_inputs, canvas, hidden, noisy_ids)
+            return self.guided_inputs(canvas, hidden, noisy_ids, twins)
+        return self._with_twins(self.likelihood_inputs, canvas, hidden, noisy_ids, twins)
 
-    def _with_twin(
+    def _with_twins(
         self,
         inputs: Callable[..., dict[str, Any]],
         canvas: Canvas,
         hidden: Tensor,
         noisy_ids: Tensor | None,
-        twin: Canvas | None = None,
+        twins: list[Canvas] | None = None,
     ) -> dict[str, Any]:
-        twin = twin or self.guidance_canvas(canvas)
-        twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
-        twin_noisy = None if noisy_ids is None else torch.where(canvas.fill_mask, noisy_ids, twin.ids)
-        own, other = inputs(canvas, hidden, noisy_ids), inputs(twin, hidden, twin_noisy)
-        return {key: torch.cat([value, other[key]]) for key, value in own.items()}
+        parts = [inputs(canvas, hidden, noisy_ids)]
+        for twin in [self.guidance_canvas(canvas)] if twins is None else twins:
+            twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
+            twin_noisy = None if noisy_ids is None else torch.where(canvas.fill_mask, noisy_ids, twin.ids)
+            parts.append(inputs(twin, hidden, twin_noisy))
+        return {key: torch.cat([own[key] for own in parts]) for key in parts[0]}
 
     def blocks(self, canvas: Canvas) -> Tensor | None:
         """The block of each position ``[B, L]`` int64, 0 in a row's first one, -1 at padding; None where attention has none."""

@@ -158,7 +158,7 @@ def check_family(file: Path, config_class: Any, what: str) -> None:
     """Raises ``CheckpointError`` for a configuration that says it is another model's."""
     said = json.loads(file.read_text(encoding="utf-8"))
     wanted, found = config_class.model_type, said.get("model_type")
-    taken = (wanted, *getattr(config_class, "converts", ()))
+    taken = (wanted, *getattr(config_class, "converts", ()), *getattr(config_class, "published_types", ()))
     if set(said.get("architectures") or ()) & set(getattr(config_class, "published_architectures", ())):
         return
     if isinstance(found, str) and found and wanted and found not in taken:

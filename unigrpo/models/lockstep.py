@@ -25,6 +25,7 @@ ASKED = (
     "cache",
     "counts",
     "coefficients",
+    "asks",
 )
 """Arguments of a forward that say what is asked for; the others are the model's inputs."""
 

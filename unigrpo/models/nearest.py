@@ -66,7 +66,13 @@ def config_of(path: str, policy: str | type[DiffusionPolicy] | None = None, **op
     """
     fields = {name: value for name, value in options.items() if name not in NOT_FIELDS}
     found = family_of(path, policy)
-    published = {name: POLICIES[name] for name in PUBLISHED_AS.values()}
+    # Files of theirs say another family's type.
+    ways = ("published_architectures", "published_types")
+    published = {
+        name: own
+        for name, own in POLICIES.items()
+        if any(getattr(own.model_class.config_class, way, ()) for way in ways)
+    }
     if found not in {*CONVERTED, *published, *published.values()}:
         return load_config(path, **fields)
     with reading(f"config.json of {path!r}"), finding(path, f"model {str(path)!r}"):

@@ -19,9 +19,9 @@ from ..models import DiffusionPolicy, policy_class_of
 from ..models.builtin import model_path
 from ..models.opening import open_model
 from ..models.reference import is_peft
-from ..types import TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
-from .generate_options import check_decoding, in_own_names, one_a_prompt, sampler_of
-from .thoughts import Together, under_given, under_nothing, under_written, with_thoughts
+from ..types import IMAGE_IN, TASKS, Canvas, Rollout, is_picture, keyed_generator, spans_of
+from .generate_options import check_decoding, in_own_names, one_a_prompt, sampler_of, together
+from .thoughts import TOGETHER, under_given, under_nothing, under_written, with_thoughts
 
 
 if TYPE_CHECKING:
@@ -58,18 +58,20 @@ class LoadedPolicy:
         on_step: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> list[Any]:
-        """One answer a prompt: text, an RGB ``PIL.Image`` (``"t2i"``) or a ``ThoughtAndPicture`` (``"r2i"``). Calling the policy is the same.
+        """One answer a prompt: text, an RGB ``PIL.Image`` (``"t2i"``, ``"i2i"``) or a ``ThoughtAndPicture`` (``"r2i"``). Calling the policy is
+        the same.
 
         Args:
             prompts: a string, one chat (a list of messages), or a list of strings or chats.
-            images: the picture that each prompt asks about (PIL image, path or bytes), one a prompt or one for all.
+            images: the picture that each prompt asks about, or wants edited (PIL image, path or bytes), one a prompt or one for all.
             thoughts: texts that the pictures of ``"r2i"`` are drawn under, one a prompt or one for all, ``""`` the empty one; None = the
                 policy writes them.
-            task: ``"text"``, ``"mmu"``, ``"t2i"`` or ``"r2i"`` (a thought, and then the picture); default mmu with ``images``, else
-                text. What is set for text holds for thoughts, and what is set for pictures for theirs; ``options`` go to the sampler
+            task: ``"text"``, ``"mmu"``, ``"t2i"``, ``"i2i"`` (edit the picture) or ``"r2i"`` (a thought, and then the picture, of
+                ``images`` an edited one); default mmu with ``images``, else text. What is set for text holds for thoughts, and what is set for pictures for theirs; ``options`` go to the sampler
                 of the picture.
             max_completion_length: positions of a text answer; default 256.
-            steps: denoising steps; default one a position of text, 16 for a picture.
+            steps: denoising steps; default one a position of text, 16 for a picture. In parallel with a text a picture takes as many of them
+                as fit.
             block_length: of text, default 32, or the whole answer if that is shorter.
             temperature: 0 = greedy. Default 0 for text and 1 for pictures, whose likeliest codes are no picture.
             sampler: a name in ``SAMPLERS``, or ``pkg.mod:attr``; default ``semi_autoregressive`` for text, ``block`` where attention
@@ -77,7 +79,7 @@ class LoadedPolicy:
             image_size: side in pixels or ``[height, width]``, of pictures made and read; default 512.
                 A checkpoint's ``config.sampling_defaults`` replaces the defaults of text lengths and image size.
             image_transform: how ``images`` get that size: ``"squash"``, ``"crop"`` or ``"pad"``.
-            r2i_decoding: of ``"r2i"``; ``"joint"`` writes thought and picture together instead.
+            r2i_decoding: of ``"r2i"``; ``"joint"`` and ``"parallel"`` write thought and picture together instead, in turn or one forward for both.
             num_return_sequences: answers a prompt, those of one prompt after another.
             seed: of the random numbers, default 0; each answer has its own.
             on_step: progress of a batch, ``on_step(done, total)``.
@@ -94,14 +96,14 @@ class LoadedPolicy:
         named = in_own_names(options, {**own, "seed": seed})
         fill, length, seed = self._sampling(task, sampler, named, block_length, options)
         rows = self._rows(prompts, task, images, image_size, image_transform)
-        lengths = {} if task == "t2i" else {"max_completion_length": length}
+        lengths = {} if is_picture(task) else {"max_completion_length": length}
         if is_picture(spans_of(task)[-1]):
             lengths |= self.policy.image_lengths(*self._codec().grid(self._size(image_size)))
         rows = [row for row in self._under_given(rows, thoughts, task, length) for _ in range(num_return_sequences)]
         if task == "r2i" and thoughts is None:
             think, _, _ = self._sampling("text", None, {**named, "max_completion_length": length}, block_length, {})
-            if r2i_decoding == "joint":
-                rows, fill = under_nothing(self.policy, rows, length), Together(think, fill)
+            if r2i_decoding in TOGETHER:
+                rows, fill = under_nothing(self.policy, rows, length), together(think, fill, r2i_decoding)
             else:
                 rows = under_written(rows, self._filled(rows, "thought", lengths, batch_size, think, seed, on_step))
         filled = self._filled(rows, spans_of(task)[-1], lengths, batch_size, fill, seed, on_step)
@@ -130,8 +132,12 @@ class LoadedPolicy:
         one_chat = not isinstance(prompts, str) and len(prompts) > 0 and isinstance(prompts[0], dict)
         prompts = [prompts] if isinstance(prompts, str) or one_chat else list(prompts)
         rows = [{"prompt": prompt} for prompt in prompts]
-        if task != "mmu":
+        if images is None and task not in IMAGE_IN:
             return rows
+        if task in ("text", "t2i"):
+            raise ValueError(
+                f"images belong to tasks 'mmu', 'i2i' and 'r2i', not to {task!r}: leave them out, or choose one of those"
+            )
         transforms = [image_transform] * len(prompts)
         given = enumerate(one_a_prompt("images", images, len(prompts)))
         pictures = [load_image(image, f"images[{number}]") for number, image in given]

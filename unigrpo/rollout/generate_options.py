@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,13 @@ from ..errors import check_choice
 from ..parts import choose
 from ..samplers import Block, EntropyBound, samplers_for
 from ..types import is_picture, spans_of
+from .thoughts import TOGETHER, Together
 
 
-TASK_SAMPLERS = {"text": "semi_autoregressive", "mmu": "semi_autoregressive", "t2i": "maskgit", "r2i": "maskgit"}
+TASK_SAMPLERS = {
+    **dict.fromkeys(("text", "mmu"), "semi_autoregressive"),
+    **dict.fromkeys(("t2i", "r2i", "i2i"), "maskgit"),
+}
 
 SAME = {"max_new_tokens": "max_completion_length", "num_inference_steps": "steps"}
 """Their name of something -> ours."""
@@ -126,11 +130,19 @@ def check_options(options: Iterable[str], known: Iterable[str], own: Iterable[st
 
 def check_decoding(r2i_decoding: str, task: str, thoughts: Any) -> None:
     """Raises ``ValueError`` for an unknown way, and for thoughts that would have to be written together with their pictures."""
-    check_choice("r2i_decoding", r2i_decoding, ("thought_first", "joint"))
-    if r2i_decoding == "joint" and (task != "r2i" or thoughts is not None):
+    check_choice("r2i_decoding", r2i_decoding, ("thought_first", *TOGETHER))
+    if r2i_decoding in TOGETHER and (task != "r2i" or thoughts is not None):
         raise ValueError(
-            "r2i_decoding='joint' writes a thought together with its picture: it belongs to task 'r2i' without thoughts given; leave it out"
+            f"r2i_decoding={r2i_decoding!r} writes a thought together with its picture: it belongs to task 'r2i' without thoughts given; leave it out"
         )
+
+
+def together(thought: Any, picture: Any, r2i_decoding: str) -> Together:
+    """The sampler of both. In parallel the picture, whose ``steps`` were given for both, takes no more of them than fit."""
+    if r2i_decoding == "parallel" and hasattr(thought, "steps") and hasattr(picture, "steps"):
+        most = thought.steps - thought.steps // 4
+        picture = replace(picture, steps=min(picture.steps, most))
+    return Together(thought, picture, r2i_decoding)
 
 
 def one_a_prompt(name: str, given: Any, count: int) -> list[Any]:

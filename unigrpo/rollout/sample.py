@@ -14,14 +14,14 @@ from PIL import Image
 from ..config.arguments import UniGRPOConfig
 from ..config.build import check_task_sampler
 from ..data.image_codes import ImageCodec
-from ..data.rows import image_of, task_of
+from ..data.rows import image_of, shows_image, task_of
 from ..models.base import DiffusionPolicy
 from ..models.lockstep import lockstep
 from ..samplers.kv_cache import check_cache
 from ..types import SPANS, TASKS, Rollout, Sample, is_picture, keyed_generator, spans_of
 from .fit_memory import in_batches
 from .pipeline import Pipeline, evaluating
-from .thoughts import Together, thought_ids, under_nothing
+from .thoughts import TOGETHER, Together, thought_ids, under_nothing
 
 
 def sampled(
@@ -96,7 +96,7 @@ def answers_to(
         earlier = {place: () if thoughts is None else (thoughts[place],) for place in filled}
         return [sampled(rows[i], own, indices[i], images[i], earlier[i]) for i, own in filled.items()]
 
-    if task in SPANS and pipe.args.r2i_decoding == "joint":
+    if task in SPANS and pipe.args.r2i_decoding in TOGETHER:
         thoughts, rollouts = roll_out_together(pipe, model, coded, keys)
         return answers(dict(enumerate(rollouts)))
     if task in SPANS:
@@ -127,7 +127,7 @@ def roll_out_together(
     length = pipe.args.for_task("thought").max_completion_length
 
     def write(batch: list[int], *arguments: Any, **options: Any) -> Rollout:
-        together = Together(*samplers)
+        together = Together(*samplers, pipe.args.r2i_decoding)
         picture = together(*arguments, **options)
         written = together.thoughts[0].to("cpu")
         thoughts.update((index, written.take(torch.tensor([place]))) for place, index in enumerate(batch))
@@ -188,22 +188,26 @@ def image_size(args: UniGRPOConfig, policy: DiffusionPolicy, task: str) -> int |
 def prompt_images(
     policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, rows: list[dict[str, Any]], task: str
 ) -> tuple[list[dict[str, Any]], list[list[Image.Image] | None]]:
-    """Rows with the codes of their picture, as ``policy.encode`` reads them, and the pictures for the rewards."""
-    if task != "mmu":
+    """Rows of one task with the codes of their picture, as ``policy.encode`` reads them, and the pictures for the rewards; rows that show
+    none stay as they are.
+    """
+    places = [place for place, row in enumerate(rows) if shows_image(row)]
+    if not places:
         return rows, [None] * len(rows)
     read: dict[Any, Image.Image] = {}
     images = []
-    for row in rows:
+    for row in (rows[place] for place in places):
         # The rows of a group are copies of one dataset row: its picture is decoded once and shared.
         source = _picture_source(row)
         if source not in read:
             read[source] = image_of(row, f"a row with prompt {str(row['prompt'])[:60]!r}")
         images.append(read[source])
-    transforms = [row.get("image_transform") or args.for_task(task).image_transform for row in rows]
-    size = image_size(args, policy, task)
-    codes = codec.encode(images, size, transforms)
-    coded = [codec.shown(row, own, size) for row, own in zip(rows, codes, strict=True)]
-    return coded, [[image] for image in images]
+    settings, size = args.for_task(spans_of(task)[-1]), image_size(args, policy, spans_of(task)[-1])
+    transforms = [rows[place].get("image_transform") or settings.image_transform for place in places]
+    coded, shown = list(rows), [None] * len(rows)
+    for place, image, codes in zip(places, images, codec.encode(images, size, transforms), strict=True):
+        coded[place], shown[place] = codec.shown(rows[place], codes, size), [image]
+    return coded, shown
 
 
 def _picture_source(row: dict[str, Any]) -> Any:
@@ -242,13 +246,15 @@ def check_prompt(
             check_cache(args.for_task(span).kv_cache, policy, f"{where}, task {span!r}: ")
     if task != "text" and codec is None:
         raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
-    if task == "mmu":
+    if shows_image(row):
         # Codes cost a forward of the tokenizer; for the length their number is enough.
-        row = codec.shown(row, None, image_size(args, policy, task))
+        row = codec.shown(row, None, image_size(args, policy, spans_of(task)[-1]))
     try:
         first = spans_of(task)[0]
         canvas = policy.encode([row], first, **canvas_arguments(args, policy, codec, first))
         policy.rows(canvas.fill_mask)
+        if is_picture(spans_of(task)[-1]) and args.for_task(spans_of(task)[-1]).image_guidance_scale:
+            policy.imageless_canvas(canvas)
     except ValueError as error:
         column = "['prompt']" if str(error).startswith("prompt") else ""
         raise ValueError(f"{where}{column}: {error}") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..samplers.joint import write_together
+from ..samplers.parallel import write_in_parallel
 from ..types import Canvas, Rollout
 
 
@@ -57,15 +58,19 @@ def under_nothing(policy: DiffusionPolicy, rows: list[dict[str, Any]], length: i
     return [{**row, "thought_ids": torch.full((length,), policy.mask_token_id)} for row in rows]
 
 
+TOGETHER = {"joint": write_together, "parallel": write_in_parallel}
+"""The ways to write a thought together with its picture, by ``r2i_decoding``."""
+
+
 class Together:
-    """The sampler of a picture whose thought is written with it (``write_together``), on canvases of ``under_nothing``.
+    """The sampler of a picture whose thought is written with it, in a way of ``TOGETHER``, on canvases of ``under_nothing``.
 
     Attributes:
         thoughts: of each call, in order.
     """
 
-    def __init__(self, thought: Any, picture: Any) -> None:
-        self.samplers, self.thoughts = (thought, picture), list[Rollout]()
+    def __init__(self, thought: Any, picture: Any, way: str) -> None:
+        self.samplers, self.write, self.thoughts = (thought, picture), TOGETHER[way], list[Rollout]()
 
     @property
     def said(self) -> list[str]:
@@ -79,7 +84,7 @@ class Together:
         holes = (canvas.ids == policy.mask_token_id) & ~canvas.fill_mask & canvas.attention_mask.bool()
         thought = replace(canvas, fill_mask=holes, task="thought", token_space=policy.token_space("thought"))
         streams = [generators, generators]
-        first, second = write_together(model, policy, [thought, canvas], self.samplers, generators=streams, **options)
+        first, second = self.write(model, policy, [thought, canvas], self.samplers, generators=streams, **options)
         self.thoughts.append(first)
         return second
 

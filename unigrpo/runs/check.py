@@ -102,7 +102,7 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
     with_pictures = any(spec.task not in (None, "text") for spec in every)
     codec = None
     if with_pictures or args.image_tokenizer is not None:
-        pictures = {task: args.for_task(task).image_size for task in ("mmu", "t2i", "picture")}
+        pictures = {task: args.for_task(task).image_size for task in ("mmu", "t2i", "picture", "i2i")}
         config, said = check_image_tokenizer(recipe, args, pictures, offline)
         notes, codec = notes + said, CodeCount((config or MagvitV2Config()).factor)
     notes += _check_reward_models(recipe, offline)

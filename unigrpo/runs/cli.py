@@ -68,8 +68,7 @@ EXAMPLES = {
   unigrpo rewards quickstart --data completions.jsonl""",
     "sample": """
   unigrpo sample builtin:arithmetic_trained "Ann buys 194 keys, then 5. Total?"
-  unigrpo sample builtin:emoji "a fox above a hamburger" --task t2i
-  unigrpo sample builtin:shapes "What shape is it?" --image samples/0000.png""",
+  unigrpo sample builtin:emoji "a fox above a hamburger" --task t2i""",
     "agreement": """
   unigrpo agreement quickstart --model builtin:arithmetic_trained --limit 16""",
     "inspect": """
@@ -258,10 +257,10 @@ def _sample_arguments(sample: argparse.ArgumentParser) -> None:
     sample.usage = "unigrpo sample MODEL PROMPT [PROMPT ...] [options]"
     sample.add_argument("model", metavar="MODEL", help="hub id, folder, adapter folder or builtin:NAME")
     sample.add_argument("prompts", nargs="+", metavar="PROMPT", help="questions, or captions to draw")
-    tasks = ("text", "mmu", "t2i", "r2i")
-    what = "text, mmu (look), t2i (draw), r2i (think, draw)"
+    tasks = ("text", "mmu", "t2i", "r2i", "i2i")
+    what = "text, mmu look, t2i draw, r2i think, i2i edit"
     sample.add_argument("--task", choices=tasks, metavar="TASK", help=what)
-    sample.add_argument("--image", action="append", metavar="FILE", help="what is asked about; one, or one a prompt")
+    sample.add_argument("--image", action="append", metavar="FILE", help="to ask about or edit; one, or one a prompt")
     sample.add_argument("--output", metavar="DIR", default="samples", help="for what is drawn (default: samples)")
     sample.add_argument("--num", type=int, metavar="N", default=1, help="answers a prompt (default: 1)")
     sample.add_argument("--seed", type=int, metavar="N", default=0, help="of the random numbers (default: 0)")
@@ -291,6 +290,7 @@ def _writing_arguments(group) -> None:
     group.add_argument(
         "--guidance-scale", type=float, metavar="S", help="classifier-free, 0 = off (0; of pictures 3.5)"
     )
+    group.add_argument("--image-guidance-scale", type=float, metavar="S", help="of edits, from the picture (0)")
     group.add_argument("--image-size", type=int, metavar="N", help="side in pixels (512)")
     remasking = ("low_confidence", "random")
     group.add_argument(

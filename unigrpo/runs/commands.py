@@ -145,11 +145,9 @@ def run_sample(arguments: argparse.Namespace) -> int:
         if len(images) != len(arguments.prompts):
             raise ValueError(f"{len(images)} --image for {len(arguments.prompts)} prompts; give one, or one a prompt")
         images = [image for image in images for _ in range(arguments.num)]
-    options: dict[str, Any] = {}
-    if arguments.guidance_scale is not None:
-        options["guidance_scale"] = arguments.guidance_scale
-    for_text = {key: getattr(arguments, key) for key in ("remasking", *EXACT_DECODING)}
-    options |= {key: value for key, value in for_text.items() if value is not None}
+    names = ("guidance_scale", "image_guidance_scale", "remasking", *EXACT_DECODING)
+    given = {key: getattr(arguments, key) for key in names}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     answers = policy.generate(
         repeated,
         images=images[0] if images is not None and len(images) == 1 else images,

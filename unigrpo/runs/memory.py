@@ -14,6 +14,7 @@ from torch import nn
 from ..config.arguments import UniGRPOConfig
 from ..data.image_codes import tokenizer_without_weights
 from ..models.checkpoint_files import first_line
+from ..models.forward import used_scales
 from ..models.head import ROWS_PER_GPU_CHUNK, VOCAB_PER_CHUNK, VocabularyHead
 from ..rollout.rewards import without_weights
 from ..types import CANVAS_TASKS
@@ -151,15 +152,15 @@ def add_activations(
     model: Model,
     shape: Shape,
     rows: int,
-    guided: bool = False,
+    twins: int = 0,
     phase: str = "rollout",
 ) -> None:
-    """Those of a forward in ``phase``, or of an update, of ``rows``; ``guided`` ones have a twin."""
+    """Those of a forward in ``phase``, or of an update, of ``rows``; guided ones have ``twins``."""
     # A row of a model in blocks stands in an update twice, but for its prompt: noisy and clean.
     length = shape.length + (shape.answer if mode == "update" and model.in_blocks else 0)
-    tokens = rows * length * (2 if guided else 1)
+    tokens = rows * length * (1 + twins)
     fixed, slope = growth(model, mode)
-    how = f"{'2 x ' if guided else ''}{rows} x {length:,} tokens x {slope / 1e3:.0f} kB"
+    how = f"{f'{1 + twins} x ' if twins else ''}{rows} x {length:,} tokens x {slope / 1e3:.0f} kB"
     memory.add(name, fixed + slope * tokens, how, "update" if mode == "update" else phase)
 
 
@@ -168,24 +169,27 @@ def _rollout(recipe: Recipe, args: UniGRPOConfig, model: Model, head: nn.Module,
     rows = args.per_device_train_batch_size * args.steps_per_generation
     if recipe.eval_datasets:
         rows = max(rows, args.per_device_eval_batch_size)
-    rows = min(rows, args.rollout_batch_size or rows)
-    add_activations(memory, "rollout", "rollout", model, shape, rows, bool(own.guidance_scale))
+    rows, twins = min(rows, args.rollout_batch_size or rows), len(used_scales(own.rollout_guidance))
+    add_activations(memory, "rollout", "rollout", model, shape, rows, twins)
     if own.kv_cache != "none" and own.choice("sampler").name in ("semi_autoregressive", "block"):
-        add_activations(memory, "keys and values", "cache", model, shape, rows, bool(own.guidance_scale))
-    memory.add(
-        "rollout head", *logits_of(head, rows * shape.answer, shape, "drawn", bool(own.guidance_scale)), "rollout"
-    )
+        add_activations(memory, "keys and values", "cache", model, shape, rows, twins)
+    memory.add("rollout head", *logits_of(head, rows * shape.answer, shape, "drawn", bool(twins)), "rollout")
+    if shape.shared:
+        # Once more while they are put together.
+        memory.add(
+            "shared logits", 2 * rows * shape.shared * 4, f"{rows} x {shape.shared:,} x 4 bytes, twice", "rollout"
+        )
     return memory
 
 
 def _update(recipe: Recipe, args: UniGRPOConfig, model: Model, head: nn.Module, shape: Shape) -> Memory:
-    own, guided, memory = shape.settings, shape.settings.likelihood_guidance is not None, Memory()
+    own, twins, memory = shape.settings, len(used_scales(shape.settings.likelihood_guidance)), Memory()
     rows = max(args.per_device_train_batch_size, args.sft_batch_size if args.sft_weight else 0)
     if own.choice("reduce").part.mixes:  # The draws of a row stay together; coupled ones are a full row and pairs.
         coupled = own.choice("noising").name == "coupled"
         rows = max(rows, 1 + 2 * own.num_noise_samples if coupled else own.num_noise_samples)
-    add_activations(memory, "update", "update", model, shape, rows, guided)
-    add_update_head(memory, head, rows * shape.answer, shape, recipe.lora is not None, own.exact_kl, guided)
+    add_activations(memory, "update", "update", model, shape, rows, twins)
+    add_update_head(memory, head, rows * shape.answer, shape, recipe.lora is not None, own.exact_kl, twins)
     return memory
 
 
@@ -196,11 +200,11 @@ def add_update_head(
     shape: Shape,
     adapters: bool,
     exact_kl: bool = False,
-    guided: bool = False,
+    twins: int = 0,
 ) -> None:
     """What the head of an update holds that scores so many tokens."""
     weight, size = head.weight.numel(), head.weight.element_size()
-    logits, how = logits_of(head, scored, shape, "compared" if exact_kl else "scored", guided)
+    logits, how = logits_of(head, scored, shape, "compared" if exact_kl else "scored", bool(twins))
     if not adapters:
         # The gradient of its weight is summed in fp32, and then cast.
         logits, how = weight * 4 + max(logits, weight * size if size < 4 else 0), f"{how}, {weight:,} x 4 bytes"

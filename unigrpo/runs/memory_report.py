@@ -97,7 +97,12 @@ def _turns(recipe: Recipe) -> list[list[str]]:
     sizes = (batch, accumulation, args.steps_per_generation)
     where = [f"task_overrides.{task}." for task, own in args.task_overrides.items() if "image_size" in own]
     where += [""] if "image_size" in recipe.config or not where else []
-    side = max(max(sides(args.for_task(task).image_size or 512)) for task in ("mmu", "t2i", "picture")) // 2 // 16 * 16
+    side = (
+        max(max(sides(args.for_task(task).image_size or 512)) for task in ("mmu", "t2i", "picture", "i2i"))
+        // 2
+        // 16
+        * 16
+    )
     found = [
         *_model_turns(recipe, args),
         [f"rollout_batch_size={rows // by}" for by in (2, 4, 8) if rows >= by],

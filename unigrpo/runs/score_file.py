@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..data.pictures import load_image
-from ..data.rows import image_of, task_of
+from ..data.rows import image_of, shows_image, task_of
 from ..errors import RewardError
 from ..rollout.reward_values import shortened
 from ..rollout.rewards import RewardSet, resolve_reward
@@ -33,7 +33,7 @@ def score_file(recipe: Recipe, data: str, output: str | None = None) -> Iterator
     """Scores ``data`` with the rewards of a recipe; lines of a report.
 
     Args:
-        data: JSON lines with ``prompt``, ``completion`` and the columns of the dataset; for task ``t2i`` the completion is the
+        data: JSON lines with ``prompt``, ``completion`` and the columns of the dataset; of tasks that draw the completion is the
             path of a picture. ``completion_ids`` is read by rewards that count tokens.
         output: file to write, with ``line``, ``reward`` and ``rewards`` of each row as JSON lines; it must not exist.
 
@@ -121,7 +121,7 @@ def _sample(line: str, where: str) -> Sample:
     ids = row.pop("completion_ids", None) or []
     if not isinstance(ids, list):
         raise ValueError(f"{where}: `completion_ids` must be a list of tokens, got {shortened(repr(ids))}")
-    images = [image_of(row, where)] if task == "mmu" else None
+    images = [image_of(row, where)] if shows_image(row) else None
     answer = load_image(completion, f"{where}['completion']") if is_picture(spans_of(task)[-1]) else completion
     return Sample(row=row, completion=answer, completion_ids=ids, task=task, images=images)
 

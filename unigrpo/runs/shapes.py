@@ -22,7 +22,7 @@ from .build import build_policy
 from .recipe import Recipe
 
 
-PROMPT = {"text": 160, "mmu": 160, "t2i": 50, "thought": 160, "picture": 160}
+PROMPT = {"text": 160, "mmu": 160, "t2i": 50, "thought": 160, "picture": 160, "i2i": 50}
 """Tokens of a question or of a caption, where no ``max_prompt_length`` bounds them."""
 
 
@@ -31,7 +31,8 @@ class Shape:
     """A task's canvas: its positions, those that an answer fills, and how many tokens it is chosen among. ``settings`` are those of
     an RL run.
 
-    ``pixels`` are height and width of its pictures; ``assumed`` says what no key bounds.
+    ``pixels`` are height and width of its pictures; ``assumed`` says what no key bounds. ``shared`` are the logits of a row that spans
+    which share a forward keep.
     """
 
     settings: Any
@@ -40,6 +41,7 @@ class Shape:
     width: int
     pixels: tuple[int, int] = (0, 0)
     assumed: str = ""
+    shared: int = 0
 
 
 def model_family(recipe: Recipe, args: UniGRPOConfig | MaskedDenoisingConfig) -> tuple[Any, Any, torch.dtype, str]:
@@ -123,18 +125,21 @@ def shape_of(args: UniGRPOConfig, config: Any, tokenizer: TokenizerConfig | None
         thought = args.for_task("thought")
         pixels, codes = picture_of(config, tokenizer, args.for_task("picture").image_size)
         # Beside prompt, thought and codes: the task's mark, and one on either side of the picture.
-        length = (thought.max_prompt_length or PROMPT[task]) + thought.max_completion_length + codes + 3
-        answer, width = (
-            (codes, tokenizer.codebook_size) if task == "picture" else (thought.max_completion_length, text)
-        )
-        return Shape(settings=own, length=length, answer=answer, width=width, pixels=pixels, assumed=assumed)
+        lines, written = line_ends(config, tokenizer, pixels), thought.max_completion_length
+        length = (thought.max_prompt_length or PROMPT[task]) + written + codes + lines + 3
+        length += codes + lines + 2 if getattr(config, "edits_with_thoughts", False) else 0
+        answer, width = (codes, tokenizer.codebook_size) if task == "picture" else (written, text)
+        shared = written * text + codes * tokenizer.codebook_size if args.r2i_decoding == "parallel" else 0
+        known = {"pixels": pixels, "assumed": assumed, "shared": shared}
+        return Shape(settings=own, length=length, answer=answer, width=width, **known)
     lines = line_ends(config, tokenizer, pixels)
     if task == "mmu":
         answer, width = own.max_completion_length, text
         length = (own.max_prompt_length or codes + lines + 3 + PROMPT[task]) + answer
     else:
         answer, width = codes, tokenizer.codebook_size
-        slots = own.max_prompt_length or (PROMPT[task] + 2 if args.trim_padding else TEXT_SLOTS)
+        shown = codes + lines + 2 if task == "i2i" else 0
+        slots = own.max_prompt_length or (shown + PROMPT[task] + 2 if args.trim_padding else shown + TEXT_SLOTS)
         # Beside the text slots and the codes: the caption's end, and a mark on either side of the picture.
         length = slots + codes + lines + 3
     return Shape(settings=own, length=length, answer=answer, width=width, pixels=pixels, assumed=assumed)

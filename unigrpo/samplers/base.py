@@ -14,7 +14,8 @@ from ..models.base import DiffusionPolicy
 from ..models.draw import Draw, Truncation
 from ..models.placing import upload
 from ..parts import key
-from ..types import Canvas, Rollout, TokenSpace
+from ..types import Canvas, Guidance, Rollout, TokenSpace
+from .answers import Answers
 
 
 TEMPERATURE = """0 = argmax, else tokens are drawn from softmax(logits / temperature); likelihoods use the same"""
@@ -22,6 +23,19 @@ DRAWN = ("temperature is above 0", lambda settings: settings.temperature > 0)
 """When a sampler draws tokens at all."""
 
 GUIDANCE = "s of classifier-free guidance, logits u + (s + 1)(c - u) in fp32; 0 = off"
+
+IMAGE_GUIDANCE = (
+    "the same of the prompt's picture in edits: s' (c - u') is added, u' the row without that picture; 0 = off"
+)
+
+
+def signed_guidance(settings: Any) -> Guidance:
+    """s of logits u + (s + 1)(c - u), from the keys of a sampler or a task; negative where guidance leads away from the prompt. A pair
+    where ``image_guidance_scale`` is set.
+    """
+    scale, of_image = (getattr(settings, name, 0.0) for name in ("guidance_scale", "image_guidance_scale"))
+    scale = -scale if getattr(settings, "guidance_direction", "toward") == "away" else scale
+    return (scale, of_image) if of_image else scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +120,7 @@ class Stepwise(Truncated):
     def begin(self, policy: DiffusionPolicy, canvas: Canvas, generators: list[torch.Generator]) -> Any:
         """The ``CanvasWriter`` of ``canvas``, nothing written yet."""
         check_streams(generators, canvas)
-        return CanvasWriter(canvas, policy, getattr(self, "guidance_scale", 0.0), generators)
+        return CanvasWriter(canvas, policy, signed_guidance(self), generators)
 
     def advance(self, model: Any, writer: Any, generators: list[torch.Generator]) -> Iterator[tuple[int, int]]:
         """Take the steps, one for each time that this is asked; gives the steps done and their total."""
@@ -142,7 +156,8 @@ class CanvasWriter:
         ids, hidden: ``[B, L]``, the canvas so far and its holes.
         step_map, logps: ``[B, L]``, as in ``Rollout``.
         space: what is drawn from, the canvas's token space.
-        padded: whether any row has padding, or its twin.
+        twins: what guidance steers away from; none without.
+        padded: whether any row has padding, or a twin.
         lost_at: ``[B]``, the step at which a row's logits were no distribution, -1 while they are.
     """
 
@@ -150,7 +165,7 @@ class CanvasWriter:
         self,
         canvas: Canvas,
         policy: DiffusionPolicy,
-        guidance_scale: float,
+        guidance_scale: Guidance,
         streams: list[torch.Generator],
         stop: str = "first",
     ) -> None:
@@ -172,8 +187,8 @@ class CanvasWriter:
         self.step_map = torch.full_like(canvas.ids, -1)
         self.lost_at = torch.full((len(canvas.ids),), -1, device=canvas.ids.device)
         self.logps = torch.zeros(canvas.ids.shape, dtype=torch.float32, device=canvas.ids.device)
-        self.twin = policy.guidance_canvas(canvas) if guidance_scale else None
-        self.padded = not all(bool(own.attention_mask.all()) for own in (canvas, self.twin) if own is not None)
+        self.twins = policy.guidance_twins(canvas, guidance_scale) if guidance_scale else []
+        self.padded = not all(bool(own.attention_mask.all()) for own in (canvas, *self.twins))
 
     def read(self, *numbers: Tensor) -> list[list[int]]:
         """The integers ``[m]`` of each of ``numbers``, in the one wait for the device that a step needs.
@@ -200,7 +215,7 @@ class CanvasWriter:
         self, model, rows: Tensor, holes: Tensor, counts: list[int], space: TokenSpace | None
     ) -> tuple[Tensor, TokenSpace]:
         """fp32 logits ``[n, W]`` of ``holes [b, L]`` in ``rows [b]``, row-major, guided, and the space of their columns."""
-        logits = model(**self.request(rows, holes, counts), token_space=space).logits
+        logits = self.ask(model, rows, holes, counts, token_space=space).logits
         return logits, space or TokenSpace(start=0, stop=logits.shape[1])
 
     def draw(
@@ -222,8 +237,11 @@ class CanvasWriter:
         ``counts`` are the holes of each row, ``entropy``, ``truncation`` and ``margin`` as in ``Draw``; ``options`` are further arguments of the forward.
         """
         chances = uniforms(counts, streams, self.ids.device) if temperature else None
-        output = model(
-            **self.request(rows, holes, counts),
+        output = self.ask(
+            model,
+            rows,
+            holes,
+            counts,
             token_space=self.space,
             temperature=temperature or 1.0,
             draw=Draw(uniforms=chances, entropy=entropy, truncation=truncation, margin=margin),
@@ -232,18 +250,24 @@ class CanvasWriter:
         further = (getattr(output, name, None) for name in ("kept", "margin"))
         return Drawn(output.tokens, output.logps, output.entropy, output.doubt, *further)
 
+    def ask(self, model: Any, rows: Tensor, holes: Tensor, counts: list[int], **asked: Any) -> Any:
+        """What ``model`` says of ``holes [b, L]`` in ``rows [b]``, or what a forward that others share has said already."""
+        if isinstance(model, Answers):
+            return model(rows, holes, **asked)
+        return model(**self.request(rows, holes, counts), **asked)
+
     def request(self, rows: Tensor, holes: Tensor, counts: list[int]) -> dict[str, Any]:
         """Inputs, selected rows and guidance of a forward."""
         canvas, hidden = replace(self.canvas, ids=self.ids).take(rows), self.hidden[rows]
         select = self.policy.rows(holes)
-        if self.twin is None:
+        if not self.twins:
             inputs = self.policy.inputs(canvas, hidden)
         else:
-            inputs = self.policy.guided_inputs(canvas, hidden, twin=self.twin.take(rows))
-            select, counts = torch.cat([select, select]), counts * 2
+            inputs = self.policy.guided_inputs(canvas, hidden, twins=[twin.take(rows) for twin in self.twins])
+            select, counts = torch.cat([select] * (1 + len(self.twins))), counts * (1 + len(self.twins))
         if not self.padded and self.policy.mask_optional:
             inputs["attention_mask"] = None
-        guidance = None if self.twin is None else self.guidance_scale
+        guidance = self.guidance_scale if self.twins else None
         return {**inputs, "select": select, "counts": counts, "guidance_scale": guidance}
 
     def write(self, rows: Tensor, places: Tensor, tokens: Tensor, logps: Tensor, step: int) -> None:

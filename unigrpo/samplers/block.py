@@ -181,7 +181,7 @@ class GridWriter(CanvasWriter):
         self.changed = torch.zeros_like(self.lost_at)
         self.kept = None
         if sampler.kv_cache == "exact" and policy.supports_cache:
-            self.kept = SettledBlocks(policy.logit_shift, guided=self.twin is not None, length=canvas.ids.shape[1])
+            self.kept = SettledBlocks(policy.logit_shift, guided=bool(self.twins), length=canvas.ids.shape[1])
 
     def _schedule(self, holes: int, blocks: int) -> list[list[int]]:
         """Positions that each step commits in a whole block, for each of the ``blocks`` of an answer of ``holes``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ import torch
 
 from ..models.placing import upload
 from ..parts import check_keys, key
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
+from .base import GUIDANCE, IMAGE_GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
@@ -28,20 +28,22 @@ class Emerge(Stepwise):
     steps: int = key(16, "denoising steps", at_least=1)
     temperature: float = key(1.0, TEMPERATURE, at_least=0)
     guidance_scale: float = key(3.5, GUIDANCE, at_least=0)
+    image_guidance_scale: float = key(0.0, IMAGE_GUIDANCE, at_least=0)
     mask_schedule: str = key("cosine", MASK_SCHEDULE, choices=tuple(MASK_SCHEDULES))
 
     def __post_init__(self) -> None:
         check_keys(self)
 
     def advance(
-        self, model: Any, writer: CanvasWriter, generators: list[torch.Generator]
+        self, model: Any, writer: CanvasWriter, generators: list[torch.Generator], at: Sequence[int] | None = None
     ) -> Iterator[tuple[int, int]]:
-        """As in ``Stepwise``."""
+        """As in ``MaskGIT``."""
         schedule = MASK_SCHEDULES[self.mask_schedule]
         # What is shown next does not depend on what was drawn: the host knows it without asking the device.
         hidden = writer.hidden.to("cpu", copy=True)
-        for step in range(self.steps):
-            now, then = schedule(step / self.steps), schedule((step + 1) / self.steps)
+        then = schedule(0.0)
+        for step in range(self.steps) if at is None else at:
+            now, then = then, schedule((step + 1) / self.steps)
             stay = then / now if step < self.steps - 1 else 0.0
             chances = scatter(hidden, uniforms(hidden.sum(dim=1).tolist(), generators, "cpu"))
             shown = hidden & (chances >= stay)

@@ -9,7 +9,7 @@ import torch
 
 from ..models.base import DiffusionPolicy
 from ..types import Canvas, Rollout
-from .base import Stepwise
+from .base import CanvasWriter, Stepwise
 
 
 @torch.no_grad()
@@ -24,8 +24,8 @@ def write_together(
 ) -> list[Rollout]:
     """Fill spans that read each other while they are written.
 
-    The samplers take their steps in turn, each so often that all end together: MMaDA's joint law of thought and picture, and what
-    MMaDA-Parallel calls parallel decoding.
+    The samplers take their steps in turn, each so often that all end together, each with a forward of its own: MMaDA's joint law of
+    thought and picture.
 
     Args:
         canvases: one a span, B rows each: the same ids, in which the holes of every span are hidden, and each its own ``fill_mask``.
@@ -39,6 +39,20 @@ def write_together(
     Raises:
         ValueError: canvases that are not one, a sampler that cannot wait after a step, or as a sampler raises.
     """
+    writers = begin_on_one_canvas(policy, canvases, samplers, generators)
+    turns = [
+        own.advance(model, writer, streams) for own, writer, streams in zip(samplers, writers, generators, strict=True)
+    ]
+    for done, total in _in_turn(turns):
+        if on_step is not None:
+            on_step(done, total)
+    return [own.rollout() for own in writers]
+
+
+def begin_on_one_canvas(
+    policy: DiffusionPolicy, canvases: Sequence[Canvas], samplers: Sequence[Stepwise], generators: Sequence[list]
+) -> list[CanvasWriter]:
+    """A writer a span, all of which write the same ids; arguments and errors as in ``write_together``."""
     first, *others = canvases
     if any(not torch.equal(first.ids, own.ids) for own in others):
         raise ValueError("canvases that are written together must hold the same ids, all spans hidden")
@@ -56,13 +70,7 @@ def write_together(
     ]
     for own in writers[1:]:
         own.ids = writers[0].ids
-    turns = [
-        own.advance(model, writer, streams) for own, writer, streams in zip(samplers, writers, generators, strict=True)
-    ]
-    for done, total in _in_turn(turns):
-        if on_step is not None:
-            on_step(done, total)
-    return [own.rollout() for own in writers]
+    return writers
 
 
 def _in_turn(turns: list[Iterator[tuple[int, int]]]) -> Iterator[tuple[int, int]]:

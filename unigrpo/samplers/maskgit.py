@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models.placing import upload
 from ..parts import check_keys, key
 from ..types import Canvas
-from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
+from .base import GUIDANCE, IMAGE_GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
 
 
@@ -24,7 +24,7 @@ class MaskGIT(Stepwise):
 
     Each step draws a token for every hidden position, then hides the ``floor(N k)`` least confident of them again, where
     N counts all positions of the image and k is the schedule's share; at least one is kept hidden until the last step,
-    and at least one is revealed by each. Confidence is log p plus Gumbel noise.
+    and at least one is revealed by each. Confidence is log p plus noise, Gumbel's unless ``remask_noise`` is another.
 
     Args:
     """
@@ -34,8 +34,14 @@ class MaskGIT(Stepwise):
     steps: int = key(16, "denoising steps", at_least=1)
     temperature: float = key(1.0, TEMPERATURE, at_least=0)
     guidance_scale: float = key(3.5, GUIDANCE, at_least=0)
+    image_guidance_scale: float = key(0.0, IMAGE_GUIDANCE, at_least=0)
     mask_schedule: str = key("cosine", MASK_SCHEDULE, choices=tuple(MASK_SCHEDULES))
     remask_temperature: float = key(1.0, "scale of the confidence noise at the first step", at_least=0)
+    remask_noise: str = key(
+        "gumbel",
+        'what is added to the confidence: "gumbel" noise, or "gaussian", as MMaDA-Parallel-A\'s code does',
+        choices=("gumbel", "gaussian"),
+    )
     remask_noise_decay: str = key(
         "linear",
         """ "linear": the noise has the scale (1 - u), u the share of steps done; "compound" multiplies the scale by (1 - u) again
@@ -48,11 +54,11 @@ class MaskGIT(Stepwise):
         check_keys(self)
 
     def advance(
-        self, model: Any, writer: CanvasWriter, generators: list[torch.Generator]
+        self, model: Any, writer: CanvasWriter, generators: list[torch.Generator], at: Sequence[int] | None = None
     ) -> Iterator[tuple[int, int]]:
-        """As in ``Stepwise``."""
+        """As in ``Stepwise``; ``at`` are the steps that are taken, in order, the last among them; None = all."""
         scale, everything = self.remask_temperature, image_positions(writer.canvas)
-        for step in range(self.steps):
+        for step in range(self.steps) if at is None else at:
             done = (step + 1) / self.steps
             start = scale if self.remask_noise_decay == "compound" else self.remask_temperature
             scale = start * (1.0 if self.remask_noise_decay == "constant" else 1 - done)
@@ -89,12 +95,12 @@ class MaskGIT(Stepwise):
         writer.write(rows, holes & ~keep, tokens, sampling_logps, step)
 
     def _draw(self, model, writer: CanvasWriter, rows, holes, counts, image, streams) -> tuple[Tensor, ...]:
-        """Tokens, their log-probabilities under the model and under the law they were drawn from, and Gumbel noise.
+        """Tokens, their log-probabilities under the model and under the law they were drawn from, and noise.
 
         All ``[b, L]``, at the ``holes`` of the ``image``.
         """
         drawn = writer.draw(model, rows, holes, counts, self.temperature, streams, truncation=self.truncation)
-        noise = gumbel(uniforms(counts, streams, holes.device)).float()
+        noise = NOISES[self.remask_noise](uniforms(counts, streams, holes.device)).float()
         columns = (drawn.tokens, drawn.logps, drawn.sampling_logps, noise)
         return tuple(scatter(holes, column) for column in columns)
 
@@ -102,6 +108,15 @@ class MaskGIT(Stepwise):
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise of uniform numbers in [0, 1), elementwise."""
     return -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log()
+
+
+def gaussian(uniform: Tensor) -> Tensor:
+    """Standard normal noise of uniform numbers in [0, 1), elementwise."""
+    return torch.special.ndtri(uniform.clamp(min=1e-20))
+
+
+NOISES = {"gumbel": gumbel, "gaussian": gaussian}
+"""By name the noise of a confidence, made from uniform numbers."""
 
 
 def image_positions(canvas: Canvas) -> Tensor:

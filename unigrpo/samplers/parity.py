@@ -6,16 +6,22 @@ They repeat the public code's random numbers, so that all rows of a batch draw f
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.base import DiffusionPolicy
-from ..types import Canvas
-from .base import CanvasWriter, Drawn, Truncated, check_streams, scatter
+from ..models.forward import combine_guidance
+from ..types import Canvas, Rollout
+from .answers import Answers
+from .base import CanvasWriter, Drawn, Stepwise, Truncated, check_streams, scatter, signed_guidance
 from .dream import Dream
+from .joint import begin_on_one_canvas
 from .maskgit import MaskGIT, gumbel
+from .parallel import ask_together, on_one_clock, picture_times
 from .semi_autoregressive import BlockWriter, SemiAutoregressive
 
 
@@ -95,7 +101,8 @@ class _PublicTextWriter(BlockWriter):
 class PublicImageSampler(MaskGIT):
     """``t2i_generate``: all draws of a step from one generator, of written positions and the whole codebook as well.
 
-    The public code's noise decay is ``remask_noise_decay="compound"``.
+    Its temperature is 1, or 0 for the likeliest codes. The public code's noise decay is ``remask_noise_decay="compound"``;
+    MMaDA-Parallel-A's ``generate_ti2ti`` has ``"linear"`` and ``remask_noise="gaussian"``.
     """
 
     __slots__ = ()
@@ -121,14 +128,19 @@ class PublicImageSampler(MaskGIT):
         probs = logits.softmax(dim=-1)
         # What torch.multinomial draws of one sample: an exponential number for every code, of written positions too.
         exponentials = torch.empty(int(image.sum()), space.width).exponential_(1, generator=generator)
-        columns = (probs / exponentials[holes[image].cpu()].to(probs)).argmax(dim=1)
+        shares = probs / exponentials[holes[image].cpu()].to(probs) if self.temperature else probs
+        columns = shares.argmax(dim=1)
         logps = probs.gather(1, columns[:, None]).squeeze(1).log()
-        noise = torch.zeros(image.shape[0], int(image[0].sum())).uniform_(0, 1, generator=generator)
+        size = image.shape[0], int(image[0].sum())
+        if self.remask_noise == "gaussian":
+            noise = torch.randn(size, generator=generator)
+        else:
+            noise = gumbel(torch.zeros(size).uniform_(0, 1, generator=generator))
         return (
             scatter(holes, columns + space.start),
             scatter(holes, logps),
             scatter(holes, logps),
-            scatter(image, gumbel(noise).flatten().to(image.device)),
+            scatter(image, noise.flatten().to(image.device)),
         )
 
 
@@ -156,6 +168,56 @@ class PublicLuminaSampler(PublicImageSampler):
             ),
             scatter(holes, noise),
         )
+
+
+class PublicParallelTextSampler(PublicTextSampler):
+    """The text of MMaDA-Parallel-A's ``generate_ti2ti``, one block: after the share u of the steps ``floor(n (1 - u))`` of n stay hidden."""
+
+    __slots__ = ()
+
+    def advance(self, model: Any, writer: BlockWriter, generators: list[torch.Generator]) -> Iterator[tuple[int, int]]:
+        """As in ``Stepwise``."""
+        whole = left = writer.masked_in(0)
+        for step in range(self.steps):
+            then = [int(own * (1 - (step + 1) / self.steps)) for own in whole]
+            writer.reveal(model, 0, [now - later for now, later in zip(left, then, strict=True)], step, generators)
+            left = then
+            yield step + 1, self.steps
+
+
+@torch.no_grad()
+def write_as_ti2ti(
+    model: Any,
+    policy: DiffusionPolicy,
+    canvases: Sequence[Canvas],
+    samplers: Sequence[Stepwise],
+    generators: Sequence[list[torch.Generator]],
+) -> list[Rollout]:
+    """``write_in_parallel`` in the order of MMaDA-Parallel-A's ``generate_ti2ti``: what a picture is guided away from is read after the
+    step of the text, in forwards of its own, and the picture itself before it. One batch, one generator.
+    """
+    text, picture = on_one_clock(samplers)
+    scale, times = signed_guidance(picture), picture_times(text.steps, samplers[1].steps)  # type: ignore[attr-defined]
+    plain = replace(picture, guidance_scale=0.0, image_guidance_scale=0.0)
+    writers = begin_on_one_canvas(policy, canvases, (text, plain), generators)
+    answers = Answers(), Answers()
+    turns = (
+        text.advance(answers[0], writers[0], generators[0]),
+        plain.advance(answers[1], writers[1], generators[1], at=times),
+    )
+    for step in range(text.steps):
+        acting = 2 if step in times else 1
+        ask_together(model, policy, writers[:acting], answers[:acting])
+        next(turns[0], None)
+        if acting == 2:
+            own = writers[1]
+            twins = policy.guidance_twins(replace(own.canvas, ids=own.ids), scale) if scale else []
+            asked = {"select": policy.rows(own.hidden), "token_space": own.space}
+            further = [model(**policy.inputs(twin, own.hidden), **asked).logits for twin in twins]
+            if further:
+                answers[1].logits = combine_guidance(torch.cat([answers[1].logits, *further]), scale)
+            next(turns[1], None)
+    return [own.rollout() for own in writers]
 
 
 class PublicDreamSampler(Dream):

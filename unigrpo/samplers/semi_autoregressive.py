@@ -21,6 +21,7 @@ from .base import (
     Stepwise,
     check_streams,
     scatter,
+    signed_guidance,
     uniforms,
     warn_of_blocks,
 )
@@ -69,6 +70,13 @@ class SemiAutoregressive(Stepwise):
         choices=("low_confidence", "random"),
     )
     guidance_scale: float = key(0.0, GUIDANCE, at_least=0)
+    guidance_direction: str = key(
+        "toward",
+        """guidance moves answers "toward" the prompt; "away" from it, with logits c + s (u - c), is what MMaDA-Parallel-M's code does to
+        its texts""",
+        choices=("toward", "away"),
+        read_if=("guidance_scale is above 0", lambda settings: settings.guidance_scale > 0),
+    )
     logits_eos_inf: bool = key(
         False, "the end of the text, the policy's first stop token, is never drawn; likelihoods keep the whole law"
     )
@@ -146,7 +154,7 @@ class BlockWriter(CanvasWriter):
     def __init__(
         self, canvas: Canvas, policy: DiffusionPolicy, sampler: SemiAutoregressive, streams: list[torch.Generator]
     ) -> None:
-        super().__init__(canvas, policy, sampler.guidance_scale, streams, sampler.stop)
+        super().__init__(canvas, policy, signed_guidance(sampler), streams, sampler.stop)
         self.sampler, fill = sampler, canvas.fill_mask
         if sampler.logits_eos_inf:
             self.space = replace(self.space, exclude=self.closed())
@@ -154,7 +162,7 @@ class BlockWriter(CanvasWriter):
         self.blocks = int(self.block_of.max()) + 1
         self.kept = None
         if sampler.kv_cache != "none":
-            self.kept = BlockCache(sampler.kv_cache, policy, guided=self.twin is not None, length=canvas.ids.shape[1])
+            self.kept = BlockCache(sampler.kv_cache, policy, guided=bool(self.twins), length=canvas.ids.shape[1])
             self.columns = self._columns_of_blocks()
 
     def closed(self) -> tuple[int, ...]:

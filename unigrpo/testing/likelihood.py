@@ -13,6 +13,7 @@ from ..algorithm.noising import random_corruption
 from ..models import DiffusionPolicy
 from ..models.cache import KeyValueCache
 from ..models.draw import Draw
+from ..models.forward import used_scales
 from ..types import Canvas, Rollout, keyed_generator
 from .require import require
 
@@ -23,7 +24,7 @@ TOLERANCE = 2e-5
 FELT = 10 * TOLERANCE
 """What a token that matters moves at least."""
 
-GUIDANCE = 1.5
+GUIDANCE, IMAGE_GUIDANCE = 1.5, 0.5
 
 
 def some_hidden(rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -118,29 +119,34 @@ def _request(policy: DiffusionPolicy, rollout: Rollout, temperature: float) -> d
 
 @torch.no_grad()
 def check_guidance(policy: DiffusionPolicy, model: Any, rollout: Rollout, temperature: float) -> None:
-    """Guided scores are the softmax of u + (s + 1)(c - u), where the family has an unconditional canvas."""
+    """Guided scores are the softmax of c + s (c - u), and with the prompt's picture of c + s (c - u) + s' (c - u'), where the family has
+    such canvases.
+    """
     canvas, (hidden, target) = rollout.canvas, some_hidden(rollout)
-    try:
-        twin = policy.guidance_canvas(canvas)
-    except ValueError:
-        return
-    require(
-        twin.ids.shape == canvas.ids.shape and torch.equal(twin.fill_mask, canvas.fill_mask),
-        "guidance_canvas moves the answer: its canvas has the same length and the same fill_mask",
-    )
-    twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
     noisy = corrupted(policy, canvas, hidden)
-    twin_noisy = None if noisy is None else torch.where(canvas.fill_mask, noisy, twin.ids)
-    given = model(**policy.likelihood_inputs(canvas, hidden, noisy)).logits.double()
-    free = model(**policy.likelihood_inputs(twin, hidden, twin_noisy)).logits.double()
-    own, _ = _at_targets(policy, canvas, target, free + (GUIDANCE + 1) * (given - free), temperature)
-    scores = score_tokens(model, policy, canvas, hidden, target, noisy, temperature, guidance_scale=GUIDANCE)
-    off = worst(scores.logps[target] - own)
-    require(
-        off < FELT,
-        f"guided log-probabilities are {off:.2g} nats off u + (s + 1)(c - u) of the full logits at s = {GUIDANCE}: linear_head is "
-        f"{policy.linear_head}, and guided_inputs stacks [conditional; unconditional]",
-    )
+    for scale in (GUIDANCE, (GUIDANCE, IMAGE_GUIDANCE), (0.0, IMAGE_GUIDANCE)):
+        try:
+            twins = policy.guidance_twins(canvas, scale)
+        except ValueError:
+            continue
+        given = model(**policy.likelihood_inputs(canvas, hidden, noisy)).logits.double()
+        guided = given.clone()
+        for own, twin in zip(used_scales(scale), twins, strict=True):
+            require(
+                twin.ids.shape == canvas.ids.shape and torch.equal(twin.fill_mask, canvas.fill_mask),
+                "guidance_canvas or imageless_canvas moves the answer: its canvas has the same length and the same fill_mask",
+            )
+            twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
+            twin_noisy = None if noisy is None else torch.where(canvas.fill_mask, noisy, twin.ids)
+            guided += own * (given - model(**policy.likelihood_inputs(twin, hidden, twin_noisy)).logits.double())
+        expected, _ = _at_targets(policy, canvas, target, guided, temperature)
+        scores = score_tokens(model, policy, canvas, hidden, target, noisy, temperature, guidance_scale=scale)
+        off = worst(scores.logps[target] - expected)
+        require(
+            off < FELT,
+            f"guided log-probabilities are {off:.2g} nats off c + s (c - u) of the full logits at s = {scale}: linear_head is "
+            f"{policy.linear_head}, and guided_inputs stacks [conditional; unconditional]",
+        )
 
 
 @torch.no_grad()

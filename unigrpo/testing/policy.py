@@ -10,7 +10,7 @@ import torch
 
 from ..models import DiffusionPolicy
 from ..samplers import Block, Emerge, LeftToRight, MaskGIT, SemiAutoregressive
-from ..types import Rollout
+from ..types import KINDS, SPANS, Rollout, is_picture
 from .likelihood import (
     check_blocks_are_causal,
     check_draws,
@@ -53,8 +53,8 @@ def check_policy(
     its weights. The model is left in eval mode.
 
     Args:
-        rows: dataset rows of ``task`` with prompts of several lengths, three or more; for ``"mmu"`` with ``image_codes``
-            ``[N]`` and their rows and columns, ``image_grid``.
+        rows: dataset rows of ``task`` with prompts of several lengths, three or more; of tasks whose
+            prompt shows a picture with ``image_codes [N]`` and their rows and columns, ``image_grid``; for ``"picture"`` with ``thought_ids [8]``.
         padding: the id of padding in canvases of ``task`` where it is not ``policy.pad_token_id``.
         block_length: answer positions in a block, for models that see no later block and whose policy has no ``block_size``; None
             for bidirectional ones.
@@ -66,7 +66,7 @@ def check_policy(
     name = type(policy).__name__
     try:
         check_encode(policy, rows, task, padding)
-        samplers: tuple[Callable[[float], Any], ...] = SAMPLERS_OF.get(task, SAMPLERS_OF["text"])
+        samplers: tuple[Callable[[float], Any], ...] = SAMPLERS_OF[KINDS.get(task, task)]
         if policy.block_size:
             # The block sampler writes at a mask id.
             samplers = BLOCKWISE if policy.mask_token_id is not None else (left_to_right,)
@@ -96,7 +96,10 @@ def _check_likelihood(policy: DiffusionPolicy, model: Any, rollout: Rollout, blo
 
 def answer_length(policy: DiffusionPolicy, task: str) -> dict[str, Any]:
     """The arguments of ``policy.encode`` that leave ``LENGTH`` tokens to write."""
-    return policy.image_lengths(2, LENGTH // 2) if task == "t2i" else {"max_completion_length": LENGTH}
+    drawn, written = policy.image_lengths(2, LENGTH // 2), {"max_completion_length": LENGTH}
+    if task in SPANS["r2i"]:
+        return {**drawn, **written}
+    return drawn if is_picture(task) else written
 
 
 def check_encode(policy: DiffusionPolicy, rows: list[dict], task: str, padding: int | None = None) -> None:
@@ -181,7 +184,7 @@ def block(temperature: float) -> Block:
     return Block(steps=LENGTH, temperature=temperature)
 
 
-SAMPLERS_OF = {"text": (semi_autoregressive,), "t2i": (emerge, maskgit)}
+SAMPLERS_OF = {**dict.fromkeys(("text", "mmu"), (semi_autoregressive,)), "t2i": (emerge, maskgit)}
 """What fills the canvases of a task, as a function of temperature."""
 
 BLOCKWISE = (left_to_right, block)

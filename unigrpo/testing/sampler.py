@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from ..models import DiffusionPolicy
-from ..types import Canvas, Rollout
+from ..samplers.base import signed_guidance
+from ..types import Canvas, Guidance, Rollout
 from .require import require
 from .rollouts import TOLERANCE, Recorded, check_all_written, check_recorded_logps, check_rollout, difference, streams
 from .stops import check_counts, check_tail_is_not_denoised, check_tails, common_tokens, forwards_of
@@ -55,7 +56,7 @@ def check_sampler(
     """
     law = _Law(
         temperature=(getattr(sampler, "temperature", 1.0) if temperature is None else temperature) or 1.0,
-        guidance=getattr(sampler, "guidance_scale", 0.0) if guidance_scale is None else guidance_scale,
+        guidance=signed_guidance(sampler) if guidance_scale is None else guidance_scale,
         exact=exact_steps,
         ends_at_stop=ends_at_stop,
     )
@@ -70,7 +71,7 @@ def check_sampler(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Law:
     temperature: float
-    guidance: float
+    guidance: Guidance
     exact: bool
     ends_at_stop: bool
 

@@ -19,7 +19,7 @@ from ..algorithm.loss import LossBatch
 from ..models.base import DiffusionPolicy
 from ..models.draw import TokenScores
 from ..models.placing import upload
-from ..types import Canvas, Experience
+from ..types import Canvas, Experience, Guidance
 
 
 BUCKET = 64
@@ -220,7 +220,7 @@ def score_batch(
     policy: DiffusionPolicy,
     batch: Batch,
     temperature: float = 1.0,
-    guidance_scale: float | None = None,
+    guidance_scale: Guidance | None = None,
     ref_logprobs: Tensor | None = None,
     coefficients: Tensor | None = None,
 ) -> TokenScores:

@@ -109,6 +109,10 @@ def check_given(row: dict[str, Any], where: str) -> None:
             f"{where}: rows of task {task_of(row)!r} are no part of the auxiliary loss; train on them with `unigrpo sft`, "
             "objective think_then_draw"
         )
+    if task_of(row) == "i2i":
+        raise ValueError(
+            f"{where}: rows of task 'i2i' are no part of the auxiliary loss: leave them out of sft_dataset"
+        )
     if task_of(row) == "t2i":
         image_of(row, where)
         return

@@ -164,7 +164,7 @@ def log_decoding_gap(pipe: Pipeline, window: Window, number: int, tasks: list[st
         before = [_at_one_step(window.experiences[index], pipe.policy, key) for index in unit.indices]
         batch = collate(before, Unit(tuple(range(len(before))), 0), 0, pipe.policy, pipe.device)
         settings = pipe.algorithms[batch.canvas.task].settings
-        law = (settings.temperature, settings.guidance_scale or None)
+        law = (settings.temperature, settings.rollout_guidance)
         with evaluating(pipe.model):
             scores = score_tokens(pipe.model, pipe.policy, batch.canvas, batch.hidden, batch.target, None, *law)
         gap = (scores.logps - batch.sampling_logps)[batch.target].abs()

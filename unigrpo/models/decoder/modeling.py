@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from ...types import TokenSpace
+from ...types import Guidance, TokenSpace
 from ..blocks import logical_positions, numbered
 from ..cache import GrowingCache, KeyValueCache
 from ..draw import Draw
@@ -82,7 +82,7 @@ class MaskedDecoder(OpensElsewhere, RefusedMethods):
         targets: Tensor | None = None,
         token_space: TokenSpace | None = None,
         temperature: float = 1.0,
-        guidance_scale: float | None = None,
+        guidance_scale: Guidance | None = None,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
         cache: KeyValueCache | GrowingCache | None = None,

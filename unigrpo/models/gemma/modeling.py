@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from ...types import TokenSpace
+from ...types import Guidance, TokenSpace
 from ..blocks import logical_positions
 from ..decoder.modeling import IMPLEMENTATIONS, KEPT
 from ..draw import Draw
@@ -58,7 +58,7 @@ class DiffusionGemmaForMaskedDiffusion(OpensElsewhere, RefusedMethods, Diffusion
         targets: Tensor | None = None,
         token_space: TokenSpace | None = None,
         temperature: float = 1.0,
-        guidance_scale: float | None = None,
+        guidance_scale: Guidance | None = None,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
         cache: PrefixKeys | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...types import TokenSpace
+from ...types import Guidance, TokenSpace
 from ..cache import KeyValueCache, LayerCache
 from ..draw import Draw
 from ..elsewhere import OpensElsewhere, label_loss, labelled
-from ..forward import MaskedDiffusionOutput, check_together, combine_guidance, within_span
+from ..forward import Ask, MaskedDiffusionOutput, answered, check_together, combine_guidance, selected_by, within_span
 from ..head import VocabularyHead
 from ..inherited import RefusedMethods, check_attention_mask, refuse_arguments
 from ..placing import on_host, places_of
@@ -251,7 +252,7 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
         targets: Tensor | None = None,
         token_space: TokenSpace | None = None,
         temperature: float = 1.0,
-        guidance_scale: float | None = None,
+        guidance_scale: Guidance | None = None,
         ref_logprobs: Tensor | None = None,
         draw: Draw | None = None,
         cache: KeyValueCache | None = None,
@@ -260,6 +261,7 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
         output_hidden_states: bool = False,
         labels: Tensor | None = None,
         loss_weights: Tensor | None = None,
+        asks: Sequence[Ask] | None = None,
         **kwargs,
     ) -> MaskedDiffusionOutput:
         """Logits of chosen rows over a chosen vocabulary range, log-probabilities of given tokens, tokens drawn, or a loss.
@@ -274,7 +276,8 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
             token_space: the vocabulary range of logits and normalisation; None = the whole vocabulary.
             temperature: divides the logits.
             guidance_scale: s of classifier-free guidance; the batch is then ``[conditional; unconditional]`` with equal
-                ``select`` counts, rows are combined as ``u + (s + 1)(c - u)`` before the linear head, and n halves.
+                ``select`` counts, rows are combined as ``u + (s + 1)(c - u)`` before the linear head, and n halves. A pair of scales is
+                that of ``Guidance``, each above 0 with a twin in the batch.
             ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over ``token_space``, for the exact KL.
             draw: how to choose a token for each selected row; needs ``select``.
             cache: keys and values to fill or to use; its span says which columns are computed. Inputs stay ``[B, L]``.
@@ -284,6 +287,7 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
             labels: ``[B, L]`` int64, the true tokens of ``input_ids``, which has been noised already; -100 = not scored. They
                 belong to their own position, not to the one before. ``MaskedDenoisingCollator`` makes both.
             loss_weights: ``[B, L]``, the coefficient of each label's -log p; the loss is then their sum over B.
+            asks: several readers in place of ``select``; each has its logits in ``answers``.
 
         Returns:
             fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``); of ``targets`` ``logps [n]``, ``entropy [n]`` and, with a
@@ -301,8 +305,12 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
         check_together(input_ids, inputs_embeds, select, targets, draw)
         if cache is not None and cache.span is not None:
             input_ids, inputs_embeds, select = within_span(cache, counts, input_ids, inputs_embeds, select)
+        select = select if asks is None else selected_by(asks)
         embeds = self.model.transformer["wte"](input_ids) if inputs_embeds is None else inputs_embeds
         rows, states = self.model(embeds, attention_mask, position_ids, select, cache, output_hidden_states, counts)
+        if asks is not None:
+            head = self.model.transformer["ff_out"]
+            return MaskedDiffusionOutput(answers=answered(asks, rows, lambda own, space: head(own, token_space=space)))
         rows = rows if guidance_scale is None else combine_guidance(rows, guidance_scale)
         asked = (targets, token_space, temperature, ref_logprobs, draw, coefficients)
         scores = self.model.transformer["ff_out"](rows, *asked)

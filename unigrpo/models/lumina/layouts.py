@@ -26,25 +26,36 @@ def length(grid: tuple[int, int]) -> int:
     return grid[0] * (grid[1] + 1) + 2
 
 
-def unconditional(
-    ids: Tensor, real: Tensor, *, user: int, uncondition: int, answer_start: int, pad: int
+def instruction_and_picture(
+    ids: Tensor, fill: Tensor, *, user: int, answer_start: int, boi: int, eoi: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows to draw with ``uncondition`` in place of what the user says; ids and mask ``[B, L]``, padded on the left.
-
-    What stands before it moves to the right, so that a row has no gap, and what stands behind stays where it is.
+    """What the user says, and the picture that stands behind it, where one does: both ``[B, L]`` bool.
 
     Args:
-        ids, real: ``[B, L]``, ``[pad]* ... user TEXT </user> answer_start ...``; the text is not empty.
+        ids: ``[B, L]``, ``... user TEXT [boi codes eoi] </user> answer_start ...``.
+        fill: ``[B, L]`` bool, what is written, all of it behind.
         user: the token that opens the user's text; the first one of a row counts.
     """
     place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+    def last(token: int, before: Tensor) -> Tensor:
+        return place.masked_fill((ids != token) | (place >= before), -1).amax(dim=1, keepdim=True)
+
+    closed = last(answer_start, fill.long().argmax(dim=1, keepdim=True)) - 1
     opened = place.masked_fill(ids != user, ids.shape[1]).amin(dim=1, keepdim=True)
-    end = place.masked_fill(ids != answer_start, -1).amax(dim=1, keepdim=True) - 1  # That of </user>.
-    before, moved = place < end - 1, end - opened - 2
-    source = torch.where(before, place - moved, place)
-    kept = torch.where(before, real.gather(1, source.clamp(min=0)) & (source >= 0), real)
-    found = ids.gather(1, source.clamp(min=0)).masked_fill(place == end - 1, uncondition)
-    return found.masked_fill(~kept, pad), kept
+    start = torch.where(ids.gather(1, closed - 1) == eoi, last(boi, closed), closed)
+    return (place > opened) & (place < start), (place >= start) & (place < closed)
+
+
+def cut_out(ids: Tensor, real: Tensor, cut: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """Rows ``[B, L]``, padded on the left, without the tokens at ``cut``; ids and mask ``[B, L]``.
+
+    What stands before them moves to the right, so that a row has no gap, and what stands behind stays where it is.
+    """
+    kept = real & ~cut
+    order = kept.long().argsort(dim=1, stable=True)
+    kept = kept.gather(1, order)
+    return ids.gather(1, order).masked_fill(~kept, pad), kept
 
 
 def to_the_right(real: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""What Lumina-DiMOO says about itself: pictures of any aspect with a token at the end of each row, questions about pictures."""
+"""What Lumina-DiMOO says about itself: pictures of any aspect with a token at the end of each row, edits of pictures, and
+questions about them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +31,10 @@ class LuminaPolicy(TextCanvasPolicy):
 
     model_class = LuminaForMaskedDiffusion
     processor_class = LuminaProcessor
+    asked_by_caption: ClassVar[tuple[str, ...]] = ("t2i", "i2i")
+    """Canvases whose row without the instruction has ``<uncondition>`` in its place."""
+    edits: ClassVar[tuple[str, ...]] = ("i2i",)
+    """Those of them whose prompt shows the picture to edit."""
 
     def __init__(self, config: LuminaConfig, processor: Any) -> None:
         super().__init__(config, processor)
@@ -84,13 +90,14 @@ class LuminaPolicy(TextCanvasPolicy):
           ``row["image_codes"]`` holds the codes ``[N]``, row-major, and ``row["image_grid"]`` their rows and columns.
         * ``t2i``: ``<system>..</system><user> caption </user> answer_start PICTURE answer_end``, its codes masked. An empty
           caption is ``<uncondition>``.
+        * ``i2i``: the same with the picture to edit before ``</user>``, coded as that of ``mmu``.
 
         Rows are padded on the left to the longest. Where padding is attended they are padded on the right, as the public
         training code does.
 
         Args:
             max_completion_length: answer positions of mmu.
-            max_prompt_length: longest prompt in tokens, tags and a picture that is asked about included.
+            max_prompt_length: longest prompt in tokens, tags and a picture that is shown included.
             prompt_truncation: ``"error"``, ``"left"`` or, for captions, ``"right"``. Of a caption its own words alone are cut.
             image_grid: rows and columns of the codes of a picture to make.
             trim_padding: not read: there are no text slots to fill.
@@ -98,33 +105,43 @@ class LuminaPolicy(TextCanvasPolicy):
         Raises:
             ValueError: another task, a prompt that does not fit, or a length that leaves no room for one.
         """
-        if task == "t2i":
-            canvas = self._encode_pictures(rows, image_grid, max_prompt_length, prompt_truncation)
+        if task in ("t2i", "i2i"):
+            canvas = self._encode_pictures(rows, task, image_grid, max_prompt_length, prompt_truncation)
         elif task == "mmu":
             lengths = {"max_completion_length": max_completion_length, "max_prompt_length": max_prompt_length}
             canvas = self.encode_text(rows, task, prompt_truncation=prompt_truncation, **lengths)
         else:
             raise ValueError(
-                f"task={task!r} is not supported: Lumina-DiMOO was published with layouts for questions about a picture (mmu) and "
-                "for pictures (t2i); give the row an image, or take another family for text alone"
+                f"task={task!r} is not supported: Lumina-DiMOO was published with layouts for questions about a picture (mmu), "
+                "for pictures (t2i) and for edits (i2i); give the row an image, or take another family for text alone"
             )
         return self._padded_on_the_right(canvas) if self.attends_padding else canvas
 
     def _prompt(self, row: dict[str, Any], task: str, limit: int, truncation: str) -> list[int]:
         """Ids of a question with its picture before the closing tag; truncation never cuts the picture."""
+        picture = self._shown(row, limit, 1)
+        room = limit - len(picture) - 1
+        text = fit_prompt(self.processor.encode_prompt(row["prompt"], task), room, truncation, row["prompt"])
+        return [*text[:-1], *picture, text[-1], self._special["answer_start"]]
+
+    def _shown(self, row: dict[str, Any], limit: int, beside: int) -> list[int]:
+        """The picture of a row that shows one, in a prompt of ``limit`` tokens with ``beside`` other ones and some words."""
         codes, grid = row["image_codes"] + self.config.image_token_offset, row["image_grid"]
         picture = layouts.picture(codes, grid, **self._marks).tolist()
-        room = limit - len(picture) - 1
-        if room <= 0:
+        if len(picture) + beside >= limit:
             raise ValueError(
                 f"an image of {grid[0]} x {grid[1]} codes leaves no room for the question in a prompt of {limit} tokens; lower "
                 "image_size, or raise max_prompt_length"
             )
-        text = fit_prompt(self.processor.encode_prompt(row["prompt"], task), room, truncation, row["prompt"])
-        return [*text[:-1], *picture, text[-1], self._special["answer_start"]]
+        return picture
 
     def _encode_pictures(
-        self, rows: list[dict[str, Any]], grid: tuple[int, int] | None, max_prompt_length: int | None, truncation: str
+        self,
+        rows: list[dict[str, Any]],
+        task: str,
+        grid: tuple[int, int] | None,
+        max_prompt_length: int | None,
+        truncation: str,
     ) -> Canvas:
         if grid is None:
             raise ValueError("image_grid=None: give the rows and columns of the codes of the pictures to make")
@@ -134,23 +151,25 @@ class LuminaPolicy(TextCanvasPolicy):
         start, end = self._special["answer_start"], self._special["answer_end"]
         behind = torch.cat([torch.tensor([start]), picture, torch.tensor([end])])
         prompt_ids, prompt_mask = left_pad(
-            [self._caption(row["prompt"], limit, truncation) for row in rows], self.pad_token_id
+            [self._caption(row, task, limit, truncation) for row in rows], self.pad_token_id
         )
         fill = (behind == self.mask_token_id).expand(len(rows), -1)
         return Canvas(
             ids=torch.cat([prompt_ids, behind.expand(len(rows), -1)], dim=1),
             fill_mask=torch.cat([torch.zeros_like(prompt_mask), fill], dim=1),
             attention_mask=torch.cat([prompt_mask, torch.ones_like(fill)], dim=1),
-            task="t2i",
-            token_space=self.token_space("t2i"),
+            task=task,
+            token_space=self.token_space(task),
         )
 
-    def _caption(self, prompt: Any, limit: int, truncation: str) -> list[int]:
-        """The prompt of a picture to make, of which the user's words are cut where they do not fit."""
-        ids = self.processor.encode_prompt(prompt, "t2i")
+    def _caption(self, row: dict[str, Any], task: str, limit: int, truncation: str) -> list[int]:
+        """The prompt of a picture to make, with the one to edit behind what the user says, whose words are cut where they do not fit."""
+        ids = self.processor.encode_prompt(row["prompt"], task)
         opened = ids.index(self._user) + 1
-        words = fit_prompt(ids[opened:-1], limit - opened - 1, truncation, prompt_text(prompt), CAPTION_CURE)
-        return [*ids[:opened], *(words or [self._special["uncondition"]]), ids[-1]]
+        picture = self._shown(row, limit, opened + 1) if task in self.edits else []
+        room = limit - opened - len(picture) - 1
+        words = fit_prompt(ids[opened:-1], room, truncation, prompt_text(row["prompt"]), CAPTION_CURE)
+        return [*ids[:opened], *(words or [self._special["uncondition"]]), *picture, ids[-1]]
 
     def _padded_on_the_right(self, canvas: Canvas) -> Canvas:
         order = layouts.to_the_right(canvas.attention_mask)
@@ -159,23 +178,36 @@ class LuminaPolicy(TextCanvasPolicy):
         return replace(canvas, ids=ids, fill_mask=fill, attention_mask=real)
 
     def guidance_canvas(self, canvas: Canvas) -> Canvas:
-        """``t2i``: the same canvas with ``<uncondition>`` in place of what the user says, as the public sampler has it. Else every
-        prompt token hidden, the picture included.
+        """Of pictures to make the same canvas with ``<uncondition>`` in place of what the user says, as the public sampler has it; a
+        picture to edit stays. Else every prompt token hidden, the picture included.
 
         Raises:
             ValueError: padding is attended: the unconditional row is shorter, and would read its padding.
         """
-        if canvas.task != "t2i":
+        if canvas.task not in self.asked_by_caption:
             return super().guidance_canvas(canvas)
+        said, _ = self._instruction_and_picture(canvas)
+        last = said & ~torch.nn.functional.pad(said[:, 1:], (0, 1))
+        ids = canvas.ids.masked_fill(last, self._special["uncondition"])
+        return self._without(replace(canvas, ids=ids), said & ~last)
+
+    def imageless_canvas(self, canvas: Canvas) -> Canvas:
+        """The row of an edit without its picture, as in the public sampler; raises ``ValueError`` as ``guidance_canvas``."""
+        if canvas.task not in self.edits:
+            return super().imageless_canvas(canvas)
+        return self._without(canvas, self._instruction_and_picture(canvas)[1])
+
+    def _instruction_and_picture(self, canvas: Canvas) -> tuple[Tensor, Tensor]:
+        special = {name: self._special[name] for name in ("answer_start", "boi", "eoi")}
+        return layouts.instruction_and_picture(canvas.ids, canvas.fill_mask, user=self._user, **special)
+
+    def _without(self, canvas: Canvas, cut: Tensor) -> Canvas:
         if self.attends_padding:
             raise ValueError(
-                "attn_mask_mode='none' reads padding, and the row without a caption is shorter than the one with it, which the public "
-                "sampler does not pad: set attn_mask_mode='bool', or guidance_scale=0 and caption_dropout=0"
+                "attn_mask_mode='none' reads padding, and the row that guidance steers away from is shorter than the row itself, which "
+                "the public sampler does not pad: set attn_mask_mode='bool', or guidance_scale=0 and caption_dropout=0"
             )
-        special = {name: self._special[name] for name in ("uncondition", "answer_start")}
-        ids, real = layouts.unconditional(
-            canvas.ids, canvas.attention_mask, user=self._user, pad=self.pad_token_id, **special
-        )
+        ids, real = layouts.cut_out(canvas.ids, canvas.attention_mask, cut, self.pad_token_id)
         return replace(canvas, ids=ids, attention_mask=real)
 
     def decode(self, canvas: Canvas, completion_mask: Tensor) -> list[str] | list[Tensor]:

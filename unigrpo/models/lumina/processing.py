@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...types import SPANS, is_picture, spans_of
 from ..processing import MMaDAProcessor, Prompt
 
 
@@ -19,6 +20,10 @@ SYSTEM = {
         "images. Analyze each image and combine relevant details to answer."
     ),
     "t2i": "Generate an image according to the text prompt.",
+    **dict.fromkeys(
+        ("i2i", *SPANS["r2i"]),
+        "Generate an image applying the following editing instruction based on the original image.",
+    ),
 }
 """What the model was tuned to be told; a chat's own system message takes its place."""
 
@@ -46,8 +51,8 @@ class LuminaProcessor(MMaDAProcessor):
         return tokenizer
 
     def instruction(self, task: str) -> str:
-        """As in ``MMaDAProcessor``; none for a caption."""
-        return "" if task == "t2i" else super().instruction(task)
+        """As in ``MMaDAProcessor``; none where a picture is made."""
+        return "" if is_picture(spans_of(task)[-1]) or task in SPANS["r2i"] else super().instruction(task)
 
     def chat_text(self, prompt: Prompt, task: str = "mmu") -> str:
         """``<system>..</system><user>..</user>``. A string is what the user says.

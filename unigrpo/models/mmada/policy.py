@@ -25,6 +25,12 @@ TEXT_SLOTS = 512
 CAPTION_CURE = "Raise max_prompt_length (text slots), shorten it, or set prompt_truncation to 'left' or 'right'"
 
 
+NO_EDITS = (
+    "MMaDA was published without a layout for edits: rows of tasks 'i2i' and 'r2i' cannot show it a picture; drop the column image, "
+    "or take a family that edits"
+)
+
+
 class MMaDAPolicy(TextCanvasPolicy):
     """MMaDA's layouts. Text answers are written with ids below the image offset, the mask id excepted; images with the
     codebook's ids alone.
@@ -91,6 +97,8 @@ class MMaDAPolicy(TextCanvasPolicy):
         Raises:
             ValueError: a prompt that does not fit, or a length that leaves no room for one.
         """
+        if task == "i2i":
+            raise ValueError(NO_EDITS)
         if task in SPANS["r2i"]:
             return self._encode_spans(
                 rows, task, max_completion_length, image_tokens, max_prompt_length, prompt_truncation
@@ -167,6 +175,8 @@ class MMaDAPolicy(TextCanvasPolicy):
         truncation: str,
     ) -> Canvas:
         """The two canvases of ``r2i``, whose layout is one."""
+        if any("image_codes" in row for row in rows):
+            raise ValueError(NO_EDITS)
         if truncation == "right":
             raise ValueError(
                 f"prompt_truncation='right' would cut the end of a chat prompt of task {task!r}, which opens the thought; use 'left'"
@@ -217,7 +227,7 @@ class MMaDAPolicy(TextCanvasPolicy):
             )
         written = torch.tensor(thought + [self.pad_token_id] * (room - len(thought)))
         lengths = {"max_completion_length": room, "image_tokens": len(codes)}
-        canvas = self.encode([{**row, "thought_ids": written}], "picture", **lengths)
+        canvas = self.encode([{"prompt": row["prompt"], "thought_ids": written}], "picture", **lengths)
         place = torch.arange(canvas.ids.shape[1])
         return replace(
             canvas,

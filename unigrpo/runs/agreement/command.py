@@ -14,6 +14,7 @@ from ...data.rows import task_of
 from ...rollout.pipeline import Pipeline
 from ...terminal import console, say
 from ...training.checkpoints.files import write_json
+from ...types import is_picture
 from ..build import build_accuracy, build_config
 from ..recipe import Recipe
 from ..train import held_out_pipeline, held_out_rows, versions
@@ -92,13 +93,15 @@ def measured_rows(recipe: Recipe, limit: int) -> tuple[dict[str, list[dict[str, 
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in held_out_rows(recipe):
         rows.setdefault(task_of(row), []).append(row)
-    drawn = rows.pop("t2i", [])
+    drawn = [row for task in list(rows) if is_picture(task) for row in rows.pop(task)]
     if not rows:
         raise ValueError(
-            f"{recipe.source} holds out pictures to draw only (task 't2i'): caches, thresholds and early exits are for "
+            f"{recipe.source} holds out pictures to draw or to edit only (tasks 't2i' and 'i2i'): caches, thresholds and early exits are for "
             "text and image understanding"
         )
-    notes = [f"{len(drawn)} rows of task 't2i' are left out: they are drawn exactly, always"] if drawn else []
+    notes = (
+        [f"{len(drawn)} rows of tasks 't2i' and 'i2i' are left out: they are drawn exactly, always"] if drawn else []
+    )
     return {task: own[: limit or None] for task, own in rows.items()}, notes
 
 

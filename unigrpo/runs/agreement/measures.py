@@ -14,6 +14,7 @@ from ...algorithm.likelihood import score_tokens
 from ...algorithm.noising import TrajectoryNoising
 from ...models.base import DiffusionPolicy
 from ...samplers import SemiAutoregressive
+from ...samplers.base import signed_guidance
 from ...types import Rollout
 
 
@@ -138,7 +139,7 @@ def stage_logps(
             hidden[rows],
             target[rows],
             temperature=sampler.temperature or 1.0,
-            guidance_scale=sampler.guidance_scale or None,
+            guidance_scale=signed_guidance(sampler) or None,
         ).logps
     return logps[rollout.completion_mask]
 

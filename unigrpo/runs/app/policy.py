@@ -159,7 +159,9 @@ def opened(model: str | None, adapter: str | None, overrides: Sequence[str] = ()
     if loaded.image_tokenizer is not None or loaded.policy.image_tokenizer is not None:
         loaded._codec()
         tasks = ("text", "mmu", "t2i")
-        if type(loaded.policy).encode_thought is not DiffusionPolicy.encode_thought:
+        draws = type(loaded.policy).encode_thought is not DiffusionPolicy.encode_thought
+        # A family that edits while it thinks needs a picture, which the page does not ask for there.
+        if draws and not getattr(loaded.model.config, "edits_with_thoughts", False):
             tasks += ("r2i",)
     base = model_name(lineage(path)[-1]) if is_peft(loaded.model) else path
     talker = Talker(

@@ -14,7 +14,7 @@ from PIL import Image
 from ...data.rows import image_of
 from ...errors import RecipeError, import_named
 from ...rollout.rewards import RewardSet
-from ...types import Sample
+from ...types import IMAGE_IN, Sample
 from ..dataset_spec import DatasetSpec, load_rows
 from .layouts import LAYOUTS
 from .task import EvalTask
@@ -135,7 +135,7 @@ def read_rows(
     own = "prompt" in there and not set(task.reads) <= there
     template = "{prompt}" if own else task.template
     wanted = [*(("prompt",) if own else task.reads), *task.columns]
-    wanted += ["image"] if task.task == "mmu" and "images" not in there else []
+    wanted += ["image"] if task.task in IMAGE_IN and "images" not in there else []
     lacking = [task.columns.get(column, column) for column in wanted if column not in there]
     if lacking:
         raise RecipeError(
@@ -171,5 +171,5 @@ def check_golds(asked: Asked) -> int:
 
 def check_pictures(asked: Asked) -> None:
     """Raises ``ValueError`` for the first row whose picture cannot be read."""
-    for index in range(len(asked.rows)) if asked.task.task == "mmu" else ():
+    for index in range(len(asked.rows)) if asked.task.task in IMAGE_IN else ():
         image_of(asked.rows[index], f"task {asked.name}, row {index}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from ...models.forward import used_scales
 from ..build import build_config
 from ..memory_report import memory_of_any
 from ..recipe import Recipe
@@ -89,7 +90,7 @@ def hours(own: Reproduction, budget: Budget, recipe: Recipe) -> dict[str, float]
     answers = args.per_device_train_batch_size * args.steps_per_generation * budget.processes
     updates = args.steps_per_generation // args.gradient_accumulation_steps * args.num_iterations
     a_row = 2 * own.weights * shape.length / SPEED / 3600 / budget.processes
-    guided = 2 if settings.guidance_scale else 1
+    guided = 1 + len(used_scales(settings.rollout_guidance))
     windows = -(-args.max_steps // updates)
     # A pass for the old log-probabilities and one for the reference, then the update: forward, forward again and twice backward.
     passes = args.num_iterations * (1 + 1 + 4)

@@ -92,7 +92,8 @@ def _sample(body: dict[str, list], row: int, reader: _Reader) -> Sample:
     if images is not None and not (isinstance(images, list) and all(isinstance(own, Image.Image) for own in images)):
         raise Refused(400, f"images, {where}: the images of a row are a list of images, or null")
     task = body.get("task", {row: None})[row]
-    task = task or ("t2i" if isinstance(completion, Image.Image) else "mmu" if images else "text")
+    made = ("i2i", "t2i") if isinstance(completion, Image.Image) else ("mmu", "text")
+    task = task or made[0 if images else 1]
     if task not in TASKS:
         raise Refused(400, f"task, {where}: {shortened(repr(task))} is none of {', '.join(TASKS)}")
     ids = body.get("completion_ids", {row: []})[row]
