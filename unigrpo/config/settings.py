@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,10 +38,10 @@ def task_settings(
     nearest = {key: owned[key] for kind in parts for key in _keys_in(override.get(kind)) if key in owned}
     chosen = {**given, **owned, **override, **nearest}
     usual = _without_replaced(usual, parts, chosen)
-    values: dict[str, Any] = {}
+    values, defaults, explicit = {}, _defaults(parts), {*owned, *override}
     for key in TASK_KEYS:
         value = chosen.get(key, usual.get(key))
-        values[key] = _default(key, parts) if value is None and key not in {**owned, **override} else value
+        values[key] = defaults[key] if value is None and key not in explicit else value
     if values["importance_sampling_level"] == "sequence" and (chosen.get("epsilon") or usual.get("epsilon")) is None:
         values["epsilon"] = SEQUENCE_EPSILON
     values["epsilon_high"] = values["epsilon"] if values["epsilon_high"] is None else values["epsilon_high"]
@@ -96,11 +97,11 @@ def _keys_in(part: Any) -> list[str]:
 
 def _as_written(choice: Choice, parts: Mapping[str, Choice], set_keys: set[str]) -> Any:
     """The part's name, with the keys that are its alone: other parts, or nobody else, read them."""
-    keys = keys_of(choice.part)
+    keys, defaults = keys_of(choice.part), _defaults(parts)
     own = {key: value for key, value in choice.own.items() if _owner(key, parts) != choice.kind}
     for key in keys:
         # A default of its own, where the task's value is only the default of the key's owner.
-        if key in SHARED_KEYS and key not in own and key not in set_keys and keys[key].default != _default(key, parts):
+        if key in SHARED_KEYS and key not in own and key not in set_keys and keys[key].default != defaults[key]:
             own[key] = keys[key].default
     return {"name": choice.name, **own} if own else choice.name
 
@@ -125,12 +126,17 @@ def _without_replaced(preset: Mapping[str, Any], parts: Mapping[str, Choice], ch
     return values
 
 
-def _default(key: str, parts: Mapping[str, Choice]) -> Any:
-    """The default of ``key`` in the first chosen part that reads it, else in the first that describes it."""
-    for part in (TaskKeys, *(choice.part for choice in parts.values()), PolicyLoss):
-        if key in keys_of(part):
-            return keys_of(part)[key].default
-    return TASK_KEYS[key].default
+def _defaults(parts: Mapping[str, Choice]) -> dict[str, Any]:
+    """The default of each key in the first chosen part that reads it, else in the first that describes it."""
+    return _defaults_of(*(choice.part for choice in parts.values()))
+
+
+@functools.cache
+def _defaults_of(*parts: Any) -> dict[str, Any]:
+    defaults = {key: about.default for key, about in TASK_KEYS.items()}
+    for part in (PolicyLoss, *reversed(parts), TaskKeys):
+        defaults |= {key: about.default for key, about in keys_of(part).items()}
+    return defaults
 
 
 def run_settings(given: Mapping[str, Any], preset: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
