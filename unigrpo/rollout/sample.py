@@ -233,22 +233,37 @@ def check_prompt(
     row: dict[str, Any],
     where: str,
     held_out: bool = False,
+    checked: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
-    task = task_of(row)
+    """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do.
+
+    ``checked`` holds the ``canvas_arguments`` of tasks that earlier rows have shown to be possible, and is added to.
+    """
+    task, checked = task_of(row), {} if checked is None else checked
+    if task not in checked:
+        checked[task] = _checked_task(policy, args, codec, task, where, held_out)
+    if task == "mmu":
+        # Codes cost a forward of the tokenizer; for the length their number is enough.
+        row = codec.shown(row, None, image_size(args, policy, task))
+    try:
+        canvas = policy.encode([row], spans_of(task)[0], **checked[task])
+        policy.rows(canvas.fill_mask)
+    except ValueError as error:
+        column = "['prompt']" if str(error).startswith("prompt") else ""
+        raise ValueError(f"{where}{column}: {error}") from error
+
+
+def _checked_task(
+    policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, task: str, where: str, held_out: bool
+) -> dict[str, Any]:
+    """The ``canvas_arguments`` of a row's task; raises ``ValueError`` naming ``where`` for one that the run cannot do."""
     for span in spans_of(task):
         check_task_sampler(args, span, where, held_out, policy)
         if not held_out and not is_picture(span):
             check_cache(args.for_task(span).kv_cache, policy, f"{where}, task {span!r}: ")
     if task != "text" and codec is None:
         raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
-    if task == "mmu":
-        # Codes cost a forward of the tokenizer; for the length their number is enough.
-        row = codec.shown(row, None, image_size(args, policy, task))
     try:
-        first = spans_of(task)[0]
-        canvas = policy.encode([row], first, **canvas_arguments(args, policy, codec, first))
-        policy.rows(canvas.fill_mask)
+        return canvas_arguments(args, policy, codec, spans_of(task)[0])
     except ValueError as error:
-        column = "['prompt']" if str(error).startswith("prompt") else ""
-        raise ValueError(f"{where}{column}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
