@@ -27,15 +27,15 @@ LEAKS = """
 import os, subprocess, time
 held, files = [], []
 for _ in range(20):
-    held.append(bytearray(b"x" * 2_000_000)); files.append(open(os.devnull)); time.sleep(0.1)
+    held.append(bytearray(b"x" * 2_000_000)); files.append(open(os.devnull)); time.sleep(0.05)
 subprocess.Popen(["sleep", "30"])
-time.sleep(0.5)
+time.sleep(0.3)
 """
 
 
 def test_leaks_are_seen(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", LEAKS])
-    rows, descendants = watch(psutil.Process(child.pid), tmp_path / "seen.csv", every=0.05)
+    rows, descendants = watch(psutil.Process(child.pid), tmp_path / "seen.csv", every=0.03)
     child.wait()
     left = [own for own in descendants if own.is_running()]
     try:

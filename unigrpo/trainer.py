@@ -330,7 +330,7 @@ class UniGRPOTrainer(CheckedDatasets, WindowCheckpoints, StoppableRun, Generates
         if dataset is None:
             raise ValueError("evaluate needs eval_dataset: give it to the trainer or to evaluate()")
         if eval_dataset is not None:
-            check_dataset(dataset, "eval_dataset", self._check_held_out_row, self._learn)
+            check_dataset(dataset, "eval_dataset", self._row_check(held_out=True), self._learn)
         start = time.perf_counter()
         pipe = self.pipeline()
         rows = [dataset[index] for index in range(len(dataset))]

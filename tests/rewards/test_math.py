@@ -60,11 +60,7 @@ DIGITS = "7" * 1_000_000
 HOSTILE = {
     "power tower in prose": "10**10**10",
     "power tower": "\\boxed{10^{10^{10}}}",
-    "higher tower": "\\boxed{9^{9^{9^9}}}",
-    "python tower": "\\boxed{9**9**9**9}",
-    "factorial": "\\boxed{100000!}",
     "factorials": "\\boxed{((99999!)!)!}",
-    "long sum": "\\boxed{\\sum_{i=1}^{10^{12}} i}",
     "sum without closed form": "\\boxed{\\sum_{i=1}^{10^{9}} \\sin(i^{i})}",
     "long product": "\\boxed{\\prod_{i=1}^{10^{9}} i}",
     "integral": "\\boxed{\\int_0^1 \\sin(x^x) e^{\\cos(x^{x^x})} dx}",

@@ -87,7 +87,7 @@ def test_what_never_ends_is_asked_again_in_time(kind):
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("kind", [*LASTING, *PASSING])
 def test_what_stays_is_an_error_and_no_score(name, kind):
-    bounds = {"timeout": 0.2, "retries": 1, "deadline": 1} if kind in PASSING else {}
+    bounds = {"timeout": 0.2, "retries": 1, "deadline": 0.5} if kind in PASSING else {}
     with serving({**LASTING, **PASSING}[kind]) as seen, pytest.raises(RewardServiceError) as error:
         reward_of(name, seen, **bounds)(**ROWS)
     assert str(error.value).startswith(f"{name}: POST {seen.url}/")

@@ -160,8 +160,8 @@ def test_a_hang_is_bounded(reward):
     with pytest.raises(RewardError, match=rf"'{name}' did not return within reward_timeout=0.1.*raise reward_timeout"):
         RewardSet(functions=[reward], timeout=0.1).score(answers())
     # The others must return in that time too, on a busy machine.
-    rewards = RewardSet(functions=[good_later, reward, good], timeout=0.8, on_error="none")
-    with pytest.warns(UserWarning, match=rf"'{name}' did not return within reward_timeout=0.8"):
+    rewards = RewardSet(functions=[good_later, reward, good], timeout=0.4, on_error="none")
+    with pytest.warns(UserWarning, match=rf"'{name}' did not return within reward_timeout=0.4"):
         found = rewards.score(answers())
     assert time.monotonic() - start < 30, "half of what each would take"
     assert found.values[:, [0, 2]].tolist() == [[4.0, 1.0], [5.0, 2.0], [6.0, 3.0]]
@@ -173,7 +173,7 @@ def test_an_async_reward_that_blocks_the_loop_is_bounded(monkeypatch):
     monkeypatch.setattr("unigrpo.rollout.bounded_call.GRACE", 0.1)
     start = time.monotonic()
     with pytest.warns(UserWarning, match="'blocks' did not return"):
-        found = RewardSet(functions=[blocks, good], on_error="none", timeout=0.8).score(answers())
+        found = RewardSet(functions=[blocks, good], on_error="none", timeout=0.4).score(answers())
     assert time.monotonic() - start < 20 and found.values[:, 1].tolist() == [1.0, 2.0, 3.0]
 
 
@@ -186,7 +186,7 @@ def test_a_hang_is_left_behind_and_what_it_logs_later_is_dropped():
         log_metric("late", 1.0)
         ended.set()
 
-    rewards = RewardSet(functions=[waits, good], on_error="none", timeout=0.8)
+    rewards = RewardSet(functions=[waits, good], on_error="none", timeout=0.4)
     with pytest.warns(UserWarning, match="'waits' did not return"):
         found = rewards.score(answers())
     assert found.values[:, 1].tolist() == [1.0, 2.0, 3.0] and bool(found.values[:, 0].isnan().all())

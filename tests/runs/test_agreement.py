@@ -73,7 +73,7 @@ def lines(result: dict, task: str = "text") -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict:
-    return measured(tmp_path_factory, ["model.path=builtin:arithmetic_trained"], limit=32)
+    return measured(tmp_path_factory, ["model.path=builtin:arithmetic_trained"], limit=16)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_the_command_leaves_numbers_and_a_picture(tmp_path, capsys):
 
 def test_pictures_are_asked_about_and_those_to_draw_are_left_out(tmp_path, capsys):
     argv = ["agreement", str(RECIPES / "quickstart_mixed.yaml"), "--limit", "1", "--output", str(tmp_path)]
-    assert main([*argv, "--temperature", "1"]) == 0
+    assert main([*argv, "--temperature", "1", "--thresholds", "0.9", "--entropies", "0.1"]) == 0
     assert "480 rows of task 't2i' are left out" in capsys.readouterr().out
     result = json.loads((tmp_path / "agreement.json").read_text())
     assert list(result["tasks"]) == ["mmu", "text"]

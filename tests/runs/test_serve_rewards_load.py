@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
 
 import httpx
+import pytest
 
 from unigrpo.runs.serve_rewards import app as server_app
 from unigrpo.runs.serve_rewards import scorer as server_scorer
@@ -43,6 +45,11 @@ def held(url):
     return httpx.get(f"{url}/health", trust_env=False).json()["held"]
 
 
+def busy(url):
+    """How many requests found no place."""
+    return int(re.search(r'busy_total\{reward="held"\} (\d+)', httpx.get(f"{url}/metrics", trust_env=False).text)[1])
+
+
 def wait_for(condition, seconds=20):
     end = time.monotonic() + seconds
     while not condition():
@@ -50,7 +57,13 @@ def wait_for(condition, seconds=20):
         time.sleep(0.01)
 
 
-def test_a_full_queue_says_when_to_come_again_and_loses_nothing():
+@pytest.fixture
+def impatient(monkeypatch):
+    """Who is told to come again in 2 s comes in 0.1."""
+    monkeypatch.setattr("unigrpo.rewards._service.MAX_DELAY", 0.1)
+
+
+def test_a_full_queue_says_when_to_come_again_and_loses_nothing(impatient):
     """Five clients with ten requests at a server that holds two: all get their own scores, one at a time, each once."""
     reward = Held()
     with reward_server({"held": reward}, queue=1) as url:
@@ -73,7 +86,7 @@ def test_a_full_queue_says_when_to_come_again_and_loses_nothing():
     assert float(lines['unigrpo_reward_seconds_total{reward="held"}']) > 0
 
 
-def test_who_waits_too_long_is_told_to_come_again_and_loses_no_attempt(monkeypatch):
+def test_who_waits_too_long_is_told_to_come_again_and_loses_no_attempt(monkeypatch, impatient):
     monkeypatch.setattr(server_scorer, "QUEUE_SECONDS", 0.05)
     reward = Held()
     with reward_server({"held": reward}, queue=4) as url:
@@ -82,7 +95,7 @@ def test_who_waits_too_long_is_told_to_come_again_and_loses_no_attempt(monkeypat
         status, said, headers = posted(f"{url}/score", GOOD)
         assert (status, headers["Retry-After"]) == (503, "2") and "no place was free for 0.05 s" in said
         late, found = in_background(remote(f"{url}/score", retries=0), ["p"], ["abc"])
-        wait_for(lambda: 'busy_total{reward="held"} 2' in httpx.get(f"{url}/metrics", trust_env=False).text)
+        wait_for(lambda: busy(url) >= 2)
         reward.go.set()
         late.join(20)
         thread.join(20)

@@ -46,7 +46,8 @@ def assert_trains(trainer, steps: int) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_trains_on_text(make_trainer, name):
     """Three optimizer steps; with two updates the third one is off-policy."""
-    assert_trains(make_trainer(**preset(name, max_steps=3, **SHORT)), 3)
+    sizes = {"gradient_accumulation_steps": 1, "steps_per_generation": 2, "max_steps": 3}
+    assert_trains(make_trainer(**preset(name, **sizes, **SHORT)), 3)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +77,8 @@ def test_the_first_update_on_images_has_ratio_one_and_kl_zero(make_trainer, name
 
 @pytest.mark.parametrize("name", ["wd1", "spg", "gdpo", "bgpo", "trace_rl"])
 def test_an_old_pass_is_run_where_a_ratio_or_a_kl_to_the_old_policy_reads_it(make_trainer, name):
-    """None of these loads a reference model."""
-    trainer = make_trainer(**preset(name, max_steps=4))
+    """None of these loads a reference model; at the second step of a window the policy has moved."""
+    trainer = make_trainer(**preset(name, max_steps=2))
     calls = calls_of(trainer)
     trainer.train()
     assert calls.count("update") > 0 and calls.count("reference") == 0 and trainer._twin is None
@@ -167,11 +168,12 @@ def test_draws_that_share_no_token_may_run_apart(make_trainer, name, monkeypatch
 
 
 def test_draws_that_share_tokens_run_together(make_trainer):
+    sizes = {"steps_per_generation": 2, "num_generations": 2}
     for name in ("coupled_grpo", "espo", "gdpo", "spg"):
-        window = first_window(make_trainer(**preset(name)))
+        window = first_window(make_trainer(**preset(name, **sizes)))
         assert all(unit.draw is None for units in window.micro_batches for unit in units), name
     for name in ("random_masking", "bgpo", "trace_rl"):
-        window = first_window(make_trainer(**preset(name)))
+        window = first_window(make_trainer(**preset(name, **sizes)))
         assert all(unit.draw is not None for units in window.micro_batches for unit in units), name
 
 

@@ -176,6 +176,10 @@ def test_several_processes_stop_together_at_the_next_step(tmp_path):
 # ---- the last metrics ----
 
 
+SHORT = {"gradient_accumulation_steps": 1, "steps_per_generation": 2}
+"""A micro-step is a step."""
+
+
 @pytest.mark.parametrize(
     ("change", "steps"),
     [
@@ -187,7 +191,7 @@ def test_several_processes_stop_together_at_the_next_step(tmp_path):
     ],
 )
 def test_the_last_metrics_are_logged_once_also_of_a_run_shorter_than_logging_steps(change, steps, make_trainer):
-    trainer = make_trainer(**change)
+    trainer = make_trainer(**SHORT, **change)
     trainer.train()
     logged = [log for log in trainer.state.log_history if "loss" in log]
     assert [log["step"] for log in logged] == steps
@@ -202,7 +206,7 @@ def test_a_run_that_a_callback_ends_logs_its_last_metrics_too(make_trainer):
         def on_step_end(self, args, state, control, **_):
             control.should_training_stop = state.global_step == 3
 
-    trainer = make_trainer(logging_steps=10)
+    trainer = make_trainer(**SHORT, logging_steps=10)
     trainer.add_callback(Enough())
     trainer.train()
     assert [log["step"] for log in trainer.state.log_history if "loss" in log] == [3]
@@ -212,7 +216,7 @@ def test_a_run_that_a_callback_ends_logs_its_last_metrics_too(make_trainer):
 def test_without_a_terminal_a_log_is_one_line(terminal, make_trainer, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
     trainer = make_trainer(
-        disable_tqdm=False, max_steps=3, logging_steps=2, eval_rows=prompts(2), eval_strategy="steps"
+        **SHORT, disable_tqdm=False, max_steps=3, logging_steps=2, eval_rows=prompts(2), eval_strategy="steps"
     )
     capsys.readouterr()
     trainer.train()

@@ -56,7 +56,7 @@ def units_of(trainer) -> list[int]:
 @pytest.mark.parametrize(
     ("kind", "policy", "dtype"),
     [
-        *product(["text", "mmu", "mixed"], ["full", "lora", "trained adapter"], [torch.float32]),
+        *product(["text", "mixed"], ["full", "lora", "trained adapter"], [torch.float32]),
         *product(["text"], ["full", "lora"], [torch.bfloat16]),
     ],
 )
@@ -66,7 +66,7 @@ def test_ratio_is_one_and_kl_zero_at_the_start(make_trainer, kind, policy, dtype
     draws = 2 if kind == "text" else 1
     trainer = make_trainer(lora=policy == "lora", model=model, **arguments(kind, num_noise_samples=draws))
     window = first_window(trainer)
-    assert {row.task for row in window.experiences} == ({"text", "mmu", "t2i"} if kind == "mixed" else {kind})
+    assert {row.task for row in window.experiences} == ({"text", "mmu", "t2i"} if kind == "mixed" else {"text"})
     assert sum(map(len, window.micro_batches)) >= 3
     assert_on_policy(trainer, window, {"t2i"})
 
@@ -84,12 +84,9 @@ def test_law_can_fail(make_trainer, kind):
         assert bool((terms.kl > 0).all())
 
 
-"""Largest |ratio - 1| allowed on a bf16 policy: the same unit runs the same kernels with and without gradients."""
-
-
 @pytest.mark.parametrize(
     ("kind", "lora", "precision"),
-    [*(("text", lora, precision) for lora in LORA for precision in ("fp32", "autocast")), ("mixed", True, "fp32")],
+    [("text", False, "autocast"), ("text", True, "autocast"), ("mixed", True, "fp32")],
 )
 def test_policy_that_does_not_move_stays_at_ratio_one(make_trainer, kind, lora, precision):
     """With learning rate 0, every old pass after the first optimizer step is really computed, inside the engine."""
@@ -179,7 +176,7 @@ def one_missing(prompts, completions, completion_ids, **_):
     return [None if i == 5 else score for i, score in enumerate(scores)]
 
 
-@pytest.mark.parametrize(("lora", "reward"), [(False, low_ids), (True, low_ids), (True, one_missing)])
+@pytest.mark.parametrize(("lora", "reward"), [(False, low_ids), (True, one_missing)])
 def test_accumulation_changes_nothing(make_trainer, lora, reward):
     given = {"lora": lora, "rewards": reward, "rows": prompts(4, MIXED), "learning_rate": 0.01}
     # Between 1 and 4 lies nothing that neither has; two counts are told apart once.
@@ -210,22 +207,22 @@ class Recorder(UniGRPOTrainer):
 
 def test_every_inner_update_has_its_own_noise_under_any_accumulation(make_trainer):
     noise = []
-    for accumulation in (1, 2, 4):
+    for accumulation in (1, 4):
         trainer = make_trainer(
             kind=Recorder,
             rows=prompts(8, MIXED),
             gradient_accumulation_steps=accumulation,
             steps_per_generation=4,
-            num_iterations=4,
-            max_steps=4 * 4 // accumulation,
+            num_iterations=3,
+            max_steps=3 * 4 // accumulation,
         )
         trainer.seen = []
         trainer.train()
-        assert len(trainer.seen) == 16 * 4
+        assert len(trainer.seen) == 16 * 3
         for row in range(16):
-            assert len({mask for number, mask in trainer.seen if number == row}) == 4
+            assert len({mask for number, mask in trainer.seen if number == row}) == 3
         noise.append(set(trainer.seen))
-    assert noise[0] == noise[1] == noise[2]
+    assert noise[0] == noise[1]
 
 
 @pytest.mark.parametrize("lora", LORA)
@@ -246,11 +243,14 @@ def test_new_old_and_reference_policy_see_the_same_noise(make_trainer, lora):
 # ---- modes and forwards ----
 
 
-@pytest.mark.parametrize("disable_dropout", [True, False])
-def test_rollouts_run_in_eval_mode(make_trainer, disable_dropout):
-    trainer = make_trainer(lora=True, dropout=0.5, disable_dropout=disable_dropout)
-    rates = {module.p for module in trainer.model.modules() if isinstance(module, nn.Dropout)}
-    assert rates == ({0.0} if disable_dropout else {0.5})
+def dropout_rates(trainer) -> set[float]:
+    return {module.p for module in trainer.model.modules() if isinstance(module, nn.Dropout)}
+
+
+def test_rollouts_run_in_eval_mode(make_trainer):
+    assert dropout_rates(make_trainer(lora=True, dropout=0.5)) == {0.0}
+    trainer = make_trainer(lora=True, dropout=0.5, disable_dropout=False, max_steps=2)
+    assert dropout_rates(trainer) == {0.5}
     calls = calls_of(trainer)
     trainer.train()
     assert {r["training"] for r in calls.records if r["kind"] == "update"} == {True}
@@ -293,7 +293,7 @@ def test_reference_stays_the_initial_policy(make_trainer, policy):
 
     def make():
         model = adapted() if policy == "trained adapter" else None
-        return make_trainer(lora=policy == "lora", model=model, learning_rate=1e-2)
+        return make_trainer(lora=policy == "lora", model=model, learning_rate=1e-2, max_steps=2)
 
     trained, fresh = make(), make()
     start = weights(trained.model)
@@ -417,14 +417,14 @@ def test_training_leaves_the_global_generators_alone(make_trainer, lora, monkeyp
 def test_runs_do_not_depend_on_the_global_generators(make_trainer):
     losses = []
     for seed in (0, 1):
-        trainer = make_trainer()
+        trainer = make_trainer(max_steps=2)
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         trainer.train()
         losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
     assert losses[0] == losses[1]
-    other = make_trainer(seed=7)
+    other = make_trainer(seed=7, max_steps=2)
     other.train()
     assert [log["loss"] for log in other.state.log_history if "loss" in log] != losses[0]
 

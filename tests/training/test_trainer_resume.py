@@ -14,8 +14,8 @@ from ..support.runs import adapted, history
 from ..support.tiny import prompts
 
 
-STEPS = 8
-"""Two windows of 4 micro-steps x 2 inner updates at accumulation 2: checkpoints 4 and 8 lie between windows."""
+STEPS = 6
+"""Windows of 4 micro-steps x 2 inner updates at accumulation 2: checkpoint 4 lies between two, 6 in the middle of one."""
 
 
 def options(kind: str) -> dict:
@@ -39,7 +39,7 @@ def test_resuming_after_any_step_changes_nothing(make_trainer, tmp_path, kind):
     assert len(set(expected.values())) == STEPS
     final = {name: value.clone() for name, value in whole.model.named_parameters()}
     # Everywhere inside a window, between two, and at the first update of the next; of an adapter, one of each.
-    for step in range(1, 6) if kind == "full" else (2, 4, 5) if kind == "lora" else (2,):
+    for step in range(1, 6) if kind == "full" else (2, 4) if kind == "lora" else (2,):
         again = run(
             make_trainer,
             kind,
@@ -72,8 +72,8 @@ def test_checkpoint_holds_the_window_only_inside_it(make_trainer, tmp_path):
         sizes.append(len(rows))
         steps.append(micro_step)
         assert sorted(order) == list(range(len(rows)))
-    assert sizes == [16, 16, 16, 0] * 2
-    assert steps == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert sizes == [16, 16, 16, 0, 16, 16]
+    assert steps == [2, 4, 6, 8, 10, 12]
 
 
 CHANGES = [

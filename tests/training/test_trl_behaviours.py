@@ -31,6 +31,13 @@ def for_even_prompts(prompts, completion_ids, **_):
     ]
 
 
+LITTLE = {
+    "max_steps": 2,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 2,
+    "learning_rate": 0.1,
+    "max_grad_norm": 1e6,
+}
 TRAINS = {
     "one inner update without a reference": {"num_iterations": 1, "beta": 0.0},
     "several inner updates": {"num_iterations": 2, "max_steps": 3},
@@ -62,7 +69,7 @@ TRAINS = {
 @pytest.mark.parametrize("name", TRAINS)
 def test_a_setting_trains(make_trainer, name):
     """Its losses are numbers, and every weight that may move has moved."""
-    trainer = make_trainer(**{"max_steps": 2, "learning_rate": 0.1, "max_grad_norm": 1e6, **TRAINS[name]})
+    trainer = make_trainer(**{**LITTLE, **TRAINS[name]})
     before = {
         name: weight.detach().clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad
     }

@@ -107,12 +107,12 @@ class LossTerms:
 
 def _in_fp32(batch: LossBatch, scores: TokenScores) -> tuple[LossBatch, TokenScores]:
     """Log-probabilities and an exact KL in fp32 at least."""
+    batch = replace(batch, old_logps=_roomy(batch.old_logps), ref_logps=_roomy(batch.ref_logps))
+    return batch, scores._replace(logps=_at_least_fp32(scores.logps), kl=_roomy(scores.kl))
 
-    def roomy(values: Tensor | None) -> Tensor | None:
-        return None if values is None else _at_least_fp32(values)
 
-    batch = replace(batch, old_logps=roomy(batch.old_logps), ref_logps=roomy(batch.ref_logps))
-    return batch, scores._replace(logps=_at_least_fp32(scores.logps), kl=roomy(scores.kl))
+def _roomy(values: Tensor | None) -> Tensor | None:
+    return None if values is None else _at_least_fp32(values)
 
 
 def _pooled(values: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,11 +37,11 @@ def task_settings(
     owned = _owned(parts, override, given)
     nearest = {key: owned[key] for kind in parts for key in _keys_in(override.get(kind)) if key in owned}
     chosen = {**given, **owned, **override, **nearest}
-    usual, defaults = _without_replaced(usual, parts, chosen), _defaults(parts)
-    values: dict[str, Any] = {}
+    usual = _without_replaced(usual, parts, chosen)
+    values, defaults, explicit = {}, _defaults(parts), {*owned, *override}
     for key in TASK_KEYS:
         value = chosen.get(key, usual.get(key))
-        values[key] = defaults[key] if value is None and key not in owned and key not in override else value
+        values[key] = defaults[key] if value is None and key not in explicit else value
     if values["importance_sampling_level"] == "sequence" and (chosen.get("epsilon") or usual.get("epsilon")) is None:
         values["epsilon"] = SEQUENCE_EPSILON
     values["epsilon_high"] = values["epsilon"] if values["epsilon_high"] is None else values["epsilon_high"]
@@ -48,9 +49,9 @@ def task_settings(
         # Only the default of pictures: the old policy's whole distributions are not kept.
         values["kl_estimator"] = "k3"
     if values["guidance"] == "none":
-        values["guidance_scale"] = values["image_guidance_scale"] = 0.0
+        values["guidance_scale"] = 0.0
     set_keys = {key for key in values if chosen.get(key, usual.get(key)) is not None}
-    values |= {kind: _as_written(choice, parts, set_keys, defaults) for kind, choice in parts.items()}
+    values |= {kind: _as_written(choice, parts, set_keys) for kind, choice in parts.items()}
     return TaskSettings(**values)
 
 
@@ -94,9 +95,9 @@ def _keys_in(part: Any) -> list[str]:
     return [key for key in part if key != "name"] if isinstance(part, Mapping) else []
 
 
-def _as_written(choice: Choice, parts: Mapping[str, Choice], set_keys: set[str], defaults: Mapping[str, Any]) -> Any:
+def _as_written(choice: Choice, parts: Mapping[str, Choice], set_keys: set[str]) -> Any:
     """The part's name, with the keys that are its alone: other parts, or nobody else, read them."""
-    keys = keys_of(choice.part)
+    keys, defaults = keys_of(choice.part), _defaults(parts)
     own = {key: value for key, value in choice.own.items() if _owner(key, parts) != choice.kind}
     for key in keys:
         # A default of its own, where the task's value is only the default of the key's owner.
@@ -126,11 +127,16 @@ def _without_replaced(preset: Mapping[str, Any], parts: Mapping[str, Choice], ch
 
 
 def _defaults(parts: Mapping[str, Choice]) -> dict[str, Any]:
-    """The default of each key of a task: that of the first chosen part that reads it, else of the first that describes it."""
-    found = {key: about.default for key, about in TASK_KEYS.items()}
-    for part in reversed((TaskKeys, *(choice.part for choice in parts.values()), PolicyLoss)):
-        found |= {key: about.default for key, about in keys_of(part).items()}
-    return found
+    """The default of each key in the first chosen part that reads it, else in the first that describes it."""
+    return _defaults_of(*(choice.part for choice in parts.values()))
+
+
+@functools.cache
+def _defaults_of(*parts: Any) -> dict[str, Any]:
+    defaults = {key: about.default for key, about in TASK_KEYS.items()}
+    for part in (PolicyLoss, *reversed(parts), TaskKeys):
+        defaults |= {key: about.default for key, about in keys_of(part).items()}
+    return defaults
 
 
 def run_settings(given: Mapping[str, Any], preset: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:

@@ -237,24 +237,44 @@ def check_prompt(
     row: dict[str, Any],
     where: str,
     held_out: bool = False,
+    checked: dict[str, tuple[dict[str, Any], bool]] | None = None,
 ) -> None:
-    """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do."""
-    task = task_of(row)
+    """Raises ``ValueError`` naming the row for a prompt that does not fit, or a task that the run cannot do.
+
+    ``checked`` holds what is known of tasks that earlier rows have shown to be possible, and is added to.
+    """
+    task, checked = task_of(row), {} if checked is None else checked
+    if task not in checked:
+        checked[task] = _checked_task(policy, args, codec, task, where, held_out)
+    arguments, imageless = checked[task]
+    if shows_image(row):
+        # Codes cost a forward of the tokenizer; for the length their number is enough.
+        row = codec.shown(row, None, image_size(args, policy, spans_of(task)[-1]))
+    try:
+        canvas = policy.encode([row], spans_of(task)[0], **arguments)
+        policy.rows(canvas.fill_mask)
+        if imageless:
+            policy.imageless_canvas(canvas)
+    except ValueError as error:
+        column = "['prompt']" if str(error).startswith("prompt") else ""
+        raise ValueError(f"{where}{column}: {error}") from error
+
+
+def _checked_task(
+    policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec | None, task: str, where: str, held_out: bool
+) -> tuple[dict[str, Any], bool]:
+    """The ``canvas_arguments`` of a row's task, and whether guidance reads its canvas without the picture; raises ``ValueError``
+    naming ``where`` for a task that the run cannot do.
+    """
     for span in spans_of(task):
         check_task_sampler(args, span, where, held_out, policy)
         if not held_out and not is_picture(span):
             check_cache(args.for_task(span).kv_cache, policy, f"{where}, task {span!r}: ")
     if task != "text" and codec is None:
         raise ValueError(f"{where}: task {task!r} needs image_tokenizer, and {type(policy).__name__} names none")
-    if shows_image(row):
-        # Codes cost a forward of the tokenizer; for the length their number is enough.
-        row = codec.shown(row, None, image_size(args, policy, spans_of(task)[-1]))
     try:
-        first = spans_of(task)[0]
-        canvas = policy.encode([row], first, **canvas_arguments(args, policy, codec, first))
-        policy.rows(canvas.fill_mask)
-        if is_picture(spans_of(task)[-1]) and args.for_task(spans_of(task)[-1]).image_guidance_scale:
-            policy.imageless_canvas(canvas)
+        arguments = canvas_arguments(args, policy, codec, spans_of(task)[0])
     except ValueError as error:
-        column = "['prompt']" if str(error).startswith("prompt") else ""
-        raise ValueError(f"{where}{column}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
+    last = spans_of(task)[-1]
+    return arguments, is_picture(last) and bool(args.for_task(last).image_guidance_scale)

@@ -278,11 +278,11 @@ def _check_data(
     if rows is None:
         return notes
     policy, args, codec = canvas
-    held_out = not gold and not given
+    held_out, checked = not gold and not given, {}
 
     def check_row(row: dict[str, Any], where: str) -> None:
         if policy is not None:
-            check_prompt(policy, args, codec, row, where, held_out)
+            check_prompt(policy, args, codec, row, where, held_out, checked)
         else:
             for span in spans_of(task_of(row)):
                 check_task_sampler(args, span, where, held_out)

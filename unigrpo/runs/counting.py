@@ -118,7 +118,8 @@ class Model:
         """``base`` with its adapter."""
         # Some ways to begin compute with the base's weights; how many an adapter has is the same.
         lora = None if self.lora is None else LoraConfig(**{**json.loads(self.lora), "init_lora_weights": True})
-        model = add_adapter(base, lora)
+        with torch.device("meta"):
+            model = add_adapter(base, lora)
         if self.checkpointing:
             base.gradient_checkpointing_enable()
             if lora is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..config.arguments import UniGRPOConfig
@@ -38,11 +39,11 @@ class CheckedDatasets:
         """The datasets with their pictures left encoded, every row checked."""
         if train_dataset is not None:
             train_dataset = undecoded(as_prompts(rows_of(train_dataset, "train_dataset")))
-            check_dataset(train_dataset, "train_dataset", self._check_row, self._learn_trained)
+            check_dataset(train_dataset, "train_dataset", self._row_check(), self._learn_trained)
         if eval_dataset is not None:
             eval_dataset = held_out_sets(eval_dataset)
         for name, part in named_sets(eval_dataset):
-            check_dataset(part, name, self._check_held_out_row, self._learn)
+            check_dataset(part, name, self._row_check(held_out=True), self._learn)
         self._check_best_metric(eval_dataset)
         return train_dataset, eval_dataset
 
@@ -83,14 +84,16 @@ class CheckedDatasets:
         if self.codec is None and task != "text":
             self.codec = load_codec(self._image_tokenizer, self.policy, self.args.offload_image_tokenizer)
 
-    def _check_row(self, row: dict[str, Any], where: str, held_out: bool = False) -> tuple[str, tuple[str, ...]]:
-        """A dataset row that this run cannot answer is an error; its task and columns."""
-        self._know_codec(task_of(row))
-        check_prompt(self.policy, self.args, self.codec, row, where, held_out)
-        return task_of(row), tuple(row)
+    def _row_check(self, held_out: bool = False) -> Callable[[dict[str, Any], str], tuple[str, tuple[str, ...]]]:
+        """For the rows of one dataset: a row that this run cannot answer is an error; its task and columns."""
+        checked: dict[str, Any] = {}
 
-    def _check_held_out_row(self, row: dict[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
-        return self._check_row(row, where, held_out=True)
+        def check(row: dict[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
+            self._know_codec(task_of(row))
+            check_prompt(self.policy, self.args, self.codec, row, where, held_out, checked)
+            return task_of(row), tuple(row)
+
+        return check
 
     def _learn(self, found: tuple[str, tuple[str, ...]]) -> None:
         """What the run knows from now on of a row's task and columns."""
