@@ -13,7 +13,7 @@ from trl import GRPOConfig, SFTConfig
 from unigrpo.config.arguments import UniGRPOConfig
 from unigrpo.config.denoising_arguments import MaskedDenoisingConfig
 from unigrpo.config.sorted_keys import IGNORED, REFUSED, UNSORTED, unsorted_fields
-from unigrpo.config.trl_keys import OF_SFT, cure_of
+from unigrpo.config.trl_keys import OF_SFT, OTHER_NAMES, cure_of
 from unigrpo.runs.kinds import key_of_other
 from unigrpo.runs.sft import parse_sft_recipe
 
@@ -147,6 +147,13 @@ def test_a_key_of_trls_fine_tuning_is_answered_with_the_cure(name):
     with pytest.raises(ValueError, match=f"unknown key '{name}'; ") as of_recipe:
         parse_sft_recipe({name: 1}, "mine.yaml")
     assert str(of_recipe.value).endswith(key_of_other(name, "sft") or OF_SFT[name])
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_what_others_call_a_key_is_answered_with_its_name_here(name):
+    assert OTHER_NAMES[name] in {own.name for own in fields(UniGRPOConfig)}
+    with pytest.raises(TypeError, match=f"^{name} is no key of UniGRPOConfig: its name here is '{OTHER_NAMES[name]}'$"):
+        config(**{name: 1})
 
 
 @pytest.mark.parametrize("kind", [UniGRPOConfig, MaskedDenoisingConfig])

@@ -39,6 +39,22 @@ INSTEAD = {
 }
 """Key -> the cure."""
 
+OTHER_NAMES = {
+    **dict.fromkeys(("gen_length", "max_new_tokens", "max_token", "max_gen_toks"), "max_completion_length"),
+    **dict.fromkeys(("diffusion_steps", "denoising_steps", "num_inference_steps"), "steps"),
+    "cfg_scale": "guidance_scale",
+    "remasking_strategy": "remasking",
+    "dynamic_threshold": "confidence_threshold",
+    **dict.fromkeys(("group_size", "num_return_sequences", "num_response_per_task"), "num_generations"),
+    **dict.fromkeys(("mu", "ppo_epochs"), "num_iterations"),
+    **dict.fromkeys(("kl_coef", "kl_loss_coef"), "beta"),
+    **dict.fromkeys(("clip_eps", "clip_ratio"), "epsilon"),
+    **dict.fromkeys(("epochs", "num_epochs"), "num_train_epochs"),
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+}
+"""What scripts of LLaDA, Dream, d1, dLLM-RL and verl call a key -> its name here."""
+
 OF_SFT = {
     **{name: INSTEAD[name] for name in ("trust_remote_code", "router_aux_loss_coef", "pad_to_multiple_of")},
     "completion_only_loss": "the answer alone is trained, and all of a row that has a text alone; leave it out",
@@ -47,7 +63,6 @@ OF_SFT = {
         ("packing", "packing_strategy", "eval_packing", "padding_free"),
         "every row has a canvas and a share of hidden tokens of its own; leave it out",
     ),
-    "max_seq_length": "max_length bounds a row with its prompt",
     "truncation_mode": "no answer is cut: overlong='drop' leaves out the rows that max_length does not hold",
     "dataset_text_field": "name the column text, in a recipe column_map: {text: yours}",
     **dict.fromkeys(("dataset_kwargs", "dataset_num_proc"), "rows are read when they are drawn; leave it out"),
@@ -88,7 +103,9 @@ FAMILIES = {
 
 
 def cure_of(name: str) -> str | None:
-    """What to do in place of a key that only TRL has; None for others."""
+    """What to do in place of a key that only TRL has, or that others call otherwise; None for others."""
+    if name in OTHER_NAMES:
+        return f"its name here is {OTHER_NAMES[name]!r}"
     found = INSTEAD.get(name) or next((cure for first, cure in FAMILIES.items() if name.startswith(first)), None)
     return None if found is None else found.format(name=name)
 
