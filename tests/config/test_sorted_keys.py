@@ -152,7 +152,9 @@ def test_a_key_of_trls_fine_tuning_is_answered_with_the_cure(name):
 @pytest.mark.parametrize("name", OTHER_NAMES)
 def test_what_others_call_a_key_is_answered_with_its_name_here(name):
     assert OTHER_NAMES[name] in {own.name for own in fields(UniGRPOConfig)}
-    with pytest.raises(TypeError, match=f"^{name} is no key of UniGRPOConfig: its name here is '{OTHER_NAMES[name]}'$"):
+    with pytest.raises(
+        TypeError, match=f"^{name} is no key of UniGRPOConfig: its name here is '{OTHER_NAMES[name]}'$"
+    ):
         config(**{name: 1})
 
 
