@@ -193,7 +193,7 @@ def merged(model: PeftModel) -> nn.Module:
         ) from error
 
 
-def untie_adapted(base: Any) -> None:
+def untie_adapted(base: nn.Module) -> None:
     """Gives the head weights of its own where it shares those of the embeddings, and an adapter is to be merged into these alone."""
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
     if isinstance(embeddings, BaseTunerLayer) and head is not None and head.weight is embeddings.weight:
