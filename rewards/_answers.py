@@ -153,7 +153,11 @@ def _boxes(text: str) -> list[str]:
             start = opened.pop()
             if start is not None and not (found and found[-1][0] > start):
                 found.append((start, text[start : match.start()]))
-    found += [(bare.start(1), bare[1].rstrip(".,;:!?")) for bare in _BARE_BOX.finditer(text)]
+    for bare in _BARE_BOX.finditer(text):
+        content = bare[1].rstrip(".,;:!?")
+        # A word behind the command is talk about it ("in \boxed form"); a letter is an answer.
+        if content and not (len(content) > 1 and content.isalpha()):
+            found.append((bare.start(1), content))
     return [content for _, content in sorted(found)]
 
 

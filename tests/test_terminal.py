@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,6 +94,20 @@ def test_sampled_answers_errors_and_paths_of_the_command_are_shown_as_they_are(c
     shown = capsys.readouterr()
     assert obeyed(shown.out + shown.err) == [] and "[/y]" in shown.err
     assert "unigrpo: UserWarning: from a model: \\x1b]0;owned\\x07\n" in shown.err
+
+
+@pytest.mark.parametrize("first", ["line", "table"])
+def test_what_nobody_reads_any_more_ends_nothing(first, monkeypatch):
+    """``unigrpo keys | head``: the reader goes first, and the command, or the run, goes on to its end."""
+    table = Table("a column")
+    table.add_row("a cell")
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        os.close(reader)
+        say("a line") if first == "line" else console().print(table)
+        say("another line")
+        console().print(table)
 
 
 def test_nothing_is_printed_in_another_way():

@@ -13,7 +13,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -84,7 +84,18 @@ def middle_out(text: str, most: int = 400) -> str:
 
 def say(text: str = "", *, error: bool = False) -> None:
     """Prints ``text`` and a line break, to standard error where it is told to."""
-    print(visible(text), file=sys.stderr if error else sys.stdout, flush=True)
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(visible(text), file=stream, flush=True)
+    except BrokenPipeError:
+        unread(stream)
+
+
+def unread(stream: IO[str]) -> None:
+    """Nobody reads ``stream`` any more (``| head``): the rest of it goes nowhere, and what runs goes on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def say_at_once(text: str) -> None:
@@ -95,6 +106,9 @@ def say_at_once(text: str) -> None:
 
 class PlainConsole(Console):
     """A console of rich that takes every string as data: cells and titles of tables, and what is printed."""
+
+    def on_broken_pipe(self) -> None:
+        unread(self.file)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})

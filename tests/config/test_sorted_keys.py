@@ -8,12 +8,14 @@ from dataclasses import dataclass, fields
 
 import pytest
 from transformers import TrainingArguments
-from trl import GRPOConfig
+from trl import GRPOConfig, SFTConfig
 
 from unigrpo.config.arguments import UniGRPOConfig
 from unigrpo.config.denoising_arguments import MaskedDenoisingConfig
 from unigrpo.config.sorted_keys import IGNORED, REFUSED, UNSORTED, unsorted_fields
-from unigrpo.config.trl_keys import cure_of
+from unigrpo.config.trl_keys import OF_SFT, OTHER_NAMES, cure_of
+from unigrpo.runs.kinds import key_of_other
+from unigrpo.runs.sft import parse_sft_recipe
 
 from ..support.configs import config
 from ..support.recipes import MINIMAL, recipe
@@ -134,9 +136,32 @@ def test_a_key_of_trl_is_answered_with_the_cure(name, tmp_path):
     assert str(of_recipe.value).endswith(cure_of(name))
 
 
-def test_a_misspelt_key_is_answered_with_the_nearest():
-    with pytest.raises(TypeError, match="lerning_rate is no key of UniGRPOConfig: did you mean 'learning_rate'"):
-        config(lerning_rate=1)
+@pytest.mark.parametrize(
+    "name", sorted({own.name for own in fields(SFTConfig)} - {own.name for own in fields(MaskedDenoisingConfig)})
+)
+def test_a_key_of_trls_fine_tuning_is_answered_with_the_cure(name):
+    assert name in OF_SFT, f"{name}: give it a cure in unigrpo/config/trl_keys.py"
+    with pytest.raises(TypeError, match=f"^{name} is no key of MaskedDenoisingConfig: ") as caught:
+        MaskedDenoisingConfig("runs/x", **{name: 1})
+    assert str(caught.value).endswith(OF_SFT[name])
+    with pytest.raises(ValueError, match=f"unknown key '{name}'; ") as of_recipe:
+        parse_sft_recipe({name: 1}, "mine.yaml")
+    assert str(of_recipe.value).endswith(key_of_other(name, "sft") or OF_SFT[name])
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_what_others_call_a_key_is_answered_with_its_name_here(name):
+    assert OTHER_NAMES[name] in {own.name for own in fields(UniGRPOConfig)}
+    with pytest.raises(
+        TypeError, match=f"^{name} is no key of UniGRPOConfig: its name here is '{OTHER_NAMES[name]}'$"
+    ):
+        config(**{name: 1})
+
+
+@pytest.mark.parametrize("kind", [UniGRPOConfig, MaskedDenoisingConfig])
+def test_a_misspelt_key_is_answered_with_the_nearest(kind):
+    with pytest.raises(TypeError, match=f"lerning_rate is no key of {kind.__name__}: did you mean 'learning_rate'"):
+        kind("runs/x", lerning_rate=1)
 
 
 # ---- the best checkpoint ----

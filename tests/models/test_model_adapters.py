@@ -8,11 +8,15 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.parallel import DistributedDataParallel
 
-from unigrpo.models.adapters import add_adapter
+from unigrpo.models import load_model
+from unigrpo.models.adapter_files import load_adapter
+from unigrpo.models.adapters import add_adapter, merged
 from unigrpo.types import TokenSpace
 
 from ..support.processes import played
-from ..support.tiny import tiny_model
+from ..support.tiny import tiny_llada, tiny_model
+from ..support.tiny_decoders import tiny_decoder
+from ..support.tolerances import FP32
 from .test_model import BLOCK_TENSORS, worst
 
 
@@ -97,3 +101,26 @@ def test_all_linear_takes_every_layer_but_the_head(targets, leaves):
 def test_adapter_mistakes_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         add_adapter(tiny_model(), LoraConfig(r=4, **options))
+
+
+TIED = {
+    "a2d": (lambda: tiny_decoder("a2d-qwen3")[0], "embed_tokens"),
+    "llada": (lambda: tiny_llada(weight_tying=True), "wte"),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_an_adapter_on_embeddings_that_are_the_head_too_reopens_and_merges(name, tmp_path):
+    """Merged, embeddings and head differ: a folder that says that they are one would answer otherwise."""
+    build, layer = TIED[name]
+    base, ids = build().eval(), torch.arange(2, 14).view(2, 6)
+    base.save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    adapted = add_adapter(base, LoraConfig(r=2, target_modules=["q_proj", layer], init_lora_weights=False)).eval()
+    expected = adapted(ids).logits.detach()
+    adapted.save_pretrained(tmp_path / "adapter")
+    again = load_adapter(load_model(tmp_path / "base"), str(tmp_path / "adapter")).eval()
+    scale = FP32 * float(expected.abs().max())
+    assert float((again(ids).logits - expected).abs().max()) <= scale
+    merged(again).save_pretrained(tmp_path / "merged")
+    assert float((load_model(tmp_path / "merged")(ids).logits - expected).abs().max()) <= 3 * scale

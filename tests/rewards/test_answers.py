@@ -28,6 +28,8 @@ def test_predicted_answer():
                 *("{ \\boxed{5}", "} \\boxed{5}", "\\boxed{5} then \\boxed{6"),
                 *("<answer>5</answer> 6", "<answer>5", "</answer> 5 <answer>"),
                 *("<think>6</think> It is 5 of them.", "<think>6</think><think>7</think> It is 5."),
+                *("I box it with \\boxed \n\nThe answer is 5", "With \\boxed . So the answer is 5"),
+                *("\\boxed{5}. The \\boxed command is asked for.", "\\boxed 5 as asked for: in \\boxed form."),
             ],
             "6": ["\\boxed{5} or rather \\boxed{6}. <answer>7</answer> 8", "first 5, then 6"],
             "\\frac{1}{2}": ["\\boxed{\\frac{1}{2}}"],

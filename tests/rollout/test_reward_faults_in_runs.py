@@ -122,6 +122,24 @@ def test_a_run_without_any_score_ends_after_some_prompts(make_trainer):
     assert [log["num_unscored_windows"] for log in logs_of(trainer)[::2]] == [1.0] * 3
 
 
+@pytest.mark.parametrize("exception", [None, 20])
+def test_a_run_whose_prompts_teach_nothing_says_so_once(make_trainer, exception):
+    """``exception``: the number of an answer that is rewarded unlike those of its group."""
+    seen = []
+
+    def constant(completions, **_):
+        seen.extend(completions)
+        return [float(number == exception) for number in range(len(seen) - len(completions), len(seen))]
+
+    trainer = make_trainer(rewards=constant, **{**RUN, "max_steps": 8})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    said = [str(own.message) for own in caught if "rewarded alike" in str(own.message)]
+    assert len(said) == (exception is None)
+    assert all("each of the first 16 prompts" in text for text in said)
+
+
 def test_a_run_without_any_score_goes_on_where_that_is_asked_for(make_trainer):
     trainer = make_trainer(rewards=silent, reward_error="none", **{**RUN, "max_steps": 10})
     before = [parameter.clone() for parameter in trainer.model.parameters()]

@@ -64,6 +64,9 @@ def test_a_check_refuses_what_writing_refuses(policy, padding, turns, limit, lon
                 said.append((type(error), str(error)))
         assert (said[0] is None) == (said[1] is None)
         assert limit > 512 or said[0] == said[1]
+        if limit > 512 and padding == "all" and asked == 1:
+            told = "max_length=600 makes this a row of 600 positions, and the model has 512"
+            assert all(told in own[1] and own[1].endswith("set max_length=512") for own in said)
         found.append(said[0] is None)
     assert not found[-1] and found[0] is not (limit > 512 and padding == "all")
 

@@ -19,6 +19,7 @@ from .overrides import TEMPLATE_KWARGS, read_mapping, read_template_kwargs
 from .run_checks import settle_best_model, settle_checkpointing, settle_compile
 from .sorted_keys import OF_GIVEN_ANSWERS, check_inherited
 from .tokens import TokensUnsaved
+from .trl_keys import OF_SFT, check_known
 
 
 @dataclass(repr=False)  # The mixin's, which shows no token.
@@ -101,6 +102,10 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     swap_prompt: float | None = None
     coefficient: float | None = None
     # ---- end of the keys of the objective ----
+
+    def __new__(cls, *values: Any, **named: Any) -> MaskedDenoisingConfig:
+        check_known(named, (own.name for own in fields(cls)), "MaskedDenoisingConfig", OF_SFT.get)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         settle_inherited(self)

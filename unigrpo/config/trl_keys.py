@@ -6,7 +6,7 @@ Beside them any unknown key is answered with the nearest one that there is.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -39,6 +39,40 @@ INSTEAD = {
 }
 """Key -> the cure."""
 
+OTHER_NAMES = {
+    **dict.fromkeys(("gen_length", "max_new_tokens", "max_token", "max_gen_toks"), "max_completion_length"),
+    **dict.fromkeys(("diffusion_steps", "denoising_steps", "num_inference_steps"), "steps"),
+    "cfg_scale": "guidance_scale",
+    "remasking_strategy": "remasking",
+    "dynamic_threshold": "confidence_threshold",
+    **dict.fromkeys(("group_size", "num_return_sequences", "num_response_per_task"), "num_generations"),
+    **dict.fromkeys(("mu", "ppo_epochs"), "num_iterations"),
+    **dict.fromkeys(("kl_coef", "kl_loss_coef"), "beta"),
+    **dict.fromkeys(("clip_eps", "clip_ratio"), "epsilon"),
+    **dict.fromkeys(("epochs", "num_epochs"), "num_train_epochs"),
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+}
+"""What scripts of LLaDA, Dream, d1, dLLM-RL and verl call a key -> its name here."""
+
+OF_SFT = {
+    **{name: INSTEAD[name] for name in ("trust_remote_code", "router_aux_loss_coef", "pad_to_multiple_of")},
+    "completion_only_loss": "the answer alone is trained, and all of a row that has a text alone; leave it out",
+    "assistant_only_loss": "train_turns='all' trains every answer of a chat, 'last' the last",
+    **dict.fromkeys(
+        ("packing", "packing_strategy", "eval_packing", "padding_free"),
+        "every row has a canvas and a share of hidden tokens of its own; leave it out",
+    ),
+    "truncation_mode": "no answer is cut: overlong='drop' leaves out the rows that max_length does not hold",
+    "dataset_text_field": "name the column text, in a recipe column_map: {text: yours}",
+    **dict.fromkeys(("dataset_kwargs", "dataset_num_proc"), "rows are read when they are drawn; leave it out"),
+    **dict.fromkeys(("eos_token", "pad_token"), "the policy has them from its checkpoint; leave it out"),
+    "chat_template_path": "the template is the processor's: give one that has yours as processing_class",
+    "loss_type": "objective names one of the published losses, and `unigrpo keys` what they are made of",
+    "activation_offloading": "gradient_checkpointing=True saves the same memory",
+}
+"""Keys of TRL's ``SFTConfig`` -> the cure."""
+
 OF_TRAINER = {
     "quantization_config": "UniGRPOConfig(model_init_kwargs={'quantization_config': BitsAndBytesConfig(...)})",
     "tools": "answers are written in one piece, without tools; leave it out",
@@ -69,7 +103,9 @@ FAMILIES = {
 
 
 def cure_of(name: str) -> str | None:
-    """What to do in place of a key that only TRL has; None for others."""
+    """What to do in place of a key that only TRL has, or that others call otherwise; None for others."""
+    if name in OTHER_NAMES:
+        return f"its name here is {OTHER_NAMES[name]!r}"
     found = INSTEAD.get(name) or next((cure for first, cure in FAMILIES.items() if name.startswith(first)), None)
     return None if found is None else found.format(name=name)
 
@@ -87,12 +123,17 @@ def check_loss(loss_type: Any, where: str = "") -> None:
         raise ValueError(f"{where}loss_type={loss_type!r}: {LOSSES[loss_type]}")
 
 
-def check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ``TypeError``, as Python does, for a name that is not ``known``, with the cure or the nearest that is."""
+def check_known(
+    names: Iterable[str],
+    known: Iterable[str],
+    owner: str = "UniGRPOConfig",
+    cure_of: Callable[[str], str | None] = cure_of,
+) -> None:
+    """Raises ``TypeError``, as Python does, for a name that is not ``known`` to ``owner``, with the cure or the nearest that is."""
     known = tuple(known)
     for name in names:
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`unigrpo keys` lists those there are"
-        raise TypeError(f"{name} is no key of UniGRPOConfig: {cure_of(name) or hint}")
+        raise TypeError(f"{name} is no key of {owner}: {cure_of(name) or hint}")

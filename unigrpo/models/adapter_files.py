@@ -156,9 +156,14 @@ def load_adapter(model: Any, path: str, allow_missing: Sequence[str] | str = (),
             raise _unfit(error, what) from error
         wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         # An adapter may bring the vocabulary's matrices of the base along, under their own names.
-        extra = {name for name in found.keys() - wanted.keys() if name.removeprefix("base_model.model.") not in own}
+        extra = {name for name in found.keys() - wanted.keys() if as_in_base(name) not in own}
         check_complete(what, wanted.keys() - found.keys(), extra, (), allow_missing, OTHER_BASE)
     return adapted
+
+
+def as_in_base(name: str) -> str:
+    """A tensor's name in the model under the adapter; a layer that an adapter stands on is its ``base_layer``."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def _weights(part: nn.Module | None) -> list[nn.Parameter]:

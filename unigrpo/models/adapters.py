@@ -183,6 +183,7 @@ def merged(model: PeftModel) -> nn.Module:
         ValueError: PEFT cannot merge this kind of adapter into this model.
     """
     config = model.peft_config[model.active_adapter]
+    untie_adapted(model.get_base_model())
     try:
         return model.merge_and_unload()
     except (NotImplementedError, RuntimeError, ValueError) as error:
@@ -190,6 +191,15 @@ def merged(model: PeftModel) -> nn.Module:
             f"{describe(config)} cannot be merged: {str(error).rstrip('.')}; keep the folder of the adapter, "
             "which load_policy opens too"
         ) from error
+
+
+def untie_adapted(base: nn.Module) -> None:
+    """Gives the head weights of its own where it shares those of the embeddings, and an adapter is to be merged into these alone."""
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if isinstance(embeddings, BaseTunerLayer) and head is not None and head.weight is embeddings.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        for name in {"tie_word_embeddings", "weight_tying"} & vars(base.config).keys():
+            setattr(base.config, name, False)
 
 
 def trained_at_the_top(model: PeftModel, folder: str | Path) -> None:

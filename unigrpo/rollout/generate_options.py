@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..config.trl_keys import OTHER_NAMES, cure_of
 from ..errors import check_choice
 from ..parts import choose
 from ..samplers import Block, EntropyBound, samplers_for
@@ -123,9 +124,8 @@ def check_options(options: Iterable[str], known: Iterable[str], own: Iterable[st
             continue
         near = difflib.get_close_matches(name, [*known, *own, *SAME, "do_sample", "generator"], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"sampler {sampler!r} has no option {name!r}: {ELSEWHERE.get(name) or f'{hint}it has {known}'}"
-        )
+        cure = ELSEWHERE.get(name) or (cure_of(name) if OTHER_NAMES.get(name) in (*known, *own) else None)
+        raise ValueError(f"sampler {sampler!r} has no option {name!r}: {cure or f'{hint}it has {known}'}")
 
 
 def check_decoding(r2i_decoding: str, task: str, thoughts: Any) -> None:

@@ -153,6 +153,7 @@ class RewardSet:
         on_error: what a fault does: ``"raise"`` a ``RewardError``, or ``"none"``, see ``score``.
         timeout: seconds for one call of one reward; None = no bound. ``bounded_call`` says how calls are ended.
         golds: by the place of a reward, how many solutions of this run it could not read, and how many answers it scored.
+        alike: how many prompts there were before the first whose answers were not all rewarded alike; None once it came.
     """
 
     functions: list[Callable]
@@ -164,6 +165,7 @@ class RewardSet:
     names: list[str] = field(init=False)
     combination: Combination | None = field(init=False)
     golds: dict[int, tuple[int, int]] = field(init=False, default_factory=dict)
+    alike: int | None = field(init=False, default=0)
     _warned: set[tuple[str, str]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ..config.denoising_arguments import MaskedDenoisingConfig
+from ..config.trl_keys import OF_SFT
 from ..errors import RecipeError
 from ..models.reference import is_peft
 from ..sft import MaskedDenoisingTrainer
@@ -64,10 +65,10 @@ def parse_sft_recipe(data: dict[str, Any], source: str, folder: Path | None = No
     """A recipe of ``unigrpo sft`` from its mapping; it has no rewards."""
     refuse_other(data, "sft", source)
     for key in data:
-        # Keys of TRL's scripts for RL have no cure here.
+        # Keys of TRL's scripts for RL have no cure here, those of its fine-tuning have.
         near = difflib.get_close_matches(str(key)[:100], (*SECTIONS, *CONFIG_KEYS), n=1)
         cure = f"did you mean {near[0]!r}?" if near else "`unigrpo keys` lists those there are"
-        known(key, (*SECTIONS, *CONFIG_KEYS), source, key_of_other(key, "sft") or cure)
+        known(key, (*SECTIONS, *CONFIG_KEYS), source, key_of_other(key, "sft") or OF_SFT.get(str(key)) or cure)
     for key in ("model", "datasets"):
         if not data.get(key):
             raise RecipeError(f"{source}: '{key}' is missing; every recipe of `unigrpo sft` needs model and datasets")

@@ -19,7 +19,7 @@ from ..types import TASKS, Experience, Noise, Rollout, Sample, is_picture, keyed
 from .diagnostics import window_metrics
 from .metrics import Metrics, completion_metrics, has_stopped, reward_metrics, task_metrics
 from .old_and_reference import add_old_and_reference, log_decoding_gap, log_exact_kl
-from .scores import compare, count_unreadable, count_unscored, local_slice, refill, score_answers
+from .scores import compare, count_alike, count_unreadable, count_unscored, local_slice, refill, score_answers
 from .window import Window, cut_window
 
 
@@ -49,6 +49,8 @@ def make_experience(
         samples, scores = refill(pipe, samples, scores, advantages, window, attempt, metrics)
         advantages = compare(args, rewards.weights, scores.values, *combining)
     unscored = count_unscored(rewards, args.num_generations, first, scores.values, unscored, metrics)
+    if not unscored:
+        count_alike(rewards, args.num_generations, advantages)
     tasks = log_answers(pipe, samples, scores.values, advantages, metrics)
     noises = [[draw_noise(pipe, rollout, sample.index, window) for rollout in sample.rollouts] for sample in samples]
     local = local_slice(pipe.rank, len(samples))

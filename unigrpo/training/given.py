@@ -203,6 +203,12 @@ class Writer:
         else:
             used = self._prompt_length(row, given.task, len(answer))
         length = len(answer) + self._padding(given.task, room, used, len(answer), where)
+        limit = getattr(self.policy, "max_length", used + length)
+        if used + length > limit:
+            raise ValueError(
+                f"max_length={self.max_length} makes this a row of {used + length} positions, and the model has {limit} "
+                f"(max_sequence_length): set max_length={limit - used - length + self.max_length}"
+            )
         canvas = self._blank(length) if given.plain else self._encode(row, given.task, length)
         canvas = fill(canvas, torch.tensor(answer), self.policy.pad_token_id).canvas
         trained = canvas.fill_mask[0].clone()

@@ -25,7 +25,8 @@ from .metrics import LATENCY, Metrics
 
 
 UNSCORED_PROMPTS = 16
-"""So many prompts in a row without a single score end a run with ``reward_error`` "raise"."""
+"""So many prompts in a row without a single score end a run with ``reward_error`` "raise", and a first warning comes with so
+many whose answers were all rewarded alike."""
 
 
 def score_answers(pipe: Pipeline, samples: list[Sample], metrics: Metrics, begun: Sequence[Begun] = ()) -> Scores:
@@ -192,3 +193,20 @@ def count_unscored(
         )
     rewards.warn(f"{said}. Such a window moves no weights; num_unscored_windows counts them", "unscored")
     return unscored
+
+
+def count_alike(rewards: RewardSet, num_generations: int, advantages: Advantages) -> None:
+    """Warns once of a run whose first ``UNSCORED_PROMPTS`` prompts all taught nothing: each one's answers were rewarded alike.
+
+    ``advantages`` are those of all ranks, some of them scored. One that differs from 0, ever, and nothing is said.
+    """
+    if rewards.alike is None or bool(advantages.values.any()):
+        rewards.alike = None
+        return
+    rewards.alike += len(advantages.values) // num_generations
+    if rewards.alike >= UNSCORED_PROMPTS:
+        rewards.warn(
+            f"all answers to each of the first {rewards.alike} prompts were rewarded alike, so nothing was learned: "
+            "frac_reward_zero_std is the share of such prompts, and TROUBLESHOOTING.md says what to do about them",
+            "alike",
+        )
