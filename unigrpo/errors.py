@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -195,7 +196,7 @@ def _taken(top: str, place: str | None, known: Any) -> ValueError:
 
 def _not_there(missing: str, top: str, places: list[str]) -> ValueError:
     # A folder without __init__.py gives way to an installed package of its name.
-    hidden = next((place for place in places if (Path(place) / top).is_dir()), None)
+    hidden = next((place for place in places if os.path.isdir(Path(place) / top)), None)
     known = sys.modules.get(top)
     if hidden is not None and known is not None and _home(getattr(known, "__spec__", None)) != hidden:
         return _taken(top, hidden, known)

@@ -12,8 +12,8 @@ import difflib
 import functools
 import inspect
 import json
-import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -67,8 +67,10 @@ class Key:
         for item in value if isinstance(value, list) else ():
             if not _is_one_of(item, self._items):
                 raise ValueError(f"{where}{self.name}={value!r}: each of the list must be {_words(self._items)}")
+            if isinstance(item, int | float) and not is_finite(item):
+                raise ValueError(f"{where}{self.name}={value!r}: each of the list must be finite")
         if isinstance(value, int | float) and not isinstance(value, bool) and not self._holds(value):
-            raise ValueError(f"{where}{self.name}={value} must {self.range if math.isfinite(value) else 'be finite'}")
+            raise ValueError(f"{where}{self.name}={value} must {self.range if is_finite(value) else 'be finite'}")
         return value
 
     @property
@@ -80,7 +82,7 @@ class Key:
 
     def _holds(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            is_finite(value)
             and (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
             and (self.above is None or value > self.above)
@@ -298,6 +300,11 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return (kind,) if isinstance(kind, type) else (Any,)
 
 
+def is_finite(value: Any) -> bool:
+    """Whether it is a number in the range of a float, which whole numbers leave too."""
+    return abs(value) <= sys.float_info.max
+
+
 def _number_of(value: Any, kinds: tuple[Any, ...]) -> Any:
     """YAML reads ``1e-4`` as text, a whole number is a number, and a number of numpy's one of Python's."""
     if isinstance(value, tuple) and list in kinds:
@@ -305,7 +312,7 @@ def _number_of(value: Any, kinds: tuple[Any, ...]) -> Any:
     if isinstance(value, numbers.Number) and not isinstance(value, bool | int | float) and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
-        return float(value)
+        return float(value) if is_finite(value) else value
     if not isinstance(value, str) or str in kinds or Any in kinds:
         return value
     for kind in (kind for kind in (int, float) if kind in kinds):

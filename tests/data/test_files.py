@@ -131,6 +131,8 @@ BROKEN = {
     "rows.csv": (b"a,b\n1,2\n1,2,3,4\n", r"rows\.csv' cannot be read .*line 3, saw 4.*one line of column names"),
     "latin.csv": ("prompt\ncafé\n".encode("latin1"), r"latin\.csv' cannot be read .*utf-8"),
     "rows.jsonl": (b'{"a": 1}\n{"a":\n', r"rows\.jsonl' cannot be read .*one JSON object a line"),
+    "latin.jsonl": ('{"prompt": "café"}\n'.encode("latin1"), r"latin\.jsonl' cannot be read .*UTF.?8"),
+    "empty.jsonl": (b"", r"empty\.jsonl' is empty: it needs one row or more"),
     "rows.jsonl.gz": (b"x", r"rows\.jsonl\.gz' cannot be read .*gzip"),
     "rows.parquet": (b"nope", r"rows\.parquet' cannot be read .*too small|rows\.parquet' cannot be read .*smaller"),
     "rows.tar": (b"nope", r"rows\.tar' cannot be read .*KEY\.png"),
@@ -154,6 +156,23 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, name):
     with pytest.raises(RecipeError, match=said) as caught:
         load_rows(DatasetSpec(path=path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a[b]c*.jsonl", "-x ?.jsonl", "🦊\n.jsonl"])
+def test_a_name_means_its_file_and_no_pattern(tmp_path, name):
+    """Beside files that it would mean as a pattern."""
+    (tmp_path / "abc.jsonl").write_bytes(lines([{"prompt": "another"}]))
+    (tmp_path / name).write_bytes(lines([{"prompt": "this"}]))
+    assert list(load_rows(DatasetSpec(path=str(tmp_path / name)))["prompt"]) == ["this"]
+
+
+def test_a_name_longer_than_names_are_is_not_there(tmp_path):
+    with pytest.raises(RecipeError, match="does not exist"):
+        load_rows(DatasetSpec(path=str(tmp_path / ("x" * 300 + ".jsonl"))))
+    (tmp_path / "rows.jsonl").write_bytes(lines([{"prompt": "w1", "image": "x" * 300}]))
+    (row,) = load_rows(DatasetSpec(path=str(tmp_path / "rows.jsonl")))
+    with pytest.raises(ValueError, match=r"row.*: no file '"):
+        image_of(row, "row")
 
 
 def test_of_several_files_the_broken_one_is_named(tmp_path):

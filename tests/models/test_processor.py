@@ -107,6 +107,13 @@ def test_prompts_without_a_question_are_errors():
 # ---- canvases ----
 
 
+def test_half_a_character_in_a_prompt_is_one_sentence():
+    """As a command line's bytes that are no UTF-8 arrive, and half of an emoji in JSON."""
+    for prompt in ("w1 \udcff", [{"role": "user", "content": "w1 \ud83e"}]):
+        with pytest.raises(ValueError, match="half of a character: read it with errors='replace'"):
+            tiny_processor().encode_prompt(prompt)
+
+
 def test_a_canvas_is_left_padding_prompt_and_masks(policy):
     ids = IDS["tiny"]
     rows = [{"prompt": "w1"}, {"prompt": "w2 w3 w4"}]

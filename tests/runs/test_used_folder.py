@@ -70,6 +70,16 @@ def test_a_folder_whose_name_cannot_be_counted_on_is_an_error(tmp_path, monkeypa
         take_free_folder(Path(name), lock)
 
 
+def test_a_name_that_can_grow_no_longer_is_an_error(tmp_path):
+    (tmp_path / ("x" * 254) / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / ("x" * 254) / "checkpoint-1" / "file").touch()
+    with (
+        ExitStack() as lock,
+        pytest.raises(CheckpointError, match=r"holds a run .*next name cannot be made .*too long"),
+    ):
+        take_free_folder(tmp_path / ("x" * 254), lock)
+
+
 def test_a_folder_in_use_is_not_free(tmp_path, monkeypatch):
     monkeypatch.setattr("unigrpo.training.checkpoints.lock.socket.gethostname", lambda: "elsewhere")
     with ExitStack() as other:

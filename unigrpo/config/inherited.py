@@ -17,7 +17,6 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
@@ -25,6 +24,7 @@ from transformers.debug_utils import DebugOption
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..errors import check_choice
+from ..parts import is_finite
 
 
 AT_LEAST = {
@@ -152,7 +152,7 @@ def _exact(value: Any, kind: Any) -> Any:
         fits = fits or _of_pattern(value, _words_of(kind))
     elif bare in (int, float):
         number = numbers.Integral if bare is int else numbers.Real
-        fits = isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+        fits = isinstance(value, number) and not isinstance(value, bool) and is_finite(value)
     elif bare in (list, tuple, set):
         return _items(value, kind)
     elif bare is dict:
@@ -236,7 +236,7 @@ def _check_file(name: str, text: str) -> None:
             raise ValueError(f"{name}={reprlib.repr(text)} is not JSON: {error}") from error
     elif name not in FILES:
         raise ValueError(f"{name}={reprlib.repr(text)} must be a mapping, or JSON of one")
-    elif name != "deepspeed" and not Path(text).is_file():  # deepspeed also takes its settings in base64.
+    elif name != "deepspeed" and not os.path.isfile(text):  # deepspeed also takes its settings in base64.
         raise ValueError(f"{name}={text!r} is not a file: give the path of a JSON file, or the mapping itself")
 
 

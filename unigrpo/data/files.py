@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def kind_of(path: str) -> str | None:
 
 def is_on_hub(path: str | list[str]) -> bool:
     """Whether that path of a dataset is asked of the hub: no file, and nothing that is here."""
-    return isinstance(path, str) and kind_of(path) is None and not Path(path).exists()
+    return isinstance(path, str) and kind_of(path) is None and not os.path.exists(path)
 
 
 def open_rows(path: str | list[str], *, name: str | None = None, split: str = "train", data_files: Any = None) -> Any:
@@ -70,14 +71,14 @@ def open_rows(path: str | list[str], *, name: str | None = None, split: str = "t
         if not isinstance(path, list):
             raise ValueError(f"dataset {reader!r}: data_files={data_files!r} must be a file, or a list of files")
         return _files(path, split, reader)
-    if isinstance(path, list) or (kind_of(path) is not None and not Path(path).is_dir()):
+    if isinstance(path, list) or (kind_of(path) is not None and not os.path.isdir(path)):
         return _files([path] if isinstance(path, str) else path, split)
-    folder = Path(path)
-    if folder.is_dir() and ((folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()):
+    folder, is_folder = Path(path), os.path.isdir(path)
+    if is_folder and ((folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()):
         return _saved(folder, split)
-    if folder.is_dir() and data_files is None and any(own.suffix.lower() in PICTURES for own in folder.glob("**/*")):
+    if is_folder and data_files is None and any(own.suffix.lower() in PICTURES for own in folder.glob("**/*")):
         return _pictures(folder, split)
-    if folder.is_file() and folder.suffix != ".py":
+    if os.path.isfile(path) and folder.suffix != ".py":
         raise ValueError(f"dataset {path!r} is a file of no kind that is read; write it as one of {list(FILE_KINDS)}")
     from datasets import load_dataset
 
@@ -108,7 +109,7 @@ def beside(rows: Any, path: str | list[str], image_folder: str | None = None) ->
             return [whole(own) for own in value]
         if not isinstance(value, str) or not value or Path(value).is_absolute():
             return value
-        here = image_folder is None and not (base / value).exists() and Path(value).exists()
+        here = image_folder is None and not os.path.exists(base / value) and os.path.exists(value)
         return value if here else str(base / value)
 
     for column in ("image", "images"):
@@ -143,7 +144,7 @@ def _expanded(path: str) -> list[str]:
     """The file of that name, or those that a pattern names, in order."""
     if "://" in path:
         raise ValueError(f"dataset file {path!r} is an address; fetch it, and give the file")
-    if Path(path).is_file():
+    if os.path.isfile(path):
         return [path]
     found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
     found = [own for own in found if Path(own).is_file()]
@@ -159,7 +160,11 @@ def _read(reader: str, files: list[str], split: str) -> Any:
     options = {"sep": "\t"} if all(name.endswith(".tsv") for name in tabbed) else {}
     shown = files[0] if len(files) == 1 else files
     with _told(shown, reader):
-        rows = load_dataset(reader, data_files={split.partition("[")[0]: files}, split=split, **options)
+        rows = load_dataset(
+            reader, data_files={split.partition("[")[0]: list(map(glob.escape, files))}, split=split, **options
+        )
+        if reader == "json":
+            rows.data.validate(full=True)  # The reader takes bytes that are no UTF-8 into a text.
     return rows.rename_column("text", "prompt") if reader == "text" else rows
 
 
@@ -219,6 +224,8 @@ def _told(path: str | list[str], reader: str) -> Iterator[None]:
         yield
     except SourceError:
         raise
+    except StopIteration as error:
+        raise ValueError(f"dataset {path!r} is empty: it needs one row or more") from error
     except (ValueError, RuntimeError, KeyError, EOFError, DatasetGenerationError, tarfile.TarError, OSError) as error:
         if isinstance(error, OSError) and (error.errno is not None or not reader):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def adapter_folder(path: str) -> str:
 
     Nobody is asked about a folder, a shipped checkpoint, or in offline mode.
     """
-    if looks_local(path) or Path(path).exists():
+    if looks_local(path) or os.path.exists(path):
         return path
     hub_answers()
     found = hub_file(path, ADAPTER_FILE)

@@ -120,7 +120,7 @@ def finding(path: str | Path, what: str) -> Iterator[None]:
         NotReachableError: it is to be fetched, and the hub does not answer or must not be asked.
     """
     place = str(path)
-    if looks_local(place) and not (place and Path(place).exists()):
+    if looks_local(place) and not os.path.exists(place):
         raise SourceError(f"{what} is not there: no folder {place!r}{_near(place)}; check the path")
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,9 +42,9 @@ def lineage(path: str) -> list[str]:
         ValueError: an adapter whose configuration is damaged, or adapters that name each other as their bases.
     """
     found = [adapter_folder(model_path(path))]
-    while (Path(found[-1]) / ADAPTER_FILE).is_file():
+    while os.path.isfile(os.path.join(found[-1], ADAPTER_FILE)):
         base = adapter_folder(model_path(adapter_base(found[-1])))
-        if Path(base).exists() and any(Path(base).samefile(own) for own in found):
+        if os.path.exists(base) and any(Path(base).samefile(own) for own in found):
             raise ValueError(
                 f"adapter {path!r} ends nowhere, its bases name each other ({' -> '.join([*found, base])}): set "
                 f"base_model_name_or_path in {ADAPTER_FILE} to the model that it was trained on"

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from ..errors import Overdue
+from ..terminal import middle_out
 from ..threads import in_thread, result_of
 
 
@@ -249,4 +250,12 @@ class MMaDAProcessor(ProcessorMixin):
 
     def encode_prompt(self, prompt: Prompt, task: str = "text") -> list[int]:
         """Token ids of ``chat_text``."""
-        return self.tokenizer(self.chat_text(prompt, task), add_special_tokens=False)["input_ids"]
+        text = self.chat_text(prompt, task)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"prompt {middle_out(text)!r} holds {text[error.start]!r}, half of a character: read it with "
+                "errors='replace', or mend it"
+            ) from error
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]

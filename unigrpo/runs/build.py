@@ -47,8 +47,8 @@ def build_config(recipe: Recipe) -> UniGRPOConfig:
     try:
         import_parts(recipe)
         return UniGRPOConfig(**values)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{recipe.source}: {error}") from error
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"{recipe.source}: {str(error).strip()}") from error
 
 
 def import_parts(recipe: Recipe) -> None:

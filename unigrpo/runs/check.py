@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -249,8 +250,8 @@ def _check_reward_models(recipe: Recipe, offline: bool) -> list[str]:
 
 def is_local(path: str, what: str = "model path") -> bool:
     """A path is local when it looks like one, so that a typing error is not taken for a hub id."""
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
-    if looks_local and not Path(path).exists():
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or os.path.exists(path)
+    if looks_local and not os.path.exists(path):
         raise RecipeError(f"{what} {path!r} does not exist")
     return looks_local
 

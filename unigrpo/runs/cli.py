@@ -24,7 +24,7 @@ from .commands import (
     run_sft,
     run_train,
 )
-from .evaluate.cli import compare_arguments, evaluate_arguments, run_compare, run_evaluate
+from .evaluate.cli import compare_arguments, count, evaluate_arguments, run_compare, run_evaluate
 from .folder_commands import (
     report_arguments,
     reproduce_arguments,
@@ -34,6 +34,7 @@ from .folder_commands import (
     watch_arguments,
 )
 from .lm_eval_cli import lm_eval_arguments, run_lm_eval
+from .mistakes import said_of
 from .serve_rewards.cli import run_serve_rewards, serve_rewards_arguments
 
 
@@ -98,8 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     with plain_messages():
         try:
             return arguments.run(arguments)
-        except (ValueError, FileNotFoundError) as error:
-            say(f"unigrpo: error: {error}", error=True)
+        except Exception as error:
+            say(f"unigrpo: error: {said_of(error)}", error=True)
             return 2
         except KeyboardInterrupt as error:
             if not isinstance(error, Interrupted):  # A run has said it.
@@ -188,7 +189,7 @@ def _benchmark_arguments(benchmark: argparse.ArgumentParser) -> None:
     )
     benchmark.add_argument("--output_dir", dest="output_dir", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     benchmark.add_argument(
-        "--jobs", type=int, metavar="N", default=1, help="runs at a time, a process and a thread each (default: 1)"
+        "--jobs", type=count, metavar="N", default=1, help="runs at a time, a process and a thread each (default: 1)"
     )
     benchmark.add_argument("--table-only", action="store_true", help="run nothing, show what there is")
     benchmark.add_argument("--table_only", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -262,7 +263,7 @@ def _sample_arguments(sample: argparse.ArgumentParser) -> None:
     sample.add_argument("--task", choices=tasks, metavar="TASK", help=what)
     sample.add_argument("--image", action="append", metavar="FILE", help="to ask about or edit; one, or one a prompt")
     sample.add_argument("--output", metavar="DIR", default="samples", help="for what is drawn (default: samples)")
-    sample.add_argument("--num", type=int, metavar="N", default=1, help="answers a prompt (default: 1)")
+    sample.add_argument("--num", type=count, metavar="N", default=1, help="answers a prompt (default: 1)")
     sample.add_argument("--seed", type=int, metavar="N", default=0, help="of the random numbers (default: 0)")
     _writing_arguments(
         sample.add_argument_group("how answers are written (as the checkpoint says, else as in brackets)")

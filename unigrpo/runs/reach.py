@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ..config.arguments import PART_KEYS
@@ -186,7 +186,7 @@ def _paths_of(spec: DatasetSpec) -> list[str]:
 
 def _is_local(path: str) -> bool:
     try:
-        return looks_local(path) or kind_of(path) is not None or Path(path).exists()
+        return looks_local(path) or kind_of(path) is not None or os.path.exists(path)
     except (OSError, ValueError):
         return False
 

@@ -108,8 +108,8 @@ def build_sft_config(recipe: Recipe) -> MaskedDenoisingConfig:
     try:
         import_parts(recipe)
         return MaskedDenoisingConfig(**values)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{recipe.source}: {error}") from error
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"{recipe.source}: {str(error).strip()}") from error
 
 
 def config_to_check(recipe: Recipe) -> MaskedDenoisingConfig:

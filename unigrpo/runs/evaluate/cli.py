@@ -43,12 +43,12 @@ def evaluate_arguments(evaluate: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="draw for a benchmark's own code",
     )
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first rows of each task")
-    evaluate.add_argument("--num-samples", type=_count, metavar="N", help="answers a row, for pass@k and majority@k")
+    evaluate.add_argument("--limit", type=count, metavar="N", help="only the first rows of each task")
+    evaluate.add_argument("--num-samples", type=count, metavar="N", help="answers a row, for pass@k and majority@k")
     evaluate.add_argument("--seed", type=int, metavar="N", help="of the random numbers (default: the recipe's, or 0)")
     evaluate.add_argument("--model", metavar="DIR", help="another model or adapter than the recipe's")
     evaluate.add_argument("--adapter", metavar="DIR", help="an adapter on the model")
-    evaluate.add_argument("--batch-size", type=_count, metavar="N", help="changes no number (default: 8)")
+    evaluate.add_argument("--batch-size", type=count, metavar="N", help="changes no number (default: 8)")
     evaluate.add_argument("--output-dir", metavar="DIR", help="default: runs/evaluations/NAME")
     evaluate.add_argument("--output_dir", dest="output_dir", help=argparse.SUPPRESS)
     evaluate.add_argument("--thoughts", action="store_true", help="of r2i: is the thought used in the picture?")
@@ -90,7 +90,7 @@ def _pair(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number from 1 on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -130,13 +131,13 @@ def recipe_of(word: str) -> Recipe | None:
     from ..sft import load_any_recipe
 
     folder = Path(model_path(word)) if not word.startswith(BUILTIN) else None
-    if folder is None or any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+    if folder is None or any(os.path.isfile(folder / name) for name in ("config.json", ADAPTER_FILE)):
         return None
-    if Path(word).suffix in (".yaml", ".yml") or Path(word).is_file() or word in packaged.names():
+    if Path(word).suffix in (".yaml", ".yml") or os.path.isfile(word) or word in packaged.names():
         return load_any_recipe(word, [])
-    if Path(f"{word}.yaml").is_file():
+    if os.path.isfile(f"{word}.yaml"):
         return load_any_recipe(word, [])
-    if "/" not in word and not folder.exists():
+    if "/" not in word and not os.path.exists(folder):
         try:
             return load_any_recipe(word, [])
         except RecipeError as error:

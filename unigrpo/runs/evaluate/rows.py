@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def _bytes(value: Any, picture: bool) -> bytes:
     if isinstance(value, dict) and value.get("bytes") is not None:
         return bytes(value["bytes"])
     path = value.get("path") if isinstance(value, dict) else value
-    if picture and isinstance(path, str) and Path(path).is_file():
+    if picture and isinstance(path, str) and os.path.isfile(path):
         return Path(path).read_bytes()
     return value if isinstance(value, bytes) else json.dumps(value, sort_keys=True, default=str).encode()
 

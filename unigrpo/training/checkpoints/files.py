@@ -159,8 +159,8 @@ def fault(folder: Path, contents: bool = True) -> str | None:
     Args:
         contents: also compare the contents of files that the manifest knows a CRC-32 of.
     """
-    if not folder.is_dir():
-        return "it is not a folder" if folder.exists() else "it does not exist"
+    if not os.path.isdir(folder):
+        return "it is not a folder" if os.path.exists(folder) else "it does not exist"
     if not (folder / MANIFEST).exists():
         return f"it has no {MANIFEST}: its writing was cut short, or another program wrote it"
     try:

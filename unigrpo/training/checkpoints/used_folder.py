@@ -102,7 +102,12 @@ def take_free_folder(asked: Path, lock: ExitStack) -> tuple[Path, str | None]:
     reason = None
     for number in itertools.count(1):
         folder = asked if number == 1 else asked.with_name(f"{asked.name}-{number}")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"{reason}, and the next name cannot be made ({error.strerror}): set another output_dir"
+            ) from error
         with ExitStack() as own:
             try:
                 own.enter_context(locked(folder))
