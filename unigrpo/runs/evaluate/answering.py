@@ -43,7 +43,7 @@ def batches(pipe: Pipeline, asked: Asked, left: list[tuple[int, int]], size: int
 
 def check_task(pipe: Pipeline, asked: Asked) -> None:
     """Raises ``ValueError`` for prompts that do not fit, and for a task that the policy or its sampler cannot do."""
-    checked: dict[str, dict[str, Any]] = {}
+    checked: dict[str, Any] = {}
     for row in range(len(asked.rows)):
         where = f"task {asked.name}, row {row}"
         check_prompt(pipe.policy, pipe.args, pipe.codec, asked.rows[row], where, held_out=True, checked=checked)
