@@ -214,6 +214,10 @@ def test_a_trainer_answers_as_its_policy_does(make_trainer):
     trainer.train()
     own = load_policy(trainer.model, processing_class=trainer.policy.processor)
     assert trainer.generate(PROMPTS, **GIVEN) == own(PROMPTS, **GIVEN)
+    # What is not given is the run's.
+    usual = {key: getattr(trainer.args, key) for key in ("max_completion_length", "steps", "block_length")}
+    assert usual["max_completion_length"] < 256
+    assert trainer.generate(PROMPTS, seed=3) == own(PROMPTS, seed=3, **usual)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class LoadedPolicy:
-    """A module with its description, ready to answer. The image tokenizer is loaded when the first picture needs it."""
+    """A module with its description, ready to answer. The image tokenizer is loaded when the first picture needs it.
+
+    Attributes:
+        usual: a run's text lengths and image size, which go before the checkpoint's own.
+    """
 
     model: PreTrainedModel
     policy: DiffusionPolicy
     image_tokenizer: Any = None
     codec: ImageCodec | None = None
+    usual: dict[str, Any] = field(default_factory=dict)
 
     def generate(
         self,
@@ -203,7 +208,7 @@ class LoadedPolicy:
         self, task: str, sampler: str | None, named: dict[str, Any], block_length: int | None, options: dict[str, Any]
     ) -> tuple[Callable, int, int]:
         """The sampler with all ``options``, the positions of a text answer, and the seed."""
-        usual = getattr(self.model.config, "sampling_defaults", None) or {}
+        usual = {**(getattr(self.model.config, "sampling_defaults", None) or {}), **self.usual}
         known = inspect.signature(self.generate).parameters
         kind = (self.policy.block_size is not None, self.policy.mask_token_id is not None)
         fill, length = sampler_of(task, sampler, named, block_length, options, usual, known, *kind)
@@ -242,7 +247,7 @@ class LoadedPolicy:
 
     def _size(self, given: int | list[int] | None) -> int | list[int]:
         """The size of pictures: the given one, else the policy's."""
-        size = given or self.policy.image_size
+        size = given or self.usual.get("image_size") or self.policy.image_size
         if size is None:
             raise ValueError(f"{type(self.policy).__name__} names no image size; pass image_size")
         return size
