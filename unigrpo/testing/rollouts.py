@@ -11,7 +11,7 @@ from torch import Tensor
 from ..algorithm.likelihood import score_tokens
 from ..models import DiffusionPolicy
 from ..samplers.base import CanvasWriter
-from ..types import Canvas, Rollout, keyed_generator
+from ..types import Canvas, Guidance, Rollout, keyed_generator
 from .require import first, require
 
 
@@ -116,7 +116,7 @@ class Recorded:
     """At what the recorded log-probabilities of a rollout are, and what to do where they are not."""
 
     temperature: float
-    guidance: float
+    guidance: Guidance
     cure: str
 
 
@@ -148,7 +148,7 @@ def check_recorded_logps(
         require(
             float(off.max()) < TOLERANCE,
             f"sampling_logps are off by {float(off.max()):.3g} nats at {first(off == off.max())}, written in step {step}: {law.cure} "
-            f"(temperature {law.temperature:g}, guidance {law.guidance:g})",
+            f"(temperature {law.temperature:g}, guidance {law.guidance})",
         )
 
 

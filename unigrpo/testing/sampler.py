@@ -15,7 +15,7 @@ import torch
 
 from ..models import DiffusionPolicy
 from ..samplers.base import signed_guidance
-from ..types import Canvas, Rollout
+from ..types import Canvas, Guidance, Rollout
 from .require import require
 from .rollouts import TOLERANCE, Recorded, check_all_written, check_recorded_logps, check_rollout, difference, streams
 from .stops import check_counts, check_tail_is_not_denoised, check_tails, common_tokens, forwards_of
@@ -71,7 +71,7 @@ def check_sampler(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Law:
     temperature: float
-    guidance: float
+    guidance: Guidance
     exact: bool
     ends_at_stop: bool
 
