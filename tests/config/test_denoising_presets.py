@@ -21,7 +21,7 @@ EXPECTED = {
     "mmada_cot": {"t2i": 1.0 * 1, "text": 0.5 * 2, "mmu": 0.5 * 2, "r2i": 1.0 * 2},
     "think_then_draw": {"t2i": 1.0, "text": 0.5 * 2, "mmu": 0.5 * 2, "thought": 1.0 * 2, "picture": 1.0},
     # 0.25 is cos(pi/2 cos(pi/2 u)) at u = 0.3657: 2 / u / 4. Of the picture the mean over all four.
-    "mmada_parallel": {"thought": 2 / (2 / math.pi * math.acos(2 / math.pi * math.acos(0.25))) / 4, "picture": 0.5},
+    "mmada_parallel_m": {"thought": 2 / (2 / math.pi * math.acos(2 / math.pi * math.acos(0.25))) / 4, "picture": 0.5},
     "mmada_stage4": {"t2i": 0.05 * 1, "text": 0.6 * 2, "mmu": 0.4 * 2, "r2i": 0.05 * 2},
     "llada": {"text": 2.0, "mmu": 2.0},
     "lumina": {"t2i": 1.0, "mmu": 1.0, "i2i": 1.0},

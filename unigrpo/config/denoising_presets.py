@@ -242,7 +242,7 @@ def think_then_draw() -> Objectives:
     return {**found, "thought": {"denominator": "answer", "coefficient": 1.0}, "picture": picture}
 
 
-def mmada_parallel() -> Objectives:
+def mmada_parallel_m() -> Objectives:
     """MMaDA-Parallel-M's fine-tuning, arXiv 2511.09611 (``train_interleave.py``), for a thought and its picture (r2i).
 
     t ~ U(0.001, 1), hidden is cos(pi/2 cos(pi/2 t)) of either. Thought: sum -log p / (t n); picture: the plain mean over its codes.
@@ -263,7 +263,7 @@ OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "mmada_cot": mmada_cot,
     "mmada_stage4": mmada_stage4,
     "think_then_draw": think_then_draw,
-    "mmada_parallel": mmada_parallel,
+    "mmada_parallel_m": mmada_parallel_m,
     "llada": llada,
     "lumina": lumina,
     "mmada_parallel_a": mmada_parallel_a,
