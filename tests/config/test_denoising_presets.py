@@ -21,10 +21,11 @@ EXPECTED = {
     "mmada_cot": {"t2i": 1.0 * 1, "text": 0.5 * 2, "mmu": 0.5 * 2, "r2i": 1.0 * 2},
     "think_then_draw": {"t2i": 1.0, "text": 0.5 * 2, "mmu": 0.5 * 2, "thought": 1.0 * 2, "picture": 1.0},
     # 0.25 is cos(pi/2 cos(pi/2 u)) at u = 0.3657: 2 / u / 4. Of the picture the mean over all four.
-    "mmada_parallel": {"thought": 2 / (2 / math.pi * math.acos(2 / math.pi * math.acos(0.25))) / 4, "picture": 0.5},
+    "mmada_parallel_m": {"thought": 2 / (2 / math.pi * math.acos(2 / math.pi * math.acos(0.25))) / 4, "picture": 0.5},
     "mmada_stage4": {"t2i": 0.05 * 1, "text": 0.6 * 2, "mmu": 0.4 * 2, "r2i": 0.05 * 2},
     "llada": {"text": 2.0, "mmu": 2.0},
-    "lumina": {"t2i": 1.0, "mmu": 1.0},
+    "lumina": {"t2i": 1.0, "mmu": 1.0, "i2i": 1.0},
+    "mmada_parallel_a": {"r2i": 1.0},
     "dllm": {"text": 1.0, "mmu": 1.0},
     # Over the two hidden tokens: 4, 1 - 0.25, and what visible tokens at distances 1 to 5 of places 3 and 5 add. Over four tokens: 2.
     "dream": {"text": 4.0},
@@ -62,7 +63,7 @@ def test_given_keys_go_over_a_preset_and_a_tasks_own_over_both():
     ("keys", "said"),
     [
         ({"objective": "mmada_cot", "swap_prompt": 0.3}, "swap_prompt=0.3 (read by 'thought' and 'picture')"),
-        ({"objective": "llada", "caption_dropout": 0.1}, "caption_dropout=0.1 (read by 't2i' and 'picture')"),
+        ({"objective": "llada", "caption_dropout": 0.1}, "caption_dropout=0.1 (read by 't2i' and 'picture' and 'r2i' and 'i2i')"),
         (
             {"objective": "think_then_draw", "task_overrides": {"t2i": {"swap_prompt": 0.2, "train_padding": "none"}}},
             "task_overrides.t2i.swap_prompt=0.2 (read by 'thought' and 'picture'); task_overrides.t2i.train_padding='none' (read by "

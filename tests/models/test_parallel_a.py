@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from unigrpo import load_policy
+from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.models import LuminaForMaskedDiffusion, MMaDAParallelAForMaskedDiffusion, MMaDAParallelAPolicy
 from unigrpo.models.nearest import family_of
 from unigrpo.samplers.parity import PublicImageSampler, PublicParallelTextSampler, write_as_ti2ti
 from unigrpo.testing import check_policy
 from unigrpo.types import Canvas, TokenSpace
 
+from ..algorithm.test_denoising import loss
 from ..support.images import picture
 from ..support.tiny_decoders import family_golden
 from ..support.tiny_lumina import (
@@ -179,6 +181,44 @@ def test_texts_and_pictures_are_what_the_public_sampler_writes(case):
     assert said[said != MASK].tolist() == arrays[f"gen.{case}.text_ids"].tolist()
     differing = drawn.completions[0] - OFFSET != arrays[f"gen.{case}.image_codes_raw"]
     assert differing.sum() <= 1 and bool((drawn.step_map[0][canvases[1].fill_mask[0]][differing] == 9).all())
+
+
+def test_the_loss_of_fine_tuning():
+    """Recorded rows, the second of which is padded on the right with padding that is read."""
+    (model, policy), arrays = tiny_parallel_a(attn_mask_mode="none"), recorded()
+    objective = objectives_of("mmada_parallel_a")["r2i"]
+    noisy, labels = arrays["loss.input_ids"], arrays["loss.labels"]
+    hidden = labels != -100
+    clean = torch.where(hidden, labels, noisy)
+    places = {"loss.value": hidden, "loss.text_part": hidden & (clean < OFFSET)}
+    for name, trained in places.items():
+        own = torch.where(hidden & ~trained, noisy, clean)
+        value = loss(model, policy, objective, own, noisy, trained, trained.double().mean(dim=1))
+        assert value.item() == pytest.approx(arrays[name].item(), rel=1e-5), name
+    codes, drawn = hidden & (clean >= OFFSET), arrays["loss.image_part_incl_visible_codes"].item()
+    own = torch.where(hidden & ~codes, noisy, clean)
+    value = loss(model, policy, objective, own, noisy, codes, codes.double().mean(dim=1))
+    # There visible codes count as 0: the mean is over all 20 of each row.
+    assert value.item() * int(codes.sum()) / 40 == pytest.approx(drawn, rel=1e-5)
+
+
+def test_each_span_is_hidden_by_a_ratio_of_its_own():
+    objective = objectives_of("mmada_parallel_a")["r2i"]
+    trained = torch.ones(140, dtype=torch.bool)
+    codes, short = torch.arange(140) >= 40, torch.arange(140) < 5
+    parts = []
+    for seed in range(40):
+        drawn = objective.hide(trained, codes=codes, generator=torch.Generator().manual_seed(seed))
+        parts.append((drawn.hidden[~codes].double().mean(), drawn.hidden[codes].double().mean()))
+        assert drawn.share == int(drawn.hidden.sum()) and bool((drawn.weight == drawn.hidden.float()).all())
+        few = objective.hide(short | codes, codes=codes, generator=torch.Generator().manual_seed(seed))
+        assert bool(few.hidden[:5].all())
+    text, picture = torch.tensor(parts).T
+    # cos(pi/2 u) has the mean 2 / pi.
+    assert abs(float(text.mean()) - 0.637) < 0.15 and abs(float(picture.mean()) - 0.637) < 0.15
+    assert abs(float(torch.corrcoef(torch.stack([text, picture]))[0, 1])) < 0.5
+    with pytest.raises(ValueError, match="spans='apart' with weight='1/p'"):
+        replace(objective, weight="1/p")
 
 
 # ---- promises ----

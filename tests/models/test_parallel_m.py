@@ -129,6 +129,21 @@ def test_rows_are_the_recorded_ones():
     assert torch.equal(policy.imageless_canvas(longer).ids[:, 22:], longer.ids[:, 22:])
 
 
+def test_a_row_to_train_on_is_the_recorded_one():
+    """Of the second recorded row, whose text is not padded."""
+    (_, policy), arrays = recorded_parallel(), recorded()
+    noisy, labels = arrays["loss.input_ids"][1], arrays["loss.labels"][1]
+    clean = torch.where(labels == -100, noisy, labels)
+    row = {"prompt": words(clean[24:36]), "image_codes": clean[2:22] - OFFSET, "edited_codes": clean[38:58] - OFFSET}
+    used = len(policy.processor.encode_prompt(row["prompt"], "r2i"))
+    canvas = policy.encode_thought(row, clean[60:68].tolist(), used + 13)
+    assert torch.equal(canvas.ids[0], clean)
+    places = canvas.fill_mask[0].nonzero().squeeze(1).tolist()
+    assert places == [*range(38, 58), *range(60, 73)]
+    without = policy.guidance_canvas(canvas).ids[0]
+    assert torch.equal(without[:37], arrays["gen.uncond_input_ids"][0]) and torch.equal(without[37:], clean[37:])
+
+
 def test_an_instruction_with_marks_in_it_moves_nothing():
     """A prompt may spell a mark's id; the layout's come first."""
     (_, policy), arrays = recorded_parallel(), recorded()
@@ -157,7 +172,7 @@ def test_errors():
         policy.encode([{**row, "prompt": "w1 " * 13}], "thought", **LENGTHS)
     with pytest.raises(ValueError, match="thinks while it edits: give rows with a picture to edit task 'r2i'"):
         policy.encode([row], "i2i", image_tokens=20)
-    with pytest.raises(ValueError, match="cannot give both it and the edited one"):
+    with pytest.raises(ValueError, match="give the one to make as 'edited_image'"):
         policy.encode_thought(row, [1], 20)
     with pytest.raises(ValueError, match="special_token_ids lacks 'interleave'"):
         MMaDAParallelMConfig(special_token_ids=tiny_config_fields()["special_token_ids"])
@@ -210,7 +225,7 @@ def test_losses_of_the_public_code():
     for span, own in trained.items():
         # One draw hides codes and words, and each of the two losses reads what the other hides as hidden.
         other_hidden = torch.where(own, clean, noisy)
-        found[span] = loss(model, policy, objectives_of("mmada_parallel")[span], other_hidden, noisy, own, ratios)
+        found[span] = loss(model, policy, objectives_of("mmada_parallel_m")[span], other_hidden, noisy, own, ratios)
     text, image = found["thought"] * 2 * 13 / 14, found["picture"] * 20 / 22
     assert text.item() == pytest.approx(arrays["loss.text_no_mask"].item(), rel=1e-5)
     assert image.item() == pytest.approx(arrays["loss.image_no_mask"].item(), rel=1e-5)

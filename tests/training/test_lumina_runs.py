@@ -127,6 +127,7 @@ def test_given_pictures_and_answers_are_learned(tmp_path):
     model, policy = tiny_lumina()
     rows = [{**row, "image": picture(number)} for number, row in enumerate(lumina_rows("t2i", 2))]
     rows += [{**row, "completion": f"w{5 + number}"} for number, row in enumerate(lumina_rows("mmu", 2))]
+    rows += [{**row, "edited_image": picture(7 + number)} for number, row in enumerate(lumina_rows("i2i", 2))]
     changed = {"max_length": 80, "max_steps": 12, "learning_rate": 2e-2, "image_size": [32, 48], "objective": "lumina"}
     args = MaskedDenoisingConfig(str(tmp_path / "run"), image_tokenizer=Cells(), **{**SMALL, **changed})
     trainer = MaskedDenoisingTrainer(model, args, rows, rows, processing_class=policy.processor)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from unigrpo import load_policy
+from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, load_policy
 from unigrpo.rollout.thoughts import ThoughtAndPicture
 from unigrpo.training.window import rebuild_window
 
+from ..support.given_runs import SMALL
 from ..support.images import assert_on_policy, picture, tiny_tokenizer
 from ..support.laws import difference, first_window, total_and_gradient
 from ..support.runs import history
@@ -136,3 +137,18 @@ def test_a_row_without_a_picture_is_named(make_trainer):
     del rows[2]["image"]
     with pytest.raises(ValueError, match=r"train_dataset\[2\].*give each row an 'image'"):
         make_trainer(**options(rows=rows))
+
+
+def test_given_edits_and_thoughts_are_learned(tmp_path):
+    """One of the two at a time: a thought before there is an edit, an edit with the whole thought behind it."""
+    model, policy = tiny_parallel()
+    rows = [{**row, "completion": f"w{5 + n} w9", "edited_image": picture(7 + n)} for n, row in enumerate(edits(4))]
+    changed = {"max_length": 80, "thought_length": 8, "max_steps": 16, "learning_rate": 2e-2, "image_size": 64}
+    changed |= {"objective": "mmada_parallel_m", "image_tokenizer": tiny_tokenizer()}
+    args = MaskedDenoisingConfig(str(tmp_path / "run"), **{**SMALL, **changed})
+    trainer = MaskedDenoisingTrainer(model, args, rows, rows, processing_class=policy.processor)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    for own in ("eval_thought_loss", "eval_picture_loss"):
+        assert after[own] < 0.7 * before[own], own

@@ -68,6 +68,12 @@ class MaskedDenoising:
     tries: int = key(
         1, "so often at most are p and what is hidden drawn, until something is hidden at all", at_least=1
     )
+    hide_whole: int = key(0, "answers of so few tokens, or fewer, are hidden whole; 0 = none", at_least=0)
+    spans: str = key(
+        "together",
+        """of a thought and its picture in one row: "together" under one mask ratio, or "apart", each under its own""",
+        choices=("together", "apart"),
+    )
     weight: str = key(
         "1/p",
         """of a hidden token: "1/p", with which the linear law bounds the likelihood, "1/u", at most 1000, "mean" (1), "1-p", or "cart": the
@@ -121,7 +127,10 @@ class MaskedDenoising:
             raise ValueError(
                 f"mask_ratio_min={self.mask_ratio_min} with law='linear' and weight='1/p': a weight has no bound; give at least 0.0001, or weight='mean'"
             )
-
+        if self.spans == "apart" and self.weight != "mean":
+            raise ValueError(
+                f"spans='apart' with weight={self.weight!r}: a row has no one chance to be hidden by; set weight='mean'"
+            )
         if self.train_visible and self.weight != "mean":
             raise ValueError(
                 f"train_visible=True with weight={self.weight!r}: what is visible has no chance to be hidden by; set weight='mean'"
@@ -142,22 +151,35 @@ class MaskedDenoising:
         return part
 
     def hide(
-        self, trained: Bool[Tensor, " L"], marks: Bool[Tensor, " L"] | None = None, *, generator: torch.Generator
+        self,
+        trained: Bool[Tensor, " L"],
+        marks: Bool[Tensor, " L"] | None = None,
+        codes: Bool[Tensor, " L"] | None = None,
+        *,
+        generator: torch.Generator,
     ) -> Hidden:
         """A random corruption of a row. The linear law may hide nothing of a short one, in all its tries: the loss is then 0.
 
         Args:
             trained: the n tokens that may be hidden.
             marks: scored beside them where ``train_marks``.
+            codes: those of them that are a picture behind a thought; a ratio of their own where ``spans="apart"``.
         """
         for _ in range(self.tries):
-            hidden, ratio = self._drawn(trained, generator)
+            if codes is None or self.spans == "together":
+                hidden, ratio = self._drawn(trained, generator)
+            else:
+                own = [self._drawn(part, generator)[0] for part in (trained & ~codes, trained & codes)]
+                hidden = own[0] | own[1]
+                ratio = int(hidden.sum()) / max(int(trained.sum()), 1)
             if bool(hidden.any()):
                 break
         return self.weigh(hidden, trained, ratio, marks)
 
     def _drawn(self, trained: Bool[Tensor, " L"], generator: torch.Generator) -> tuple[Tensor, float]:
         """What is hidden, and p."""
+        if int(trained.sum()) <= self.hide_whole:
+            return trained.clone(), 1.0
         ratio = self.ratio(float(torch.rand((), dtype=torch.float64, generator=generator)))
         if self.law != "cosine":
             return independent_subset(trained, ratio, generator=generator), ratio

@@ -92,6 +92,8 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
     mask_ratio_min: float | None = None
     mask_ratio_max: float | None = None
     tries: int | None = None
+    hide_whole: int | None = None
+    spans: str | None = None
     train_visible: bool | None = None
     weight: str | None = None
     cart_p: float | None = None

@@ -22,7 +22,8 @@ OBJECTIVE_TASKS = (*TASKS, *SPANS["r2i"])
 READERS = {
     "train_padding": ("text", "mmu", "r2i", "thought"),
     "train_marks": ("t2i",),
-    "caption_dropout": ("t2i", "picture"),
+    "caption_dropout": ("t2i", "picture", "r2i", "i2i"),
+    "spans": ("r2i",),
     "swap_prompt": SPANS["r2i"],
 }
 """Keys that the rows of some tasks alone read, and these tasks."""
@@ -173,7 +174,18 @@ def lumina() -> Objectives:
     the padding (``attn_mask_mode: none``), which goes with ``caption_dropout: 0`` here. Its answers have 1024 places.
     """
     keys = {"law": "cosine", "mask_ratio_min": 0.0, "weight": "mean", "denominator": "tokens"}
-    return {"t2i": {**keys, "caption_dropout": 0.1}, "mmu": keys}
+    return {"t2i": {**keys, "caption_dropout": 0.1}, "mmu": keys, "i2i": {**keys, "caption_dropout": 0.1}}
+
+
+def mmada_parallel_a() -> Objectives:
+    """MMaDA-Parallel-A, arXiv 2511.09611 (``train.py`` of tyfeld/MMaDA-Parallel): ``lumina``'s law for an edit and the text behind it, each
+    under a ratio of its own; a span of five tokens or fewer is hidden whole.
+
+    The mean of -log p over all that is hidden, and one instruction in ten is dropped. Where the code differs: it rounds down, its
+    mean is of a process's batch, it reads padding, and it cuts a text at 512 tokens, where ``max_length`` refuses a row here.
+    """
+    keys = {"law": "cosine", "mask_ratio_min": 0.0, "weight": "mean", "denominator": "tokens"}
+    return {"r2i": {**keys, "spans": "apart", "hide_whole": 5, "train_padding": "none", "caption_dropout": 0.1}}
 
 
 def bd3lm() -> Objectives:
@@ -230,7 +242,7 @@ def think_then_draw() -> Objectives:
     return {**found, "thought": {"denominator": "answer", "coefficient": 1.0}, "picture": picture}
 
 
-def mmada_parallel() -> Objectives:
+def mmada_parallel_m() -> Objectives:
     """MMaDA-Parallel-M's fine-tuning, arXiv 2511.09611 (``train_interleave.py``), for a thought and its picture (r2i).
 
     t ~ U(0.001, 1), hidden is cos(pi/2 cos(pi/2 t)) of either. Thought: sum -log p / (t n); picture: the plain mean over its codes.
@@ -251,9 +263,10 @@ OBJECTIVES: dict[str, Callable[[], Objectives]] = {
     "mmada_cot": mmada_cot,
     "mmada_stage4": mmada_stage4,
     "think_then_draw": think_then_draw,
-    "mmada_parallel": mmada_parallel,
+    "mmada_parallel_m": mmada_parallel_m,
     "llada": llada,
     "lumina": lumina,
+    "mmada_parallel_a": mmada_parallel_a,
     "dllm": dllm,
     "dream": dream,
     "dream_linear": dream_linear,

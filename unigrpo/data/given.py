@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from ..errors import check_choice
 from ..types import TASKS
 from .columns import as_renaming, meant
+from .pictures import load_image
 from .rows import has_image, image_of, task_of
 
 
@@ -40,7 +43,8 @@ def given_of(row: dict[str, Any], where: str) -> Given:
 
     A row has ``messages`` (a chat that ends with the assistant) or LLaVA's ``conversations``; or ``prompt`` and
     ``completion``; or ``text`` alone; with ``task="t2i"`` a ``prompt`` and the ``image`` to draw. With ``task="r2i"`` the answer is
-    the thought and ``image`` what is drawn after it; else an ``image`` beside a text is what the text is about.
+    the thought and ``image`` what is drawn after it. Where there is an ``edited_image``, as in every row of ``"i2i"``, that is drawn, and
+    ``image`` is what the prompt shows; else an ``image`` beside a text is what the text is about.
 
     Raises:
         ValueError: no answer, an empty one, or a chat that ends with somebody else; ``where`` names the row.
@@ -56,9 +60,10 @@ def given_of(row: dict[str, Any], where: str) -> Given:
         row = {**row, "prompt": asked, "completion": last["content"]}
     task = task_of(row)
     check_choice(f"{where}['task']", task, TASKS)
-    if task == "t2i":
+    if task in ("t2i", "i2i"):
         _asked(row, where)
         _picture(row, where)
+        edited_of(row, where)
         return Given(row=row, task=task, answer=None)
     if "text" in row and "prompt" not in row and row.get("completion") is None:
         return Given(row=row, task=task, answer=_text(row["text"], f"{where}['text']"), plain=True)
@@ -67,6 +72,7 @@ def given_of(row: dict[str, Any], where: str) -> Given:
         image_of(row, where)
     if task == "r2i":
         _picture(row, where)
+        edited_of(row, where)
     completion = row.get("completion")
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
         completion = completion[0].get("content")
@@ -87,6 +93,19 @@ def _picture(row: dict[str, Any], where: str) -> None:
     if not has_image(row):
         raise ValueError(f"{where} is a caption without the picture to draw; give an 'image' column")
     image_of(row, where)
+
+
+def edited_of(row: dict[str, Any], where: str) -> Image.Image | None:
+    """The RGB picture that an edit makes of ``image``; None for rows that make none.
+
+    Raises:
+        ValueError: a row of ``i2i`` without one, or one that cannot be read.
+    """
+    if row.get("edited_image") is not None and task_of(row) in ("i2i", "r2i"):
+        return load_image(row["edited_image"], f"{where}['edited_image']")
+    if task_of(row) == "i2i":
+        raise ValueError(f"{where} has an image to edit and no 'edited_image' column with what is drawn; give one")
+    return None
 
 
 def _text(value: Any, where: str) -> str:

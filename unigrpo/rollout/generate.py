@@ -63,8 +63,7 @@ class LoadedPolicy:
         on_step: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> list[Any]:
-        """One answer a prompt: text, an RGB ``PIL.Image`` (``"t2i"``, ``"i2i"``) or a ``ThoughtAndPicture`` (``"r2i"``). Calling the policy is
-        the same.
+        """One answer a prompt: text, an RGB ``PIL.Image`` or a ``ThoughtAndPicture`` (``"r2i"``). Calling the policy is the same.
 
         Args:
             prompts: a string, one chat (a list of messages), or a list of strings or chats.
@@ -75,8 +74,7 @@ class LoadedPolicy:
                 ``images`` an edited one); default mmu with ``images``, else text. What is set for text holds for thoughts, and what is set for pictures for theirs; ``options`` go to the sampler
                 of the picture.
             max_completion_length: positions of a text answer; default 256.
-            steps: denoising steps; default one a position of text, 16 for a picture. In parallel with a text a picture takes as many of them
-                as fit.
+            steps: denoising steps; default one a position of text, 16 for a picture. In parallel it takes as many as fit.
             block_length: of text, default 32, or the whole answer if that is shorter.
             temperature: 0 = greedy. Default 0 for text and 1 for pictures, whose likeliest codes are no picture.
             sampler: a name in ``SAMPLERS``, or ``pkg.mod:attr``; default ``semi_autoregressive`` for text, ``block`` where attention

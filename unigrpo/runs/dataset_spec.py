@@ -62,6 +62,9 @@ class DatasetSpec:
         return not made and is_on_hub(self.path)
 
 
+DRAWN = {"t2i": "image", "i2i": "edited_image"}
+"""The column with the given answer of tasks that draw one."""
+
 BUILTIN_SETS = {
     "arithmetic": "unigrpo.toy.arithmetic:problems",
     "countdown": "unigrpo.toy.countdown:problems",
@@ -145,7 +148,7 @@ def prompt_rows(spec: DatasetSpec, given: bool = False) -> Any:
         RecipeError: rows without a prompt; the message has the ``column_map`` that is probably meant.
     """
     rows = as_prompts(load_rows(spec, given))
-    answer = "solution" if not given else "image" if spec.task == "t2i" else "completion"
+    answer = "solution" if not given else DRAWN.get(spec.task, "completion")
     lacking = "prompt" not in rows.column_names or (given and answer not in rows.column_names)
     if lacking:
         raise _lacks(spec, rows, ("prompt", answer))
@@ -156,10 +159,10 @@ def check_given_columns(spec: DatasetSpec, rows: Any) -> None:
     """Raises ``RecipeError`` for rows in none of the forms of ``data.given``, with the ``column_map`` that is probably meant."""
     columns = set(rows.column_names)
     if not columns & {"messages", "conversations", "text", "prompt"}:
-        raise _lacks(spec, rows, ("prompt", "image" if spec.task == "t2i" else "completion"))
+        raise _lacks(spec, rows, ("prompt", DRAWN.get(spec.task, "completion")))
     if (
         "prompt" in columns
-        and spec.task != "t2i"
+        and spec.task not in DRAWN
         and not columns & {"messages", "conversations", "completion", "task"}
     ):
         raise _lacks(spec, rows, ("prompt", "completion"))

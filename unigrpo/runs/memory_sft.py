@@ -68,7 +68,7 @@ def _shape(args: MaskedDenoisingConfig, config: Any, tokenizer: TokenizerConfig 
     if task == "r2i":
         return Shape(settings=None, length=room + codes + 3, answer=room + codes, width=width, pixels=pixels)
     padded = (args.attn_mask_mode or getattr(config, "attn_mask_mode", None)) == "none"
-    slots = TEXT_SLOTS if padded else PROMPT[task] + 2
+    slots = (TEXT_SLOTS if padded else PROMPT[task] + 2) + (codes + lines + 2 if task == "i2i" else 0)
     note = "" if padded else f"captions are counted with {PROMPT[task]} tokens"
     return Shape(
         settings=None, length=slots + codes + lines + 3, answer=codes + 2, width=width, pixels=pixels, assumed=note

@@ -98,7 +98,7 @@ def shown_row(
         text = _clipped(text_of(policy, ids[place : place + count].tolist()))
         grid.add_row(Text(kind, STYLES[kind]), Text(text, STYLES[kind]))
         place += count
-    drawn = objective.hide(written.trained, written.marks, generator=generator)
+    drawn = objective.hide(written.trained, written.marks, written.codes, generator=generator)
     grid.add_row(Text("noised"), _noised(policy, ids, written.trained & ~padding, drawn.hidden))
     trained, hidden = int(written.trained.sum()), int(drawn.hidden.sum())
     more = f" ({int(padding.sum()):,} of them padding)" if bool(padding.any()) else ""

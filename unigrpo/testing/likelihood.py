@@ -131,17 +131,17 @@ def check_guidance(policy: DiffusionPolicy, model: Any, rollout: Rollout, temper
             continue
         given = model(**policy.likelihood_inputs(canvas, hidden, noisy)).logits.double()
         guided = given.clone()
-        for own, twin in zip(used_scales(scale), twins, strict=True):
+        for factor, twin in zip(used_scales(scale), twins, strict=True):
             require(
                 twin.ids.shape == canvas.ids.shape and torch.equal(twin.fill_mask, canvas.fill_mask),
                 "guidance_canvas or imageless_canvas moves the answer: its canvas has the same length and the same fill_mask",
             )
             twin = replace(twin, ids=torch.where(canvas.fill_mask, canvas.ids, twin.ids))
             twin_noisy = None if noisy is None else torch.where(canvas.fill_mask, noisy, twin.ids)
-            guided += own * (given - model(**policy.likelihood_inputs(twin, hidden, twin_noisy)).logits.double())
-        expected, _ = _at_targets(policy, canvas, target, guided, temperature)
+            guided += factor * (given - model(**policy.likelihood_inputs(twin, hidden, twin_noisy)).logits.double())
+        own, _ = _at_targets(policy, canvas, target, guided, temperature)
         scores = score_tokens(model, policy, canvas, hidden, target, noisy, temperature, guidance_scale=scale)
-        off = worst(scores.logps[target] - expected)
+        off = worst(scores.logps[target] - own)
         require(
             off < FELT,
             f"guided log-probabilities are {off:.2g} nats off c + s (c - u) of the full logits at s = {scale}: linear_head is "

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..algorithm.denoising import Hidden, MaskedDenoising
 from ..config.denoising_arguments import MaskedDenoisingConfig
-from ..data.given import Given, given_of
+from ..data.given import Given, edited_of, given_of
 from ..data.image_codes import ImageCodec
 from ..data.rows import image_of
 from ..errors import TooLongError
@@ -120,7 +121,7 @@ class Writer:
         """
         given = self._given(row, where)
         with _naming(where):
-            ways = {"t2i": self._picture, "r2i": self._thought}
+            ways = {"t2i": self._picture, "i2i": self._picture, "r2i": self._thought}
             written = ways.get(given.task, self._text)(given, where, codes)
         written = replace(written, canvas=replace(written.canvas, token_space=self.vocabulary))
         return written if span is None else self.one_span(written, span)
@@ -167,12 +168,22 @@ class Writer:
         return replace(written, canvas=canvas, trained=written.trained & own)
 
     def _codes(self, given: Given, where: str, codes: bool) -> Tensor:
-        """Codes ``[N]`` of the row's picture."""
+        """Codes ``[N]`` of the row's picture, that of its prompt where there are two."""
+        return self._codes_of(given, image_of(given.row, where) if codes else None)
+
+    def _drawn(self, given: Given, where: str, codes: bool) -> tuple[Tensor, bool]:
+        """Codes ``[N]`` of the picture that is drawn, and whether it is an edit of another one."""
+        edited = edited_of(given.row, where)
+        if edited is None:
+            return self._codes(given, where, codes), False
+        return self._codes_of(given, edited if codes else None), True
+
+    def _codes_of(self, given: Given, picture: Image.Image | None) -> Tensor:
         assert self.codec is not None and self.image_size is not None, "a policy of pictures has a size"
-        if not codes:
+        if picture is None:
             return torch.zeros(self.codec.count(self.image_size), dtype=torch.int64)
         transform = given.row.get("image_transform") or self.image_transform
-        return self.codec.encode([image_of(given.row, where)], self.image_size, [transform])[0]
+        return self.codec.encode([picture], self.image_size, [transform])[0]
 
     def _shown(self, row: dict[str, Any], codes: Tensor) -> dict[str, Any]:
         """The row with its picture's ``codes``."""
@@ -180,10 +191,12 @@ class Writer:
         return self.codec.shown(row, codes, self.image_size)
 
     def _picture(self, given: Given, where: str, codes: bool) -> Written:
-        found = self._codes(given, where, codes) + self.policy.token_space("t2i").start
+        drawn, edits = self._drawn(given, where, codes)
+        found, row = drawn + self.policy.token_space("t2i").start, given.row
+        row = self._shown(row, self._codes(given, where, codes)) if edits else row
         assert self.codec is not None and self.image_size is not None, "a policy of pictures has a size"
         lengths = self.policy.image_lengths(*self.codec.grid(self.image_size))
-        canvas = self.policy.encode([given.row], "t2i", **lengths)
+        canvas = self.policy.encode([row], given.task, **lengths)
         canvas = fill(canvas, found, self.policy.pad_token_id).canvas
         trained = canvas.fill_mask[0]
         places, marks = trained.nonzero().squeeze(1), torch.zeros_like(trained)
@@ -218,7 +231,9 @@ class Writer:
 
     def _thought(self, given: Given, where: str, codes: bool) -> Written:
         """A thought, its padding and the picture."""
-        answer, row = self._answer(given), self._shown(given.row, self._codes(given, where, codes))
+        answer, (drawn, edits) = self._answer(given), self._drawn(given, where, codes)
+        row = self._shown(given.row, self._codes(given, where, codes) if edits else drawn)
+        row = {**row, "edited_codes": drawn} if edits else row
         used = len(self.policy.processor.encode_prompt(given.row["prompt"], "r2i"))
         room = self.max_length if self.thought_length is None else used + self.thought_length
         if room > self.max_length or (self.thought_length and len(answer) > self.thought_length):
@@ -230,7 +245,7 @@ class Writer:
         room = used + len(answer) + padding
         canvas = self.policy.encode_thought(row, answer, room)
         trained = canvas.fill_mask[0].clone()
-        codes = trained & (torch.arange(len(trained)) > len(trained) - 2 - len(row["image_codes"]))
+        codes = trained & self.policy.token_space("picture").contains(canvas.ids[0])
         return Written(canvas=canvas, trained=trained, marks=torch.zeros_like(trained), codes=codes)
 
     def _answer(self, given: Given) -> list[int]:

@@ -15,7 +15,7 @@ from ..data.given import given_of
 from ..data.rows import read_row, task_of
 from ..errors import TooLongError
 from ..models.base import DiffusionPolicy
-from ..types import SPANS, Experience, is_picture, keyed_generator
+from ..types import SPANS, Experience, is_picture, keyed_generator, spans_of
 from .batches import Unit, bucket, collate, cut_units, pad_units, score_batch, unit_draws
 from .given import Writer, Written, experience_of
 from .mixture import Mixture
@@ -114,10 +114,10 @@ def noised(writer: Writer, written: Written, key: tuple[int | str, ...], number:
     """A row under its task's law, drawn from ``key``."""
     task, policy = written.canvas.task, writer.policy
     objective = writer.objectives[task]
-    if is_picture(task) and objective.caption_dropout:
+    if is_picture(spans_of(task)[-1]) and objective.caption_dropout:
         draw = torch.rand((), dtype=torch.float64, generator=keyed_generator("caption", *key))
         written = writer.without_caption(written) if float(draw) < objective.caption_dropout else written
-    hidden = objective.hide(written.trained, written.marks, generator=keyed_generator("denoise", *key))
+    hidden = objective.hide(written.trained, written.marks, written.codes, generator=keyed_generator("denoise", *key))
     return hidden_row(policy, written, hidden, key, number), hidden
 
 

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...types import Guidance, TokenSpace
 from ..cache import KeyValueCache, LayerCache
-from ..draw import Draw
+from ..draw import Draw, TokenScores
 from ..elsewhere import OpensElsewhere, label_loss, labelled
 from ..forward import Ask, MaskedDiffusionOutput, answered, check_together, combine_guidance, selected_by, within_span
 from ..head import VocabularyHead
@@ -271,54 +271,52 @@ class LLaDAForMaskedDiffusion(OpensElsewhere, RefusedMethods, PreTrainedModel):
             attention_mask: ``[B, L]`` bool or whole numbers, 1 = real token. Padding keys are never attended in ``attn_mask_mode="bool"``
                 and attended like text in ``"none"``; no value turns the model causal.
             position_ids: ``[B, L]`` int64; default 0..L-1 from the left edge, left padding included.
-            select: ``[B, L]`` bool, the n rows to run the head on, row-major; None = all.
+            select: ``[B, L]`` bool, the n rows to run the head on, row-major; None = all. ``asks`` select for several readers.
             targets: ``[n]`` int64, tokens whose log-probability is wanted; needs ``select``.
             token_space: the vocabulary range of logits and normalisation; None = the whole vocabulary.
             temperature: divides the logits.
-            guidance_scale: s of classifier-free guidance; the batch is then ``[conditional; unconditional]`` with equal
-                ``select`` counts, rows are combined as ``u + (s + 1)(c - u)`` before the linear head, and n halves. A pair of scales is
-                that of ``Guidance``, each above 0 with a twin in the batch.
+            guidance_scale: s of classifier-free guidance, or the pair of ``Guidance``; the batch is then ``[conditional; unconditional]``, a
+                twin for each scale, with equal ``select`` counts, rows are combined before the linear head, and n is that of one part.
             ref_logprobs: ``[n, W]`` fp32 log-probabilities of a reference over ``token_space``, for the exact KL.
             draw: how to choose a token for each selected row; needs ``select``.
             cache: keys and values to fill or to use; its span says which columns are computed. Inputs stay ``[B, L]``.
             counts: selected positions of each row, where the host knows them: it then does not wait for the device.
-            coefficients: ``[n]`` fp32, factors of the targets' log-probabilities in a linear loss. The ``total``, their weighted sum,
-                alone has a gradient then; a trained head makes it in three products a token instead of four.
+            coefficients: ``[n]`` fp32, factors of the targets' log-probabilities in a linear loss; ``total``, their sum, alone has a gradient.
             labels: ``[B, L]`` int64, the true tokens of ``input_ids``, which has been noised already; -100 = not scored. They
                 belong to their own position, not to the one before. ``MaskedDenoisingCollator`` makes both.
             loss_weights: ``[B, L]``, the coefficient of each label's -log p; the loss is then their sum over B.
-            asks: several readers in place of ``select``; each has its logits in ``answers``.
 
         Returns:
-            fp32 ``logits`` (``[B, L, W]``, or ``[n, W]`` with ``select``); of ``targets`` ``logps [n]``, ``entropy [n]`` and, with a
-            reference, ``kl [n]``; of a ``draw`` ``tokens [n]`` and their ``logps [n]``; of ``labels`` the ``loss`` alone, the mean of -log p.
+            fp32 ``logits [B, L, W]``, or ``[n, W]`` with ``select``; or what is asked for, as in ``MaskedDiffusionOutput``.
 
         Raises:
             ValueError: arguments that do not go together, a mask that is none, or a selected row outside the cache's span.
             TypeError: an argument that it does not take.
         """
-        if kwargs:
-            refuse_arguments(kwargs, TAKEN)
+        refuse_arguments(kwargs, TAKEN)
         check_attention_mask(attention_mask)
         if labels is not None:
             select, targets = labelled(labels, 0, select=select, targets=targets, draw=draw)
         check_together(input_ids, inputs_embeds, select, targets, draw)
+        select = select if asks is None else selected_by(asks)
         if cache is not None and cache.span is not None:
             input_ids, inputs_embeds, select = within_span(cache, counts, input_ids, inputs_embeds, select)
-        select = select if asks is None else selected_by(asks)
         embeds = self.model.transformer["wte"](input_ids) if inputs_embeds is None else inputs_embeds
         rows, states = self.model(embeds, attention_mask, position_ids, select, cache, output_hidden_states, counts)
+        head = self.model.transformer["ff_out"]
         if asks is not None:
-            head = self.model.transformer["ff_out"]
             return MaskedDiffusionOutput(answers=answered(asks, rows, lambda own, space: head(own, token_space=space)))
         rows = rows if guidance_scale is None else combine_guidance(rows, guidance_scale)
-        asked = (targets, token_space, temperature, ref_logprobs, draw, coefficients)
-        scores = self.model.transformer["ff_out"](rows, *asked)
+        output = outcome(head(rows, targets, token_space, temperature, ref_logprobs, draw, coefficients))
         if labels is not None:
-            return MaskedDiffusionOutput(loss=label_loss(scores.logps, labels, loss_weights), hidden_states=states)
-        if targets is None and draw is None:
-            return MaskedDiffusionOutput(logits=scores, hidden_states=states)
-        return MaskedDiffusionOutput(**scores._asdict(), hidden_states=states)
+            output = MaskedDiffusionOutput(loss=label_loss(output.logps, labels, loss_weights))
+        output.hidden_states = states
+        return output
+
+
+def outcome(scores: Tensor | TokenScores) -> MaskedDiffusionOutput:
+    """What the head says, logits or scores of tokens, as a forward returns it."""
+    return MaskedDiffusionOutput(**({"logits": scores} if isinstance(scores, Tensor) else scores._asdict()))
 
 
 TAKEN = tuple(list(inspect.signature(LLaDAForMaskedDiffusion.forward).parameters)[1:-1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
+from ...errors import TooLongError
 from ...types import SPANS, Canvas
 from ..base import left_pad
 from . import layouts
@@ -42,7 +44,7 @@ class MMaDAParallelAPolicy(LuminaPolicy):
     """
 
     model_class = MMaDAParallelAForMaskedDiffusion
-    asked_by_caption = edits = SPANS["r2i"]
+    asked_by_caption = edits = (*SPANS["r2i"], "r2i")
 
     def encode(
         self,
@@ -115,3 +117,38 @@ class MMaDAParallelAPolicy(LuminaPolicy):
             token_space=self.token_space(task),
         )
         return self._padded_on_the_right(canvas) if self.attends_padding else canvas
+
+    def encode_thought(self, row: dict[str, Any], thought: list[int], max_length: int) -> Canvas:
+        """``encode``'s row with everything in place: a row to train on.
+
+        Args:
+            row: with its ``prompt``, ``image_codes`` and ``image_grid`` of the picture that is shown, and ``edited_codes [N]``.
+            thought: ids of the text.
+            max_length: positions of instruction, text and padding.
+
+        Returns:
+            a canvas of one row, whose ``fill_mask`` has the codes of the edit, the text and its padding.
+
+        Raises:
+            ValueError: instruction and text do not fit, or there is no edit.
+        """
+        if "edited_codes" not in row:
+            raise ValueError("a row of MMaDA-Parallel-A has two pictures: give the one to make as 'edited_image'")
+        used = len(self.processor.encode_prompt(row["prompt"], "r2i"))
+        room = max_length - used
+        if len(thought) > room:
+            raise TooLongError(
+                f"an instruction of {used} and a text of {len(thought)} tokens do not fit {max_length} positions"
+            )
+        written = torch.tensor(thought + [self.pad_token_id] * (room - len(thought)), dtype=torch.int64)
+        rows = [{**row, "thought_ids": written}]
+        lengths: dict[str, Any] = {"max_completion_length": room, "image_grid": row["image_grid"]}
+        text, canvas = (self.encode(rows, span, **lengths) for span in SPANS["r2i"])
+        codes = row["edited_codes"] + self.config.image_token_offset
+        return replace(
+            canvas,
+            ids=canvas.ids.masked_scatter(canvas.fill_mask, codes),
+            fill_mask=canvas.fill_mask | text.fill_mask,
+            task="r2i",
+            token_space=self.token_space("text"),
+        )

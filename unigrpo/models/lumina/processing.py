@@ -21,7 +21,7 @@ SYSTEM = {
     ),
     "t2i": "Generate an image according to the text prompt.",
     **dict.fromkeys(
-        ("i2i", *SPANS["r2i"]),
+        ("i2i", "r2i", *SPANS["r2i"]),
         "Generate an image applying the following editing instruction based on the original image.",
     ),
 }

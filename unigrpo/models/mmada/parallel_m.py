@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...errors import TooLongError
 from ...types import SPANS, Canvas
 from ..base import fit_prompt
 from ..processing import prompt_text
@@ -137,16 +138,44 @@ class MMaDAParallelMPolicy(MMaDAPolicy):
         return [self.config.bos_token_id, *tokens, *[eos] * (slots - 1 - len(tokens))]
 
     def encode_thought(self, row: dict[str, Any], thought: list[int], max_length: int) -> Canvas:
-        """Raises ``ValueError``: a row to train on has one picture, and this layout two."""
-        raise ValueError(
-            "MMaDA-Parallel-M edits a picture, and rows of `unigrpo sft` cannot give both it and the edited one: leave out rows of 'r2i'"
+        """``encode``'s row with everything in place: a row to train on. The instruction has as many slots as the thought with its bos.
+
+        Args:
+            row: with its ``prompt``, ``image_codes`` of the picture that is shown, and ``edited_codes [N]``.
+            thought: its ids.
+            max_length: positions of a chat prompt of the instruction, the thought and its padding.
+
+        Returns:
+            a canvas of one row, whose ``fill_mask`` has the codes of the edit, the thought and its padding.
+
+        Raises:
+            ValueError: instruction and thought do not fit, or there is no edit.
+        """
+        if "edited_codes" not in row:
+            raise ValueError("a row of MMaDA-Parallel-M has two pictures: give the one to make as 'edited_image'")
+        used = len(self.processor.encode_prompt(row["prompt"], "r2i"))
+        room = max_length - used
+        if len(thought) > room:
+            raise TooLongError(
+                f"an instruction of {used} and a thought of {len(thought)} tokens do not fit {max_length} positions"
+            )
+        written = torch.tensor(thought + [self.pad_token_id] * (room - len(thought)), dtype=torch.int64)
+        rows, lengths = [{**row, "thought_ids": written}], {"image_tokens": len(row["edited_codes"])}
+        text, canvas = (self.encode(rows, span, max_completion_length=room, **lengths) for span in SPANS["r2i"])
+        codes = row["edited_codes"] + self.config.image_token_offset
+        return replace(
+            canvas,
+            ids=canvas.ids.masked_scatter(canvas.fill_mask, codes),
+            fill_mask=canvas.fill_mask | text.fill_mask,
+            task="r2i",
+            token_space=self.token_space("text"),
         )
 
     def guidance_canvas(self, canvas: Canvas) -> Canvas:
         """Of both spans of ``r2i`` the row that the authors train for it: ``DROPPED`` codes and an empty instruction; what is
         written of the other span stays. Else as in MMaDA.
         """
-        if canvas.task not in SPANS["r2i"]:
+        if canvas.task not in (*SPANS["r2i"], "r2i"):
             return super().guidance_canvas(canvas)
         codes, text = self._given(canvas)
         first = text & ~torch.nn.functional.pad(text[:, :-1], (1, 0))

@@ -219,6 +219,8 @@ class MMaDAPolicy(TextCanvasPolicy):
         Raises:
             ValueError: prompt and thought do not fit.
         """
+        if "edited_codes" in row:
+            raise ValueError(NO_EDITS)
         prompt, codes = self.processor.encode_prompt(row["prompt"], "r2i"), row["image_codes"]
         room = max_length - len(prompt)
         if len(thought) > room:
