@@ -34,10 +34,18 @@ from peft import LoraConfig  # noqa: E402
 torch.set_num_threads(1)
 
 
-def pytest_collection_finish() -> None:
+FROZEN: set[str] = set()
+"""Modules that no collection of garbage looks at any more."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_stay():
     """What was imported stays: a full collection, which every trainer asks for, then looks at the tests' own objects alone."""
-    gc.collect()
-    gc.freeze()
+    new = sys.modules.keys() - FROZEN
+    if len(new) > 100:
+        FROZEN.update(new)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
