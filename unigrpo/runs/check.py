@@ -20,6 +20,7 @@ from ..models.nearest import config_of
 from ..models.opening import lineage
 from ..models.quantization import check_quantization
 from ..rewards._published import pinned
+from ..rollout.reward_arguments import columns_read
 from ..samplers.kv_cache import check_cache
 from ..training.checkpoints.files import check_writable
 from ..training.demonstrations import check_given
@@ -29,6 +30,7 @@ from .build import (
     build_lora,
     build_policy,
     build_quantization,
+    build_rewards,
     resolve_names,
 )
 from .dataset_spec import DatasetSpec, prompt_rows
@@ -91,12 +93,39 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
         pictures = {task: args.for_task(task).image_size for task in ("mmu", "t2i", "picture")}
         notes += check_image_tokenizer(recipe, args, pictures, offline)[1]
     notes += _check_reward_models(recipe, offline)
-    for spec in recipe.datasets:
-        notes += _check_data(recipe, spec, offline, gold=True)
-    for spec in recipe.eval_datasets:
-        notes += _check_data(recipe, spec, offline, gold=False)
+    columns = []
+    for spec in (*recipe.datasets, *recipe.eval_datasets):
+        found, said = _check_data(recipe, spec, offline, gold=spec in recipe.datasets)
+        notes += said
+        columns.append((spec, found))
     for spec in recipe.sft_datasets:
-        notes += _check_data(recipe, spec, offline, gold=False, given=True)
+        notes += _check_data(recipe, spec, offline, gold=False, given=True)[1]
+    return notes + _check_columns(recipe, columns)
+
+
+def _check_columns(recipe: Recipe, columns: list[tuple[DatasetSpec, list[str] | None]]) -> list[str]:
+    """A line for each reward and dataset that lacks a column which the reward names.
+
+    Args:
+        columns: of each dataset; None where it was not reached.
+
+    Raises:
+        RecipeError: no dataset has the column.
+    """
+    notes = []
+    for spec, reward in zip(recipe.rewards, build_rewards(recipe), strict=True):
+        for name in [] if isinstance(reward, str) else columns_read(reward):
+            lacking = [data for data, found in columns if found is not None and name not in found]
+            if len(lacking) == len(columns):
+                have = sorted({own for _, found in columns for own in found or ()})
+                raise RecipeError(
+                    f"{recipe.source}: reward {spec.name!r} reads {name!r}, which is no column of any dataset ({have}): rename a "
+                    f"column, as in column_map: {{{name}: {have[-1]}}}, or give the argument a default"
+                )
+            for data in lacking:
+                if spec.task in (None, data.task or "text"):
+                    where = "eval_datasets" if data in recipe.eval_datasets else "datasets"
+                    notes.append(f"reward {spec.name} gets None for {name!r}, which {where} {data.path} does not have")
     return notes
 
 
@@ -216,11 +245,18 @@ def reached_rows(spec: DatasetSpec, load: Callable[[DatasetSpec], Any], offline:
     return load(spec), []
 
 
-def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool, given: bool = False) -> list[str]:
-    """The rows of one dataset; ``gold`` for those trained on, ``given`` for those with given answers."""
+def _check_data(
+    recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool, given: bool = False
+) -> tuple[list[str] | None, list[str]]:
+    """The columns of one dataset, None where it is not reached, and what is said of its rows.
+
+    Args:
+        gold: they are trained on.
+        given: they have given answers.
+    """
     rows, notes = reached_rows(spec, partial(prompt_rows, given=given), offline)
     if rows is None:
-        return notes
+        return None, notes
     args = build_config(recipe)
 
     def check_row(row: dict[str, Any], where: str) -> None:
@@ -233,4 +269,4 @@ def _check_data(recipe: Recipe, spec: DatasetSpec, offline: bool, gold: bool, gi
     notes = [f"dataset {spec.path}: {len(rows)} rows, columns {rows.column_names}"]
     if gold and "solution" in rows.column_names:
         notes += check_golds(recipe, rows, spec)
-    return notes
+    return rows.column_names, notes
