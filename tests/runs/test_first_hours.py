@@ -12,9 +12,11 @@ from transformers import BertConfig, PreTrainedTokenizerFast
 import unigrpo
 from unigrpo import load_policy
 from unigrpo.data.given import given_of
+from unigrpo.errors import RecipeError
 from unigrpo.models import MMaDAPolicy
 from unigrpo.models.text_canvas import TextPolicy
 from unigrpo.runs.cli import main
+from unigrpo.runs.dataset_spec import DatasetSpec, prompt_rows
 from unigrpo.training.demonstrations import check_given
 
 from ..support.tiny import tiny_processor
@@ -80,6 +82,24 @@ def test_a_name_in_place_of_a_mapping_is_told_the_mapping(folder, key, cure, cap
     assert cure in capsys.readouterr().err
 
 
+def test_columns_are_renamed_at_once_and_to_one_name(folder):
+    swapped = prompt_rows(DatasetSpec(path="sums.csv", column_map={"prompt": "question", "question": "result"}))
+    assert swapped[0] == {"prompt": "Tom has 20 cups and gets 3. Total?", "question": 23}
+    (folder / "ours.csv").write_text("prompt,solution\n4,What is 2 + 2?\n")
+    swapped = prompt_rows(DatasetSpec(path="ours.csv", column_map={"prompt": "solution", "solution": "prompt"}))
+    assert swapped[0] == {"prompt": "What is 2 + 2?", "solution": 4}
+    twice = DatasetSpec(path="sums.csv", column_map={"prompt": "question", "solution": "result", "result": "result"})
+    with pytest.raises(
+        RecipeError, match="column_map gives 'result' several names, .*'solution', 'result'.*: a column has one"
+    ):
+        prompt_rows(twice)
+
+
+def test_keys_say_their_least_value(capsys):
+    assert main(["keys", "beta"]) == 0
+    assert "beta: 0.01, at least 0\n" in capsys.readouterr().out
+
+
 def test_an_option_in_place_of_a_prompt_is_refused(capsys):
     assert main(["sample", "builtin:arithmetic", "w", "block_length=4"]) == 2
     assert "'block_length=4' stands where prompts do: write --block-length 4" in capsys.readouterr().err
@@ -128,13 +148,19 @@ def test_a_cards_code_opens_a_family_of_ones_own(make_trainer, monkeypatch, tmp_
 
 
 def test_what_a_family_lacks_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"Networkless opens no files: set Networkless.model_class to the class of the network"):
+    with pytest.raises(
+        ValueError, match=r"Networkless opens no files: set Networkless.model_class to the class of the network"
+    ):
         load_policy("builtin:arithmetic", policy=Networkless)
     config, tokenizer = BertConfig(vocab_size=150), tiny_processor().tokenizer
-    with pytest.raises(ValueError, match="WithATokenizer.processor_class=.* must be derived from MMaDAProcessor: leave it out"):
+    with pytest.raises(
+        ValueError, match="WithATokenizer.processor_class=.* must be derived from MMaDAProcessor: leave it out"
+    ):
         WithATokenizer(config, tokenizer)
     with pytest.raises(ValueError, match="BertConfig has no mask_token_id, which TextPolicy reads: give it"):
         TextPolicy(config, tokenizer)
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"[MASK]": 0, "a": 1}, unk_token="a")))
-    with pytest.raises(ValueError, match=r"prompts with .*start_header_id.*, which the model's 2 embeddings do not hold"):
+    with pytest.raises(
+        ValueError, match=r"prompts with .*start_header_id.*, which the model's 2 embeddings do not hold"
+    ):
         TextPolicy(BertConfig(vocab_size=2, mask_token_id=0), bare)

@@ -57,7 +57,9 @@ def test_resuming_after_any_step_changes_nothing(make_trainer, tmp_path, kind):
 
 def test_a_resumed_run_logs_as_often_as_it_is_asked_to(make_trainer, tmp_path):
     run(make_trainer, "full", max_steps=2, save_steps=2, logging_steps=5)
-    again = run(make_trainer, "full", str(tmp_path / "run" / "checkpoint-2"), max_steps=5, save_steps=3, logging_steps=1)
+    again = run(
+        make_trainer, "full", str(tmp_path / "run" / "checkpoint-2"), max_steps=5, save_steps=3, logging_steps=1
+    )
     assert [step for step in history(again) if step > 2] == [3, 4, 5]
     assert (tmp_path / "run" / "checkpoint-3").is_dir()
 
