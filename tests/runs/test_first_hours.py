@@ -90,7 +90,7 @@ def test_columns_are_renamed_at_once_and_to_one_name(folder):
     assert swapped[0] == {"prompt": "What is 2 + 2?", "solution": 4}
     twice = DatasetSpec(path="sums.csv", column_map={"prompt": "question", "solution": "result", "result": "result"})
     with pytest.raises(
-        RecipeError, match="column_map gives 'result' several names, .*'solution', 'result'.*: a column has one"
+        RecipeError, match=r"column_map gives 'result' several names, .*'solution', 'result'.*: a column has one"
     ):
         prompt_rows(twice)
 
@@ -154,7 +154,7 @@ def test_what_a_family_lacks_is_one_sentence(tmp_path):
         load_policy("builtin:arithmetic", policy=Networkless)
     config, tokenizer = BertConfig(vocab_size=150), tiny_processor().tokenizer
     with pytest.raises(
-        ValueError, match="WithATokenizer.processor_class=.* must be derived from MMaDAProcessor: leave it out"
+        ValueError, match=r"WithATokenizer.processor_class=.* must be derived from MMaDAProcessor: leave it out"
     ):
         WithATokenizer(config, tokenizer)
     with pytest.raises(ValueError, match="BertConfig has no mask_token_id, which TextPolicy reads: give it"):
