@@ -61,7 +61,7 @@ def test_check_names_the_columns_that_rewards_will_not_find(folder, capsys):
     assert main(["check", "sums.yaml", "rewards.0.name=sum_rewards:lost"]) == 1
     told = capsys.readouterr().out
     assert "reward 'sum_rewards:lost' reads 'resultat', which is no column of any dataset" in told
-    assert "column_map: {resultat: " in told
+    assert "column_map: {resultat: result}" in told
 
 
 def test_a_reward_that_fails_on_an_empty_column_is_told_which(folder, capsys):

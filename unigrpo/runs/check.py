@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -118,9 +119,10 @@ def _check_columns(recipe: Recipe, columns: list[tuple[DatasetSpec, list[str] | 
             lacking = [data for data, found in columns if found is not None and name not in found]
             if len(lacking) == len(columns):
                 have = sorted({own for _, found in columns for own in found or ()})
+                near = difflib.get_close_matches(name, have, n=1)
                 raise RecipeError(
                     f"{recipe.source}: reward {spec.name!r} reads {name!r}, which is no column of any dataset ({have}): rename a "
-                    f"column, as in column_map: {{{name}: {have[-1]}}}, or give the argument a default"
+                    f"column, as in column_map: {{{name}: {near[0] if near else 'YOURS'}}}, or give the argument a default"
                 )
             for data in lacking:
                 if spec.task in (None, data.task or "text"):
