@@ -49,4 +49,9 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_EXPORTS[name]), name)
 
 
+def __dir__() -> list[str]:
+    """With the names that are not loaded yet, so that a prompt can complete them."""
+    return sorted({*globals(), *__all__})
+
+
 register_families()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from unigrpo.errors import RecipeError
 from unigrpo.runs import packaged
+from unigrpo.runs.bounded_yaml import read_yaml
 from unigrpo.runs.cli import main
+from unigrpo.runs.kinds import kind_of
 from unigrpo.runs.recipe import load_recipe
 
 from ..support import RECIPES
@@ -42,6 +47,14 @@ def test_recipes_are_listed_and_copied_with_their_command(tmp_path, capsys):
     ):
         assert main(["recipes", "copy", name, "--to", str(tmp_path)]) == 0
         assert capsys.readouterr().out.endswith(f"to use it: {use.format(tmp_path / f'{name}.yaml')}\n")
+
+
+def test_the_first_line_of_a_recipe_is_its_command_and_the_list_needs_no_torch():
+    for name in packaged.names():
+        text = (RECIPES / f"{name}.yaml").read_text()
+        assert packaged.command(name) == kind_of(read_yaml(text)), name
+    listed = "import sys; from unigrpo.runs.cli import main; main(['recipes']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", listed], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.smoke

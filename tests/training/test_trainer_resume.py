@@ -55,6 +55,15 @@ def test_resuming_after_any_step_changes_nothing(make_trainer, tmp_path, kind):
             assert torch.equal(value, final[name]), name
 
 
+def test_a_resumed_run_logs_as_often_as_it_is_asked_to(make_trainer, tmp_path):
+    run(make_trainer, "full", max_steps=2, save_steps=2, logging_steps=5)
+    again = run(
+        make_trainer, "full", str(tmp_path / "run" / "checkpoint-2"), max_steps=5, save_steps=3, logging_steps=1
+    )
+    assert [step for step in history(again) if step > 2] == [3, 4, 5]
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+
+
 @pytest.mark.smoke
 def test_resuming_keeps_a_synchronised_reference(make_trainer, tmp_path):
     sync = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.5}

@@ -108,7 +108,13 @@ def edited_of(row: dict[str, Any], where: str) -> Image.Image | None:
     return None
 
 
+def as_text(value: Any) -> Any:
+    """A given answer that is a whole number as its text, which it was before a reader of CSV looked at it; else as it is."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _text(value: Any, where: str) -> str:
+    value = as_text(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}={value!r} must be the text that is trained; name your column so, or drop the row")
     return value.strip()

@@ -68,12 +68,22 @@ class DiffusionPolicy(ABC):
             ValueError: damaged files, files that need code, or a configuration that asks for more than they hold.
             SourceError: there is nothing at ``path``, or no way to it.
         """
-        return load_module(cls.model_class, path, **kwargs)
+        return load_module(cls._said("model_class", "the network"), path, **kwargs)
+
+    @classmethod
+    def _said(cls, attribute: str, what: str) -> Any:
+        """A class that a family opens files with."""
+        found = getattr(cls, attribute)
+        if found is None:
+            raise ValueError(
+                f"{cls.__name__} opens no files: set {cls.__name__}.{attribute} to the class of {what}, which has from_pretrained"
+            )
+        return found
 
     @classmethod
     def fresh_model(cls, path: str, seed: int, **kwargs: Any):
         """The module of the configuration at a hub id or a path, its weights drawn from ``seed``; see ``fresh_module``."""
-        return fresh_module(cls.model_class, path, seed, **kwargs)
+        return fresh_module(cls._said("model_class", "the network"), path, seed, **kwargs)
 
     @classmethod
     def from_model(cls, model, processing_class=None) -> DiffusionPolicy:
@@ -86,7 +96,8 @@ class DiffusionPolicy(ABC):
         if processing_class is None:
             if not model.config.name_or_path:
                 raise ValueError("processing_class=None needs a model loaded from a path or id; pass the processor")
-            processing_class = load_processor(cls.processor_class, model.config.name_or_path)
+            own = cls._said("processor_class", "the tokenizer or processor")
+            processing_class = load_processor(own, model.config.name_or_path)
         return cls(model.config, processing_class)  # type: ignore[call-arg]  # a family's own, it takes these two
 
     @abstractmethod

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..types import Canvas, TokenSpace
 from .base import DiffusionPolicy, fit_prompt, left_pad
-from .processing import MMaDAProcessor
+from .processing import CHAT_TOKENS, MMaDAProcessor
 
 
 class TextCanvasPolicy(DiffusionPolicy):
@@ -25,11 +25,37 @@ class TextCanvasPolicy(DiffusionPolicy):
 
     def __init__(self, config: Any, processor: Any) -> None:
         """``processor``: one of ``processor_class``, or the tokenizer to put one around."""
-        self.config, self.processor = config, self.processor_class.around(processor)
+        self.config, self.processor = config, self._wrapped(config, processor)
         self.mask_token_id = config.mask_token_id
         self.pad_token_id = config.pad_token_id
         self.max_length = config.max_position_embeddings
         self.attends_padding = getattr(config, "attn_mask_mode", "bool") == "none"
+
+    def _wrapped(self, config: Any, processor: Any) -> Any:
+        """The processor of this family, put around a tokenizer where one is given.
+
+        Raises:
+            ValueError: the family's processor, configuration or vocabulary is none that the library's chat prompt can stand in.
+        """
+        name, own = type(self).__name__, self.processor_class
+        cure = 'or derive it from DiffusionPolicy with encode and decode of its own (unigrpo/models/README.md, "A new family")'
+        if not hasattr(own, "around"):
+            raise ValueError(
+                f"{name}.processor_class={own.__name__} must be derived from MMaDAProcessor: leave it out, {cure}"
+            )
+        if not hasattr(config, "mask_token_id"):
+            raise ValueError(
+                f"{type(config).__name__} has no mask_token_id, which {name} reads: give it to the configuration, {cure}"
+            )
+        processor = own.around(processor)
+        ids = processor.tokenizer.get_added_vocab() if hasattr(processor, "tokenizer") else {}
+        beyond = sorted(token for token in CHAT_TOKENS if ids.get(token, 0) >= config.vocab_size)
+        if beyond:
+            raise ValueError(
+                f"{name} writes prompts with {beyond}, which the model's {config.vocab_size} embeddings do not hold: add them to its "
+                f"tokenizer and its vocabulary, {cure}"
+            )
+        return processor
 
     def encode_text(
         self,

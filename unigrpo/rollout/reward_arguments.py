@@ -56,6 +56,16 @@ def taken(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
     return wanted if takes_all else {name: value for name, value in wanted.items() if name in named}
 
 
+def columns_read(reward: Any) -> list[str]:
+    """Columns of the dataset without which a reward cannot be called: its arguments by name that have no default."""
+    try:
+        parameters = inspect.signature(getattr(reward, "reward", reward)).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    needed = (own.name for own in parameters if own.kind in NAMED and own.default is inspect.Parameter.empty)
+    return [name for name in needed if name not in (*OF_A_CALL, "image")]
+
+
 def reads_messages(function: Any) -> bool:
     """Whether it is one of ``trl.rewards``, which were written for conversations."""
     while isinstance(function, partial):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,19 @@ def shown(prompt: Any) -> str:
     return repr(shortened(prompt))
 
 
-def described(fault: Fault, name: str, answers: int, prompt: Any) -> str:
-    """What the reward ``name`` did in a call with so many ``answers``; ``prompt``: of the first answer concerned."""
+def described(fault: Fault, name: str, answers: int, prompt: Any, empty: Sequence[str] = ()) -> str:
+    """What the reward ``name`` did in a call with so many ``answers``.
+
+    Args:
+        prompt: of the first answer concerned.
+        empty: columns that none of the answers' rows has.
+    """
     one = fault.kind == "score"
     whose = "for the answer to" if one else f"when it was called with {answers} answers, the first to"
-    return f"reward {name!r} {fault.text}, {whose} the prompt {shown(prompt)}"
+    lacking = f"; it got None for {', '.join(map(repr, empty))}, which none of these rows has" if empty else ""
+    return (
+        f"reward {name!r} {fault.text}, {whose} the prompt {shown(prompt)}{lacking if fault.kind == 'raised' else ''}"
+    )
 
 
 def error_of(fault: Fault, said: str) -> RewardError:

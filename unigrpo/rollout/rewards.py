@@ -299,7 +299,8 @@ class RewardSet:
         name = self.names[place]
         rows = list(range(len(samples))) if rows is None else rows
         first = next((row for row in fault.places if row in rows), rows[0])
-        said = described(fault, name, len(rows), samples[first].row["prompt"])
+        empty = [key for key in sorted(self.columns) if all(samples[row].row.get(key) is None for row in rows)]
+        said = described(fault, name, len(rows), samples[first].row["prompt"], empty)
         if self.on_error == "raise":
             raise error_of(fault, said) from fault.error
         self.warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from ..models.opening import lineage
 from ..models.processing import settle_template
 from ..models.quantization import check_quantization
 from ..rewards._published import pinned
+from ..rollout.reward_arguments import columns_read
 from ..rollout.sample import check_prompt
 from ..samplers.kv_cache import check_cache
 from ..training.checkpoints.files import check_writable
@@ -37,6 +39,7 @@ from .build import (
     build_lora,
     build_policy,
     build_quantization,
+    build_rewards,
     resolve_names,
 )
 from .dataset_spec import DatasetSpec, prompt_rows
@@ -107,13 +110,40 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
         config, said = check_image_tokenizer(recipe, args, pictures, offline)
         notes, codec = notes + said, CodeCount((config or MagvitV2Config()).factor)
     notes += _check_reward_models(recipe, offline)
-    canvas = (policy, args, codec)
-    for spec in recipe.datasets:
-        notes += _check_data(recipe, spec, canvas, offline, gold=True)
-    for spec in recipe.eval_datasets:
-        notes += _check_data(recipe, spec, canvas, offline, gold=False)
+    canvas, columns = (policy, args, codec), []
+    for spec in (*recipe.datasets, *recipe.eval_datasets):
+        found, said = _check_data(recipe, spec, canvas, offline, gold=spec in recipe.datasets)
+        notes += said
+        columns.append((spec, found))
     for spec in recipe.sft_datasets:
-        notes += _check_data(recipe, spec, canvas, offline, gold=False, given=True)
+        notes += _check_data(recipe, spec, canvas, offline, gold=False, given=True)[1]
+    return notes + _check_columns(recipe, columns)
+
+
+def _check_columns(recipe: Recipe, columns: list[tuple[DatasetSpec, list[str] | None]]) -> list[str]:
+    """A line for each reward and dataset that lacks a column which the reward names.
+
+    Args:
+        columns: of each dataset; None where it was not reached.
+
+    Raises:
+        RecipeError: no dataset has the column.
+    """
+    notes = []
+    for spec, reward in zip(recipe.rewards, build_rewards(recipe), strict=True):
+        for name in [] if isinstance(reward, str) else columns_read(reward):
+            lacking = [data for data, found in columns if found is not None and name not in found]
+            if len(lacking) == len(columns):
+                have = sorted({own for _, found in columns for own in found or ()})
+                near = difflib.get_close_matches(name, have, n=1)
+                raise RecipeError(
+                    f"{recipe.source}: reward {spec.name!r} reads {name!r}, which is no column of any dataset ({have}): rename a "
+                    f"column, as in column_map: {{{name}: {near[0] if near else 'YOURS'}}}, or give the argument a default"
+                )
+            for data in lacking:
+                if spec.task in (None, data.task or "text"):
+                    where = "eval_datasets" if data in recipe.eval_datasets else "datasets"
+                    notes.append(f"reward {spec.name} gets None for {name!r}, which {where} {data.path} does not have")
     return notes
 
 
@@ -270,14 +300,17 @@ def _check_data(
     offline: bool,
     gold: bool,
     given: bool = False,
-) -> list[str]:
-    """The rows of one dataset; ``gold`` for those trained on, ``given`` for those with given answers.
+) -> tuple[list[str] | None, list[str]]:
+    """The columns of one dataset, None where it is not reached, and what is said of its rows.
 
-    ``canvas`` is what their prompts are written by; without a policy they are not.
+    Args:
+        canvas: what their prompts are written by; without a policy they are not.
+        gold: they are trained on.
+        given: they have given answers.
     """
     rows, notes = reached_rows(spec, partial(prompt_rows, given=given), offline)
     if rows is None:
-        return notes
+        return None, notes
     policy, args, codec = canvas
     held_out, checked = not gold and not given, {}
 
@@ -294,4 +327,4 @@ def _check_data(
     notes = [f"dataset {spec.path}: {len(rows)} rows, columns {rows.column_names}"]
     if gold and "solution" in rows.column_names:
         notes += check_golds(recipe, rows, spec)
-    return notes
+    return rows.column_names, notes

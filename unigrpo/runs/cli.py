@@ -133,7 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=HELP,
     )
     parser.add_argument("--version", action="version", version=f"unigrpo {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND ...")  # As wide as the longest name.
+    # As wide as the longest name; a command's usage begins with its own.
+    commands = parser.add_subparsers(required=True, metavar="COMMAND ...", prog="unigrpo")
 
     for name, (run, told, arguments) in COMMANDS.items():
         arguments(_command(commands, name, run, told))

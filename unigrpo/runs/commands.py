@@ -65,6 +65,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     """
     from ..models.hub import asking_once
 
+    if not arguments.list_code:
+        quiet_bars()
     files = [item for item in arguments.recipes if "=" not in item]
     overrides = [item for item in arguments.recipes if "=" in item]
     if not files:
@@ -125,12 +127,21 @@ def run_keys(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_prompts(arguments: argparse.Namespace) -> None:
+    """``sampler=left_to_right`` is how other commands take an option; as a prompt it would be answered in silence."""
+    for prompt in arguments.prompts:
+        name, equals, value = prompt.partition("=")
+        if equals and name != "prompts" and hasattr(arguments, name):
+            raise ValueError(f"{prompt!r} stands where prompts do: write --{name.replace('_', '-')} {value}")
+
+
 def run_sample(arguments: argparse.Namespace) -> int:
     """``unigrpo sample MODEL PROMPT ...``: prints answers, or saves pictures and a sheet of them."""
     from ..rollout.generate import load_policy
     from ..samplers.semi_autoregressive import EXACT_DECODING
     from ..types import is_picture, spans_of
 
+    _check_prompts(arguments)
     quiet_bars()
     task = arguments.task or ("mmu" if arguments.image else "text")
     policy = load_policy(

@@ -204,11 +204,18 @@ def _renamed(rows: Any, spec: DatasetSpec) -> Any:
     missing = [theirs for theirs in spec.column_map.values() if theirs not in rows.column_names]
     if missing:
         raise RecipeError(f"dataset {spec.path!r}: column_map names {missing}, its columns are {rows.column_names}")
-    for ours, theirs in spec.column_map.items():
-        if ours != theirs:
-            if ours in rows.column_names:
-                rows = rows.remove_columns(ours)
-            rows = rows.rename_column(theirs, ours)
+    named = {
+        theirs: [own for own, other in spec.column_map.items() if other == theirs]
+        for theirs in spec.column_map.values()
+    }
+    for theirs, ours in named.items():
+        if len(ours) > 1:
+            raise RecipeError(
+                f"dataset {spec.path!r}: column_map gives {theirs!r} several names, {ours}: a column has one; let what reads it read "
+                f"{ours[0]!r}"
+            )
+    rows = rows.remove_columns([own for own in spec.column_map if own in rows.column_names and own not in named])
+    rows = rows.rename_columns({theirs: ours for theirs, (ours,) in named.items() if ours != theirs})
     for name, value in (("task", spec.task), ("prompt", spec.prompt), ("image_transform", spec.image_transform)):
         if value is not None:
             rows = rows.remove_columns(name) if name in rows.column_names else rows

@@ -109,7 +109,8 @@ def _keys(keys: Mapping[str, Key]) -> Iterator[str]:
         # What a run gets that sets nothing: its algorithm is unigrpo then. A part of one's own may have a key of that name.
         usual = PRESETS["unigrpo"].get(name, about.default) if about in OF_A_RUN else about.default
         default = "none" if usual is None else str(usual)
-        limits = f", {about.range.removeprefix('lie in ').removeprefix('be ')}" if about.range != "be finite" else ""
+        said = about.range.replace("not be negative", "at least 0").removeprefix("lie in ").removeprefix("be ")
+        limits = "" if said == "finite" else f", {said}"
         choices = f", one of {' '.join(about.choices)}" if about.choices else ""
         yield f"  {name}: {default}{choices}{limits}"
         if about.help:

@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 
 from ..errors import RecipeError
-from .bounded_yaml import read_yaml
-from .kinds import kind_of
 
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -31,9 +29,13 @@ def find(name: str) -> Path | None:
 
 
 def command(name: str) -> str:
-    """The command that takes a recipe, ``"train"`` or ``"sft"``, or ``"launch"`` for a launch file."""
+    """The command that takes a recipe, ``"train"`` or ``"sft"``, or ``"launch"`` for a launch file.
+
+    It is read from the recipe's first line: to read its keys would import torch.
+    """
     name = _known(name)
-    return "launch" if "/" in name else kind_of(read_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+    first = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    return "launch" if "/" in name else first.rpartition("unigrpo ")[2].split()[0]
 
 
 def line(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -240,15 +241,18 @@ def known(key: str, valid: tuple[str, ...], where: str, cure: str | None = None)
 
 def section(kind: type, value: Any, where: str) -> Any:
     """A ``kind`` from its mapping; ``RecipeError`` for keys that it does not have and values of a wrong type."""
+    required = "name" if kind is RewardSpec else "path"
     if not isinstance(value, dict):
-        raise RecipeError(f"{where} must be a mapping with keys {[f.name for f in fields(kind)]}, got {quoted(value)}")
+        cure = f"; write {{{required}: {json.dumps(value)}}}" if isinstance(value, str) and len(value) <= 100 else ""
+        raise RecipeError(
+            f"{where} must be a mapping with keys {[f.name for f in fields(kind)]}, got {quoted(value)}{cure}"
+        )
     for key in value:
         known(key, tuple(item.name for item in fields(kind)), where)
     for key, item in value.items():
         types = {**FIELD_TYPES, **getattr(kind, "TYPES", {})}.get(key, (str, type(None)))
         if not isinstance(item, types) or (isinstance(item, bool) and bool not in types):
             raise RecipeError(f"{where}.{key}={quoted(item)} must be of type {' or '.join(t.__name__ for t in types)}")
-    required = "name" if kind is RewardSpec else "path"
     if value.get(required) is None:
         raise RecipeError(f"{where}: '{required}' must be a string, got None")
     for key in ("column_map", "args", "path"):

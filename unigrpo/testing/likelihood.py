@@ -226,7 +226,8 @@ def check_visible_ids(policy: DiffusionPolicy, model: Any, rollout: Rollout, tem
         require(
             felt > FELT,
             f"a visible token {side} the scored one moves its score by {felt:.2g} nats only: inputs hides it, or the model does not "
-            "look that way (block_length is for models that see no later block)",
+            "look that way (block_length is for models that see no later block), or its random weights are too small to tell "
+            "(initializer_range=0.15)",
         )
 
 

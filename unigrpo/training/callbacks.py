@@ -86,6 +86,14 @@ class LogLines(TrainerCallback):
             say(f"step {state.global_step}/{state.max_steps}: {', '.join(found)}", error=True)
 
 
+class AskedSteps(TrainerCallback):
+    """A resumed run logs, saves and measures as often as it is asked to. Trainer goes by what the checkpoint says."""
+
+    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        """The checkpoint's state has just been read."""
+        state.compute_steps(args, state.max_steps)
+
+
 class LastLog(TrainerCallback):
     """What was collected since the last log is logged when training ends, however short the run was."""
 
@@ -102,6 +110,7 @@ def add_callbacks(trainer: Any) -> UniGRPOProgress | Any | None:
 
     Returns the bar or the table.
     """
+    trainer.add_callback(AskedSteps())
     trainer.add_callback(LastLog())
     if trainer.args.disable_tqdm:
         return None

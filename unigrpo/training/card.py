@@ -38,6 +38,7 @@ class Facts:
         name: of the model, its id on the hub or its folder's name.
         base: what was trained, as it was named: an id, ``builtin:NAME`` or a folder.
         kind: the class of the whole model.
+        policy: "pkg.mod:attr" of a family that is not the library's, which its files do not name; None for ours.
         adapter: its kind; None = the whole model was trained.
         base_has_adapter: the base is an adapter's folder, merged into its own base.
         method: lines on what was trained, Markdown.
@@ -53,6 +54,7 @@ class Facts:
     name: str
     base: str
     kind: type
+    policy: str | None
     adapter: str | None
     base_has_adapter: bool
     method: Sequence[str]
@@ -182,9 +184,10 @@ def _number(value: Any) -> str:
 
 def snippets(facts: Facts) -> list[str]:
     """How the model is opened, as Markdown with code that runs where ``facts.name`` is its folder or id."""
+    family = "" if facts.policy is None else f', policy="{facts.policy}"'
     with_unigrpo = f"""from unigrpo import load_policy
 
-policy = load_policy("{facts.name}")
+policy = load_policy("{facts.name}"{family})
 print(policy.generate("What is 2 + 2?")[0])"""
     if facts.adapter is None:
         other = f"""from {facts.kind.__module__} import {facts.kind.__name__}
@@ -196,7 +199,7 @@ model = {facts.kind.__name__}.from_pretrained("{facts.name}")"""
 from unigrpo import load_policy
 
 folder = "{facts.name}"
-base = load_policy(PeftConfig.from_pretrained(folder).base_model_name_or_path).model{merged}
+base = load_policy(PeftConfig.from_pretrained(folder).base_model_name_or_path{family}).model{merged}
 model = PeftModel.from_pretrained(base, folder)"""
     whole = f"`unigrpo merge {facts.name} FOLDER` makes a whole model of it, which transformers opens."
     return [f"With unigrpo:\n\n```python\n{with_unigrpo}\n```", f"With PEFT:\n\n```python\n{other}\n```", whole]

@@ -16,6 +16,7 @@ from ..algorithm.loss import PolicyLoss
 from ..algorithm.noising import RandomNoising
 from ..algorithm.surrogates import LogLikelihood
 from ..config.arguments import UniGRPOConfig
+from ..data.given import as_text
 from ..data.image_codes import ImageCodec
 from ..data.rows import image_of, task_of
 from ..models.base import DiffusionPolicy
@@ -98,7 +99,7 @@ def answer_ids(policy: DiffusionPolicy, args: UniGRPOConfig, codec: ImageCodec |
         picture = image_of(row, f"a given answer to {str(row['prompt'])[:60]!r}")
         return codec.encode([picture], size, [transform])[0] + policy.token_space(task).start
     room = args.for_task(task).max_completion_length
-    ids = policy.answer_ids(row["completion"])
+    ids = policy.answer_ids(as_text(row["completion"]))
     return torch.tensor([*ids, *policy.stop_token_ids[-1:]][:room] if len(ids) <= room else ids, dtype=torch.int64)
 
 
@@ -116,7 +117,7 @@ def check_given(row: dict[str, Any], where: str) -> None:
     if task_of(row) == "t2i":
         image_of(row, where)
         return
-    text = row.get("completion")
+    text = as_text(row.get("completion"))
     if not isinstance(text, str) or not text.strip():
         raise ValueError(
             f"{where}['completion']={text!r} must be the answer's text; name your column so, or drop the row"

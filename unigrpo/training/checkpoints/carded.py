@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ...models import POLICIES
 from ...models.adapters import describe
 from ...models.hub import asking_once, pushing
 from ...models.opening import lineage
@@ -55,6 +56,7 @@ class Carded:
             base=base,
             # FSDP2 gives a module another class.
             kind=next(own for own in type(whole).__mro__ if not own.__module__.startswith("torch.")),
+            policy=_own_policy(type(self.policy)),
             adapter=None if config is None else describe(config),
             base_has_adapter=stacked,
             method=method,
@@ -131,6 +133,11 @@ def _names(dataset: Any, name: str) -> list[str]:
     return [
         dataset_name(part, own) for own, part in (dataset if isinstance(dataset, dict) else {name: dataset}).items()
     ]
+
+
+def _own_policy(policy: type) -> str | None:
+    """The path of a family that is not the library's."""
+    return None if policy in POLICIES.values() else f"{policy.__module__}:{policy.__qualname__}"
 
 
 @contextmanager
