@@ -93,15 +93,15 @@ def measured_rows(recipe: Recipe, limit: int) -> tuple[dict[str, list[dict[str, 
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in held_out_rows(recipe):
         rows.setdefault(task_of(row), []).append(row)
-    drawn = [row for task in list(rows) if is_picture(task) for row in rows.pop(task)]
+    drawn = {task: rows.pop(task) for task in list(rows) if is_picture(task)}
     if not rows:
         raise ValueError(
-            f"{recipe.source} holds out pictures to draw or to edit only (tasks 't2i' and 'i2i'): caches, thresholds and early exits are for "
-            "text and image understanding"
+            f"{recipe.source} holds out pictures to draw only (task {' and '.join(map(repr, drawn))}): caches, thresholds and early "
+            "exits are for text and image understanding"
         )
-    notes = (
-        [f"{len(drawn)} rows of tasks 't2i' and 'i2i' are left out: they are drawn exactly, always"] if drawn else []
-    )
+    notes = [
+        f"{len(own)} rows of task {task!r} are left out: they are drawn exactly, always" for task, own in drawn.items()
+    ]
     return {task: own[: limit or None] for task, own in rows.items()}, notes
 
 
