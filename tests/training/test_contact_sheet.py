@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unigrpo.training.contact_sheet import GAP, LABEL_WIDTH, MARGIN, contact_sheet
+from unigrpo.training.contact_sheet import GAP, LABEL_WIDTH, MARGIN, Drawn, contact_sheet, grouped_sheet
 
 
 def plain(colour, size=(32, 32)) -> Image.Image:
@@ -92,3 +92,16 @@ def test_captions_stand_under_their_pictures_and_make_room():
     assert (under < 200).any() and not (beside < 200).any()
     with pytest.raises(ValueError, match="captions: give one a picture"):
         contact_sheet(pictures, row_labels=["", ""], captions=[["one"], ["two"]])
+
+
+def test_an_edit_stands_behind_what_it_was_made_of():
+    drawn = [Drawn("make it blue", plain("blue"), shown=plain(own)) for own in ("red", "red", "green")]
+    sheet = grouped_sheet(drawn, rows=2, columns=2)
+    assert (
+        sheet.size == contact_sheet([[plain("red")] * 3] * 2, row_labels=["x", "x"], captions=[["shown"] * 3] * 2).size
+    )
+    areas = {colour: count for count, colour in sheet.getcolors(1 << 16)}
+    # Two edits of the red picture and one of the green one, each line behind what it was made of.
+    cell = areas[(255, 0, 0)]
+    assert areas[(0, 128, 0)] == cell and areas[(0, 0, 255)] == 3 * cell
+    assert (cell_at(sheet, 0, 0)[0, 0] == (255, 0, 0)).all()

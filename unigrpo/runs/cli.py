@@ -270,12 +270,8 @@ def _sample_arguments(sample: argparse.ArgumentParser) -> None:
         sample.add_argument_group("how answers are written (as the checkpoint says, else as in brackets)")
     )
     fast = sample.add_argument_group("faster ways to write text, all approximate (see `unigrpo agreement`)")
-    fast.add_argument(
-        "--kv-cache",
-        choices=("none", "prefix", "dual", "exact"),
-        metavar="KIND",
-        help="none, prefix, dual, exact",
-    )
+    caches = ("none", "prefix", "dual", "exact")
+    fast.add_argument("--kv-cache", choices=caches, metavar="KIND", help=", ".join(caches))
     fast.add_argument("--confidence-threshold", type=float, metavar="P", help="write at once what is surer")
     fast.add_argument("--exit-entropy", type=float, metavar="H", help="end a block with less doubt, in nats")
     loading = sample.add_argument_group("how the model is loaded")

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from ..terminal import say
-from ..training.contact_sheet import grouped_sheet
+from ..training.contact_sheet import Drawn, grouped_sheet
 from ..types import Sample
 
 
@@ -23,7 +23,7 @@ SHEET_PROMPTS, SHEET_SAMPLES = 8, 5
 def picture_sheet(samples: list[Sample], title: str) -> Image.Image | None:
     """The first held-out prompts with a few pictures each; None where nothing was drawn."""
     drawn = [
-        (str(sample.row["prompt"]), sample.completion, sample.thought or "")
+        Drawn(str(sample.row["prompt"]), sample.completion, sample.thought or "", (sample.images or [None])[0])
         for sample in samples
         if isinstance(sample.completion, Image.Image)
     ]

@@ -15,7 +15,7 @@ from transformers.integrations import TensorBoardCallback
 
 from ..models.processing import content_text
 from ..terminal import console, middle_out
-from .contact_sheet import grouped_sheet
+from .contact_sheet import Drawn, grouped_sheet
 
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 8
@@ -67,11 +67,12 @@ def save_completions(table: dict[str, list], folder: Path, step: int) -> None:
 
 
 def picture_sheet(table: dict[str, list], step: int) -> Image.Image | None:
-    """The first pictures of the table under their prompts, with thoughts where there are some; None where none was drawn."""
-    thoughts = table.get("thought", [None] * len(table["prompt"]))
+    """The first pictures of the table under their prompts, with thoughts and the pictures that were shown where there are some; None where none was drawn."""
+    nothing = [None] * len(table["prompt"])
+    columns = [table.get(name, nothing) for name in ("prompt", "completion", "thought", "image")]
     drawn = [
-        (words(prompt), completion, thought or "")
-        for prompt, completion, thought in zip(table["prompt"], table["completion"], thoughts, strict=True)
+        Drawn(words(prompt), completion, thought or "", shown)
+        for prompt, completion, thought, shown in zip(*columns, strict=True)
         if isinstance(completion, Image.Image)
     ]
     return grouped_sheet(drawn, rows=SHEET_ROWS, columns=SHEET_COLUMNS, title=f"step {step}") if drawn else None

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -89,26 +90,34 @@ def contact_sheet(
     return sheet
 
 
-def grouped_sheet(
-    drawn: Iterable[tuple[str, Image.Image, str]], *, rows: int, columns: int, title: str | None = None
-) -> Image.Image:
-    """The first ``columns`` pictures of each of the first ``rows`` prompts.
+class Drawn(NamedTuple):
+    """A picture that was drawn for ``prompt``, what stands under it (a thought), and the picture that the prompt showed."""
 
-    Args:
-        drawn: prompt, picture, and what stands under it (a thought), empty where nothing does.
+    prompt: str
+    picture: Image.Image
+    caption: str = ""
+    shown: Image.Image | None = None
+
+
+def grouped_sheet(drawn: Iterable[Drawn], *, rows: int, columns: int, title: str | None = None) -> Image.Image:
+    """The first ``columns`` pictures of each of the first ``rows`` prompts, behind the picture that a prompt showed.
 
     Raises:
         ValueError: no pictures.
     """
-    groups: dict[str, list[tuple[Image.Image, str]]] = {}
-    for prompt, picture, caption in drawn:
-        groups.setdefault(prompt, []).append((picture, caption))
-    shown = {prompt: own[:columns] for prompt, own in list(groups.items())[:rows]}
-    captions = [[caption for _, caption in own] for own in shown.values()]
+    groups: dict[Any, list[Drawn]] = {}
+    for own in drawn:
+        groups.setdefault((own.prompt, own.shown and own.shown.tobytes()), []).append(own)
+    lines = [own[:columns] for own in list(groups.values())[:rows]]
+    for line in lines:
+        if line[0].shown is not None:
+            line.insert(0, Drawn(line[0].prompt, line[0].shown, "shown"))
     return contact_sheet(
-        [[picture for picture, _ in own] for own in shown.values()],
-        row_labels=list(shown),
-        captions=captions if any(caption for own in captions for caption in own) else (),
+        [[own.picture for own in line] for line in lines],
+        row_labels=[line[0].prompt for line in lines],
+        captions=[[own.caption for own in line] for line in lines]
+        if any(own.caption for line in lines for own in line)
+        else (),
         title=title,
     )
 

@@ -128,8 +128,7 @@ class Writer:
 
     def check(self, row: dict[str, Any], where: str) -> str:
         """The row's task; raises what ``write`` would, in less time where lengths say it."""
-        given = self._given(row, where)
-        task = given.task
+        task = (given := self._given(row, where)).task
         fills = task in ("text", "mmu") and not given.plain and self.objectives[task].train_padding != "first"
         if task not in self._seen or not fills or self.train_turns == "all":
             self.write(row, where, codes=False)
@@ -195,11 +194,10 @@ class Writer:
         found, row = drawn + self.policy.token_space("t2i").start, given.row
         row = self._shown(row, self._codes(given, where, codes)) if edits else row
         assert self.codec is not None and self.image_size is not None, "a policy of pictures has a size"
-        lengths = self.policy.image_lengths(*self.codec.grid(self.image_size))
-        canvas = self.policy.encode([row], given.task, **lengths)
+        canvas = self.policy.encode([row], given.task, **self.policy.image_lengths(*self.codec.grid(self.image_size)))
         canvas = fill(canvas, found, self.policy.pad_token_id).canvas
-        trained = canvas.fill_mask[0]
-        places, marks = trained.nonzero().squeeze(1), torch.zeros_like(trained)
+        trained, marks = canvas.fill_mask[0], torch.zeros_like(canvas.fill_mask[0])
+        places = trained.nonzero()
         around = torch.stack([places.min() - 1, places.max() + 1])
         marks[around[(around >= 0) & (around < len(marks))]] = True
         return Written(canvas=canvas, trained=trained, marks=marks)

@@ -91,20 +91,9 @@ class MMaDAParallelAPolicy(LuminaPolicy):
         prompts = [self._caption(row, task, limit, prompt_truncation) for row in rows]
         prompt_ids, prompt_mask = left_pad(prompts, self.pad_token_id)
         empty = torch.full((max_completion_length,), self.mask_token_id)
-        start, end = ([self._special[name]] for name in ("answer_start", "answer_end"))
-        answers = torch.stack(
-            [
-                torch.cat(
-                    [
-                        torch.tensor(start),
-                        picture,
-                        row["thought_ids"] if task == "picture" else empty,
-                        torch.tensor(end),
-                    ]
-                )
-                for row in rows
-            ]
-        )
+        start, end = (torch.tensor([self._special[name]]) for name in ("answer_start", "answer_end"))
+        texts = [row["thought_ids"] if task == "picture" else empty for row in rows]
+        answers = torch.stack([torch.cat([start, picture, text, end]) for text in texts])
         place = torch.arange(answers.shape[1])
         in_text = (place > len(picture)) & (place < answers.shape[1] - 1)
         in_picture = torch.nn.functional.pad(picture == self.mask_token_id, (1, max_completion_length + 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ...training.contact_sheet import data_uri, grouped_sheet
+from ...training.contact_sheet import Drawn, data_uri, grouped_sheet
 from .markup import escaped, said, section, table
 from .read import ANSWERS, RunFolder, completions_of, is_number, read_lines
 
@@ -32,7 +32,7 @@ def sheets(folder: RunFolder) -> str:
     drawn += [(f"Rollouts of step {int(own.stem.rpartition('_')[2])}", _opened(own)) for own in newest]
     answers = read_lines(path / ANSWERS) if folder.kind == "evaluation" else []
     pictures = [
-        (str(own.get("prompt", "")), picture, "") for own in answers if (picture := _picture(own, path)) is not None
+        Drawn(str(own.get("prompt", "")), picture) for own in answers if (picture := _picture(own, path)) is not None
     ]
     if pictures:
         drawn.append(("Answers", grouped_sheet(pictures, rows=SHEET[0], columns=SHEET[1])))
