@@ -39,7 +39,7 @@ from .serve_rewards.cli import run_serve_rewards, serve_rewards_arguments
 
 
 EPILOG = """from an empty folder:
-  unigrpo train quickstart           a small policy learns, in three minutes
+  unigrpo train quickstart           a small policy learns, in five minutes
   unigrpo sample builtin:arithmetic_trained "Ann buys 194 keys, then 5. Total?"
   unigrpo recipes                    what else can be trained
   unigrpo COMMAND --help             words and examples of a command
@@ -54,7 +54,7 @@ EXAMPLES = {
   unigrpo train quickstart seed=1 output_dir=runs/seed1
   unigrpo train quickstart lora.r=16 lora.lora_alpha=32 learning_rate=1e-3""",
     "sft": """
-  unigrpo sft quickstart_sft         from random weights, in three minutes
+  unigrpo sft quickstart_sft         from random weights, in five minutes
   unigrpo train quickstart model.path=runs/quickstart_sft     then rewards""",
     "check": """
   unigrpo check quickstart quickstart_image
