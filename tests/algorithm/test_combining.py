@@ -100,7 +100,7 @@ def test_a_schedule_goes_in_a_line_or_jumps(given, factors):
         ({"clip": [1, 1]}, "with low < high"),
         ({"clip": [None, None]}, "with low < high"),
         ({"clip": [0]}, "with low < high"),
-        ({"clip": [0, NAN]}, "with low < high"),
+        ({"clip": [0, NAN]}, "each of the list must be finite"),
         ({"clip": 5}, "clip=5 must be a list"),
         ({"clip": ["a", 1]}, "each of the list must be a number"),
         ({"standardise": "yes"}, "standardise='yes' must be true or false"),
