@@ -145,7 +145,6 @@ def test_a_digest_changes_with_everything_that_is_measured():
         (["--tasks", "arithmetik"], "did you mean 'arithmetic'"),
         (["--algorithms", "unigrp"], "did you mean 'unigrpo'"),
         (["--seeds", "0,x"], "must be integers"),
-        (["--jobs", "0"], "at least 1"),
         (["arithmetic.learning_rat=1"], "did you mean 'learning_rate'"),
         (["arithmetik.budget=1"], "did you mean 'arithmetic'"),
         (["arithmetic.budget=1.5"], "must be int above 0"),
