@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,19 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
             "denoising loss needs both"
         )
     every = (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets)
-    with_pictures = any(spec.task not in (None, "text") for spec in every)
-    codec = None
-    if with_pictures or args.image_tokenizer is not None:
+
+    @cache
+    def codec() -> CodeCount | None:
+        """Asked for once a recipe, or a row of no recipe's word, has a picture."""
+        if policy is not None and policy.codebook_size is None:
+            return None
         pictures = {task: args.for_task(task).image_size for task in ("mmu", "t2i", "picture")}
         config, said = check_image_tokenizer(recipe, args, pictures, offline)
-        notes, codec = notes + said, CodeCount((config or MagvitV2Config()).factor)
+        notes.extend(said)
+        return CodeCount((config or MagvitV2Config()).factor)
+
+    if any(spec.task not in (None, "text") for spec in every) or args.image_tokenizer is not None:
+        codec()
     notes += _check_reward_models(recipe, offline)
     canvas = (policy, args, codec)
     for spec in recipe.datasets:
@@ -265,7 +272,7 @@ def reached_rows(spec: DatasetSpec, load: Callable[[DatasetSpec], Any], offline:
 def _check_data(
     recipe: Recipe,
     spec: DatasetSpec,
-    canvas: tuple[DiffusionPolicy | None, UniGRPOConfig, Any],
+    canvas: tuple[DiffusionPolicy | None, UniGRPOConfig, Callable[[], Any]],
     offline: bool,
     gold: bool,
     given: bool = False,
@@ -282,7 +289,7 @@ def _check_data(
 
     def check_row(row: dict[str, Any], where: str) -> None:
         if policy is not None:
-            check_prompt(policy, args, codec, row, where, held_out)
+            check_prompt(policy, args, None if task_of(row) == "text" else codec(), row, where, held_out)
         else:
             for span in spans_of(task_of(row)):
                 check_task_sampler(args, span, where, held_out)

@@ -65,6 +65,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     """
     from ..models.hub import asking_once
 
+    quiet_bars()
     files = [item for item in arguments.recipes if "=" not in item]
     overrides = [item for item in arguments.recipes if "=" in item]
     if not files:

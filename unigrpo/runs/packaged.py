@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..errors import RecipeError
 from .bounded_yaml import read_yaml
-from .kinds import kind_of
 
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -31,9 +30,13 @@ def find(name: str) -> Path | None:
 
 
 def command(name: str) -> str:
-    """The command that takes a recipe, ``"train"`` or ``"sft"``, or ``"launch"`` for a launch file."""
+    """The command that takes a recipe, ``"train"`` or ``"sft"``, or ``"launch"`` for a launch file.
+
+    The recipe's first line says it. Its keys do too, but to know them takes torch and transformers.
+    """
     name = _known(name)
-    return "launch" if "/" in name else kind_of(read_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+    first, _, _ = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")
+    return "launch" if "/" in name else first.partition(" unigrpo ")[2].split()[0]
 
 
 def line(name: str) -> str:
