@@ -21,7 +21,7 @@ from ..models.checkpoint_files import hub_file
 from ..models.hub import asking_once, fetched, hub_answers
 from ..models.loading import check_family, load_processor
 from ..models.nearest import config_of
-from ..models.opening import lineage
+from ..models.opening import finding_base, lineage
 from ..models.processing import settle_template
 from ..models.quantization import check_quantization
 from ..rewards._published import pinned
@@ -168,9 +168,10 @@ def reached(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
 
 def check_model(recipe: Recipe, args: Any, offline: bool) -> tuple[Any, list[str]]:
     """The configuration of the recipe's model, None where it is not reachable, and what is said of it."""
-    path = lineage(recipe.model.path)[-1]
+    *adapters, path = lineage(recipe.model.path)
     load = partial(config_of, path, build_policy(recipe), **(args.model_init_kwargs or {}))
-    config, notes = (load(), []) if is_local(path) else reached(f"model {path}", load, offline)
+    with finding_base(adapters):
+        config, notes = (load(), []) if is_local(path) else reached(f"model {path}", load, offline)
     return config, notes or [f"model {recipe.model.path}: {config.model_type}"]
 
 

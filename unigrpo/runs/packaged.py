@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 from ..errors import RecipeError
-from .bounded_yaml import read_yaml
 
 
 FOLDER = Path(__file__).parents[1] / "recipes"
