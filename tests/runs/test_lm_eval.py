@@ -148,7 +148,12 @@ def test_without_the_harness_the_command_says_what_to_install(monkeypatch, capsy
 @pytest.mark.skipif(not INSTALLED, reason=MISSING)
 @pytest.mark.parametrize(
     ("given", "length"),
-    [({}, None), ({"max_completion_length": 16, "steps": 16}, None), ({"steps": 16, "block_length": 4}, 32)],
+    [
+        ({}, None),
+        ({"max_completion_length": 16, "steps": 16}, None),
+        ({"steps": 16}, 32),
+        ({"steps": 16, "block_length": 4}, 20),
+    ],
 )
 def test_the_task_says_the_length_where_neither_the_command_nor_the_checkpoint_does(given, length):
     """A checkpoint's lengths hold together or not at all; with other steps they do not hold, and 256 positions would not fit."""

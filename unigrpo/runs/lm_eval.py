@@ -76,6 +76,7 @@ class UniGRPOLM(LM):
         # A checkpoint's own lengths hold where none of them is given, as everywhere.
         usual = None if overrides.keys() & set(LENGTHS) else getattr(self.source.config(), "sampling_defaults", None)
         self._lengths = "max_completion_length" in overrides or bool(usual)
+        self._block = int(overrides.get("block_length") or BLOCK)
 
     @property
     def tokenizer_name(self) -> str:
@@ -108,7 +109,7 @@ class UniGRPOLM(LM):
     def _sampling(self, options: dict[str, Any]) -> tuple[int | None, float | None]:
         """Positions and temperature that a request asks for; None = those of the policy."""
         wanted = options.get("max_gen_toks") or options.get("max_new_tokens")
-        length = None if self._lengths or not wanted else -(-int(wanted) // BLOCK) * BLOCK
+        length = None if self._lengths or not wanted else -(-int(wanted) // self._block) * self._block
         temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else None
         return length, temperature
 
