@@ -102,7 +102,7 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
 
     @cache
     def codec() -> CodeCount | None:
-        """Asked for once a recipe, or a row of no recipe's word, has a picture."""
+        """Made for the first picture that a dataset's key or a row itself names."""
         if policy is not None and policy.codebook_size is None:
             return None
         pictures = {task: args.for_task(task).image_size for task in ("mmu", "t2i", "picture")}
