@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 import yaml
+from transformers import TrainingArguments
 
 from unigrpo.config.denoising_presets import objectives_of
 from unigrpo.errors import RecipeError
@@ -160,3 +161,16 @@ def test_keys_know_fine_tuning(capsys):
     assert "Key of fine-tuning (`unigrpo sft`)\n  max_length: 512" in said
     assert main(["keys", "mmada_cott"]) == 2
     assert "did you mean 'mmada_cot'" in capsys.readouterr().err
+
+
+def test_keys_know_those_that_transformers_has(capsys):
+    """A recipe takes them, so they are found, listed, and meant where one is misspelt."""
+    assert main(["keys", "push_to_hub", "save_steps"]) == 0
+    said = capsys.readouterr().out
+    assert "Key of transformers' TrainingArguments" in said and "  push_to_hub: False" in said
+    assert f"  save_steps: {TrainingArguments('x').save_steps}" in said
+    assert main(["keys"]) == 0
+    listed = capsys.readouterr().out.partition("Keys of transformers' TrainingArguments")[2]
+    assert "report_to" in listed and "learning_rate" not in listed and "num_generations" not in listed
+    assert main(["keys", "save_step"]) == 2
+    assert "did you mean 'save_steps'" in capsys.readouterr().err

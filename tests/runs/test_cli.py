@@ -6,9 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import transformers
+import yaml
+from PIL import Image
 
 from unigrpo import load_policy
 from unigrpo.runs.cli import main
@@ -111,6 +114,20 @@ def test_check_finds_mistakes_and_unreachable_ids(tiny_recipe, capsys):
 def test_check_finds_what_a_run_would_stumble_over(tiny_recipe, change, message, capsys):
     assert main(["check", str(tiny_recipe), "use_cpu=true", change]) == 1
     assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", [{"task": "t2i"}, {"image": "picture.png"}])
+def test_check_takes_the_task_that_rows_have_themselves(own, tmp_path, capfd):
+    """No dataset names a task here. The image tokenizer is that of the model, and nothing is said to a terminal that is not there."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "What shape is it?", **own}) + "\n")
+    recipe = {"model": {"path": "builtin:shapes"}, "datasets": [{"path": "rows.jsonl"}], "use_cpu": True}
+    recipe |= {"rewards": [{"name": "jpeg_size"}], "output_dir": str(tmp_path / "run")}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    datasets.enable_progress_bars()
+    assert main(["check", str(tmp_path / "mine.yaml")]) == 0
+    shown = capfd.readouterr()
+    assert "image tokenizer builtin:shapes_tokenizer: 512 codes" in shown.out and not shown.err
 
 
 @pytest.mark.parametrize(

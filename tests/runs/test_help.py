@@ -21,7 +21,7 @@ def test_help_is_one_screen_with_an_example(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([*name.split(), "--help"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"usage: unigrpo {name or 'COMMAND'}")
+    assert lines[0].startswith(f"usage: unigrpo {name or 'COMMAND'} ")
     assert ended.value.code == 0 and sum(max(1, -(-len(line) // COLUMNS)) for line in lines) <= ROWS
     (examples,) = [unit for unit in units() if unit[0].place.startswith(f"unigrpo {name}".strip() + " --help:")]
     first = [own.words for own in examples if own.words[1] == (name or "train")]

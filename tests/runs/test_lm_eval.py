@@ -143,3 +143,21 @@ def test_without_the_harness_the_command_says_what_to_install(monkeypatch, capsy
     assert main(["lm-eval", "--model_args", "path=builtin:arithmetic", "--tasks", "sums"]) == 2
     assert "pip install 'unigrpo[lm-eval]'" in capsys.readouterr().err
     assert main(["lm-eval"]) == 2 and "give --model_args path=MODEL and --tasks" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not INSTALLED, reason=MISSING)
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ({}, None),
+        ({"max_completion_length": 16, "steps": 16}, None),
+        ({"steps": 16}, 32),
+        ({"steps": 16, "block_length": 4}, 20),
+    ],
+)
+def test_the_task_says_the_length_where_neither_the_command_nor_the_checkpoint_does(given, length):
+    """A checkpoint's lengths hold together or not at all; with other steps they do not hold, and 256 positions would not fit."""
+    from unigrpo.runs.lm_eval import UniGRPOLM
+
+    own = UniGRPOLM("builtin:arithmetic", draws=1, device="cpu", **given)
+    assert own._sampling({"max_gen_toks": 20}) == (length, None)

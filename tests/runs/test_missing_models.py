@@ -6,8 +6,11 @@ import socket
 
 import pytest
 from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 
 from unigrpo.runs.cli import main
+
+from ..support.tiny import tiny_model
 
 
 RECIPE = """
@@ -92,3 +95,20 @@ def test_check_tries_the_hub_once_for_all_recipes(recipe, asked, capsys):
 def test_list_code_asks_nobody(recipe, asked):
     assert main(["check", "--list-code", recipe]) == 0
     assert asked == []
+
+
+@pytest.mark.parametrize("command", ["sample", "merge", "inspect", "evaluate quickstart --model", "train", "check"])
+def test_an_adapter_whose_base_is_not_there_names_both(command, tmp_path, monkeypatch, capsys):
+    """As after a folder was copied to another machine, where the path of its base leads nowhere."""
+    monkeypatch.chdir(tmp_path)
+    adapter = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules="all-linear"))
+    adapter.peft_config["default"].base_model_name_or_path = "runs/gone"
+    adapter.save_pretrained("copied")
+    name, *option = command.split()
+    words = {"train": ["quickstart", "model.path=copied"], "inspect": ["copied"]}
+    words["check"] = words["train"]
+    asked = words.get(name, [*option, "copied"] if option else ["copied", "x"])
+    assert main([name, *asked]) == (1 if name == "check" else 2)
+    said = "".join(capsys.readouterr())
+    assert "model 'runs/gone' is not" in said and "the base that adapter 'copied' names" in said
+    assert "base_model_name_or_path" in said and "unigrpo merge" in said

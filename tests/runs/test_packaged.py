@@ -13,6 +13,7 @@ from unigrpo.runs.bounded_yaml import read_yaml
 from unigrpo.runs.cli import main
 from unigrpo.runs.kinds import kind_of
 from unigrpo.runs.recipe import load_recipe
+from unigrpo.runs.sft import load_any_recipe
 
 from ..support import RECIPES
 
@@ -33,6 +34,18 @@ def test_every_recipe_and_launch_file_is_listed_with_a_line(capsys):
         line = packaged.line(name)
         assert (10 < len(line) <= 110 and line.endswith(".")) or name == "accelerate/one_gpu", name
         assert f"{name} " in shown and line in shown
+
+
+def test_the_list_needs_no_torch_and_says_what_the_keys_say(tmp_path):
+    """Copies and the list are there at once: a recipe's first line says its command."""
+    code = f"""import sys
+from unigrpo.runs.cli import main
+main(["recipes"]), main(["recipes", "copy", "quickstart", "--to", {str(tmp_path)!r}])
+sys.exit(", ".join({{"torch", "transformers", "datasets"}} & set(sys.modules)) or 0)"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    for name in packaged.names():
+        assert packaged.command(name) == load_any_recipe(name).kind, name
 
 
 def test_recipes_are_listed_and_copied_with_their_command(tmp_path, capsys):

@@ -16,6 +16,7 @@ from unigrpo.runs.cli import main
 from unigrpo.runs.recipe import parse_recipe
 from unigrpo.runs.sft import build_sft_trainer, parse_sft_recipe, run_sft_recipe
 from unigrpo.runs.train import build_trainer, evaluate_recipe
+from unigrpo.toy.arithmetic import lessons
 
 
 ARITHMETIC = {"path": "builtin:arithmetic", "split": "train", "limit": 64}
@@ -44,6 +45,12 @@ def written(folder, **changes):
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(folder / "run"), **changes}))
     return str(path)
+
+
+def asked_in_chat(row):
+    """A row's question and answer as ``messages``."""
+    messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+    return {"messages": messages, "solution": row["solution"]}
 
 
 @pytest.mark.smoke
@@ -105,7 +112,10 @@ def test_a_run_from_scratch_goes_on_from_its_checkpoint_and_not_from_new_weights
 
 
 def test_held_out_answers_are_judged_as_evaluate_judges_them(tmp_path, capsys):
-    path = written(tmp_path, sampling=SAMPLING, eval_datasets=[{**ARITHMETIC, "split": "test", "limit": 24}])
+    chats = tmp_path / "chats.jsonl"  # The same questions, half of them asked in a chat.
+    rows = [asked_in_chat(row) if number % 2 else row for number, row in enumerate(lessons("test", 24))]
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = written(tmp_path, sampling=SAMPLING, eval_datasets=[{"path": str(chats)}])
     assert main(["sft", path, "max_steps=1", "learning_rate=1e-9"]) == 0
     shown = capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -146,7 +156,7 @@ def test_datasets_are_sources_with_their_weights_and_adapters_are_named_by_the_r
         ({"sampling": 3}, "sampling must be a mapping"),
         ({"sampling": {"beta": 0}}, "sampling: unknown key 'beta'"),
         ({"sampling": {"steps": 0}}, "here: sampling: steps=0"),
-        ({"sampling": {}, "eval_datasets": []}, "sampling asks for held-out answers, and no row of eval_datasets has"),
+        ({"sampling": {}, "eval_datasets": []}, "sampling asks for held-out answers, and no row of eval_datasets has a question"),
         ({"model": {"path": "builtin:arithmetic", "from_scratch": True}, "lora": {"r": 2}}, "from_scratch=True with an adapter"),
         ({"model": {"path": "builtin:arithmetic", "from_scratch": 1}}, "model.from_scratch=1 must be of type bool"),
         ({"objective": "mmada_stage9"}, "here: objective='mmada_stage9' is not valid"),

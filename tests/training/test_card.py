@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from peft import LoraConfig
 
 from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, UniGRPOConfig, UniGRPOTrainer
 from unigrpo.errors import NotReachableError, SourceError
+from unigrpo.runs.cli import main
 from unigrpo.training.card import is_ours
 
 from ..support.given_runs import SMALL, TEXT
 from ..support.servers import serving
 from ..support.tiny import TRAINING, low_ids, prompts, tiny_model, tiny_processor
+from ..support.tolerances import assert_rounding
 
 
 IDS = torch.arange(24).remainder(150).reshape(2, 12)
@@ -45,6 +48,29 @@ SAID = {
     "sft": ["objective `mmada_cot`: MMaDA's Mixed Long-CoT", "loss of text x 0.5 (law linear", "`chats (12 rows)`", "| step | loss |"],
     "rl": ["algorithm `unigrpo`: MMaDA's UniGRPO", "rewards: `low_ids` x 0.5", "`train_dataset (16 rows)`", "| step | reward | kl |"],
 }  # fmt: skip
+
+
+def assert_opens(card: ModelCard, trained) -> None:
+    """Each piece of a card's code opens a model that computes what ``trained`` does."""
+    blocks = re.findall(r"```python\n(.*?)```", card.content, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        found: dict = {}
+        exec(block, found)
+        model = found.get("model") or found["policy"].model
+        with torch.no_grad():
+            assert_rounding(model.eval()(input_ids=IDS).logits, trained(input_ids=IDS).logits, relative=1e-4)
+
+
+def test_a_merged_model_keeps_a_readme_of_its_users_and_needs_none_of_the_adapters(tmp_path, base):
+    trainer_of("rl", base, tmp_path / "mine", True).save_model()
+    (tmp_path / "mine" / "README.md").unlink()
+    assert main(["merge", str(tmp_path / "mine"), str(tmp_path / "whole")]) == 0
+    assert "## How to open it" in (tmp_path / "whole" / "README.md").read_text()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text("mine")
+    assert main(["merge", str(tmp_path / "mine"), str(tmp_path / "other")]) == 0
+    assert (tmp_path / "other" / "README.md").read_text() == "mine"
 
 
 @pytest.mark.smoke
@@ -78,15 +104,15 @@ def test_a_card_says_what_was_made_of_what_and_its_code_opens_it(tmp_path, base,
     assert is_ours(out / "README.md") and is_ours(out / "checkpoint-1" / "README.md")
 
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", card.content, re.DOTALL)
-    assert len(blocks) == 2
-    trainer.model.eval()
-    for block in blocks:
-        found: dict = {}
-        exec(block, found)
-        model = found.get("model") or found["policy"].model
-        with torch.no_grad():
-            assert torch.allclose(model.eval()(input_ids=IDS).logits, trainer.model(input_ids=IDS).logits, atol=2e-5)
+    assert_opens(card, trainer.model.eval())
+    if lora:
+        assert main(["merge", "mine", "whole"]) == 0
+        whole = ModelCard.load("whole/README.md")
+        for said in [*SAID[kind], "# whole", "adapter `mine` on `tiny-mmada`, merged", "|  | step 0 | step 2 |"]:
+            assert said in whole.content
+        assert whole.data.to_dict() == {**data, "library_name": "transformers"} and is_ours(Path("whole/README.md"))
+        assert whole.content.count("<!-- written by") == 1 and "reward_curve" not in whole.content
+        assert_opens(whole, trainer.model)
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -58,6 +58,18 @@ def test_answers_are_whole_on_a_narrow_terminal_with_the_gold_beside_them(width,
     assert "task text a_reward_with" in shown and "system:" in " ".join(row[0] for row in cells)
 
 
+def test_words_are_whole_where_there_is_room_for_them(monkeypatch, capsys):
+    """Of a thought and its picture on 80 columns: nothing of the prompt or of a head is broken, and the table is as wide as it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    prompt = "something large, the color of milk, the shape of a chessboard, where fish sleep"
+    table = {"prompt": [prompt], "thought": ["<think>a large red square at the bottom</think>"]}
+    show_completions({**table, "completion": [PICTURE], "solution": ["white"], "thought_and_picture": [0.5]}, 0, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert {len(line) for line in lines} == {80} and "┃ solution ┃" in lines[2]
+    shown = [line.split("│")[1].split() for line in lines if line.startswith("│")]
+    assert [word for own in shown for word in own] == prompt.split()
+
+
 # ---- trackers ----
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..errors import SourceError
 from . import DiffusionPolicy, resolve_policy
 from .adapter_files import ADAPTER_FILE, adapter_base, adapter_digest, adapter_folder, check_base_adapter, load_adapter
 from .builtin import model_path
@@ -53,6 +55,20 @@ def lineage(path: str) -> list[str]:
     return found
 
 
+@contextmanager
+def finding_base(adapters: Sequence[str]) -> Iterator[None]:
+    """Says of a whole model that is not to be had which of ``adapters`` it is the base of."""
+    try:
+        yield
+    except SourceError as error:
+        if not adapters:
+            raise
+        raise type(error)(
+            f"{error}. It is the base that adapter {adapters[-1]!r} names: write where it is into base_model_name_or_path of "
+            f"its {ADAPTER_FILE}, or take a whole model, which `unigrpo merge` makes where both are"
+        ) from error
+
+
 @asking_once()
 def open_model(
     path: str,
@@ -80,10 +96,11 @@ def open_model(
     from .adapters import merged
 
     *adapters, base = lineage(path)
-    family = resolve_policy(
-        family_of(base, policy)
-        or load_config(base, trust_remote_code=bool(options.get("trust_remote_code"))).model_type
-    )
+    with finding_base(adapters):
+        family = resolve_policy(
+            family_of(base, policy)
+            or load_config(base, trust_remote_code=bool(options.get("trust_remote_code"))).model_type
+        )
     if allow_missing:
         options["allow_missing"] = allow_missing
     if from_scratch:
@@ -91,7 +108,8 @@ def open_model(
         return Opened(model=family.fresh_model(base, seed, **options), family=family)
     for folder, below in pairwise(adapters):
         check_base_adapter(folder, below)
-    model: Any = family.load_model(base, **options)
+    with finding_base(adapters):
+        model: Any = family.load_model(base, **options)
     for number, folder in enumerate(reversed(adapters)):
         model = load_adapter(merged(model) if number else model, folder, allow_missing, trained)
     if len(adapters) > 1:

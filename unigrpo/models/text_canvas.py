@@ -101,7 +101,7 @@ class TextCanvasPolicy(DiffusionPolicy):
         if limit <= 0:
             raise ValueError(
                 f"{name}={written} leaves no room for a prompt in {self.max_length} positions (max_sequence_length of "
-                "the model)"
+                f"the model); lower {name.split()[0]}"
             )
         return min(limit, max_prompt_length or limit)
 

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..models.checkpoint_files import hub_file
 from ..models.hub import asking_once, fetched, hub_answers
 from ..models.loading import check_family, load_processor
 from ..models.nearest import config_of
-from ..models.opening import lineage
+from ..models.opening import finding_base, lineage
 from ..models.processing import settle_template
 from ..models.quantization import check_quantization
 from ..rewards._published import pinned
@@ -103,12 +103,19 @@ def _findings(recipe: Recipe, offline: bool) -> list[str]:
             "denoising loss needs both"
         )
     every = (*recipe.datasets, *recipe.eval_datasets, *recipe.sft_datasets)
-    with_pictures = any(spec.task not in (None, "text") for spec in every)
-    codec = None
-    if with_pictures or args.image_tokenizer is not None:
+
+    @cache
+    def codec() -> CodeCount | None:
+        """Made for the first picture that a dataset's key or a row itself names."""
+        if policy is not None and policy.codebook_size is None:
+            return None
         pictures = {task: args.for_task(task).image_size for task in ("mmu", "t2i", "picture", "i2i")}
         config, said = check_image_tokenizer(recipe, args, pictures, offline)
-        notes, codec = notes + said, CodeCount((config or MagvitV2Config()).factor)
+        notes.extend(said)
+        return CodeCount((config or MagvitV2Config()).factor)
+
+    if any(spec.task not in (None, "text") for spec in every) or args.image_tokenizer is not None:
+        codec()
     notes += _check_reward_models(recipe, offline)
     canvas, columns = (policy, args, codec), []
     for spec in (*recipe.datasets, *recipe.eval_datasets):
@@ -192,9 +199,10 @@ def reached(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
 
 def check_model(recipe: Recipe, args: Any, offline: bool) -> tuple[Any, list[str]]:
     """The configuration of the recipe's model, None where it is not reachable, and what is said of it."""
-    path = lineage(recipe.model.path)[-1]
+    *adapters, path = lineage(recipe.model.path)
     load = partial(config_of, path, build_policy(recipe), **(args.model_init_kwargs or {}))
-    config, notes = (load(), []) if is_local(path) else reached(f"model {path}", load, offline)
+    with finding_base(adapters):
+        config, notes = (load(), []) if is_local(path) else reached(f"model {path}", load, offline)
     return config, notes or [f"model {recipe.model.path}: {config.model_type}"]
 
 
@@ -296,7 +304,7 @@ def reached_rows(spec: DatasetSpec, load: Callable[[DatasetSpec], Any], offline:
 def _check_data(
     recipe: Recipe,
     spec: DatasetSpec,
-    canvas: tuple[DiffusionPolicy | None, UniGRPOConfig, Any],
+    canvas: tuple[DiffusionPolicy | None, UniGRPOConfig, Callable[[], Any]],
     offline: bool,
     gold: bool,
     given: bool = False,
@@ -316,7 +324,8 @@ def _check_data(
 
     def check_row(row: dict[str, Any], where: str) -> None:
         if policy is not None:
-            check_prompt(policy, args, codec, row, where, held_out, checked)
+            shown = None if task_of(row) == "text" else codec()
+            check_prompt(policy, args, shown, row, where, held_out, checked)
         else:
             for span in spans_of(task_of(row)):
                 check_task_sampler(args, span, where, held_out)

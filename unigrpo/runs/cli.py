@@ -200,8 +200,9 @@ def _benchmark_arguments(benchmark: argparse.ArgumentParser) -> None:
 def _command(commands, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
     examples = EXAMPLES.get(name)
     epilog = None if examples is None else f"examples:{examples}"
+    said = text[0].upper() + text[1:] + "."
     parser = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, formatter_class=HELP
+        name, prog=f"unigrpo {name}", help=text, description=said, epilog=epilog, formatter_class=HELP
     )
     parser.set_defaults(run=run)
     return parser

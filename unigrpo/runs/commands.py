@@ -221,19 +221,28 @@ def run_agreement(arguments: argparse.Namespace) -> int:
 
 
 def run_merge(arguments: argparse.Namespace) -> int:
-    """``unigrpo merge ADAPTER OUTPUT``."""
+    """``unigrpo merge ADAPTER OUTPUT``: the whole model, and its card; a ``README.md`` of somebody's own stays."""
     from ..models.adapter_files import check_no_checkpoint
     from ..models.adapters import merged
+    from ..models.opening import lineage
     from ..models.reference import is_peft
     from ..rollout.generate import load_policy
+    from ..training.card import CARD, Facts, is_ours, merged_card, sealed
 
     check_no_checkpoint(arguments.output)
     quiet_bars()
     loaded = load_policy(arguments.adapter, dtype=arguments.dtype, device="cpu")
     if not is_peft(loaded.model):
         raise ValueError(f"{arguments.adapter!r} holds no adapter (no adapter_config.json); nothing to merge")
-    merged(loaded.model).save_pretrained(arguments.output)
+    model = merged(loaded.model)
+    model.save_pretrained(arguments.output)
     loaded.policy.processor.save_pretrained(arguments.output)
+    adapter, base, *_ = lineage(arguments.adapter)
+    card, own = Path(arguments.output) / CARD, Path(adapter) / CARD
+    if not card.exists() or is_ours(card):
+        facts = Facts(name=card.resolve().parent.name, base=base, kind=type(model))
+        said = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
+        card.write_text(sealed(merged_card(facts, arguments.adapter, said)), encoding="utf-8")
     say(f"wrote {arguments.output}")
     return 0
 

@@ -12,7 +12,7 @@ from ..models.checkpoint_files import MANY_LAYERS, check_complete, check_numbers
 from ..models.hub import asking_once
 from ..models.loading import load_processor
 from ..models.nearest import config_of, tensors_of
-from ..models.opening import lineage
+from ..models.opening import finding_base, lineage
 
 
 @asking_once()
@@ -29,7 +29,8 @@ def understood(path: str, policy: str | None = None) -> tuple[list[tuple[str, st
         SourceError: there is nothing at ``path``.
     """
     *adapters, base = lineage(path)
-    config = config_of(base, policy)
+    with finding_base(adapters):
+        config = config_of(base, policy)
     family = resolve_policy(policy or config.model_type)
     check_numbers(config.to_dict(), f"model {base!r}", MANY_LAYERS)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):

@@ -6,15 +6,18 @@ import difflib
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any
+
+from transformers import TrainingArguments
 
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
 from ..algorithm.combining import RewardTerm
 from ..algorithm.denoising import MaskedDenoising
 from ..algorithm.loss import PolicyLoss
-from ..config.arguments import OWN_KEYS
-from ..config.denoising_arguments import DENOISING_KEYS
+from ..config.arguments import OWN_KEYS, UniGRPOConfig
+from ..config.denoising_arguments import DENOISING_KEYS, MaskedDenoisingConfig
 from ..config.denoising_presets import OBJECTIVES
 from ..config.presets import PRESETS
 from ..config.run_keys import RunKeys
@@ -32,6 +35,15 @@ WHOLE = {
     "of a fine-tuning objective": keys_of(MaskedDenoising),
 }
 OF_A_RUN = [*WHOLE["of the run"].values(), *WHOLE["of the loss"].values()]
+INHERITED = {
+    kind: {
+        own.name: own.default if own.default_factory is MISSING else own.default_factory()
+        for own in fields(arguments)
+        if own.init and own.name in TrainingArguments.__dataclass_fields__
+    }
+    for kind, arguments in (("train", UniGRPOConfig), ("sft", MaskedDenoisingConfig))
+}
+"""Keys of transformers that a recipe of either command takes, with their defaults here."""
 WIDTH = 120
 
 
@@ -52,6 +64,10 @@ def describe(words: Sequence[str] = ()) -> Iterator[str]:
         yield from _about(kind)
     for name in OBJECTIVES:
         yield from _objective(name)
+    ours = {name for keys in WHOLE.values() for name in keys}
+    yield "Keys of transformers' TrainingArguments; `unigrpo keys NAME` has the default of one"
+    names = ", ".join(sorted(INHERITED["train"].keys() - ours))
+    yield textwrap.fill(names, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _about(word: str) -> Iterator[str]:
@@ -74,8 +90,15 @@ def _about(word: str) -> Iterator[str]:
         if word in OBJECTIVES:
             yield from _objective(word)
             return
+        if word in INHERITED["train"]:
+            yield from _inherited(word)
+            return
         if word not in PRESETS:
-            keys = {key for keys in (*WHOLE.values(), *(keys_of(part) for *_, part in parts)) for key in keys}
+            keys = {
+                key
+                for keys in (*WHOLE.values(), *INHERITED.values(), *(keys_of(part) for *_, part in parts))
+                for key in keys
+            }
             near = difflib.get_close_matches(
                 word, [*keys, *KINDS, *(name for _, name, _ in parts), *PRESETS, *OBJECTIVES], n=1
             )
@@ -88,6 +111,14 @@ def _about(word: str) -> Iterator[str]:
     for title, about in readers:
         yield f"Key {title}" if title in WHOLE else title
         yield from _keys({word: about})
+
+
+def _inherited(word: str) -> Iterator[str]:
+    defaults = {kind: "none" if keys[word] is None else str(keys[word]) for kind, keys in INHERITED.items()}
+    train, sft = defaults["train"], defaults["sft"]
+    yield "Key of transformers' TrainingArguments, whose documentation says what it does"
+    yield f"  {word}: {train}" + ("" if train == sft else f" (`unigrpo sft`: {sft})")
+    yield ""
 
 
 def _objective(name: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from lm_eval.api.registry import register_model
 
 from ..algorithm.likelihood import score_tokens
 from ..config.build import build_algorithms
+from ..config.settings import LENGTHS
 from ..rollout.pipeline import Pipeline, evaluating
 from ..rollout.sample import sample_answers
 from ..samplers import Block, SemiAutoregressive
@@ -72,9 +73,10 @@ class UniGRPOLM(LM):
         self._path, self.draws = path, draws
         self.source = open_source(path, self._words)
         self.pipe = load_pipeline(self.source, ["text"])
-        self._lengths = "max_completion_length" in overrides or bool(
-            getattr(self.source.config(), "sampling_defaults", None)
-        )
+        # A checkpoint's own lengths hold where none of them is given, as everywhere.
+        usual = None if overrides.keys() & set(LENGTHS) else getattr(self.source.config(), "sampling_defaults", None)
+        self._lengths = "max_completion_length" in overrides or bool(usual)
+        self._block = int(overrides.get("block_length") or BLOCK)
 
     @property
     def tokenizer_name(self) -> str:
@@ -107,7 +109,7 @@ class UniGRPOLM(LM):
     def _sampling(self, options: dict[str, Any]) -> tuple[int | None, float | None]:
         """Positions and temperature that a request asks for; None = those of the policy."""
         wanted = options.get("max_gen_toks") or options.get("max_new_tokens")
-        length = None if self._lengths or not wanted else -(-int(wanted) // BLOCK) * BLOCK
+        length = None if self._lengths or not wanted else -(-int(wanted) // self._block) * self._block
         temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else None
         return length, temperature
 

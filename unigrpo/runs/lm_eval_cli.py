@@ -33,6 +33,8 @@ def run_lm_eval(arguments: argparse.Namespace) -> int:
         )
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("unigrpo lm-eval needs lm-evaluation-harness: pip install 'unigrpo[lm-eval]'")
+    from .commands import quiet_bars
     from .lm_eval import run
 
+    quiet_bars()
     return run(arguments.handed_on)

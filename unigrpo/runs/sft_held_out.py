@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from ..config.arguments import UniGRPOConfig
 from ..config.build import build_algorithms, check_task_sampler
+from ..data.given import given_of
 from ..data.rows import task_of
 from ..errors import RecipeError
 from ..models.lockstep import forwards_meet
@@ -57,20 +58,17 @@ def build_sampling(recipe: Recipe, args: Any) -> UniGRPOConfig | None:
 
 
 def questions(sets: dict[str, Any], args: UniGRPOConfig, source: str) -> list[dict[str, Any]]:
-    """The rows of ``sets`` that have a prompt and a solution, and are answered with text.
+    """The rows of ``sets`` that ask, by a prompt or a chat, have a solution, and are answered with text.
 
     Raises:
         RecipeError: there are none, or the sampler cannot answer their task.
     """
-    rows = [rows[index] for rows in sets.values() for index in range(len(rows))]
-    found = [
-        row
-        for row in rows
-        if row.get("prompt") and row.get("solution") is not None and task_of(row) in ("text", "mmu")
-    ]
+    rows = ((rows[index], f"{name}[{index}]") for name, rows in sets.items() for index in range(len(rows)))
+    judged = [given_of(row, where) for row, where in rows if row.get("solution") is not None]
+    found = [given.row for given in judged if given.task in ("text", "mmu") and not given.plain]
     if not found:
         raise RecipeError(
-            f"{source}: sampling asks for held-out answers, and no row of eval_datasets has a prompt and a 'solution' to "
+            f"{source}: sampling asks for held-out answers, and no row of eval_datasets has a question and a 'solution' to "
             "judge them by; name one in column_map, or leave out sampling"
         )
     try:

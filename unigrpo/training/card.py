@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..algorithm.denoising import MaskedDenoising
 from ..config.denoising_presets import OBJECTIVES
@@ -25,6 +25,8 @@ VERSION = sys.modules[__name__.partition(".")[0]].__version__
 """Of the package, which stands above this room."""
 
 SEAL = re.compile(r"\n<!-- written by unigrpo, ([0-9a-f]{16}); an edited file is left alone -->\n\Z")
+
+CURVE = "![the run's curve](reward_curve.png)\n\n"
 
 FEW_ROWS = 8
 """Steps that the table of a run shows."""
@@ -54,15 +56,15 @@ class Facts:
     name: str
     base: str
     kind: type
-    policy: str | None
-    adapter: str | None
-    base_has_adapter: bool
-    method: Sequence[str]
-    paper: str | None
-    data: dict[str, list[str]]
-    columns: Sequence[str]
-    history: Sequence[dict[str, Any]]
-    held_out: dict[str, dict[str, float]]
+    policy: str | None = None
+    adapter: str | None = None
+    base_has_adapter: bool = False
+    method: Sequence[str] = ()
+    paper: str | None = None
+    data: dict[str, list[str]] = field(default_factory=dict)
+    columns: Sequence[str] = ()
+    history: Sequence[dict[str, Any]] = ()
+    held_out: dict[str, dict[str, float]] = field(default_factory=dict)
     picture: bool = False
     identity: dict[str, str] = field(default_factory=dict)
 
@@ -121,7 +123,7 @@ def card_of(facts: Facts, hub_only: bool = False, **metadata: Any) -> str:
         "## How it was trained\n\n" + "\n".join(f"* {line}" for line in [*facts.method, *_data_lines(facts)]),
         _run_table(facts),
         _held_out_table(facts),
-        "## How to open it\n\n" + "\n\n".join(snippets(facts)),
+        _opening(facts),
         _citation(facts),
     ]
     data = ModelCardData(**{key: value for key, value in entries.items() if value is not None})
@@ -151,7 +153,7 @@ def _run_table(facts: Facts) -> str:
     last = len(logs) - 1
     places = sorted({round(place * last / (FEW_ROWS - 1)) for place in range(FEW_ROWS)}) if last else [0]
     rows = [[str(logs[place]["step"]), *(_number(logs[place].get(name)) for name in columns)] for place in places]
-    picture = "![the run's curve](reward_curve.png)\n\n" if facts.picture else ""
+    picture = CURVE if facts.picture else ""
     return f"## The run\n\n{picture}" + _table(["step", *columns], rows)
 
 
@@ -203,6 +205,34 @@ base = load_policy(PeftConfig.from_pretrained(folder).base_model_name_or_path{fa
 model = PeftModel.from_pretrained(base, folder)"""
     whole = f"`unigrpo merge {facts.name} FOLDER` makes a whole model of it, which transformers opens."
     return [f"With unigrpo:\n\n```python\n{with_unigrpo}\n```", f"With PEFT:\n\n```python\n{other}\n```", whole]
+
+
+def _opening(facts: Facts) -> str:
+    where = f"`{facts.name}` is this folder, or its id on the hub."
+    return "## How to open it\n\n" + "\n\n".join([where, *snippets(facts)])
+
+
+def merged_card(facts: Facts, adapter: str, card: str = "") -> str:
+    """The card of the whole model that an adapter was merged into.
+
+    Args:
+        facts: of the whole model: its name, class and base.
+        adapter: the adapter, as it was named.
+        card: its own card, whose metadata and sections on training, results and citation are taken over.
+    """
+    read = ModelCard(SEAL.sub("\n", card), ignore_metadata_errors=True)
+    entries = {**read.data.to_dict(), "library_name": "transformers"}
+    sections = {part.partition("\n")[0]: part.strip() for part in re.split(r"^## ", read.text, flags=re.MULTILINE)[1:]}
+    taken = [f"## {sections[name]}" for name in ("How it was trained", "The run", "Held-out rows") if name in sections]
+    base = f" on `{shown_base(facts.base)}`" if facts.base else ""
+    parts = [
+        f"# {facts.name}",
+        f"The adapter `{shown_base(adapter)}`{base}, merged into all weights ({facts.kind.__name__}) by unigrpo {VERSION}.",
+        *(part.replace(CURVE, "") for part in taken),
+        _opening(facts),
+        f"## {sections['To cite']}" if "To cite" in sections else _citation(facts),
+    ]
+    return f"---\n{ModelCardData(**entries).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
 def _citation(facts: Facts) -> str:

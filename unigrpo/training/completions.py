@@ -25,6 +25,9 @@ SHEET_ROWS, SHEET_COLUMNS = 8, 8
 RATIOS = {"prompt": 4, "thought": 8, "completion": 8}
 """Shares of the terminal's width that columns of text get; the others get 3."""
 
+UNBROKEN = 12
+"""Characters of a word that a column keeps in one line, on a terminal of 80."""
+
 TEXTS = ("task", "prompt", "image", "thought", "completion", "solution")
 """Columns that have their own place on a terminal, also where they hold numbers."""
 
@@ -41,13 +44,37 @@ def show_completions(table: dict[str, list], step: int, limit: int | None) -> No
         scores.insert(0, "task")
     out = console()
     view = Table(title=f"Completions at step {step}", show_lines=True, expand=True)
+    cells = {name: [_cell(value) for value in table[name][:rows]] for name in texts}
+    numbers = ["\n".join(f"{name} {_cell(table[name][index])}" for name in scores) for index in range(rows)]
+    told = min(out.width // 4, max(len(line) for own in ["scores", *numbers] for line in own.split("\n")))
+    ratios = {name: RATIOS.get(name, 3) if any(map(_is_told, table[name][:rows])) else 1 for name in texts}
+    widths = _widths({name: [name, *own] for name, own in cells.items()}, ratios, out.width - told - 4)
     for name in texts:
-        view.add_column(name, overflow="fold", ratio=RATIOS.get(name, 3))
-    view.add_column("scores", overflow="fold", max_width=out.width // 4)
+        view.add_column(
+            name, overflow="fold", **({"ratio": ratios[name]} if widths is None else {"width": widths[name]})
+        )
+    view.add_column("scores", overflow="fold", max_width=told)
     for index in range(rows):
-        numbers = "\n".join(f"{name} {_cell(table[name][index])}" for name in scores)
-        view.add_row(*(_cell(table[name][index]) for name in texts), numbers)
+        view.add_row(*(cells[name][index] for name in texts), numbers[index])
     out.print(view)
+
+
+def _widths(cells: dict[str, list[str]], ratios: dict[str, int], room: int) -> dict[str, int] | None:
+    """Characters of each column: its longest word as far as ``UNBROKEN`` goes, and of what is left a share; None where they do not
+    fit into ``room``, with 3 for the line and the padding of each.
+    """
+    longest = {name: max(len(word) for cell in own for word in cell.split() or [""]) for name, own in cells.items()}
+    least = {name: min(own, UNBROKEN) for name, own in longest.items()}
+    left, shares = room - sum(least.values()) - 3 * len(least), sum(ratios.values())
+    if left < 0:
+        return None
+    found = {name: own + left * ratios[name] // shares for name, own in least.items()}
+    widest = max(found, key=lambda name: ratios[name])
+    return {**found, widest: found[widest] + left - sum(found.values()) + sum(least.values())}
+
+
+def _is_told(value: Any) -> bool:
+    return not isinstance(value, Image.Image)
 
 
 def _is_number(value: Any) -> bool:

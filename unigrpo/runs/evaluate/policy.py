@@ -18,7 +18,7 @@ from ...errors import RecipeError
 from ...models.adapter_files import ADAPTER_FILE
 from ...models.builtin import BUILTIN, model_path
 from ...models.loading import load_config
-from ...models.opening import lineage
+from ...models.opening import finding_base, lineage
 from ...parts import keys_of
 from ...rollout.pipeline import Pipeline
 from ...training.evaluation import eval_pipeline
@@ -70,7 +70,9 @@ class Source:
     def config(self) -> Any:
         """The configuration of the model, without its weights."""
         trusted = bool((self.args.model_init_kwargs or {}).get("trust_remote_code"))
-        return load_config(lineage(self.path)[-1], trust_remote_code=trusted)
+        *adapters, base = lineage(self.path)
+        with finding_base(adapters):
+            return load_config(base, trust_remote_code=trusted)
 
     def identity(self) -> dict[str, Any]:
         """Which weights these are."""
