@@ -132,6 +132,16 @@ def test_two_steps_then_a_checkpoint_resumes_and_reopens(make_trainer, tmp_path,
     assert isinstance(answer, ThoughtAndPicture) and answer.picture.size == (64, 64)
 
 
+def test_a_trainer_answers_in_the_sizes_of_its_spans(make_trainer):
+    short = {"max_prompt_length": 8, "max_completion_length": 4, "block_length": 4}
+    trainer = make_trainer(**options(picture={"image_size": 32}, thought=short))
+    asked = {"task": "r2i", "images": picture(0), "r2i_decoding": "parallel"}
+    (answer,) = trainer.generate("w3 w4", **asked)
+    assert answer.picture.size == (32, 32) and len(answer.thought.split()) <= 4
+    (drawn,) = trainer.generate("w3 w4", task="t2i")
+    assert drawn.size == (64, 64)
+
+
 def test_a_row_without_a_picture_is_named(make_trainer):
     rows = edits(4)
     del rows[2]["image"]
