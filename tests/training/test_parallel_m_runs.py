@@ -8,13 +8,18 @@ import torch
 from PIL import Image
 
 from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, load_policy
+from unigrpo.config.denoising_presets import objectives_of
+from unigrpo.data.image_codes import ImageCodec
 from unigrpo.rollout.thoughts import ThoughtAndPicture
+from unigrpo.runs.memory_sft import _shape
+from unigrpo.training.given import Writer
 from unigrpo.training.window import rebuild_window
 
 from ..support.given_runs import SMALL
 from ..support.images import assert_on_policy, picture, tiny_tokenizer
 from ..support.laws import difference, first_window, total_and_gradient
 from ..support.runs import history
+from ..support.tiny_lumina import Cells, tiny_parallel_a
 from ..support.tiny_parallel import edits, tiny_parallel
 
 
@@ -162,3 +167,19 @@ def test_given_edits_and_thoughts_are_learned(tmp_path):
     after = trainer.evaluate()
     for own in ("eval_thought_loss", "eval_picture_loss"):
         assert after[own] < 0.7 * before[own], own
+
+
+@pytest.mark.parametrize("family", ["mmada_parallel_m", "mmada_parallel_a"])
+def test_memory_counts_a_given_row_with_both_pictures_and_its_padded_instruction(family):
+    of_m = family == "mmada_parallel_m"
+    (_, policy), codes = (tiny_parallel(), tiny_tokenizer()) if of_m else (tiny_parallel_a(), Cells())
+    keys = {"max_length": 80, "thought_length": 8, "image_size": 64}
+    writer = Writer(
+        policy, objectives_of(family), ImageCodec(codes, policy), vocabulary=policy.token_space("text"), **keys
+    )
+    row = {"prompt": "w1", "task": "r2i", "image": picture(0), "completion": "w5", "edited_image": picture(1)}
+    args = MaskedDenoisingConfig("unused", use_cpu=True, objective=family, **keys)
+    counted = _shape(args, policy.config, codes.config, "r2i").length
+    # What A is asked and says may fill max_length; here it does not.
+    text = len(policy.processor.encode_prompt("w1", "r2i")) + 2
+    assert counted == writer.write(row, "a row").canvas.ids.shape[1] + (0 if of_m else 80 - text)
