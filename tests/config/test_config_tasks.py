@@ -134,3 +134,16 @@ def test_lengths_are_the_checkpoints_where_a_task_has_none(given, text, mmu):
         **{key: getattr(args, key) for key in ("max_completion_length", "given_keys", "filled_keys")} | given
     )
     assert again.given() == config(**given).given()
+
+
+def test_guidance_is_what_the_sampler_of_a_task_reads():
+    """A likelihood under another law than that of its rollout would make every ratio wrong."""
+    tasks = ("text", "t2i", "i2i")
+    flat = config(guidance="both", guidance_scale=2.0, image_guidance_scale=4.0)
+    assert [flat.for_task(own).likelihood_guidance for own in tasks] == [2.0, (2.0, 4.0), (2.0, 4.0)]
+    away = config(guidance="both", guidance_scale=2.0, guidance_direction="away")
+    assert [away.for_task(own).likelihood_guidance for own in tasks] == [-2.0, 2.0, 2.0]
+    unguided = config(guidance="both", guidance_scale=2.0, task_overrides={"text": {"sampler": "entropy_bound"}})
+    assert unguided.for_task("text").likelihood_guidance is None
+    own = config(guidance="none", image_guidance_scale=4.0).for_task("i2i")
+    assert own.rollout_guidance is None and own.choice("sampler").build(own.shared()).image_guidance_scale == 0.0

@@ -11,6 +11,8 @@ import torch
 from unigrpo import MaskedDenoisingConfig
 from unigrpo.config.denoising_presets import OBJECTIVES, objectives_of
 
+from ..support.recipes import RECIPES
+
 
 # Of a row of 8 with marks at 2 and 7, 4 trained tokens of which 2 are hidden at p = 0.25, a nat each:
 # by the answer 2 * 4 / 4 = 2, by the row 2 * 4 / 8 = 1, the mean of what is scored 1.
@@ -103,3 +105,9 @@ def test_keys_that_a_row_reads_are_not_named(tmp_path, recwarn, objective):
 def test_what_is_no_preset_is_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         objectives_of(*arguments)
+
+
+def test_the_readme_of_recipes_lists_every_objective():
+    text = (RECIPES[0].parent / "README.md").read_text()
+    (line,) = [own for own in text.splitlines() if own.startswith("| `objective` |")]
+    assert set(re.findall(r"`(\w+)`", line)) == {"objective", *OBJECTIVES}

@@ -59,6 +59,10 @@ def test_pictures_that_no_prompt_would_show_are_refused():
     policy = load_policy(model, processing_class=lumina_tokenizer(), image_tokenizer=Cells())
     with pytest.raises(ValueError, match="images belong to tasks 'mmu', 'i2i' and 'r2i', not to 't2i'"):
         policy.generate("w1", task="t2i", images=picture(0))
+    with pytest.raises(ValueError, match="task 'i2i' reads a picture: give images"):
+        policy.generate("w1", task="i2i")
+    with pytest.raises(ValueError, match="give the row task 'i2i', without a thought, or open MMaDA-Parallel-A"):
+        policy.generate("w1", task="r2i", images=picture(0))
 
 
 def test_sample_edits_a_file(tmp_path, capsys):

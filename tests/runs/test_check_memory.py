@@ -13,7 +13,7 @@ from unigrpo.models.magvit import MagvitV2
 from unigrpo.rewards.imagereward import ImageReward
 from unigrpo.runs.cli import main
 from unigrpo.runs.memory import memory_of
-from unigrpo.runs.memory_report import memory_report
+from unigrpo.runs.memory_report import CHANGE_THE_RUN, _key, memory_report
 from unigrpo.runs.recipe import load_recipe
 
 from ..support.recipes import recipe
@@ -187,3 +187,8 @@ def test_offline_a_missing_bitsandbytes_is_told_and_no_failure(tiny_path, tmp_pa
     assert status == 1 and "cannot be trained themselves" in said
     status, said = checked(capsys, *words, "lora.r=4", "model.load_in_8bit=true", "--offline")
     assert status == 1 and "give one of the two" in said
+
+
+def test_a_key_of_one_task_changes_the_run_as_that_of_all_does():
+    found = ["task_overrides.picture.image_size=256", "lora.r=32", "task_overrides.text.kv_cache=none"]
+    assert [_key(own) in CHANGE_THE_RUN for own in found] == [True, True, False]

@@ -8,13 +8,18 @@ import torch
 from PIL import Image
 
 from unigrpo import MaskedDenoisingConfig, MaskedDenoisingTrainer, load_policy
+from unigrpo.config.denoising_presets import objectives_of
+from unigrpo.data.image_codes import ImageCodec
 from unigrpo.rollout.thoughts import ThoughtAndPicture
+from unigrpo.runs.memory_sft import _shape
+from unigrpo.training.given import Writer
 from unigrpo.training.window import rebuild_window
 
 from ..support.given_runs import SMALL
 from ..support.images import assert_on_policy, picture, tiny_tokenizer
 from ..support.laws import difference, first_window, total_and_gradient
 from ..support.runs import history
+from ..support.tiny_lumina import Cells, tiny_parallel_a
 from ..support.tiny_parallel import edits, tiny_parallel
 
 
@@ -132,6 +137,16 @@ def test_two_steps_then_a_checkpoint_resumes_and_reopens(make_trainer, tmp_path,
     assert isinstance(answer, ThoughtAndPicture) and answer.picture.size == (64, 64)
 
 
+def test_a_trainer_answers_in_the_sizes_of_its_spans(make_trainer):
+    short = {"max_prompt_length": 8, "max_completion_length": 4, "block_length": 4}
+    trainer = make_trainer(**options(picture={"image_size": 32}, thought=short))
+    asked = {"task": "r2i", "images": picture(0), "r2i_decoding": "parallel"}
+    (answer,) = trainer.generate("w3 w4", **asked)
+    assert answer.picture.size == (32, 32) and len(answer.thought.split()) <= 4
+    (drawn,) = trainer.generate("w3 w4", task="t2i")
+    assert drawn.size == (64, 64)
+
+
 def test_a_row_without_a_picture_is_named(make_trainer):
     rows = edits(4)
     del rows[2]["image"]
@@ -152,3 +167,19 @@ def test_given_edits_and_thoughts_are_learned(tmp_path):
     after = trainer.evaluate()
     for own in ("eval_thought_loss", "eval_picture_loss"):
         assert after[own] < 0.7 * before[own], own
+
+
+@pytest.mark.parametrize("family", ["mmada_parallel_m", "mmada_parallel_a"])
+def test_memory_counts_a_given_row_with_both_pictures_and_its_padded_instruction(family):
+    of_m = family == "mmada_parallel_m"
+    (_, policy), codes = (tiny_parallel(), tiny_tokenizer()) if of_m else (tiny_parallel_a(), Cells())
+    keys = {"max_length": 80, "thought_length": 8, "image_size": 64}
+    writer = Writer(
+        policy, objectives_of(family), ImageCodec(codes, policy), vocabulary=policy.token_space("text"), **keys
+    )
+    row = {"prompt": "w1", "task": "r2i", "image": picture(0), "completion": "w5", "edited_image": picture(1)}
+    args = MaskedDenoisingConfig("unused", use_cpu=True, objective=family, **keys)
+    counted = _shape(args, policy.config, codes.config, "r2i").length
+    # What A is asked and says may fill max_length; here it does not.
+    text = len(policy.processor.encode_prompt("w1", "r2i")) + 2
+    assert counted == writer.write(row, "a row").canvas.ids.shape[1] + (0 if of_m else 80 - text)

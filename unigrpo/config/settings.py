@@ -49,7 +49,7 @@ def task_settings(
         # Only the default of pictures: the old policy's whole distributions are not kept.
         values["kl_estimator"] = "k3"
     if values["guidance"] == "none":
-        values["guidance_scale"] = 0.0
+        values["guidance_scale"] = values["image_guidance_scale"] = 0.0
     set_keys = {key for key in values if chosen.get(key, usual.get(key)) is not None}
     values |= {kind: _as_written(choice, parts, set_keys) for kind, choice in parts.items()}
     return TaskSettings(**values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, make_dataclass
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..algorithm.loss import WITH_KL, PolicyLoss
@@ -127,8 +127,9 @@ class _Settings:
 
     @property
     def rollout_guidance(self) -> Guidance | None:
-        """That of rollouts, negative where it leads away from the prompt; None without guidance."""
-        return signed_guidance(self) or None
+        """That of rollouts, of the keys that their sampler reads; negative where it leads away from the prompt, None without guidance."""
+        read = SHARED_KEYS & keys_of(self.choice("sampler").part).keys()
+        return signed_guidance(SimpleNamespace(**{key: getattr(self, key) for key in read})) or None
 
     @property
     def needs_reference(self) -> bool:

@@ -141,6 +141,8 @@ class LoadedPolicy:
             raise ValueError(
                 f"images belong to tasks 'mmu', 'i2i' and 'r2i', not to {task!r}: leave them out, or choose one of those"
             )
+        if images is None:
+            raise ValueError(f"task {task!r} reads a picture: give images, one a prompt or one for all")
         transforms = [image_transform] * len(prompts)
         given = enumerate(one_a_prompt("images", images, len(prompts)))
         pictures = [load_image(image, f"images[{number}]") for number, image in given]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +14,8 @@ from .recipe import Recipe
 from .sft import config_to_check
 
 
-CHANGE_THE_RUN = (
-    "lora",
-    "lora.r",
-    "image_size",
-    "max_length",
-    "task_overrides.t2i.image_size",
-    "task_overrides.mmu.image_size",
-)
-"""Keys that are not about memory and speed alone."""
+CHANGE_THE_RUN = ("lora", "lora.r", "image_size", "max_length")
+"""Keys that are not about memory and speed alone, those of a task too."""
 
 
 def memory_report(load: Callable[..., Recipe], card: float) -> tuple[list[str], bool]:
@@ -71,7 +65,7 @@ def _keys_to_turn(load: Callable[..., Recipe], memory: Memory, card: float) -> l
     peak, taken = memory.phases[over[0]], {}
     # What leaves the run as it is comes first, and is turned further before what changes it is turned at all.
     for kind in (True, False):
-        keys = [values for _, _, values in found if (values[0].split("=")[0] not in CHANGE_THE_RUN) is kind]
+        keys = [values for _, _, values in found if (_key(values[0]) not in CHANGE_THE_RUN) is kind]
         for values, step in [(values, step) for step in range(3) for values in keys if step < len(values)]:
             trial = {**taken, values[0]: values[step]}
             lower = max(memory_of_any(load("; ".join(trial.values()).split("; "))).phases.values())
@@ -86,6 +80,11 @@ def _keys_to_turn(load: Callable[..., Recipe], memory: Memory, card: float) -> l
     ]
 
 
+def _key(override: str) -> str:
+    """The key of an override, the same for one task as for all."""
+    return re.sub(r"^task_overrides\.\w+\.", "", override.partition("=")[0])
+
+
 def _turns(recipe: Recipe) -> list[list[str]]:
     """A key with its values, the mildest first, as overrides; several that belong together stand between "; "."""
     args, lora = build_config(recipe), recipe.lora or {}
@@ -97,12 +96,8 @@ def _turns(recipe: Recipe) -> list[list[str]]:
     sizes = (batch, accumulation, args.steps_per_generation)
     where = [f"task_overrides.{task}." for task, own in args.task_overrides.items() if "image_size" in own]
     where += [""] if "image_size" in recipe.config or not where else []
-    side = (
-        max(max(sides(args.for_task(task).image_size or 512)) for task in ("mmu", "t2i", "picture", "i2i"))
-        // 2
-        // 16
-        * 16
-    )
+    longest = max(max(sides(args.for_task(task).image_size or 512)) for task in ("mmu", "t2i", "picture", "i2i"))
+    side = longest // 2 // 16 * 16
     found = [
         *_model_turns(recipe, args),
         [f"rollout_batch_size={rows // by}" for by in (2, 4, 8) if rows >= by],

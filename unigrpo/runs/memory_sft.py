@@ -66,7 +66,10 @@ def _shape(args: MaskedDenoisingConfig, config: Any, tokenizer: TokenizerConfig 
     if task == "mmu":
         return Shape(settings=None, length=room + codes, answer=room, width=width, pixels=pixels)
     if task == "r2i":
-        return Shape(settings=None, length=room + codes + 3, answer=room + codes, width=width, pixels=pixels)
+        pictures = (codes + lines + 3) * (2 if getattr(config, "edits_with_thoughts", False) else 1)
+        # An instruction that is padded has as many places as the thought with its bos, which may fill the room.
+        text = 2 * (args.thought_length or room) + 1 if getattr(config, "pads_instructions", False) else room
+        return Shape(settings=None, length=text + pictures, answer=room + codes, width=width, pixels=pixels)
     padded = (args.attn_mask_mode or getattr(config, "attn_mask_mode", None)) == "none"
     slots = (TEXT_SLOTS if padded else PROMPT[task] + 2) + (codes + lines + 2 if task == "i2i" else 0)
     note = "" if padded else f"captions are counted with {PROMPT[task]} tokens"

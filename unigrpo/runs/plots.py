@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from transformers import TrainerCallback
 
+from ..data.rows import image_of, shows_image
 from ..terminal import say
 from ..training.contact_sheet import Drawn, grouped_sheet
 from ..types import Sample
@@ -21,13 +22,15 @@ SHEET_PROMPTS, SHEET_SAMPLES = 8, 5
 
 
 def picture_sheet(samples: list[Sample], title: str) -> Image.Image | None:
-    """The first held-out prompts with a few pictures each; None where nothing was drawn."""
-    drawn = [
-        Drawn(str(sample.row["prompt"]), sample.completion, sample.thought or "", (sample.images or [None])[0])
-        for sample in samples
-        if isinstance(sample.completion, Image.Image)
-    ]
-    return grouped_sheet(drawn, rows=SHEET_PROMPTS, columns=SHEET_SAMPLES, title=title) if drawn else None
+    """The first held-out prompts with a few pictures each, behind those that they show; None where nothing was drawn."""
+    drawn = [sample for sample in samples if isinstance(sample.completion, Image.Image)]
+    told = (Drawn(str(own.row["prompt"]), own.completion, own.thought or "", _shown(own.row)) for own in drawn)
+    return grouped_sheet(told, rows=SHEET_PROMPTS, columns=SHEET_SAMPLES, title=title) if drawn else None
+
+
+def _shown(row: dict[str, Any]) -> Image.Image | None:
+    """The picture of a row that shows one; held-out samples have let go of theirs."""
+    return image_of(row, "a held-out row") if shows_image(row) else None
 
 
 def side_by_side(left: Path, right: Path, picture: Path) -> None:

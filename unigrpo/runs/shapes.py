@@ -111,9 +111,11 @@ def picture_of(config: Any, tokenizer: TokenizerConfig, size: Any) -> tuple[tupl
 def shape_of(args: UniGRPOConfig, config: Any, tokenizer: TokenizerConfig | None, task: str) -> Shape:
     """The canvas of ``task`` with a prompt as long as a run takes, or a usual one where it takes any."""
     own, text = args.for_task(task), getattr(config, "image_token_offset", config.get_text_config().vocab_size)
-    assumed = f"prompts of task {task!r} are counted with {PROMPT[task]} tokens, as max_prompt_length is not set"
     # Both spans of r2i have the thought's prompt.
-    limit = args.for_task("thought" if task in SPANS["r2i"] else task).max_prompt_length
+    asked = args.for_task("thought" if task in SPANS["r2i"] else task)
+    limit, padded = asked.max_prompt_length, task in SPANS["r2i"] and getattr(config, "pads_instructions", False)
+    usual = asked.max_completion_length + 1 if padded else PROMPT[task]
+    assumed = f"prompts of task {task!r} are counted with {usual} tokens, as max_prompt_length is not set"
     assumed = assumed if limit is None else ""
     if task == "text":
         answer = own.max_completion_length
@@ -126,7 +128,7 @@ def shape_of(args: UniGRPOConfig, config: Any, tokenizer: TokenizerConfig | None
         pixels, codes = picture_of(config, tokenizer, args.for_task("picture").image_size)
         # Beside prompt, thought and codes: the task's mark, and one on either side of the picture.
         lines, written = line_ends(config, tokenizer, pixels), thought.max_completion_length
-        length = (thought.max_prompt_length or PROMPT[task]) + written + codes + lines + 3
+        length = (thought.max_prompt_length or usual) + written + codes + lines + 3
         length += codes + lines + 2 if getattr(config, "edits_with_thoughts", False) else 0
         answer, width = (codes, tokenizer.codebook_size) if task == "picture" else (written, text)
         shared = written * text + codes * tokenizer.codebook_size if args.r2i_decoding == "parallel" else 0

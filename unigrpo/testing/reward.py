@@ -43,8 +43,8 @@ def check_reward(
     Args:
         reward: a function or object with the reward protocol, sync or async, or a name of ``unigrpo.rewards``.
         rows: two answers or more, each with ``"prompt"`` and ``"completion"`` (a text or a picture) and the columns that
-            the reward reads; ``"task"`` is ``"text"``, or ``"t2i"`` where the completion is a picture, unless it is given. At
-            least one of them must get a score. With chat messages as prompt a text is handed on as one message, as in a run.
+            the reward reads; ``"task"`` is what completion and ``"images"`` make it unless it is given: ``"text"`` or ``"mmu"``, of a
+            picture ``"t2i"`` or ``"i2i"``. At least one of them must get a score. With chat messages as prompt a text is handed on as one message, as in a run.
         none_for: answers that the reward does not apply to: it must return None for each, and not 0.
         range: the lowest and the highest score that may come out.
         deterministic: False for rewards that ask a service which need not say the same twice.
@@ -145,9 +145,14 @@ def _arguments(rows: Sequence[dict[str, Any]], columns: list[str]) -> dict[str, 
         "prompts": [copy.deepcopy(row["prompt"]) for row in rows],
         "completions": [_completion(row) for row in rows],
         "completion_ids": [list(row.get("completion_ids", [0])) for row in rows],
-        "task": [row.get("task", "t2i" if isinstance(row["completion"], Image.Image) else "text") for row in rows],
+        "task": [row.get("task") or _task(row) for row in rows],
         "images": [copy.deepcopy(row.get("images")) for row in rows],
     }
+
+
+def _task(row: dict[str, Any]) -> str:
+    drawn = isinstance(row["completion"], Image.Image)
+    return ("i2i" if drawn else "mmu") if row.get("images") else ("t2i" if drawn else "text")
 
 
 def _completion(row: dict[str, Any]) -> Any:

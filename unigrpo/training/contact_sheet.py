@@ -100,15 +100,19 @@ class Drawn(NamedTuple):
 
 
 def grouped_sheet(drawn: Iterable[Drawn], *, rows: int, columns: int, title: str | None = None) -> Image.Image:
-    """The first ``columns`` pictures of each of the first ``rows`` prompts, behind the picture that a prompt showed.
+    """The first ``columns`` pictures of each of the first ``rows`` prompts, behind the picture that a prompt showed. ``drawn`` is read
+    one by one, and what is not shown is let go.
 
     Raises:
         ValueError: no pictures.
     """
     groups: dict[Any, list[Drawn]] = {}
     for own in drawn:
-        groups.setdefault((own.prompt, own.shown and own.shown.tobytes()), []).append(own)
-    lines = [own[:columns] for own in list(groups.values())[:rows]]
+        key = (own.prompt, own.shown and own.shown.tobytes())
+        if key in groups or len(groups) < rows:
+            line = groups.setdefault(key, [])
+            line += [own] if len(line) < columns else []
+    lines = list(groups.values())
     for line in lines:
         if line[0].shown is not None:
             line.insert(0, Drawn(line[0].prompt, line[0].shown, "shown"))

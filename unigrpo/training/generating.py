@@ -10,6 +10,7 @@ from ..config.arguments import UniGRPOConfig
 from ..config.settings import LENGTHS
 from ..rollout.generate import LoadedPolicy
 from ..rollout.generate_options import SAME
+from ..types import TASKS, is_picture, spans_of
 
 
 class Generates:
@@ -35,10 +36,14 @@ class Generates:
 
 
 def _usual(args: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The size of a run's pictures; how long its text answers are and in how many steps they are written, which suit each other."""
+    """The size of pictures of the task that is asked for; how long its text answers, or thoughts, are and in how many steps they are
+    written, which suit each other.
+    """
     if not isinstance(args, UniGRPOConfig):
         return {}
-    found = {"image_size": args.for_task("t2i").image_size}
+    task = given.get("task") or ("text" if given.get("images") is None else "mmu")
+    first, last = (spans_of(task)[place] if task in TASKS else "text" for place in (0, -1))
+    found = {"image_size": args.for_task(last).image_size}
     if given.keys().isdisjoint({*LENGTHS, *SAME}):
-        found |= {key: getattr(args.for_task("text"), key) for key in LENGTHS}
+        found |= {key: getattr(args.for_task("text" if is_picture(first) else first), key) for key in LENGTHS}
     return {key: value for key, value in found.items() if value is not None}

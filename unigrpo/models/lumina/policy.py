@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...types import Canvas, TokenSpace, is_picture
+from ...types import SPANS, Canvas, TokenSpace, is_picture
 from ..base import fit_prompt, left_pad
 from ..mmada.policy import CAPTION_CURE
 from ..processing import prompt_text
@@ -111,9 +111,12 @@ class LuminaPolicy(TextCanvasPolicy):
             lengths = {"max_completion_length": max_completion_length, "max_prompt_length": max_prompt_length}
             canvas = self.encode_text(rows, task, prompt_truncation=prompt_truncation, **lengths)
         else:
+            cure = "give the row an image, or take another family for text alone"
+            if task in SPANS["r2i"]:
+                cure = "give the row task 'i2i', without a thought, or open MMaDA-Parallel-A with policy='mmada_parallel_a'"
             raise ValueError(
                 f"task={task!r} is not supported: Lumina-DiMOO was published with layouts for questions about a picture (mmu), "
-                "for pictures (t2i) and for edits (i2i); give the row an image, or take another family for text alone"
+                f"for pictures (t2i) and for edits (i2i); {cure}"
             )
         return self._padded_on_the_right(canvas) if self.attends_padding else canvas
 
@@ -205,7 +208,7 @@ class LuminaPolicy(TextCanvasPolicy):
         if self.attends_padding:
             raise ValueError(
                 "attn_mask_mode='none' reads padding, and the row that guidance steers away from is shorter than the row itself, which "
-                "the public sampler does not pad: set attn_mask_mode='bool', or guidance_scale=0 and caption_dropout=0"
+                "the public sampler does not pad: set attn_mask_mode='bool', or guidance_scale=0, image_guidance_scale=0 and caption_dropout=0"
             )
         ids, real = layouts.cut_out(canvas.ids, canvas.attention_mask, cut, self.pad_token_id)
         return replace(canvas, ids=ids, attention_mask=real)

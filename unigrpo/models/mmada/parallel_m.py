@@ -35,6 +35,7 @@ class MMaDAParallelMConfig(MMaDAConfig):
     model_type = "mmada_parallel_m"
     published_types: ClassVar[tuple[str, ...]] = ("mmada",)
     edits_with_thoughts: ClassVar[bool] = True
+    pads_instructions: ClassVar[bool] = True
 
     def __init__(self, special_token_ids: dict[str, int] | None = None, **kwargs: Any) -> None:
         found = dict(SPECIAL_TOKEN_IDS if special_token_ids is None else special_token_ids)

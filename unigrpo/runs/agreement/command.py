@@ -14,7 +14,7 @@ from ...data.rows import task_of
 from ...rollout.pipeline import Pipeline
 from ...terminal import console, say
 from ...training.checkpoints.files import write_json
-from ...types import is_picture
+from ...types import is_picture, spans_of
 from ..build import build_accuracy, build_config
 from ..recipe import Recipe
 from ..train import held_out_pipeline, held_out_rows, versions
@@ -93,7 +93,7 @@ def measured_rows(recipe: Recipe, limit: int) -> tuple[dict[str, list[dict[str, 
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in held_out_rows(recipe):
         rows.setdefault(task_of(row), []).append(row)
-    drawn = {task: rows.pop(task) for task in list(rows) if is_picture(task)}
+    drawn = {task: rows.pop(task) for task in list(rows) if is_picture(spans_of(task)[-1])}
     if not rows:
         raise ValueError(
             f"{recipe.source} holds out pictures to draw only (task {' and '.join(map(repr, drawn))}): caches, thresholds and early "

@@ -87,6 +87,8 @@ def _line(
     key, drawn = (asked.name, row, sample), isinstance(one.completion, Image.Image)
     line: dict[str, Any] = {"task": asked.name, "row": row, "sample": sample, "prompt": one.row["prompt"]}
     line["completion"] = keep(key, one.completion) if drawn else one.completion
+    if drawn and one.images:
+        line["shown"] = keep((f"{asked.name} shown", row, 0), one.images[0])
     line |= {
         "gold": _plain(one.row.get("solution")),
         "score": score if score == score else None,

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...data.rows import image_of
+from ...data.rows import image_of, shows_image
 from ...errors import RecipeError, import_named
 from ...rollout.rewards import RewardSet
 from ...types import IMAGE_IN, Sample
@@ -172,5 +172,7 @@ def check_golds(asked: Asked) -> int:
 
 def check_pictures(asked: Asked) -> None:
     """Raises ``ValueError`` for the first row whose picture cannot be read."""
-    for index in range(len(asked.rows)) if asked.task.task in IMAGE_IN else ():
-        image_of(asked.rows[index], f"task {asked.name}, row {index}")
+    for index in range(len(asked.rows)) if asked.task.task in (*IMAGE_IN, "r2i") else ():
+        row = asked.rows[index]
+        if shows_image(row):
+            image_of(row, f"task {asked.name}, row {index}")

@@ -32,7 +32,9 @@ def sheets(folder: RunFolder) -> str:
     drawn += [(f"Rollouts of step {int(own.stem.rpartition('_')[2])}", _opened(own)) for own in newest]
     answers = read_lines(path / ANSWERS) if folder.kind == "evaluation" else []
     pictures = [
-        Drawn(str(own.get("prompt", "")), picture) for own in answers if (picture := _picture(own, path)) is not None
+        Drawn(str(own.get("prompt", "")), picture, shown=_picture(own.get("shown"), path))
+        for own in answers
+        if (picture := _picture(own.get("completion"), path)) is not None
     ]
     if pictures:
         drawn.append(("Answers", grouped_sheet(pictures, rows=SHEET[0], columns=SHEET[1])))
@@ -54,9 +56,8 @@ def _opened(path: Path) -> Image.Image | None:
         return None
 
 
-def _picture(answer: dict[str, Any], path: Path) -> Image.Image | None:
+def _picture(name: Any, path: Path) -> Image.Image | None:
     """The picture that an evaluation's answer names, beside it and nowhere else."""
-    name = answer.get("completion")
     if not isinstance(name, str) or not name.endswith(".png") or len(name) > 200:
         return None
     file = (path / name).resolve()
@@ -165,7 +166,7 @@ def worst(folder: RunFolder) -> str:
 
 
 def _cell(value: Any, path: Path) -> str:
-    picture = _picture({"completion": value}, path)
+    picture = _picture(value, path)
     return said(value) if picture is None else f'<img class="small" alt="the picture" src="{data_uri(picture)}">'
 
 
