@@ -216,7 +216,7 @@ def test_honest_patterns_are_followed(adapter):
 
 @pytest.mark.timeout(60)
 def test_a_chat_template_cannot_hang(monkeypatch):
-    monkeypatch.setattr(processing, "PATIENCE", 0.2)
+    monkeypatch.setattr(chat_templates, "PATIENCE", 0.2)
     processor = processing.MMaDAProcessor(golden_tokenizer(), chat_template="{{ messages[0]['content'] }}")
     assert processor.chat_text("w1") == "w1"
     loops = "{% for a in range(600) %}{% for b in range(9999) %}{% if a < 9 and b < 99 %}{% endif %}{% endfor %}{% endfor %}"

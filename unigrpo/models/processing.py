@@ -13,18 +13,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from ..errors import Overdue
 from ..terminal import middle_out
-from ..threads import in_thread, result_of
+from .chat_templates import CHAT_TEMPLATE, render_chat
 
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n{{ message['content'] | trim }}<|eot_id|>"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n{% endif %}"
-)
-"""One newline after each header. The template stored with LLaDA's tokenizer has two, so it is never relied on."""
 
 THINK_PROMPT = (
     "Reason about the question step by step before you answer. Write the reasoning between <think> and </think>, "
@@ -62,28 +53,6 @@ def content_text(content: str | list[dict[str, Any]]) -> str:
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content if part.get("type") == "text")
-
-
-PATIENCE = 10.0
-"""Seconds for one chat in a template from elsewhere; honest ones take well under a millisecond."""
-
-
-def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> str:
-    """``tokenizer.apply_chat_template`` as text. A template can come from anywhere, and loop.
-
-    Raises:
-        ValueError: it takes longer than ``PATIENCE``.
-    """
-    render = partial(tokenizer.apply_chat_template, messages, tokenize=False, **options)
-    if options.get("chat_template") == CHAT_TEMPLATE:
-        return render()
-    try:
-        return result_of(in_thread(render), seconds=PATIENCE)
-    except Overdue:
-        raise ValueError(
-            f"the chat template takes more than {PATIENCE:g} s for one chat, so it loops without an end in sight: replace "
-            "chat_template in processor_config.json, or in the tokenizer's files"
-        ) from None
 
 
 def name_for_transformers_4(folder: str | Path, **settings: Any) -> None:

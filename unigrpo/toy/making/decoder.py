@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.decoder import DecoderProcessor, DreamConfig, SDARConfig
-from ...models.processing import CHAT_TEMPLATE
+from ...models.chat_templates import CHAT_TEMPLATE
 from ...terminal import say
 from .tokenizer import SAMPLING, build_tokenizer
 
