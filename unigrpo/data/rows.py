@@ -150,6 +150,10 @@ def _check_prompt(prompt: Any, task: str, where: str) -> None:
     for message in prompt:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"{where}['prompt']: every message needs 'role' and 'content', got {prompt!r}")
+        if not isinstance(message["role"], str) or not message["role"].strip():
+            raise ValueError(
+                f"{where}['prompt']: a message has role {message['role']!r}; give each a name such as 'user', 'assistant' or 'system'"
+            )
         content = message["content"]
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         if not all(

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 import re
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,32 @@ def content_text(content: str | list[dict[str, Any]]) -> str:
     return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
+@lru_cache(maxsize=8)
+def _marks(tokenizer: Any, _length: int) -> tuple[str, ...]:
+    """What the tokenizer reads as one token with a meaning of its own wherever it stands in a text: a mask, the end of a turn.
+
+    Letters and digits alone are words, whatever a tokenizer lists them as.
+    """
+    added = [own.content for own in tokenizer.added_tokens_decoder.values() if own.special]
+    return tuple(own for own in added if not own.isalnum())
+
+
+def check_words(tokenizer: Any, text: str) -> None:
+    """Raises ``ValueError`` for words of a prompt that would become marks: half of a character, or a special token of the tokenizer."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"prompt {middle_out(text)!r} holds {text[error.start]!r}, half of a character: read it with errors='replace', or mend it"
+        ) from error
+    for mark in _marks(tokenizer, len(tokenizer)):
+        if mark in text:
+            raise ValueError(
+                f"prompt {middle_out(text)!r} holds {mark!r}, which the tokenizer reads as a mark of its own and not as words: "
+                "leave it out of the row, or write it with a space in it"
+            )
+
+
 def name_for_transformers_4(folder: str | Path, **settings: Any) -> None:
     """Rewrites a saved ``tokenizer_config.json`` under the names that transformers 4 and 5 both know, and adds ``settings`` to it."""
     file = Path(folder, "tokenizer_config.json")
@@ -92,8 +118,9 @@ def settle_template(policy: Any, values: Any) -> Any:
     render = partial(render_chat, processor.tokenizer, chat, chat_template=processor.chat_template)
     try:
         render(add_generation_prompt=True, **values)
-    except Exception as error:
-        raise ValueError(f"{said}: the chat template cannot take them ({type(error).__name__}: {error})") from error
+    except ValueError as error:
+        why = error.__cause__ or error
+        raise ValueError(f"{said}: the chat template cannot take them ({type(why).__name__}: {why})") from error
     processor.chat_template_kwargs = values
     policy.processor = processor
     return policy
@@ -197,6 +224,15 @@ class MMaDAProcessor(ProcessorMixin):
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return written
 
+    def words_ids(self, text: str) -> list[int]:
+        """Token ids of words of a prompt.
+
+        Raises:
+            ValueError: they hold a special token, or half of a character.
+        """
+        check_words(self.tokenizer, text)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def chat_text(self, prompt: Prompt, task: str = "text") -> str:
         """The prompt of ``task`` through the chat template, ready for the assistant's answer. A string is one user message."""
         messages = (
@@ -218,13 +254,11 @@ class MMaDAProcessor(ProcessorMixin):
         return render_chat(self.tokenizer, messages, **options, **(self.chat_template_kwargs or {}))
 
     def encode_prompt(self, prompt: Prompt, task: str = "text") -> list[int]:
-        """Token ids of ``chat_text``."""
-        text = self.chat_text(prompt, task)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"prompt {middle_out(text)!r} holds {text[error.start]!r}, half of a character: read it with "
-                "errors='replace', or mend it"
-            ) from error
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Token ids of ``chat_text``.
+
+        Raises:
+            ValueError: a message holds a special token, or half of a character.
+        """
+        for message in [{"content": prompt}] if isinstance(prompt, str) else prompt:
+            check_words(self.tokenizer, f"{message.get('role', '')}\n{content_text(message['content'])}".lstrip())
+        return self.tokenizer(self.chat_text(prompt, task), add_special_tokens=False)["input_ids"]
