@@ -214,17 +214,26 @@ def test_honest_patterns_are_followed(adapter):
     assert saved["target_modules"] and load_policy(str(adapter), device="cpu").model.peft_config["default"].r == 4
 
 
+LOOPS = "{% for a in range(600) %}{% for b in range(9999) %}{% if a < 9 and b < 99 %}{% endif %}{% endfor %}{% endfor %}"
+
+
 @pytest.mark.timeout(60)
 def test_a_chat_template_cannot_hang(monkeypatch):
-    monkeypatch.setattr(chat_templates, "PATIENCE", 1.5)
+    monkeypatch.setattr(chat_templates, "taken_by", lambda *_: "")
+    monkeypatch.setattr(chat_templates, "PATIENCE", 0.2)
     processor = processing.MMaDAProcessor(golden_tokenizer(), chat_template="{{ messages[0]['content'] }}")
     assert processor.chat_text("w1") == "w1"
-    loops = "{% for a in range(1500) %}{% for b in range(9999) %}{% if a < 9 and b < 99 %}{% endif %}{% endfor %}{% endfor %}"
-    with pytest.raises(ValueError, match=r"takes more than 1.5 s for one short chat"):
-        processing.MMaDAProcessor(golden_tokenizer(), chat_template=loops).chat_text("w1")
-    for_one = "{% if messages[0]['content'] == 'w1' %}" + loops + "{% endif %}"
     with pytest.raises(ValueError, match="loops without an end"):
-        processing.MMaDAProcessor(golden_tokenizer(), chat_template=for_one).chat_text("w1")
+        processing.MMaDAProcessor(golden_tokenizer(), chat_template=LOOPS).chat_text("w1")
+
+
+@pytest.mark.timeout(60)
+def test_a_chat_template_that_hangs_on_every_chat_is_not_begun_here(monkeypatch):
+    monkeypatch.setattr(chat_templates, "PATIENCE", 1.0)
+    processor = processing.MMaDAProcessor(golden_tokenizer(), chat_template=LOOPS.replace("600", "99999"))
+    monkeypatch.setattr(processor.tokenizer, "apply_chat_template", lambda *_, **__: pytest.fail("begun"))
+    with pytest.raises(ValueError, match="takes more than 1 s for one short chat"):
+        processor.chat_text("w1")
 
 
 @pytest.mark.parametrize(
