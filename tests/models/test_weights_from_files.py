@@ -214,7 +214,9 @@ def test_honest_patterns_are_followed(adapter):
     assert saved["target_modules"] and load_policy(str(adapter), device="cpu").model.peft_config["default"].r == 4
 
 
-LOOPS = "{% for a in range(600) %}{% for b in range(9999) %}{% if a < 9 and b < 99 %}{% endif %}{% endfor %}{% endfor %}"
+LOOPS = (
+    "{% for a in range(600) %}{% for b in range(9999) %}{% if a < 9 and b < 99 %}{% endif %}{% endfor %}{% endfor %}"
+)
 
 
 @pytest.mark.timeout(60)
@@ -261,7 +263,11 @@ def test_a_chat_template_from_anywhere_fails_in_one_sentence(template, message):
 def test_a_prompt_makes_no_marks(mark):
     """A mask in a prompt is a hole to the model, and the end of a turn opens another one."""
     processor = processing.MMaDAProcessor(golden_tokenizer())
-    held = [f"w1 {mark} w2", [{"role": mark, "content": "w1"}], [{"role": "user", "content": [{"type": "text", "text": mark}]}]]
+    held = [
+        f"w1 {mark} w2",
+        [{"role": mark, "content": "w1"}],
+        [{"role": "user", "content": [{"type": "text", "text": mark}]}],
+    ]
     for prompt in held:
         with pytest.raises(ValueError, match=r"reads as a mark of its own"):
             processor.encode_prompt(prompt)

@@ -152,7 +152,9 @@ def _check_parts(row: dict[str, Any], where: str) -> None:
     said = [] if isinstance(row["prompt"], str) else [message["content"] for message in row["prompt"]]
     kinds = [part.get("type") for content in said if isinstance(content, list) for part in content]
     if unknown := [kind for kind in kinds if kind not in PARTS]:
-        raise ValueError(f"{where}['prompt'] has a part of type {unknown[0]!r}, which nothing reads: choose among {PARTS}")
+        raise ValueError(
+            f"{where}['prompt'] has a part of type {unknown[0]!r}, which nothing reads: choose among {PARTS}"
+        )
     if set(kinds) - {"text"} and not shows_image(row):
         raise ValueError(
             f"{where}['prompt'] has a part of type 'image', and task {task_of(row)!r} of this row reads no picture: put it into the "

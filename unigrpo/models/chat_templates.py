@@ -74,9 +74,7 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) 
             f"the chat template cannot write {shown} ({type(error).__name__}: {first_line(error)}): give a chat that it takes, or {CURE}"
         ) from error
     if len(text) > LONGEST + sum(len(str(message)) for message in messages):
-        raise ValueError(
-            f"the chat template writes {len(text):,} characters for {middle_out(repr(messages))}: {CURE}"
-        )
+        raise ValueError(f"the chat template writes {len(text):,} characters for {middle_out(repr(messages))}: {CURE}")
     return text
 
 

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...models.decoder import DecoderProcessor, DreamConfig, SDARConfig
 from ...models.chat_templates import CHAT_TEMPLATE
+from ...models.decoder import DecoderProcessor, DreamConfig, SDARConfig
 from ...terminal import say
 from .tokenizer import SAMPLING, build_tokenizer
 
