@@ -180,7 +180,9 @@ def test_a_folder_that_goes_away_in_the_middle_is_said_to_be_gone(make_trainer, 
 
 def test_what_is_free_says_when_it_is_inodes_that_are_missing(tmp_path, monkeypatch):
     assert re.fullmatch(r"[\d,]+ bytes are free", space_left(tmp_path / "new"))
-    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_files=4, f_favail=0))
+    monkeypatch.setattr(
+        "os.statvfs", lambda _: SimpleNamespace(f_files=4, f_favail=0, f_bavail=1, f_blocks=1, f_frsize=1, f_bfree=1)
+    )
     assert space_left(tmp_path).endswith("and no inode for one more file: delete some")
 
 
