@@ -170,7 +170,7 @@ def test_an_override_may_change_one_key_of_the_runs_part():
         ({"algorithm": ["espo"]}, "algorithm=.'espo'. must be a name"),
         ({"task_overrides": {"t2i": {"noising": " {share"}}}, "task_overrides.t2i.noising=.* is not JSON"),
         ({"eval_sampler": "nope"}, "eval_sampler='nope' is not valid"),
-        ({"eval_sampler": {"name": "semi_autoregressive", "steps": -7}}, "eval_sampler.steps=-7 must be at least 1"),
+        ({"eval_sampler": {"name": "semi_autoregressive", "steps": -7}}, r"eval_sampler.steps=-7 must lie in \[1, 65536\]"),
         ({"eval_sampler": {"temperature": 0.5}}, "eval_sampler.temperature is not read: .* at eval_temperature"),
         ({"image_size": [True, True]}, "image_size=.True, True.: each of the list must be a whole number"),
         ({"reward_weights": ["x"]}, "reward_weights=.'x'.: each of the list must be a number"),

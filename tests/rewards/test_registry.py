@@ -82,9 +82,9 @@ def test_an_unknown_name_is_an_error_that_names_the_valid_ones(name, parts):
 def test_an_argument_that_a_reward_lacks_has_its_nearest_named():
     """``remote`` hands what it does not know to its base, whose arguments are its own too."""
     with pytest.raises(
-        TypeError, match=r"'remote' has no argument 'tiemout': did you mean 'timeout'\? choose among \['url'"
+        TypeError, match=r"'remote' has no argument 'time_out': did you mean 'timeout'\? choose among \['url'"
     ):
-        get_reward("remote", url="http://127.0.0.1:1/x", tiemout=3)
+        get_reward("remote", url="http://127.0.0.1:1/x", time_out=3)
     assert get_reward("remote", url="http://127.0.0.1:1/x", timeout=3).timeout == 3
 
 
