@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def get_reward(name: str, folders: Sequence[str | Path] = (), /, **kwargs: Any) 
     Raises:
         ValueError: nothing callable by that name; the message says where it was looked for, or has the nearest name and all
             names.
+        TypeError: an argument that the class does not have.
     """
     registered = isinstance(name, str) and name in REWARDS
     if not registered and not (isinstance(name, str) and ":" in name):
@@ -76,9 +78,29 @@ def get_reward(name: str, folders: Sequence[str | Path] = (), /, **kwargs: Any) 
     for key in getattr(reward, "NAMES_CODE", ()):
         if isinstance(kwargs.get(key), str):
             kwargs[key] = import_named(kwargs[key], folders)
+    _check_arguments(name, reward, kwargs)
     if not kwargs:
         return _with_defaults(reward) if registered and isinstance(reward, type) else reward
     return reward(**kwargs) if isinstance(reward, type) else partial(reward, **kwargs)
+
+
+def _check_arguments(name: str, reward: Callable, given: Mapping[str, Any]) -> None:
+    """Raises ``TypeError`` with the nearest name for an argument that a class does not have, its bases' own among them."""
+    if not isinstance(reward, type):
+        return
+    known: list[str] = []
+    for kind in reward.__mro__[:-1]:
+        taken = list(inspect.signature(kind).parameters.values()) if "__init__" in vars(kind) else []
+        known += [own.name for own in taken if own.kind in (own.KEYWORD_ONLY, own.POSITIONAL_OR_KEYWORD)]
+        if taken and not any(own.kind is own.VAR_KEYWORD for own in taken):
+            break
+    else:
+        return
+    for word in given:
+        if word not in known:
+            near = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise TypeError(f"{name!r} has no argument {word!r}: {hint}choose among {list(dict.fromkeys(known))}")
 
 
 @cache

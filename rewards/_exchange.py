@@ -130,7 +130,7 @@ def _refusal(answer: httpx.Response, body: bytes) -> Failure:
         busy = status in (429, 503) and after is not None
         cure = "The service has more to do than it can: lower concurrency, or raise deadline." if busy else LOOK
         return Failure(reason, wait=_retry_after(after), cure=cure, body=body, busy=busy)
-    if answer.is_redirect:
+    if answer.has_redirect_location:
         try:
             place = httpx.URL(answer.headers["Location"]).copy_with(userinfo=b"", query=None, fragment=None)
         except httpx.InvalidURL:

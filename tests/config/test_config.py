@@ -20,9 +20,9 @@ from ..support.configs import config
 
 
 OUTSIDE = [
-    ("num_generations", 1, "at least 2"), ("num_generations_eval", 0, "at least 1"), ("num_iterations", 0, "at least 1"),
-    ("max_completion_length", 0, "at least 1"), ("steps", 0, "at least 1"), ("block_length", 0, "at least 1"),
-    ("eval_denoising_steps", 0, "at least 1"), ("trajectory_shrink", 0, "at least 1"), ("bound_exponent", 0.5, "at least 1"),
+    ("num_generations", 1, "at least 2"), ("num_generations_eval", 0, "lie in [1, "), ("num_iterations", 0, "lie in [1, "),
+    ("max_completion_length", 0, "at least 1"), ("steps", 0, "lie in [1, "), ("block_length", 0, "at least 1"),
+    ("eval_denoising_steps", 0, "lie in [1, "), ("trajectory_shrink", 0, "at least 1"), ("bound_exponent", 0.5, "at least 1"),
     ("beta", -0.1, "negative"), ("guidance_scale", -1.0, "negative"), ("refill_rounds", -1, "negative"), ("temperature", -1.0, "negative"),
     ("eval_temperature", -1.0, "negative"), ("remask_temperature", -1.0, "negative"), ("loss_weight", -1.0, "negative"),
     ("top_k", -1, "not be negative"), ("epsilon_high", -0.1, "positive"), ("log_ratio_clip", 0.0, "positive"),

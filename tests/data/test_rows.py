@@ -80,6 +80,15 @@ BAD = {
     "no prompt": ([GOOD, {"prompt": None}], r"train\[1\]\['prompt'\].*None"),
     "number": ([{"prompt": 3}], r"train\[0\]\['prompt'\].*got 3"),
     "message": ([GOOD, GOOD, {"prompt": [{"role": "user"}]}], r"train\[2\]\['prompt'\].*'role' and 'content'"),
+    "role": ([{"prompt": [{"role": None, "content": "x"}]}], r"train\[0\]\['prompt'\]: a message has role None; give"),
+    "unread part": (
+        [{"prompt": [{"role": "user", "content": [{"type": "video"}]}]}],
+        r"train\[0\]\['prompt'\] has a part of type 'video'",
+    ),
+    "unread picture": (
+        [{"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}]}],
+        r"type 'image', and task 'text' of this row reads no picture: put it into the column 'image'",
+    ),
     "strings": ([{"prompt": ["a", "b"]}], r"train\[0\]\['prompt'\].*'role' and 'content'"),
     "task": ([GOOD, {"prompt": "x", "task": "image"}], r"train\[1\]\['task'\]='image'.*text.*mmu.*t2i"),
     "column": ([{"question": "x"}], r"no 'prompt' column, only \['question'\]; rename"),

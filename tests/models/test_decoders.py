@@ -272,7 +272,7 @@ def test_dreams_tokenizer_is_read_without_its_code(tmp_path, mark):
     (tmp_path / "tokenization_dream.py").write_text(f"open({str(mark)!r}, 'w').write('run')")
     processor = DecoderProcessor.from_pretrained(tmp_path)
     assert isinstance(processor.tokenizer, Qwen2Tokenizer) and processor.tokenizer.mask_token_id == 7
-    assert processor.encode_prompt("ab<|im_end|>a") == [2, 6, 0]
+    assert processor.tokenizer("ab<|im_end|>a")["input_ids"] == [2, 6, 0] and processor.encode_prompt("aba") == [2, 0]
 
 
 # ---- autoregressive checkpoints ----

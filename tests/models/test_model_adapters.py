@@ -20,6 +20,12 @@ from ..support.tolerances import FP32
 from .test_model import BLOCK_TENSORS, worst
 
 
+@pytest.mark.parametrize("rows", [[], {"wte": []}, [-1], [10**6]], ids=str)
+def test_trained_tokens_are_tokens(rows):
+    with pytest.raises(ValueError, match=r"trainable_token_indices=.* must be ids of tokens, from 0"):
+        add_adapter(tiny_model(), LoraConfig(r=2, trainable_token_indices=rows))
+
+
 def adapted_model() -> PeftModel:
     """Adapters whose two factors both get a gradient."""
     torch.manual_seed(0)

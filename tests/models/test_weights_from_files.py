@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from unigrpo.data.image_codes import load_tokenizer
 from unigrpo.errors import CheckpointError
-from unigrpo.models import LLaDAForMaskedDiffusion, patterns, processing
+from unigrpo.models import LLaDAForMaskedDiffusion, chat_templates, patterns, processing
 from unigrpo.models.loading import load_classifier, load_config, load_module
 from unigrpo.rollout.generate import load_policy
 from unigrpo.runs.cli import main
@@ -214,14 +214,66 @@ def test_honest_patterns_are_followed(adapter):
     assert saved["target_modules"] and load_policy(str(adapter), device="cpu").model.peft_config["default"].r == 4
 
 
+LOOPS = (
+    "{% for a in range(600) %}{% for b in range(9999) %}{% if a < 9 and b < 99 %}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
 @pytest.mark.timeout(60)
 def test_a_chat_template_cannot_hang(monkeypatch):
-    monkeypatch.setattr(processing, "PATIENCE", 0.2)
+    monkeypatch.setattr(chat_templates, "taken_by", lambda *_: "")
+    monkeypatch.setattr(chat_templates, "PATIENCE", 0.2)
     processor = processing.MMaDAProcessor(golden_tokenizer(), chat_template="{{ messages[0]['content'] }}")
     assert processor.chat_text("w1") == "w1"
-    loops = "{% for a in range(600) %}{% for b in range(9999) %}{% if a < 9 and b < 99 %}{% endif %}{% endfor %}{% endfor %}"
     with pytest.raises(ValueError, match="loops without an end"):
-        processing.MMaDAProcessor(golden_tokenizer(), chat_template=loops).chat_text("w1")
+        processing.MMaDAProcessor(golden_tokenizer(), chat_template=LOOPS).chat_text("w1")
+
+
+@pytest.mark.timeout(60)
+def test_a_chat_template_that_hangs_on_every_chat_is_not_begun_here(monkeypatch):
+    monkeypatch.setattr(chat_templates, "PATIENCE", 1.0)
+    processor = processing.MMaDAProcessor(golden_tokenizer(), chat_template=LOOPS.replace("600", "99999"))
+    monkeypatch.setattr(processor.tokenizer, "apply_chat_template", lambda *_, **__: pytest.fail("begun"))
+    with pytest.raises(ValueError, match="takes more than 1 s for one short chat"):
+        processor.chat_text("w1")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 'x' * 10**10 }}", "more than 1024 MiB for one short chat: replace chat_template"),
+        ("{{ 'x'.center(10**10) }}", "more than 1024 MiB"),
+        ("{% import 'os' as os %}", "cannot write .*TypeError"),
+        ("{{ cycler.__init__.__globals__.os.popen('true') }}", "cannot write .*SecurityError"),
+        ("{{ raise_exception('only one turn') }}", "cannot write .*only one turn.*give a chat that it takes"),
+        ("{% for %}", "cannot write .*TemplateSyntaxError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot write .*RecursionError"),
+        ("x" * 2_000_000, "writes 2,000,000 characters"),
+    ],
+    ids=lambda text: text[:24],
+)
+@pytest.mark.timeout(60)
+def test_a_chat_template_from_anywhere_fails_in_one_sentence(template, message):
+    processor = processing.MMaDAProcessor(golden_tokenizer(), chat_template=template)
+    with pytest.raises(ValueError, match=f"the chat template .*{message}"):
+        processor.chat_text("w1")
+
+
+@pytest.mark.parametrize("mark", ["<|mdm_mask|>", "<|eot_id|>", "<|start_header_id|>"])
+def test_a_prompt_makes_no_marks(mark):
+    """A mask in a prompt is a hole to the model, and the end of a turn opens another one."""
+    processor = processing.MMaDAProcessor(golden_tokenizer())
+    held = [
+        f"w1 {mark} w2",
+        [{"role": mark, "content": "w1"}],
+        [{"role": "user", "content": [{"type": "text", "text": mark}]}],
+    ]
+    for prompt in held:
+        with pytest.raises(ValueError, match=r"reads as a mark of its own"):
+            processor.encode_prompt(prompt)
+    with pytest.raises(ValueError, match=r"reads as a mark of its own"):
+        processor.words_ids(f"w1{mark}")
+    assert processor.encode_prompt("w1 < | eot_id | > w2")
 
 
 def test_an_adapter_is_no_model_to_train(tmp_path):

@@ -79,6 +79,15 @@ def test_an_unknown_name_is_an_error_that_names_the_valid_ones(name, parts):
     assert [part for part in parts if part not in str(error.value)] == []
 
 
+def test_an_argument_that_a_reward_lacks_has_its_nearest_named():
+    """``remote`` hands what it does not know to its base, whose arguments are its own too."""
+    with pytest.raises(
+        TypeError, match=r"'remote' has no argument 'time_out': did you mean 'timeout'\? choose among \['url'"
+    ):
+        get_reward("remote", url="http://127.0.0.1:1/x", time_out=3)
+    assert get_reward("remote", url="http://127.0.0.1:1/x", timeout=3).timeout == 3
+
+
 def test_the_package_and_rewards_without_a_model_are_light():
     """None of them imports what takes seconds, at its import, when it is bound to arguments or when it scores."""
     code = """

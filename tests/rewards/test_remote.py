@@ -159,6 +159,8 @@ def test_redirects_are_not_followed(status):
             assert "secret" not in said
         with serving(says("", status, Location="/score")) as loop:
             assert "a redirect to '/score'" in failure(remote(loop))
+        with serving(says("", status)) as nowhere:
+            assert f"status {status} " in failure(remote(nowhere))
         assert len(seen.bodies) == len(loop.bodies) == 1 and not other.bodies
 
 

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerCallback
@@ -18,7 +19,7 @@ from unigrpo.errors import CheckpointError, NonFiniteError
 from unigrpo.runs.check import check_recipe
 from unigrpo.runs.recipe import load_recipe
 from unigrpo.training.callbacks import JsonLines
-from unigrpo.training.checkpoints.files import MANIFEST, fault
+from unigrpo.training.checkpoints.files import MANIFEST, fault, space_left
 from unigrpo.training.checkpoints.run_folder import newest_usable, steps_of
 from unigrpo.training.checkpoints.run_record import RECORD
 
@@ -56,7 +57,7 @@ def test_a_file_that_the_system_refuses_leaves_the_last_checkpoint(make_trainer,
     finally:
         limit.set(limit.soft)
     assert f"The last usable checkpoint is {out / 'checkpoint-2'}" in str(caught.value)
-    assert re.search(r"bytes of it were written, [\d,]+ are free, checkpoint-2 takes [\d,]+", str(caught.value))
+    assert re.search(r"bytes of it were written, [\d,]+ bytes are free, checkpoint-2 takes [\d,]+", str(caught.value))
     assert_goes_on(make_trainer, out, finished)
 
 
@@ -132,7 +133,7 @@ def test_a_disk_that_is_really_full(make_trainer, finished, tmp_path):
     try:
         with pytest.raises(
             CheckpointError,
-            match=r"(?s)checkpoint-3 could not be written, .*(No space left|inline_container|failed writing).* 0 are free",
+            match=r"(?s)checkpoint-3 could not be written, .*(No space left|inline_container|failed writing).* 0 bytes are free",
         ):
             recorded(make_trainer, disk).train()
         subprocess.run(["mount", "-o", f"remount,size={20 * one}", str(disk)], check=True)
@@ -153,6 +154,36 @@ def test_metrics_that_the_disk_does_not_take_are_a_clear_error(make_trainer, tmp
         CheckpointError, match=r"metrics.jsonl could not be written, .*OSError: .*quota exceeded.*start the same"
     ):
         trainer.train()
+
+
+class Gone(TrainerCallback):
+    """After step 2 the run's folder is not there any more, or a file is in its place."""
+
+    def __init__(self, out: Path, replaced: bool) -> None:
+        self.out, self.replaced = out, replaced
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 2:
+            self.out.rename(self.out.with_name("elsewhere"))
+            if self.replaced:
+                self.out.write_text("")
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["renamed", "replaced by a file"])
+def test_a_folder_that_goes_away_in_the_middle_is_said_to_be_gone(make_trainer, tmp_path, replaced):
+    out = tmp_path / "run"
+    trainer = recorded(make_trainer, out, callbacks=[JsonLines(out / "metrics.jsonl"), Gone(out, replaced)])
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl could not be written: .*removed, renamed or replaced"):
+        trainer.train()
+    assert newest_usable(tmp_path / "elsewhere") == tmp_path / "elsewhere" / "checkpoint-1"
+
+
+def test_what_is_free_says_when_it_is_inodes_that_are_missing(tmp_path, monkeypatch):
+    assert re.fullmatch(r"[\d,]+ bytes are free", space_left(tmp_path / "new"))
+    monkeypatch.setattr(
+        "os.statvfs", lambda _: SimpleNamespace(f_files=4, f_favail=0, f_bavail=1, f_blocks=1, f_frsize=1, f_bfree=1)
+    )
+    assert space_left(tmp_path).endswith("and no inode for one more file: delete some")
 
 
 @pytest.mark.parametrize("error", [KeyError("missing"), ConnectionResetError(errno.ECONNRESET, "Connection reset")])

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..data.image_codes import tokenizer_name
-from ..parts import key, keys_of, plain
+from ..parts import MOST_REPEATS, key, keys_of, plain
 from ..types import CANVAS_TASKS, KINDS
 from .accepted import ImageSize, ImageTokenizer, Part, RewardScale
 from .inherited import settle_inherited
@@ -71,7 +71,7 @@ class UniGRPOConfig(TokensUnsaved, TrainingArguments):
     )
 
     num_generations: int = key(8, "G, answers a prompt", at_least=2)
-    num_generations_eval: int = key(1, "answers a held-out prompt", at_least=1)
+    num_generations_eval: int = key(1, "answers a held-out prompt", at_least=1, at_most=MOST_REPEATS)
     shuffle_dataset: bool = key(True, "new prompt order every epoch")
     steps_per_generation: int | None = key(
         None, "micro-steps fed by one rollout; none = gradient_accumulation_steps, else a multiple of it", at_least=1

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from ..algorithm.denoising import MaskedDenoising
 from ..data.pictures import TRANSFORMS
-from ..parts import key, keys_of
+from ..parts import MOST_REPEATS, key, keys_of
 from .accepted import ImageSize, ImageTokenizer
 from .denoising_presets import objectives_of, unread
 from .inherited import settle_inherited
@@ -70,7 +70,7 @@ class MaskedDenoisingConfig(TokensUnsaved, TrainingArguments):
         None, "{source: weight}, how often rows of each come; no weights of losses. None = by their numbers of rows"
     )
     shuffle_dataset: bool = key(True, "every source in a new order each time it has been walked through")
-    num_eval_draws: int = key(4, "fixed corruptions of each held-out row", at_least=1)
+    num_eval_draws: int = key(4, "fixed corruptions of each held-out row", at_least=1, at_most=MOST_REPEATS)
     image_tokenizer: ImageTokenizer = key(
         None,
         "id, path, builtin:NAME or module of the tokenizer of pictures; none = the one that the model's config names",

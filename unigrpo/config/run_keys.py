@@ -8,16 +8,21 @@ from types import MappingProxyType
 from typing import Any
 
 from ..algorithm.advantages import ADVANTAGE_ESTIMATORS
-from ..parts import Key, key, keys_of
+from ..parts import MOST_REPEATS, Key, key, keys_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunKeys:
     """What holds for all tasks, because the answers of a window are compared and used together."""
 
-    num_iterations: int = key(1, "K, inner updates on one rollout, each with its own noise", at_least=1)
+    num_iterations: int = key(
+        1, "K, inner updates on one rollout, each with its own noise", at_least=1, at_most=MOST_REPEATS
+    )
     pictures_per_thought: int = key(
-        1, "pictures drawn after each thought of a group (task r2i); num_generations is a multiple of it", at_least=1
+        1,
+        "pictures drawn after each thought of a group (task r2i); num_generations is a multiple of it",
+        at_least=1,
+        at_most=MOST_REPEATS,
     )
     r2i_decoding: str = key(
         "thought_first",

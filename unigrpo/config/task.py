@@ -12,7 +12,7 @@ from ..algorithm.mixing import REDUCTIONS
 from ..algorithm.noising import NOISING
 from ..algorithm.surrogates import SURROGATES, uses_ratio
 from ..data.pictures import TRANSFORMS
-from ..parts import Choice, Key, choose, key, keys_of
+from ..parts import MOST_REPEATS, MOST_STEPS, Choice, Key, choose, key, keys_of
 from ..samplers import SAMPLERS
 from ..samplers.base import signed_guidance
 from ..types import Guidance
@@ -34,7 +34,7 @@ class TaskKeys:
     sampler: dict[str, Any] | str = key("semi_autoregressive", "how a canvas is filled")
     eval_sampler: dict[str, Any] | str | None = key(None, "sampler of held-out generation; none = the rollouts'")
     eval_denoising_steps: int | None = key(
-        None, "denoising steps of held-out generation; none = the rollouts'", at_least=1
+        None, "denoising steps of held-out generation; none = the rollouts'", at_least=1, at_most=MOST_STEPS
     )
     eval_temperature: float = key(0.0, "temperature of held-out generation; 0 = greedy", at_least=0)
     guidance: str = key(
@@ -66,7 +66,10 @@ class TaskKeys:
     )
     noising: dict[str, Any] | str = key("structured", "how answers are corrupted for their likelihood")
     num_noise_samples: int = key(
-        1, "S, noise draws an inner update; 0 = every step, for noisings that follow the order of writing", at_least=0
+        1,
+        "S, noise draws an inner update; 0 = every step, for noisings that follow the order of writing",
+        at_least=0,
+        at_most=MOST_REPEATS,
     )
     reduce: dict[str, Any] | str = key(
         "per_draw",

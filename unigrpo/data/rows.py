@@ -133,6 +133,7 @@ def _check_row(row: dict[str, Any], where: str) -> None:
         raise ValueError(f"{where} has no 'prompt' column, only {sorted(row)}; {cure}, or give 'messages'")
     task = task_of(row)
     _check_prompt(row["prompt"], task, where)
+    _check_parts(row, where)
     if task not in TASKS:
         raise ValueError(f"{where}['task']={task!r}: choose one of {TASKS}")
     if shows_image(row):
@@ -140,6 +141,25 @@ def _check_row(row: dict[str, Any], where: str) -> None:
     transform = row.get("image_transform")
     if transform is not None:
         check_choice(f"{where}['image_transform']", transform, TRANSFORMS)
+
+
+PARTS = ("text", "image", "image_url")
+"""Kinds of a message's parts; the picture itself is in a column."""
+
+
+def _check_parts(row: dict[str, Any], where: str) -> None:
+    """Raises ``ValueError`` for a part of a message that nothing would read."""
+    said = [] if isinstance(row["prompt"], str) else [message["content"] for message in row["prompt"]]
+    kinds = [part.get("type") for content in said if isinstance(content, list) for part in content]
+    if unknown := [kind for kind in kinds if kind not in PARTS]:
+        raise ValueError(
+            f"{where}['prompt'] has a part of type {unknown[0]!r}, which nothing reads: choose among {PARTS}"
+        )
+    if set(kinds) - {"text"} and not shows_image(row):
+        raise ValueError(
+            f"{where}['prompt'] has a part of type 'image', and task {task_of(row)!r} of this row reads no picture: put it into the "
+            "column 'image', or leave the part out"
+        )
 
 
 def _check_prompt(prompt: Any, task: str, where: str) -> None:
@@ -150,6 +170,10 @@ def _check_prompt(prompt: Any, task: str, where: str) -> None:
     for message in prompt:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"{where}['prompt']: every message needs 'role' and 'content', got {prompt!r}")
+        if not isinstance(message["role"], str) or not message["role"].strip():
+            raise ValueError(
+                f"{where}['prompt']: a message has role {message['role']!r}; give each a name such as 'user', 'assistant' or 'system'"
+            )
         content = message["content"]
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         if not all(

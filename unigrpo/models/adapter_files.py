@@ -147,6 +147,8 @@ def load_adapter(model: Any, path: str, allow_missing: Sequence[str] | str = (),
         settings = json.loads((Path(path) / ADAPTER_FILE).read_text(encoding="utf-8"))
         check_patterns(settings, [name for name, _ in model.named_modules()], f"{path}/{ADAPTER_FILE}")
         found = stored_shapes(Path(path))
+        if not found:
+            raise CheckpointError(f"{what} has no weights: there must be {WEIGHTS[0]} beside {ADAPTER_FILE}")
         vocabulary = {
             id(own) for part in (model.get_input_embeddings(), model.get_output_embeddings()) for own in _weights(part)
         }
@@ -155,6 +157,8 @@ def load_adapter(model: Any, path: str, allow_missing: Sequence[str] | str = (),
             adapted = PeftModel.from_pretrained(model, path, is_trainable=trained)
         except (RuntimeError, KeyError) as error:
             raise _unfit(error, what) from error
+        except ImportError as error:
+            raise ValueError(f"{what} needs a package that is not here: {error}") from error
         wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         # An adapter may bring the vocabulary's matrices of the base along, under their own names.
         extra = {name for name in found.keys() - wanted.keys() if as_in_base(name) not in own}

@@ -67,6 +67,7 @@ def add_adapter(model: PreTrainedModel | PeftModel, config: PeftConfig | None) -
             "init_lora_weights='eva' needs data before the run: give the trainer the PeftModel that "
             "peft.initialize_lora_eva_weights has filled, or use init_lora_weights=True"
         )
+    _check_token_rows(config, model.get_input_embeddings().weight.shape[0])
     config = copy.deepcopy(config)
     config.inference_mode = False
     # CAUSAL_LM makes PEFT look for autoregressive generation, which a diffusion policy does not have.
@@ -77,10 +78,20 @@ def add_adapter(model: PreTrainedModel | PeftModel, config: PeftConfig | None) -
     wanted = getattr(config, "target_modules", None) or []
     try:
         adapted = get_peft_model(model, config)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise ValueError(f"{describe(config)} target_modules={wanted!r}: {error}") from error
     _check_targets(adapted, wanted)
     return adapted
+
+
+def _check_token_rows(config: PeftConfig, count: int | None = None) -> None:
+    """Raises ``ValueError`` for ``trainable_token_indices`` that name no token of the ``count`` that there are; None = unknown yet."""
+    given, last = getattr(config, "trainable_token_indices", None), "" if count is None else f" to {count - 1}"
+    for rows in given.values() if isinstance(given, dict) else [] if given is None else [given]:
+        if not rows or not all(0 <= row < (count or row + 1) for row in rows):
+            raise ValueError(
+                f"peft_config: trainable_token_indices={given!r} must be ids of tokens, from 0{last or ' on'}; leave it out to train none"
+            )
 
 
 def describe(config: PeftConfig) -> str:
@@ -102,6 +113,7 @@ def check_adapter(config: PeftConfig) -> None:
         raise ValueError(what + REFUSED[kind])
     if not isinstance(config, LoraConfig):
         return
+    _check_token_rows(config)
     for name, reason in REFUSED_OF_LORA.items():
         if getattr(config, name, None):
             raise ValueError(f"peft_config: {name} of LoRA cannot be used here: {reason}")

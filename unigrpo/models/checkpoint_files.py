@@ -65,6 +65,8 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what} cannot be read: the files are damaged ({first_line(error)})") from error
     except (ValueError, OSError, ImportError, MemoryError, *MACHINE):
         raise
     except pickle.UnpicklingError as error:

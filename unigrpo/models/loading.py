@@ -59,6 +59,7 @@ def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
     """
     if not kwargs.get("weights_only", True):
         raise ValueError("weights_only=False would unpickle the checkpoint, which can run code; leave it out")
+    check_dtype(kwargs.get("dtype"))
     _check_whole(path)
     kwargs.setdefault("trust_remote_code", False)
     allow_missing, what = kwargs.pop("allow_missing", ()), f"model {str(path)!r}"
@@ -72,6 +73,7 @@ def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
         checked = config_class is not None and "config" not in kwargs
         if checked and (file := hub_file(path, "config.json", **kwargs)) is not None:
             check_family(file, config_class, what)
+            check_kinds(file, config_class, what)
             config, _ = config_class.from_pretrained(path, **kwargs, return_unused_kwargs=True)
             check_declared(_own_kernels(config, kwargs), model_class, path, what, **kwargs)
             kwargs.pop("force_download", None)  # All of it was, just now.
@@ -82,6 +84,13 @@ def load_module(model_class: Any, path: str, **kwargs: Any) -> Any:
                 # Of tensors that it converts transformers says only that something is wrong.
                 check_names(config, model_class, path, what, **kwargs)
             raise
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raises ``ValueError`` for a ``dtype`` of loading in which no weights compute: it is "auto", a name of torch's, or the thing itself."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype not in ("auto", None) and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"dtype={dtype!r} is none for weights: give auto, float32, bfloat16 or float16")
 
 
 NOT_FROM_SCRATCH = {
@@ -125,6 +134,7 @@ def fresh_module(model_class: Any, path: str, seed: int, **kwargs: Any) -> Any:
         raise ValueError(
             f"from_scratch=True needs a model_class derived from PreTrainedModel, and it is {model_class!r}"
         )
+    check_dtype(kwargs.get("dtype"))
     check_from_scratch({"from_scratch": True, **kwargs}, False)
     _check_whole(path)
     dtype, what = kwargs.pop("dtype", "auto"), f"model {str(path)!r}"
@@ -165,6 +175,19 @@ def check_family(file: Path, config_class: Any, what: str) -> None:
         raise CheckpointError(
             f"{what}: this is a {found} checkpoint, opened as {wanted}: set policy to one of its own family"
         )
+
+
+NUMBERS = {"int", "float", "int | None", "float | None"}
+"""How configurations of this library say in their arguments that a field is a number; those of transformers look for themselves."""
+
+
+def check_kinds(file: Path, config_class: Any, what: str) -> None:
+    """Raises ``ValueError`` for a text, a mapping or a truth value where a configuration has a number."""
+    said = json.loads(file.read_text(encoding="utf-8"))
+    for kind in config_class.__mro__:
+        for name, hint in getattr(vars(kind).get("__init__"), "__annotations__", {}).items():
+            if hint in NUMBERS and isinstance(said.get(name), str | dict | bool):
+                raise ValueError(f"{what}: {name}={said[name]!r} in config.json must be a number")
 
 
 def _own_kernels(config: Any, options: dict[str, Any]) -> Any:

@@ -38,7 +38,7 @@ def family_of(path: str, policy: str | type[DiffusionPolicy] | None = None) -> s
         fields = json.loads(file.read_text(encoding="utf-8"))
         named = [own for own in fields.get("architectures") or () if own in PUBLISHED_AS]
         found = PUBLISHED_AS[named[0]] if named else fields.get("model_type")
-    if not isinstance(found, str) or found in {*POLICIES, *CONVERTED}:
+    if found is None or (isinstance(found, str) and found in {*POLICIES, *CONVERTED}):
         return found
     raise CheckpointError(
         f"model {path!r}: model_type={found!r} is no family of this library; {nearest(path)}; set policy to the 'pkg.mod:attr' of a "

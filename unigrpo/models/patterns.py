@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
+
+from .trial import taken_by
 
 
 PATIENCE = 10.0
 """Seconds for all patterns of an adapter on all names of a model; honest ones take milliseconds."""
 
-MEMORY = 2**30
-"""Bytes that they may take, where the system can say so."""
-
 SPECIAL = set("*+?{(|[\\")
 """Letters that make a pattern of a name."""
 
 PROGRAM = """
-import json, re, sys
-try:
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
-except (ImportError, ValueError, OSError):
-    pass
-patterns, names = json.load(sys.stdin)
+import re
+patterns, names = given
 for pattern in patterns:
     # The ways in which PEFT matches what an adapter asks for.
     for form in (pattern, rf"(.*\\.)?({pattern})$", rf".*\\.[^.]*{pattern}\\.(\\d+)\\."):
@@ -44,18 +35,7 @@ def check_patterns(settings: dict[str, Any], names: list[str], where: str) -> No
     patterns = sorted({text for text in _texts(settings) if SPECIAL & set(text)})
     if not patterns:
         return
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", PROGRAM, str(MEMORY)],
-            input=json.dumps([patterns, names]),
-            text=True,
-            capture_output=True,
-            timeout=PATIENCE,
-        )
-        fault = "" if done.returncode == 0 else f"more than {MEMORY / 2**20:.0f} MiB"
-    except subprocess.TimeoutExpired:
-        fault = f"more than {PATIENCE:g} s"
-    if fault:
+    if fault := taken_by(PROGRAM, [patterns, names], PATIENCE):
         shown = max(patterns, key=len)[:80]
         raise ValueError(
             f"{where}: matching its patterns against the {len(names)} modules of the model takes {fault}, such as {shown!r}; "

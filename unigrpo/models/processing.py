@@ -6,25 +6,16 @@ import copy
 import inspect
 import json
 import re
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from ..errors import Overdue
 from ..terminal import middle_out
-from ..threads import in_thread, result_of
+from .chat_templates import CHAT_TEMPLATE, render_chat
 
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n{{ message['content'] | trim }}<|eot_id|>"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n{% endif %}"
-)
-"""One newline after each header. The template stored with LLaDA's tokenizer has two, so it is never relied on."""
 
 THINK_PROMPT = (
     "Reason about the question step by step before you answer. Write the reasoning between <think> and </think>, "
@@ -64,26 +55,30 @@ def content_text(content: str | list[dict[str, Any]]) -> str:
     return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
-PATIENCE = 10.0
-"""Seconds for one chat in a template from elsewhere; honest ones take well under a millisecond."""
+@lru_cache(maxsize=8)
+def _marks(tokenizer: Any, _length: int) -> tuple[str, ...]:
+    """What the tokenizer reads as one token with a meaning of its own wherever it stands in a text: a mask, the end of a turn.
 
-
-def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> str:
-    """``tokenizer.apply_chat_template`` as text. A template can come from anywhere, and loop.
-
-    Raises:
-        ValueError: it takes longer than ``PATIENCE``.
+    Letters and digits alone are words, whatever a tokenizer lists them as.
     """
-    render = partial(tokenizer.apply_chat_template, messages, tokenize=False, **options)
-    if options.get("chat_template") == CHAT_TEMPLATE:
-        return render()
+    added = [own.content for own in tokenizer.added_tokens_decoder.values() if own.special]
+    return tuple(own for own in added if not own.isalnum())
+
+
+def check_words(tokenizer: Any, text: str) -> None:
+    """Raises ``ValueError`` for words of a prompt that would become marks: half of a character, or a special token of the tokenizer."""
     try:
-        return result_of(in_thread(render), seconds=PATIENCE)
-    except Overdue:
+        text.encode()
+    except UnicodeEncodeError as error:
         raise ValueError(
-            f"the chat template takes more than {PATIENCE:g} s for one chat, so it loops without an end in sight: replace "
-            "chat_template in processor_config.json, or in the tokenizer's files"
-        ) from None
+            f"prompt {middle_out(text)!r} holds {text[error.start]!r}, half of a character: read it with errors='replace', or mend it"
+        ) from error
+    for mark in _marks(tokenizer, len(tokenizer)):
+        if mark in text:
+            raise ValueError(
+                f"prompt {middle_out(text)!r} holds {mark!r}, which the tokenizer reads as a mark of its own and not as words: "
+                "leave it out of the row, or write it with a space in it"
+            )
 
 
 def name_for_transformers_4(folder: str | Path, **settings: Any) -> None:
@@ -123,8 +118,9 @@ def settle_template(policy: Any, values: Any) -> Any:
     render = partial(render_chat, processor.tokenizer, chat, chat_template=processor.chat_template)
     try:
         render(add_generation_prompt=True, **values)
-    except Exception as error:
-        raise ValueError(f"{said}: the chat template cannot take them ({type(error).__name__}: {error})") from error
+    except ValueError as error:
+        why = error.__cause__ or error
+        raise ValueError(f"{said}: the chat template cannot take them ({type(why).__name__}: {why})") from error
     processor.chat_template_kwargs = values
     policy.processor = processor
     return policy
@@ -228,6 +224,15 @@ class MMaDAProcessor(ProcessorMixin):
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return written
 
+    def words_ids(self, text: str) -> list[int]:
+        """Token ids of words of a prompt.
+
+        Raises:
+            ValueError: they hold a special token, or half of a character.
+        """
+        check_words(self.tokenizer, text)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     def chat_text(self, prompt: Prompt, task: str = "text") -> str:
         """The prompt of ``task`` through the chat template, ready for the assistant's answer. A string is one user message."""
         messages = (
@@ -249,13 +254,11 @@ class MMaDAProcessor(ProcessorMixin):
         return render_chat(self.tokenizer, messages, **options, **(self.chat_template_kwargs or {}))
 
     def encode_prompt(self, prompt: Prompt, task: str = "text") -> list[int]:
-        """Token ids of ``chat_text``."""
-        text = self.chat_text(prompt, task)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"prompt {middle_out(text)!r} holds {text[error.start]!r}, half of a character: read it with "
-                "errors='replace', or mend it"
-            ) from error
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Token ids of ``chat_text``.
+
+        Raises:
+            ValueError: a message holds a special token, or half of a character.
+        """
+        for message in [{"content": prompt}] if isinstance(prompt, str) else prompt:
+            check_words(self.tokenizer, f"{message.get('role', '')}\n{content_text(message['content'])}".lstrip())
+        return self.tokenizer(self.chat_text(prompt, task), add_special_tokens=False)["input_ids"]

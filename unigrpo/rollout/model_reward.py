@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.processing import render_chat
+from ..models.chat_templates import render_chat
 
 
 class ModelReward:

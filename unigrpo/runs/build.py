@@ -14,6 +14,7 @@ from ..algorithm.combining import Combination, read_terms
 from ..config.arguments import UniGRPOConfig
 from ..errors import RecipeError, ReturnError
 from ..models import DiffusionPolicy, resolve_policy
+from ..models.adapters import check_adapter
 from ..models.builtin import model_path
 from ..models.loading import check_from_scratch
 from ..models.quantization import quantization_config
@@ -69,7 +70,9 @@ def build_lora(recipe: Recipe) -> LoraConfig | None:
     if recipe.lora is None:
         return None
     try:
-        return LoraConfig(**recipe.lora)
+        config = LoraConfig(**recipe.lora)
+        check_adapter(config)
+        return config
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{recipe.source}: lora: {error}") from error
 

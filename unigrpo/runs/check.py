@@ -21,7 +21,7 @@ from ..models import DiffusionPolicy, MagvitV2Config, resolve_policy
 from ..models.builtin import model_path
 from ..models.checkpoint_files import hub_file
 from ..models.hub import asking_once, fetched, hub_answers
-from ..models.loading import check_family, load_processor
+from ..models.loading import check_dtype, check_family, load_processor
 from ..models.nearest import config_of
 from ..models.opening import finding_base, lineage
 from ..models.processing import settle_template
@@ -200,6 +200,7 @@ def reached(what: str, fetch: Any, offline: bool) -> tuple[Any, list[str]]:
 def check_model(recipe: Recipe, args: Any, offline: bool) -> tuple[Any, list[str]]:
     """The configuration of the recipe's model, None where it is not reachable, and what is said of it."""
     *adapters, path = lineage(recipe.model.path)
+    check_dtype((args.model_init_kwargs or {}).get("dtype", recipe.model.dtype))
     load = partial(config_of, path, build_policy(recipe), **(args.model_init_kwargs or {}))
     with finding_base(adapters):
         config, notes = (load(), []) if is_local(path) else reached(f"model {path}", load, offline)

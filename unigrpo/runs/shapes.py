@@ -14,6 +14,7 @@ from ..data.image_codes import TokenizerConfig, sides, tokenizer_config
 from ..errors import RecipeError
 from ..models import POLICIES, MagvitV2Config, resolve_policy
 from ..models.builtin import model_path
+from ..models.loading import check_dtype
 from ..models.mmada.policy import TEXT_SLOTS
 from ..models.nearest import config_of
 from ..models.opening import lineage
@@ -70,6 +71,7 @@ def model_family(recipe: Recipe, args: UniGRPOConfig | MaskedDenoisingConfig) ->
             "counted"
         )
     dtype = options.get("dtype", recipe.model.dtype)
+    check_dtype(dtype)
     dtype = config.dtype or torch.float32 if dtype == "auto" else dtype
     return policy.model_class, config, getattr(torch, dtype) if isinstance(dtype, str) else dtype, note
 

@@ -20,7 +20,7 @@ from ..config.build import build_algorithms
 from ..data.rows import task_of
 from ..errors import CheckpointError
 from ..models import resolve_policy
-from ..models.loading import load_config
+from ..models.loading import check_dtype, load_config
 from ..models.nearest import family_of
 from ..models.opening import lineage
 from ..models.processing import settle_template
@@ -93,6 +93,7 @@ def model_options(recipe: Recipe, args: UniGRPOConfig) -> dict[str, Any]:
     spec = recipe.model
     options = {"dtype": spec.dtype, "revision": spec.revision, "device_map": spec.device_map}
     options["quantization_config"] = build_quantization(recipe)
+    check_dtype(spec.dtype)
     options["from_scratch"] = spec.from_scratch or None
     options = {key: value for key, value in options.items() if value is not None}
     if args.attn_mask_mode is not None:

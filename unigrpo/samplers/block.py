@@ -13,7 +13,7 @@ from torch import Tensor
 from ..models.base import DiffusionPolicy
 from ..models.blocks import blocks_of
 from ..models.placing import upload
-from ..parts import check_keys, internal, key
+from ..parts import MOST_REPEATS, MOST_STEPS, check_keys, internal, key
 from ..types import Canvas, Rollout
 from .base import GUIDANCE, TEMPERATURE, CanvasWriter, Drawn, Stepwise, check_streams, scatter
 from .kv_cache import SettledBlocks
@@ -56,7 +56,13 @@ class Block(Stepwise):
         "entropy_bound": 0.0,
     }
 
-    steps: int = key(128, "denoising steps of the whole answer, at least one a block", at_least=1, read_if=SCHEDULED)
+    steps: int = key(
+        128,
+        "denoising steps of the whole answer, at least one a block",
+        at_least=1,
+        at_most=MOST_STEPS,
+        read_if=SCHEDULED,
+    )
     block_length: int | None = key(None, "written positions in a block; none = the model's own block size", at_least=1)
     temperature: float = key(1.0, TEMPERATURE, at_least=0)
     order: str = key(
@@ -80,7 +86,9 @@ class Block(Stepwise):
         above=0,
         at_most=1,
     )
-    post_steps: int = key(16, "steps that may only edit, of each block", at_least=0, read_if=EDITED)
+    post_steps: int = key(
+        16, "steps that may only edit, of each block", at_least=0, at_most=MOST_REPEATS, read_if=EDITED
+    )
     guidance_scale: float = key(0.0, GUIDANCE, at_least=0)
     kv_cache: str = key(
         "exact",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..models.placing import upload
-from ..parts import check_keys, internal, key
+from ..parts import MOST_STEPS, check_keys, internal, key
 from ..types import Canvas
 from .base import (
     GUIDANCE,
@@ -45,7 +45,7 @@ class Dream(Stepwise):
 
     tasks: ClassVar[tuple[str, ...]] = ("text", "mmu")
 
-    steps: int = key(128, "denoising steps of the whole answer", at_least=1)
+    steps: int = key(128, "denoising steps of the whole answer", at_least=1, at_most=MOST_STEPS)
     temperature: float = key(1.0, TEMPERATURE, at_least=0)
     alg: str = key(
         "entropy",

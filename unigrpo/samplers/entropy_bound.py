@@ -13,7 +13,7 @@ from ..models.base import DiffusionPolicy
 from ..models.draw import Draw, choose_tokens
 from ..models.gemma.prefix import PrefixKeys
 from ..models.placing import upload
-from ..parts import check_keys, key
+from ..parts import MOST_STEPS, check_keys, key
 from ..types import Canvas
 from .base import CanvasWriter, Stepwise, check_streams, uniforms
 from .block import within_bound
@@ -37,7 +37,7 @@ class EntropyBound(Stepwise):
 
     tasks: ClassVar[tuple[str, ...]] = ("text",)
 
-    steps: int = key(48, "denoising steps of a canvas, at most", at_least=1)
+    steps: int = key(48, "denoising steps of a canvas, at most", at_least=1, at_most=MOST_STEPS)
     temperature: float = key(1.0, "divides the logits beside the schedule from t_max to t_min; 0 = argmax", at_least=0)
     t_min: float = key(0.4, "the schedule's temperature at the last step", above=0)
     t_max: float = key(0.8, "the schedule's temperature before the first step", above=0)

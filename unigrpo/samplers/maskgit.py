@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.placing import upload
-from ..parts import check_keys, key
+from ..parts import MOST_STEPS, check_keys, key
 from ..types import Canvas
 from .base import GUIDANCE, IMAGE_GUIDANCE, TEMPERATURE, CanvasWriter, Stepwise, scatter, uniforms
 from .schedules import MASK_SCHEDULE, MASK_SCHEDULES
@@ -31,7 +31,7 @@ class MaskGIT(Stepwise):
 
     tasks: ClassVar[tuple[str, ...]] = ("t2i",)
 
-    steps: int = key(16, "denoising steps", at_least=1)
+    steps: int = key(16, "denoising steps", at_least=1, at_most=MOST_STEPS)
     temperature: float = key(1.0, TEMPERATURE, at_least=0)
     guidance_scale: float = key(3.5, GUIDANCE, at_least=0)
     image_guidance_scale: float = key(0.0, IMAGE_GUIDANCE, at_least=0)

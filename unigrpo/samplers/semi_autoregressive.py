@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models.base import DiffusionPolicy
 from ..models.placing import upload
-from ..parts import check_keys, internal, key
+from ..parts import MOST_STEPS, check_keys, internal, key
 from ..types import Canvas
 from .base import (
     GUIDANCE,
@@ -60,7 +60,10 @@ class SemiAutoregressive(Stepwise):
     exact_decoding: ClassVar[dict[str, Any]] = EXACT_DECODING
 
     steps: int = key(
-        128, "denoising steps of the whole answer, at least one a block; they need not divide evenly", at_least=1
+        128,
+        "denoising steps of the whole answer, at least one a block; they need not divide evenly",
+        at_least=1,
+        at_most=MOST_STEPS,
     )
     block_length: int = key(32, "written positions in a block", at_least=1)
     temperature: float = key(1.0, TEMPERATURE, at_least=0)

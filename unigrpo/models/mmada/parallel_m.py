@@ -133,7 +133,7 @@ class MMaDAParallelMPolicy(MMaDAPolicy):
     def _instruction(self, row: dict[str, Any], slots: int, truncation: str) -> list[int]:
         """``bos instruction eos*`` of ``slots`` ids, one eos at least."""
         text = self.processor.instruction("r2i") + prompt_text(row["prompt"])
-        tokens = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = self.processor.words_ids(text)
         tokens = fit_prompt(tokens, slots - 2, truncation, row["prompt"], CAPTION_CURE)
         eos = self.config.eos_token_id
         return [self.config.bos_token_id, *tokens, *[eos] * (slots - 1 - len(tokens))]

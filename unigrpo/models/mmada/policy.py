@@ -143,8 +143,8 @@ class MMaDAPolicy(TextCanvasPolicy):
         )
         captions = []
         for row in rows:
-            tokens = self.processor.tokenizer(prompt_text(row["prompt"]), add_special_tokens=False)["input_ids"]
-            tokens = tokens[1:] if tokens[:1] == [config.bos_token_id] else tokens
+            words = prompt_text(row["prompt"]).removeprefix(self.processor.tokenizer.bos_token or "")
+            tokens = self.processor.words_ids(words)
             captions.append(fit_prompt(tokens, slots - 2, truncation, row["prompt"], CAPTION_CURE))
         trimmed = trim_padding and not self.attends_padding
         ids, mask = layouts.t2i(

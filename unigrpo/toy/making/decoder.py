@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ...models.chat_templates import CHAT_TEMPLATE
 from ...models.decoder import DecoderProcessor, DreamConfig, SDARConfig
-from ...models.processing import CHAT_TEMPLATE
 from ...terminal import say
 from .tokenizer import SAMPLING, build_tokenizer
 

@@ -225,9 +225,14 @@ def named(path: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, CheckpointError) or not is_disk_fault(error):
             raise
+        if not path.parent.is_dir():
+            raise CheckpointError(
+                f"{path} could not be written: its folder was there when the run began, and has been removed, renamed or replaced since. "
+                "Put it back, then start the same command with resume_from_checkpoint=True, or begin anew in another output_dir"
+            ) from error
         raise CheckpointError(
             f"{path} could not be written, the disk does not take it ({type(error).__name__}: {error}). "
-            f"{space_left(path):,} bytes are free. Free space or raise the quota, then start the same command with resume_from_checkpoint=True"
+            f"{space_left(path)}. Free space or raise the quota, then start the same command with resume_from_checkpoint=True"
         ) from error
 
 
@@ -246,8 +251,13 @@ def is_disk_fault(error: BaseException) -> bool:
     return bool(numbers & DISK_ERRNOS or re.search(r"PytorchStreamWriter|inline_container|unexpected pos", str(error)))
 
 
-def space_left(folder: Path) -> int:
-    """Free bytes for this user on the disk of ``folder``, or of the first folder above it that exists."""
+def space_left(folder: Path) -> str:
+    """What is free for this user on the disk of ``folder``, or of the first folder above it that exists, in words."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    said = f"{shutil.disk_usage(folder).free:,} bytes are free"
+    if hasattr(os, "statvfs"):
+        disk = os.statvfs(folder)
+        # Systems that make inodes as they go count none at all.
+        said += ", and no inode for one more file: delete some" if disk.f_files and not disk.f_favail else ""
+    return said

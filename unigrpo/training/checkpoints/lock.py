@@ -93,7 +93,9 @@ def locked(folder: str | Path) -> Iterator[None]:
     finally:
         # Not in a process that was forked inside the block.
         if taken and own.pid == os.getpid():
-            path.unlink(missing_ok=True)
+            # What went wrong in the block counts, and a lock of a process that has ended holds nobody up.
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _take(path: Path, own: Holder) -> bool:

@@ -131,7 +131,7 @@ def saving_error(folder: Path, error: Exception) -> Exception:
     )
     return CheckpointError(
         f"{folder} could not be written, the disk does not take it ({type(error).__name__}: {error}). "
-        f"{written:,} bytes of it were written, {space_left(folder.parent):,} are free{needed}. {kept}. "
+        f"{written:,} bytes of it were written, {space_left(folder.parent)}{needed}. {kept}. "
         "Free space or raise the quota (save_total_limit needs less of it), then start the same command "
         "with resume_from_checkpoint=True"
     )
