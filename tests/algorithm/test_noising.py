@@ -142,12 +142,6 @@ def test_scored_tokens_are_the_hidden_ones_with_weight_one():
     assert noise.hidden.shape == (2, 4, 2, 40)
 
 
-def test_everything_is_hidden_at_the_last_timestep():
-    noise = draw([9], timesteps="paper_formula", timestep_start=1, iterations=3)
-    assert noise.hidden[0, 0, 0].sum() == 1
-    assert torch.equal(noise.hidden[0, 2, 0], rollout([9]).completion_mask[0])
-
-
 def test_draws_share_the_timestep_but_not_the_mask():
     noise = draw([30], samples=3, timestep_start=100)
     counts = noise.hidden.sum(dim=-1)[0]

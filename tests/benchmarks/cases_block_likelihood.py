@@ -14,12 +14,11 @@ from unigrpo.types import Canvas
 
 from ..support.tiny_decoders import decoder_tokenizer
 from .bench import Bench, UpdateBatch, update_batch
+from .cases_blocks import SIZE as BLOCK
+from .cases_blocks import block_model
 from .cases_update import agree, measured, vocabulary
 from .measure import EXACT, Result, compared, interleave
 
-
-BLOCK = 4
-"""Positions of a block, SDAR's."""
 
 ANSWERS = 4
 """Of each prompt."""
@@ -27,24 +26,8 @@ ANSWERS = 4
 
 def block_policy(bench: Bench) -> tuple[Any, A2DQwen3Policy]:
     """A block-causal Qwen3 with random weights, of the bench's sizes, and its policy."""
-    own = bench.model.config
-    config = A2DQwen3Policy.model_class.config_class(
-        vocab_size=own.vocab_size,
-        hidden_size=own.hidden_size,
-        intermediate_size=own.mlp_hidden_size,
-        num_hidden_layers=own.n_layers,
-        num_attention_heads=own.n_heads,
-        num_key_value_heads=own.n_heads,
-        head_dim=own.hidden_size // own.n_heads,
-        mask_token_id=own.mask_token_id,
-        tie_word_embeddings=False,
-        attention="block_causal",
-        block_size=BLOCK,
-    )
-    with torch.random.fork_rng(devices=[]), torch.device(bench.device):
-        torch.manual_seed(0)
-        model = A2DQwen3Policy.model_class(config).eval()
-    return model, A2DQwen3Policy(config, decoder_tokenizer())
+    model, _ = block_model(bench)
+    return model, A2DQwen3Policy(model.config, decoder_tokenizer())
 
 
 def groups(bench: Bench) -> UpdateBatch:

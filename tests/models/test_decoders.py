@@ -20,8 +20,8 @@ from unigrpo.testing import check_policy
 from unigrpo.training.old_and_reference import add_old_and_reference
 
 from ..support.given_runs import SMALL, TEXT
-from ..support.laws import assert_accumulation_changes_nothing, first_window, losses_of
-from ..support.runs import history
+from ..support.laws import assert_accumulation_changes_nothing, first_window
+from ..support.runs import run_and_reopen
 from ..support.tiny import golden_tokenizer, prompts, tiny_llada
 from ..support.tiny_decoders import DECODERS, SIZES, decoder_tokenizer, tiny_decoder
 
@@ -58,32 +58,18 @@ def logits(model) -> torch.Tensor:
 TIED_LLADA = "llada, tied head"
 RUNS = {name: bool(place % 2) for place, name in enumerate([*DECODERS, TIED_LLADA])}
 """Families, and whether a run trains LoRA."""
+LIKE_ANOTHER = ("a2d-llama", "a2d-qwen2", "blocks")
+"""They run the code of a2d-qwen3 and of sdar around another network of transformers."""
 
 
-@pytest.mark.parametrize(("name", "lora"), RUNS.items(), ids=RUNS)
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [pytest.param(*run, id=run[0], marks=pytest.mark.slow if run[0] in LIKE_ANOTHER else []) for run in RUNS.items()],
+)
 def test_a_run_starts_at_ratio_one_trains_resumes_and_reopens(make_trainer, folder, tmp_path, name, lora):
     base = folder(name)
-    options = {
-        "model": base,
-        "processor": None,
-        "lora": lora,
-        "max_steps": 2,
-        "beta": 0.04,
-        "max_completion_length": 6,
-        "steps": 3,
-    }
-    whole = make_trainer(save_strategy="steps", save_steps=1, **options)
-    whole.train()
+    whole, opened = run_and_reopen(make_trainer, tmp_path, model=base, lora=lora, max_completion_length=6)
     assert not torch.equal(logits(whole.model), logits(load_policy(base, device="cpu").model))
-    again = make_trainer(output_dir=str(tmp_path / "again"), **options)
-    window = first_window(again)
-    add_old_and_reference(again.pipeline(), window, always_old=True)
-    found = list(losses_of(again, window))
-    assert found and all(bool((own.ratio == 1).all()) and bool((own.kl == 0).all()) for _, _, own in found)
-    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
-    assert history(again)[2] == history(whole)[2]
-    whole.save_model()
-    opened = load_policy(str(tmp_path / "run"), device="cpu")
     torch.testing.assert_close(logits(opened.model), logits(whole.model), rtol=1e-5, atol=1e-5)
     assert (
         opened.policy.logit_shift == whole.policy.logit_shift

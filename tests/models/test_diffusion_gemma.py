@@ -23,14 +23,12 @@ from unigrpo.rollout.sample import check_prompt
 from unigrpo.samplers import EntropyBound
 from unigrpo.testing import check_policy
 from unigrpo.testing.rollouts import check_all_written, check_rollout
-from unigrpo.training.old_and_reference import add_old_and_reference
 from unigrpo.training.setup import check_policy_keys
 from unigrpo.types import Canvas, TokenSpace, keyed_generator
 
 from ..support.configs import config
 from ..support.given_runs import SMALL, TEXT
-from ..support.laws import first_window, losses_of
-from ..support.runs import history
+from ..support.runs import run_and_reopen
 from ..support.tiny_decoders import family_golden, tiny_gemma
 from ..support.tolerances import assert_rounding
 
@@ -265,21 +263,10 @@ def test_a_run_starts_at_ratio_one_trains_resumes_and_reopens(make_trainer, tmp_
     base = tmp_path / "base"
     model.save_pretrained(base)
     policy.processor.save_pretrained(base)
-    options = {"model": str(base), "processor": None, "lora": False, "max_steps": 2, "beta": 0.04}
-    options |= {"max_completion_length": 8, "steps": 3, "sampler": "entropy_bound"}
+    options = {"model": str(base), "max_completion_length": 8, "sampler": "entropy_bound"}
     with pytest.raises(ValueError, match="one set of weights"):
-        make_trainer(**{**options, "lora": True})
-    whole = make_trainer(save_strategy="steps", save_steps=1, **options)
-    whole.train()
-    again = make_trainer(output_dir=str(tmp_path / "again"), **options)
-    window = first_window(again)
-    add_old_and_reference(again.pipeline(), window, always_old=True)
-    found = list(losses_of(again, window))
-    assert found and all(bool((own.ratio == 1).all()) and bool((own.kl == 0).all()) for _, _, own in found)
-    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
-    assert history(again)[2] == history(whole)[2]
-    whole.save_model()
-    opened = load_policy(str(tmp_path / "run"), device="cpu")
+        make_trainer(processor=None, lora=True, **options)
+    whole, opened = run_and_reopen(make_trainer, tmp_path, **options)
     for name, parameter in opened.model.named_parameters():
         torch.testing.assert_close(parameter, whole.model.get_parameter(name))
     tower = "model.encoder.vision_tower.patch_embedder.input_proj.weight"

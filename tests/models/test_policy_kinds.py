@@ -53,7 +53,7 @@ def streams(count: int, start: int = 0) -> list[torch.Generator]:
 
 
 @pytest.mark.parametrize("build", KINDS)
-@pytest.mark.parametrize("noising", [{}, {"p_mask_prompt": 0.4, "num_noise_samples": 2}, {"noising": "trajectory"}])
+@pytest.mark.parametrize("noising", [{"p_mask_prompt": 0.4, "num_noise_samples": 2}, {"noising": "trajectory"}])
 def test_ratio_is_one_and_kl_zero_at_the_start(build, noising, tmp_path):
     trainer = make(build, tmp_path, **noising)
     window = first_window(trainer)
@@ -70,12 +70,11 @@ def test_ratio_is_one_and_kl_zero_at_the_start(build, noising, tmp_path):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("build", KINDS)
-@pytest.mark.parametrize("advantage", [1.0, -1.0])
-def test_the_advantage_says_where_the_log_probability_goes(build, advantage, tmp_path):
+def test_the_advantage_says_where_the_log_probability_goes(build, tmp_path):
     trainer = make(build, tmp_path, beta=0.0)
     window = first_window(trainer)
     for row in window.experiences:
-        row.advantage = advantage
+        row.advantage = -1.0
 
     def scores() -> float:
         with torch.no_grad():
@@ -90,7 +89,7 @@ def test_the_advantage_says_where_the_log_probability_goes(build, advantage, tmp
         for parameter in trainer.model.parameters():
             if parameter.grad is not None:
                 parameter.add_(parameter.grad, alpha=-0.02)
-    assert (scores() - before) * advantage > 0.01
+    assert scores() - before < -0.01
 
 
 def test_resuming_inside_a_window_changes_nothing(tmp_path):
@@ -99,16 +98,14 @@ def test_resuming_inside_a_window_changes_nothing(tmp_path):
     whole = make(uniform_noise, tmp_path / "run", **settings)
     whole.train()
     final = {name: value.clone() for name, value in whole.model.named_parameters()}
-    for step in (3,):
-        checkpoint = tmp_path / "run" / f"checkpoint-{step}"
-        rows = load_window(window_file(checkpoint, 0))[0]
-        assert len(rows) == 16
-        assert all(row.input_ids is not None for row in rows)
-        without_identity(checkpoint)
-        again = make(uniform_noise, tmp_path / f"again-{step}", **{**settings, "save_strategy": "no", "seed": 7})
-        with pytest.warns(UserWarning, match="does not say of which run it is"):
-            again.train(resume_from_checkpoint=str(checkpoint))
-        assert all(torch.equal(value, final[name]) for name, value in again.model.named_parameters())
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    rows = load_window(window_file(checkpoint, 0))[0]
+    assert len(rows) == 16 and all(row.input_ids is not None for row in rows)
+    without_identity(checkpoint)
+    again = make(uniform_noise, tmp_path / "again", **{**settings, "save_strategy": "no", "seed": 7})
+    with pytest.warns(UserWarning, match="does not say of which run it is"):
+        again.train(resume_from_checkpoint=str(checkpoint))
+    assert all(torch.equal(value, final[name]) for name, value in again.model.named_parameters())
 
 
 # ---- block-causal ----

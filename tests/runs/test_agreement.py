@@ -206,7 +206,7 @@ def test_the_command_leaves_numbers_and_a_picture(tmp_path, capsys):
         QUICKSTART,
         "model.path=builtin:arithmetic_trained",
         "--limit",
-        "16",
+        "4",
         "--output",
         str(tmp_path),
     ]
@@ -220,14 +220,14 @@ def test_the_command_leaves_numbers_and_a_picture(tmp_path, capsys):
     )
     assert max(len(line) for line in printed.splitlines()) <= 120
     assert (tmp_path / "agreement.png").stat().st_size > 5_000
-    assert result["tasks"]["text"]["completions"] == 16
+    assert result["tasks"]["text"]["completions"] == 4
     assert draw_scatter(result, tmp_path / "again.png")
 
 
 def test_pictures_are_asked_about_and_those_to_draw_are_left_out(tmp_path, capsys):
     argv = ["agreement", str(RECIPES / "quickstart_mixed.yaml"), "--limit", "1", "--output", str(tmp_path)]
     assert main([*argv, "--temperature", "1", "--thresholds", "0.9", "--entropies", "0.1"]) == 0
-    assert "480 rows of task 't2i' are left out" in capsys.readouterr().out
+    assert "480 rows of tasks 't2i' and 'i2i' are left out" in capsys.readouterr().out
     result = json.loads((tmp_path / "agreement.json").read_text())
     assert list(result["tasks"]) == ["mmu", "text"]
     assert lines(result, "mmu")["exact"]["agreement"] == 1.0

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPModel
 
 from unigrpo.errors import RecipeError
-from unigrpo.models import MMaDAForMaskedDiffusion
+from unigrpo.models import MMaDAConfig, MMaDAForMaskedDiffusion
 from unigrpo.models.magvit import MagvitV2
 from unigrpo.rewards.imagereward import ImageReward
 from unigrpo.runs.cli import main
@@ -17,6 +17,7 @@ from unigrpo.runs.memory_report import CHANGE_THE_RUN, _key, memory_report
 from unigrpo.runs.recipe import load_recipe
 
 from ..support.recipes import recipe
+from ..support.tiny import tiny_model, tiny_processor
 from .test_memory import nbytes, parts, tiny
 
 
@@ -155,8 +156,11 @@ def test_check_says_what_fits_and_nothing_unasked(tiny_path, tmp_path, capsys):
     assert more.startswith(said.splitlines()[0]) and set(said.splitlines()) <= set(more.splitlines())
 
 
-def test_a_card_that_nothing_fits_is_told_so(tiny_path, tmp_path, capsys):
-    tiny(tiny_path, tmp_path)
+def test_a_card_that_nothing_fits_is_told_so(tmp_path, capsys):
+    shallow = MMaDAForMaskedDiffusion(MMaDAConfig(**{**tiny_model().config.to_dict(), "n_layers": 2}))
+    shallow.save_pretrained(tmp_path / "policy")
+    tiny_processor().save_pretrained(tmp_path / "policy")
+    tiny(tmp_path / "policy", tmp_path)
     _, said = checked(capsys, str(tmp_path / "recipe.yaml"), "--memory", "0.0001", "lora.r=2")
     (words,) = re.findall(r"^      (\S.*): \S+ GB, which do not fit; share the weights", said, re.MULTILINE)
     # What changes the run is turned last, and here it is all turned.

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from unigrpo.models.decoder import A2DQwen3Config, A2DQwen3ForMaskedDiffusion
 from unigrpo.samplers import Block
@@ -27,6 +26,7 @@ from .test_enumeration import (
     best,
     laws,
     p_value,
+    unsure,
 )
 
 
@@ -40,7 +40,6 @@ class BlockPolicy(TinyPolicy):
 
 @pytest.fixture(scope="module")
 def model() -> A2DQwen3ForMaskedDiffusion:
-    """Random weights, as unsure as those of ``test_enumeration``."""
     config = A2DQwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -56,15 +55,7 @@ def model() -> A2DQwen3ForMaskedDiffusion:
         pad_token_id=PAD,
         eos_token_id=PAD,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = A2DQwen3ForMaskedDiffusion(config).eval()
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.data.normal_(0, 0.35)
-        model.get_input_embeddings().weight.data.normal_(0, 1.0)
-        model.get_output_embeddings().weight.data.normal_(0, 0.13)
-    return model
+    return unsure(A2DQwen3ForMaskedDiffusion, config)
 
 
 def sure(threshold: float) -> Callable[[int], Callable[[list[float]], Choices]]:

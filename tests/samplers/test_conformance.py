@@ -72,8 +72,7 @@ IN_BLOCKS = {
 """What is edited may take a stop token back, so that its tail becomes padding with the block: see ``test_block``."""
 
 
-@pytest.mark.parametrize("anchor", ["start", "prompt_end"])
-@pytest.mark.parametrize("name", IN_BLOCKS)
+@pytest.mark.parametrize(("name", "anchor"), zip(IN_BLOCKS, ["start", "prompt_end"] * 3, strict=False))
 def test_the_block_sampler_keeps_its_promises_on_a_model_with_blocks(name, anchor):
     model, policy = tiny_decoder("blocks", block_anchor=anchor)
     canvas = policy.encode(prompts(3, (1, 9, 4)), max_completion_length=10)

@@ -45,9 +45,21 @@ class TinyPolicy(DiffusionPolicy):
         return [""] * len(canvas.ids)
 
 
+def unsure(kind, config):
+    """Random weights: sure enough that what stands beside a hole matters, unsure enough that most answers are seen."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = kind(config).eval()
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.data.normal_(0, 0.35)
+        model.get_input_embeddings().weight.data.normal_(0, 1.0)
+        model.get_output_embeddings().weight.data.normal_(0, 0.13)
+    return model
+
+
 @pytest.fixture(scope="module")
 def model() -> LLaDAForMaskedDiffusion:
-    """Random weights: sure enough that what stands beside a hole matters, unsure enough that most answers are seen."""
     config = LLaDAConfig(
         d_model=32,
         n_layers=2,
@@ -59,15 +71,7 @@ def model() -> LLaDAForMaskedDiffusion:
         pad_token_id=PAD,
         eos_token_id=PAD,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = LLaDAForMaskedDiffusion(config).eval()
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.data.normal_(0, 0.35)
-        model.get_input_embeddings().weight.data.normal_(0, 1.0)
-        model.get_output_embeddings().weight.data.normal_(0, 0.13)
-    return model
+    return unsure(LLaDAForMaskedDiffusion, config)
 
 
 def cut(row: list[float], top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[float]:

@@ -12,7 +12,7 @@ import torch
 from unigrpo.models.mmada import MMaDAPolicy
 from unigrpo.samplers import Emerge, LeftToRight, MaskGIT, SemiAutoregressive
 from unigrpo.samplers.joint import write_together
-from unigrpo.types import TokenSpace, keyed_generator
+from unigrpo.types import Rollout, TokenSpace, keyed_generator
 
 from ..support.tiny import tiny_model, tiny_processor
 
@@ -39,6 +39,21 @@ def streams(count, seed=0):
     return [[keyed_generator(span, seed, row) for row in range(count)] for span in ("thought", "picture")]
 
 
+def written_whatever_stands_beside(write, loaded, samplers) -> Rollout:
+    """The pictures of ``ROWS``, once both spans are whole, in their own spaces, and a row alone has the same one."""
+    model, policy = loaded
+    thought, picture = write(model, policy, canvases(policy, ROWS), samplers, generators=streams(2))
+    assert torch.equal(thought.canvas.ids, picture.canvas.ids)
+    for own in (thought, picture):
+        written = own.canvas.ids[own.completion_mask]
+        assert own.canvas.token_space.contains(written).all() and (own.step_map[own.completion_mask] >= 0).all()
+    assert picture.completion_mask.sum(dim=1).tolist() == [16, 16]
+    alone = [own[:1] for own in streams(2)]
+    one = write(model, policy, canvases(policy, ROWS[:1]), samplers, generators=alone)
+    assert torch.equal(one[1].canvas.ids[0], picture.canvas.ids[0, picture.canvas.attention_mask[0]])
+    return picture
+
+
 SAMPLERS = {
     "emerge": (SemiAutoregressive(steps=6, block_length=2), Emerge(steps=4, guidance_scale=0.0)),
     "maskgit, guided": (SemiAutoregressive(steps=3, block_length=3), MaskGIT(steps=6, guidance_scale=1.0)),
@@ -49,16 +64,7 @@ SAMPLERS = {
 @pytest.mark.smoke
 @pytest.mark.parametrize("samplers", SAMPLERS.values(), ids=SAMPLERS)
 def test_both_spans_are_written_in_their_own_spaces_whatever_stands_beside_them(loaded, samplers):
-    model, policy = loaded
-    thought, picture = write_together(model, policy, canvases(policy, ROWS), samplers, generators=streams(2))
-    assert torch.equal(thought.canvas.ids, picture.canvas.ids)
-    for own in (thought, picture):
-        written = own.canvas.ids[own.completion_mask]
-        assert own.canvas.token_space.contains(written).all() and (own.step_map[own.completion_mask] >= 0).all()
-    assert picture.completion_mask.sum(dim=1).tolist() == [16, 16]
-    alone = [own[:1] for own in streams(2)]
-    one = write_together(model, policy, canvases(policy, ROWS[:1]), samplers, generators=alone)
-    assert torch.equal(one[1].canvas.ids[0], picture.canvas.ids[0, picture.canvas.attention_mask[0]])
+    written_whatever_stands_beside(write_together, loaded, samplers)
 
 
 def test_steps_come_in_turn_and_read_what_the_other_has_written(loaded):

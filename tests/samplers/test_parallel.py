@@ -20,7 +20,7 @@ from unigrpo.types import TokenSpace
 from ..support.tiny import tiny_model, tiny_processor
 from ..support.tiny_policies import example
 from ..support.tolerances import FP32
-from .test_joint import ROWS, Whole, canvases, streams
+from .test_joint import ROWS, Whole, canvases, streams, written_whatever_stands_beside
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +68,9 @@ SAMPLERS = {
 @pytest.mark.smoke
 @pytest.mark.parametrize("samplers", SAMPLERS.values(), ids=SAMPLERS)
 def test_both_spans_are_written_whole_whatever_stands_beside_them(loaded, samplers):
-    model, policy = loaded
-    thought, picture = write_in_parallel(model, policy, canvases(policy, ROWS), samplers, generators=streams(2))
-    assert torch.equal(thought.canvas.ids, picture.canvas.ids)
-    for own in (thought, picture):
-        written = own.canvas.ids[own.completion_mask]
-        assert own.canvas.token_space.contains(written).all() and (own.step_map[own.completion_mask] >= 0).all()
-    assert picture.completion_mask.sum(dim=1).tolist() == [16, 16]
+    picture = written_whatever_stands_beside(write_in_parallel, loaded, samplers)
     acted = set(picture.step_map[picture.completion_mask].tolist())
     assert acted <= set(picture_times(6, samplers[1].steps)) and 5 in acted
-    alone = [own[:1] for own in streams(2)]
-    one = write_in_parallel(model, policy, canvases(policy, ROWS[:1]), samplers, generators=alone)
-    assert torch.equal(one[1].canvas.ids[0], picture.canvas.ids[0, picture.canvas.attention_mask[0]])
 
 
 def test_one_forward_a_step_of_the_text_serves_both(loaded):

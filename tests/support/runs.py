@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, get_peft_model
 
+from unigrpo.rollout.generate import load_policy
+
+from .images import assert_on_policy
+from .laws import first_window
 from .tiny import tiny_model
 
 
@@ -30,6 +36,19 @@ def history(trainer) -> dict[int, tuple]:
         for log in trainer.state.log_history
         if "loss" in log
     }
+
+
+def run_and_reopen(make_trainer, folder: Path, **options):
+    """A run of two steps and what it saved, opened; a second trainer starts at ratio 1 and KL 0 and goes on from its first step."""
+    options = {"processor": None, "max_steps": 2, "beta": 0.04, "steps": 3, **options}
+    whole = make_trainer(save_strategy="steps", save_steps=1, **options)
+    whole.train()
+    again = make_trainer(output_dir=str(folder / "again"), **options)
+    assert_on_policy(again, first_window(again))
+    again.train(resume_from_checkpoint=str(folder / "run" / "checkpoint-1"))
+    assert history(again)[2] == history(whole)[2]
+    whole.save_model()
+    return whole, load_policy(str(folder / "run"), device="cpu")
 
 
 def diverging(trainer, after: int, what: str):

@@ -108,9 +108,9 @@ def test_layers_share_their_graphs_beside_a_cache(kind):
         model = MMaDAForMaskedDiffusion(MMaDAConfig(**fields)).eval()
         compile_blocks(config(torch_compile_backend="eager"), model)
         policy = MMaDAPolicy(model.config, tiny_processor())
-        canvas = policy.encode([{"prompt": "w1 w2"}, {"prompt": "w3"}], max_completion_length=16)
+        canvas = policy.encode([{"prompt": "w1 w2"}, {"prompt": "w3"}], max_completion_length=8)
         streams = [keyed_generator("test", row) for row in range(2)]
-        fill = SemiAutoregressive(steps=8, block_length=8, temperature=1.0, kv_cache=kind, stop="never")
+        fill = SemiAutoregressive(steps=4, block_length=4, temperature=1.0, kv_cache=kind, stop="never")
         fill(model, policy, canvas, generators=streams)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert 0 < graphs[0] == graphs[1]

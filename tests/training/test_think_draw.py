@@ -153,21 +153,23 @@ def test_pictures_of_one_thought_share_it_and_nothing_else(make_trainer, count):
     )
 
 
-@pytest.mark.parametrize("way", ["joint", "parallel"])
-def test_both_spans_can_be_written_together(make_trainer, way):
-    """Each span in its own space, whatever the batch, and scored under the joint law."""
-    joint = {"r2i_decoding": way, "r2i_noise": "joint", "max_completion_length": 6}
-    windows = [first_window(make_trainer(**options("r2i", rollout_batch_size=size, **joint))) for size in (None, 3)]
-    apart = first_window(make_trainer(**options("r2i", max_completion_length=6)))
-    for one, two in zip(*(window.experiences for window in windows), strict=True):
-        assert torch.equal(one.ids, two.ids)
-    differ = False
-    for (thought, picture), (_, before) in zip(spans_of_answers(windows[0]), spans_of_answers(apart), strict=True):
-        assert torch.equal(thought.ids, picture.ids)
-        assert bool(thought.token_space.contains(thought.ids[thought.completion_mask]).all())
-        assert bool(picture.token_space.contains(picture.ids[picture.completion_mask]).all())
-        differ |= not torch.equal(picture.ids, before.ids)
-    assert differ
+def test_both_spans_can_be_written_together(make_trainer):
+    """Each span in its own space, whatever the batch, and otherwise than one after the other or in the other way."""
+    drawn = set()
+    for way in ("joint", "parallel"):
+        joint = {"r2i_decoding": way, "r2i_noise": "joint", "max_completion_length": 6}
+        windows = [
+            first_window(make_trainer(**options("r2i", rollout_batch_size=size, **joint))) for size in (None, 3)
+        ]
+        for one, two in zip(*(window.experiences for window in windows), strict=True):
+            assert torch.equal(one.ids, two.ids)
+        for thought, picture in spans_of_answers(windows[0]):
+            assert torch.equal(thought.ids, picture.ids)
+            assert bool(thought.token_space.contains(thought.ids[thought.completion_mask]).all())
+            assert bool(picture.token_space.contains(picture.ids[picture.completion_mask]).all())
+        drawn.add(str([row.ids.tolist() for row in windows[0].experiences[1::2]]))
+    apart = first_window(make_trainer(**options("r2i", max_completion_length=6))).experiences[1::2]
+    assert len(drawn) == 2 and str([row.ids.tolist() for row in apart]) not in drawn
 
 
 # ---- laws of the update ----
@@ -176,7 +178,7 @@ def test_both_spans_can_be_written_together(make_trainer, way):
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("lora", "kind", "noise"),
-    [(False, "r2i", "span"), (True, "r2i", "joint"), (True, "all", "span"), (False, "all", "joint")],
+    [(True, "r2i", "joint"), (False, "all", "span")],
 )
 def test_spans_start_at_ratio_one_and_kl_zero(make_trainer, lora, kind, noise):
     mild = {"guidance": "both", "guidance_scale": 0.5}
@@ -260,17 +262,9 @@ def test_order_and_micro_batches_change_nothing(make_trainer):
         assert abs(total - other_total) < 1e-5 and difference(gradient, other_gradient) < 1e-5
 
 
-@pytest.mark.parametrize("noise", ["span", "joint"])
-def test_a_run_logs_its_spans_apart_and_resumes_inside_a_window(make_trainer, tmp_path, noise):
-    arguments = options(
-        "r2i",
-        r2i_noise=noise,
-        max_completion_length=6,
-        logging_steps=1,
-        max_steps=3,
-        save_strategy="steps",
-        save_steps=1,
-    )
+def test_a_run_logs_its_spans_apart_and_resumes_inside_a_window(make_trainer, tmp_path):
+    lengths = {"max_completion_length": 6, "max_steps": 2, "logging_steps": 1}
+    arguments = options("r2i", r2i_noise="joint", save_strategy="steps", save_steps=1, **lengths)
     whole = make_trainer(**arguments)
     whole.train()
     log = whole.state.log_history[0]

@@ -71,9 +71,8 @@ def test_ratio_is_one_and_kl_zero_at_the_start(make_trainer, kind, policy, dtype
     assert_on_policy(trainer, window, {"t2i"})
 
 
-@pytest.mark.parametrize("kind", ["text", "mixed"])
-def test_law_can_fail(make_trainer, kind):
-    trainer = make_trainer(lora=True, **arguments(kind))
+def test_law_can_fail(make_trainer):
+    trainer = make_trainer(lora=True, **arguments("mixed"))
     window = first_window(trainer)
     add_old_and_reference(trainer.pipeline(), window, always_old=True)
     for name, parameter in trainer.model.named_parameters():
@@ -134,8 +133,7 @@ def test_rows_that_count_for_nothing_still_count_in_the_mean(make_trainer):
     assert total == pytest.approx(-2.0 * 6 / 8, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize(("loss_type", "draws"), [("grpo", 3), ("dapo", 1), ("dapo", 3)])
 def test_one_advantage_for_all_is_minus_the_loss_however_many_tokens_a_draw_scores(make_trainer, loss_type, draws):
     trainer = make_trainer(
         rows=prompts(8, MIXED),
@@ -207,19 +205,14 @@ class Recorder(UniGRPOTrainer):
 
 def test_every_inner_update_has_its_own_noise_under_any_accumulation(make_trainer):
     noise = []
-    for accumulation in (1, 4):
-        trainer = make_trainer(
-            kind=Recorder,
-            rows=prompts(8, MIXED),
-            gradient_accumulation_steps=accumulation,
-            steps_per_generation=4,
-            num_iterations=3,
-            max_steps=3 * 4 // accumulation,
-        )
+    for accumulation in (1, 2):
+        cut = {"gradient_accumulation_steps": accumulation, "max_steps": 3 * 2 // accumulation}
+        sizes = {"steps_per_generation": 2, "num_generations": 2, "num_iterations": 3}
+        trainer = make_trainer(kind=Recorder, rows=prompts(8, MIXED), **sizes, **cut)
         trainer.seen = []
         trainer.train()
-        assert len(trainer.seen) == 16 * 3
-        for row in range(16):
+        assert len(trainer.seen) == 8 * 3
+        for row in range(8):
             assert len({mask for number, mask in trainer.seen if number == row}) == 3
         noise.append(set(trainer.seen))
     assert noise[0] == noise[1]

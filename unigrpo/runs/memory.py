@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -159,6 +159,8 @@ def add_activations(
     # A row of a model in blocks stands in an update twice, but for its prompt: noisy and clean.
     length = shape.length + (shape.answer if mode == "update" and model.in_blocks else 0)
     tokens = rows * length * (1 + twins)
+    if mode != "update":  # Of no gradient nothing is checkpointed, or dropped out.
+        model = replace(model, checkpointing=False, dropout=False)
     fixed, slope = growth(model, mode)
     how = f"{f'{1 + twins} x ' if twins else ''}{rows} x {length:,} tokens x {slope / 1e3:.0f} kB"
     memory.add(name, fixed + slope * tokens, how, "update" if mode == "update" else phase)
