@@ -26,11 +26,8 @@ from .errors import check_choice, import_named
 
 _MARK = "unigrpo.key"
 
-MOST_STEPS = 2**16
-"""Denoising steps of an answer, at most: no canvas has more positions, and steps beyond them write nothing."""
-
-MOST_REPEATS = 10_000
-"""So often at most is anything done again for one answer; a larger number is a slip, and would not end."""
+MOST_STEPS, MOST_REPEATS = 2**16, 10_000
+"""Denoising steps of an answer, since no canvas has more positions, and how often anything is done again; more would not end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +68,10 @@ class Key:
         if not _is_one_of(value, kinds):
             raise ValueError(f"{where}{self.name}={value!r} must be {_words(kinds)}")
         for item in value if isinstance(value, list) else ():
-            if not _is_one_of(item, self._items):
-                raise ValueError(f"{where}{self.name}={value!r}: each of the list must be {_words(self._items)}")
-            if isinstance(item, int | float) and not is_finite(item):
-                raise ValueError(f"{where}{self.name}={value!r}: each of the list must be finite")
+            own = _is_one_of(item, self._items)
+            if not own or (isinstance(item, int | float) and not is_finite(item)):
+                must = "finite" if own else _words(self._items)
+                raise ValueError(f"{where}{self.name}={value!r}: each of the list must be {must}")
         if isinstance(value, int | float) and not isinstance(value, bool) and not self._holds(value):
             raise ValueError(f"{where}{self.name}={value} must {self.range if is_finite(value) else 'be finite'}")
         return value
@@ -87,13 +84,9 @@ class Key:
         return _kinds(inner[0][0]) if inner and inner[0] else (Any,)
 
     def _holds(self, value: float) -> bool:
-        return (
-            is_finite(value)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+        above = (self.at_least is None or value >= self.at_least) and (self.above is None or value > self.above)
+        below = (self.at_most is None or value <= self.at_most) and (self.below is None or value < self.below)
+        return is_finite(value) and above and below
 
     @property
     def range(self) -> str:
@@ -102,9 +95,9 @@ class Key:
         high = self.at_most if self.below is None else self.below
         if low is None and high is None:
             return "be finite"
+        if high is None and low == 0:
+            return "be positive" if self.above is not None else "not be negative"
         if high is None:
-            if low == 0:
-                return "be positive" if self.above is not None else "not be negative"
             return f"be {'greater than' if self.above is not None else 'at least'} {low}"
         start = "(-inf" if low is None else f"{'[' if self.above is None else '('}{low}"
         return f"lie in {start}, {high}{']' if self.below is None else ')'}"

@@ -221,7 +221,9 @@ def test_losses_of_the_public_code():
     noisy, labels = arrays["loss.input_ids"], arrays["loss.labels"]
     clean, place = torch.where(labels == -100, noisy, labels), torch.arange(73).expand(2, -1)
     hidden, law = noisy == IDS["mask"], objectives_of("mmada_parallel_m")["picture"].ratio
-    assert [law(own) for own in arrays["loss.t"].tolist()] == pytest.approx(arrays["loss.mask_prob"].tolist(), abs=2**-23)
+    assert [law(own) for own in arrays["loss.t"].tolist()] == pytest.approx(
+        arrays["loss.mask_prob"].tolist(), abs=2**-23
+    )
     assert torch.equal(hidden[:, 38:58], arrays["loss.image_masked"].bool())
     assert torch.equal(hidden[:, 59:], arrays["loss.text_masked"].bool())
     trained = {"thought": place >= 60, "picture": (place > 37) & (place < 58)}
