@@ -26,11 +26,8 @@ from .errors import check_choice, import_named
 
 _MARK = "unigrpo.key"
 
-MOST_STEPS = 2**16
-"""Denoising steps of an answer, at most: no canvas has more positions, and steps beyond them write nothing."""
-
-MOST_REPEATS = 10_000
-"""So often at most is anything done again for one answer; a larger number is a slip, and would not end."""
+MOST_STEPS, MOST_REPEATS = 2**16, 10_000
+"""Bounds of counts, beyond which a run would not end: of denoising steps, as no canvas has more positions, and of anything done again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
