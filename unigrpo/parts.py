@@ -25,9 +25,8 @@ from .errors import check_choice, import_named
 
 
 _MARK = "unigrpo.key"
-
+# Beyond these counts a run would not end: denoising steps, as no canvas has more positions, and what is done again.
 MOST_STEPS, MOST_REPEATS = 2**16, 10_000
-"""Bounds of counts, beyond which a run would not end: of denoising steps, as no canvas has more positions, and of anything done again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
