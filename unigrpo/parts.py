@@ -25,8 +25,7 @@ from .errors import check_choice, import_named
 
 
 _MARK = "unigrpo.key"
-# Beyond these counts a run would not end: denoising steps, as no canvas has more positions, and what is done again.
-MOST_STEPS, MOST_REPEATS = 2**16, 10_000
+MOST_STEPS, MOST_REPEATS = 2**16, 10_000  # Beyond them a run would not end, and no canvas has so many positions.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
