@@ -25,9 +25,7 @@ from .errors import check_choice, import_named
 
 
 _MARK = "unigrpo.key"
-
-MOST_STEPS, MOST_REPEATS = 2**16, 10_000
-"""Denoising steps of an answer, since no canvas has more positions, and how often anything is done again; more would not end."""
+MOST_STEPS, MOST_REPEATS = 2**16, 10_000  # Beyond them a run would not end, and no canvas has so many positions.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -248,6 +248,7 @@ def test_a_chat_template_that_hangs_on_every_chat_is_not_begun_here(monkeypatch)
         ("{{ raise_exception('only one turn') }}", "cannot write .*only one turn.*give a chat that it takes"),
         ("{% for %}", "cannot write .*TemplateSyntaxError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot write .*RecursionError"),
+        ("{{ lipsum.__globals__ }}", "writes nothing for"),
         ("x" * 2_000_000, "writes 2,000,000 characters"),
     ],
     ids=lambda text: text[:24],

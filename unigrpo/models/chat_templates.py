@@ -73,6 +73,8 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) 
         raise ValueError(
             f"the chat template cannot write {shown} ({type(error).__name__}: {first_line(error)}): give a chat that it takes, or {CURE}"
         ) from error
+    if not text:
+        raise ValueError(f"the chat template writes nothing for {middle_out(repr(messages))}: {CURE}")
     if len(text) > LONGEST + sum(len(str(message)) for message in messages):
         raise ValueError(f"the chat template writes {len(text):,} characters for {middle_out(repr(messages))}: {CURE}")
     return text
