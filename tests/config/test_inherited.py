@@ -142,9 +142,7 @@ def test_adapter_keys_are_typed_by_peft(change, cure, tmp_path):
 
 
 def test_adapter_keys_as_text_and_as_mappings(tmp_path):
-    built = build_lora(
-        recipe(tmp_path, MINIMAL, "lora.r='16'", "lora.eva_config.rho=3.0", "lora.layer_replication=[[0, 4]]")
-    )
+    built = build_lora(recipe(tmp_path, MINIMAL, "lora.r='16'", "lora.eva_config.rho=3.0"))
     # peft makes an object of a mapping from 0.21 on.
     eva = built.eva_config
     assert built.r == 16 and (eva["rho"] if isinstance(eva, dict) else eva.rho) == 3.0
