@@ -91,7 +91,12 @@ def _check_arguments(name: str, reward: Callable, given: Mapping[str, Any]) -> N
     known: list[str] = []
     for kind in reward.__mro__[:-1]:
         taken = list(inspect.signature(kind).parameters.values()) if "__init__" in vars(kind) else []
-        known += [own.name for own in taken if own.kind in (own.KEYWORD_ONLY, own.POSITIONAL_OR_KEYWORD)]
+        # What comes first in a base's list is what the class itself hands on.
+        known += [
+            own.name
+            for own in taken
+            if own.kind is own.KEYWORD_ONLY or (own.kind is own.POSITIONAL_OR_KEYWORD and not known)
+        ]
         if taken and not any(own.kind is own.VAR_KEYWORD for own in taken):
             break
     else:

@@ -86,6 +86,8 @@ def test_an_argument_that_a_reward_lacks_has_its_nearest_named():
     ):
         get_reward("remote", url="http://127.0.0.1:1/x", time_out=3)
     assert get_reward("remote", url="http://127.0.0.1:1/x", timeout=3).timeout == 3
+    with pytest.raises(TypeError, match=r"'judge' has no argument 'url': choose among \['model'.*'base_url'"):
+        get_reward("judge", model="m", url="http://127.0.0.1:1/v1")
 
 
 def test_the_package_and_rewards_without_a_model_are_light():
