@@ -41,8 +41,9 @@ def formulas(prompts, completions, solution, **_: Any) -> list[float | None]:
     if next(CALLS) % 10 == 0 and WORKER.pid is not None:
         os.kill(WORKER.pid, signal.SIGKILL)
     numbers = [int(own.rpartition(" ")[2]) for own in solution[:4]]
-    golds = [f"\\sqrt{{{own}}}" for own in numbers]
-    texts = [f"\\boxed{{\\frac{{\\sqrt{{{4 * own}}}}}{{2}}}}" for own in numbers]
+    # With a letter in it, no number that is compared without the child.
+    golds = [f"(x+{own})^2" for own in numbers]
+    texts = [f"\\boxed{{x^2+{2 * own}x+{own * own}}}" for own in numbers]
     scores = math_correctness(prompts=prompts[:4], completions=texts, solution=golds)
     return scores + [None] * (len(prompts) - 4)
 
