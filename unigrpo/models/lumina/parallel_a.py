@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
-from ...errors import TooLongError
 from ...types import SPANS, Canvas
 from ..base import left_pad
+from ..thoughts import edit_in_place
 from . import layouts
 from .configuration import LuminaConfig
 from .modeling import LuminaForMaskedDiffusion
@@ -121,23 +120,4 @@ class MMaDAParallelAPolicy(LuminaPolicy):
         Raises:
             ValueError: instruction and text do not fit, or there is no edit.
         """
-        if "edited_codes" not in row:
-            raise ValueError("a row of MMaDA-Parallel-A has two pictures: give the one to make as 'edited_image'")
-        used = len(self.processor.encode_prompt(row["prompt"], "r2i"))
-        room = max_length - used
-        if len(thought) > room:
-            raise TooLongError(
-                f"an instruction of {used} and a text of {len(thought)} tokens do not fit {max_length} positions"
-            )
-        written = torch.tensor(thought + [self.pad_token_id] * (room - len(thought)), dtype=torch.int64)
-        rows = [{**row, "thought_ids": written}]
-        lengths: dict[str, Any] = {"max_completion_length": room, "image_grid": row["image_grid"]}
-        text, canvas = (self.encode(rows, span, **lengths) for span in SPANS["r2i"])
-        codes = row["edited_codes"] + self.config.image_token_offset
-        return replace(
-            canvas,
-            ids=canvas.ids.masked_scatter(canvas.fill_mask, codes),
-            fill_mask=canvas.fill_mask | text.fill_mask,
-            task="r2i",
-            token_space=self.token_space("text"),
-        )
+        return edit_in_place(self, "MMaDA-Parallel-A", row, thought, max_length, image_grid=row["image_grid"])

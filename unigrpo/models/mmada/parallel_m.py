@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import TooLongError
 from ...types import SPANS, Canvas
 from ..base import fit_prompt
 from ..processing import prompt_text
+from ..thoughts import edit_in_place
 from .configuration import SPECIAL_TOKEN_IDS as OF_MMADA
 from .configuration import MMaDAConfig
 from .modeling import MMaDAForMaskedDiffusion
@@ -152,25 +152,8 @@ class MMaDAParallelMPolicy(MMaDAPolicy):
         Raises:
             ValueError: instruction and thought do not fit, or there is no edit.
         """
-        if "edited_codes" not in row:
-            raise ValueError("a row of MMaDA-Parallel-M has two pictures: give the one to make as 'edited_image'")
-        used = len(self.processor.encode_prompt(row["prompt"], "r2i"))
-        room = max_length - used
-        if len(thought) > room:
-            raise TooLongError(
-                f"an instruction of {used} and a thought of {len(thought)} tokens do not fit {max_length} positions"
-            )
-        written = torch.tensor(thought + [self.pad_token_id] * (room - len(thought)), dtype=torch.int64)
-        rows, lengths = [{**row, "thought_ids": written}], {"image_tokens": len(row["edited_codes"])}
-        text, canvas = (self.encode(rows, span, max_completion_length=room, **lengths) for span in SPANS["r2i"])
-        codes = row["edited_codes"] + self.config.image_token_offset
-        return replace(
-            canvas,
-            ids=canvas.ids.masked_scatter(canvas.fill_mask, codes),
-            fill_mask=canvas.fill_mask | text.fill_mask,
-            task="r2i",
-            token_space=self.token_space("text"),
-        )
+        codes = len(row.get("edited_codes", ()))
+        return edit_in_place(self, "MMaDA-Parallel-M", row, thought, max_length, image_tokens=codes)
 
     def guidance_canvas(self, canvas: Canvas) -> Canvas:
         """Of both spans of ``r2i`` the row that the authors train for it: ``DROPPED`` codes and an empty instruction; what is

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import TooLongError
 from ...types import SPANS, Canvas, TokenSpace, is_picture
 from ..base import fit_prompt, left_pad
 from ..processing import prompt_text
 from ..text_canvas import TextCanvasPolicy
+from ..thoughts import padded_thought
 from . import layouts
 from .configuration import MMaDAConfig
 from .modeling import MMaDAForMaskedDiffusion
@@ -221,20 +221,14 @@ class MMaDAPolicy(TextCanvasPolicy):
         """
         if "edited_codes" in row:
             raise ValueError(NO_EDITS)
-        prompt, codes = self.processor.encode_prompt(row["prompt"], "r2i"), row["image_codes"]
-        room = max_length - len(prompt)
-        if len(thought) > room:
-            raise TooLongError(
-                f"a prompt of {len(prompt)} and a thought of {len(thought)} tokens do not fit {max_length} positions"
-            )
-        written = torch.tensor(thought + [self.pad_token_id] * (room - len(thought)))
-        lengths = {"max_completion_length": room, "image_tokens": len(codes)}
+        written, codes = padded_thought(self, row, thought, max_length), row["image_codes"]
+        lengths = {"max_completion_length": len(written), "image_tokens": len(codes)}
         canvas = self.encode([{"prompt": row["prompt"], "thought_ids": written}], "picture", **lengths)
         place = torch.arange(canvas.ids.shape[1])
         return replace(
             canvas,
             ids=canvas.ids.masked_scatter(canvas.fill_mask, codes + self.config.image_token_offset),
-            fill_mask=canvas.fill_mask | (place > len(prompt)) & (place <= max_length),
+            fill_mask=canvas.fill_mask | (place > max_length - len(written)) & (place <= max_length),
             task="r2i",
             token_space=self.token_space("text"),
         )
